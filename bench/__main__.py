@@ -27,9 +27,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clients", default="1,4,16,64,256", help="numbers of clients")
     parser.add_argument("--pause", type=float, default=0.0, metavar="S", help="between chunks")
     parser.add_argument("--starts", type=int, default=5, help="how many starts to time")
-    parser.add_argument(
-        "--quick", action="store_true", help="1 s a line, 1 and 16 clients, 1 start"
-    )
+    parser.add_argument("--quick", action="store_true", help="1 s a line, 1 and 16 clients, 1 start")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds, arguments.clients, arguments.starts = 1.0, "1,16", 1
@@ -48,9 +46,7 @@ def _daemon(arguments: argparse.Namespace, folder: Path) -> contextlib.AbstractC
     return start(folder, arguments.pause)
 
 
-def _measure(
-    daemon: str, gateway: Gateway, arguments: argparse.Namespace, model: str, *, stream: bool
-) -> list[Row]:
+def _measure(daemon: str, gateway: Gateway, arguments: argparse.Namespace, model: str, *, stream: bool) -> list[Row]:
     rows = []
     for clients in [int(number) for number in arguments.clients.split(",")]:
         workload = Workload(

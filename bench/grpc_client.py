@@ -22,9 +22,7 @@ class Client:
         self._ask = self._stream if workload.stream else self._whole
         params = pb.OpenAIChatCompletionsV1Params(model=workload.model)
         spec = pb.OpenAIChatCompletionsV1TaskSpec(request_json=workload.body, params=params)
-        self._request = pb.RequestQuoteRequest(
-            peer_id=peer_id, task=pb.Task(openai_chat_completions_v1=spec)
-        )
+        self._request = pb.RequestQuoteRequest(peer_id=peer_id, task=pb.Task(openai_chat_completions_v1=spec))
 
     async def run(self) -> None:
         try:
@@ -38,17 +36,13 @@ class Client:
 
     async def _whole(self, job_id: bytes) -> float:
         await self._stub.AcceptAndExecute(
-            pb.AcceptAndExecuteRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True),
-            timeout=60,
+            pb.AcceptAndExecuteRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True), timeout=60
         )
         return time.perf_counter()
 
     async def _stream(self, job_id: bytes) -> float:
         call = self._stub.AcceptAndExecuteStream(
-            pb.AcceptAndExecuteStreamRequest(
-                peer_id=self._peer_id, job_id=job_id, pay_invoice=True
-            ),
-            timeout=60,
+            pb.AcceptAndExecuteStreamRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True), timeout=60
         )
         first = 0.0
         while (message := await call.read()) is not grpc.aio.EOF:
@@ -59,9 +53,7 @@ class Client:
         return first
 
 
-async def start_clients(
-    where: str, workload: Workload, tally: Tally
-) -> Callable[[], Awaitable[None]]:
+async def start_clients(where: str, workload: Workload, tally: Tally) -> Callable[[], Awaitable[None]]:
     """Start all clients of the daemon at ``where`` (a gRPC target), over one channel; return a function that stops them."""
     channel = grpc.aio.insecure_channel(where)
     stub: Any = LCPDServiceStub(channel)

@@ -70,9 +70,7 @@ class Client(asyncio.Protocol):
         return True
 
 
-async def start_clients(
-    where: str, workload: Workload, tally: Tally
-) -> Callable[[], Awaitable[None]]:
+async def start_clients(where: str, workload: Workload, tally: Tally) -> Callable[[], Awaitable[None]]:
     """Connect all clients to ``where`` ("host:port") and start them; return a function that stops them."""
     host, _, port = where.rpartition(":")
     head = (

@@ -98,10 +98,7 @@ def main() -> None:
     parser.add_argument("--clients", default="1,16")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="lcp-gateway-bench-") as name,
-        contextlib.ExitStack() as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="lcp-gateway-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         paid = folder / "paid"
         daemon = stack.enter_context(processes.stand_in(folder, 0.0, paid))
@@ -112,9 +109,7 @@ def main() -> None:
             place.mkdir()
             gateways[what] = stack.enter_context(processes.gateway(place, daemon, **settings))
         print("medians, without lnd and with it in turn, and the second as a share of the first")
-        print(
-            "clients  p50 ms    with lnd  ratio  p99 ms    with lnd  ratio  CPU us    with lnd  ratio"
-        )
+        print("clients  p50 ms    with lnd  ratio  p99 ms    with lnd  ratio  CPU us    with lnd  ratio")
         for clients in [int(number) for number in arguments.clients.split(",")]:
             workload = Workload(
                 model=standin.MODEL,

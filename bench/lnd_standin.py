@@ -24,9 +24,7 @@ _HOPS = 3
 
 
 def _payment(index: int, preimage: bytes):
-    hop = _LN.Hop(
-        chan_id=1 << 50, amt_to_forward_msat=PRICE_MSAT, pub_key=PEER_ID, tlv_payload=True
-    )
+    hop = _LN.Hop(chan_id=1 << 50, amt_to_forward_msat=PRICE_MSAT, pub_key=PEER_ID, tlv_payload=True)
     attempt = _LN.HTLCAttempt(
         attempt_id=index,
         status=_LN.HTLCAttempt.SUCCEEDED,

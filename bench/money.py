@@ -25,9 +25,7 @@ def _check_us(rounds: int = 30, calls: int = 200) -> float:
     """CPU of one whole check, best of some rounds: the least disturbed says most."""
     key = coincurve.PrivateKey(b"\x01" * 32)
     peer_id = key.public_key.format().hex()
-    task = Task(
-        TaskKind.CHAT_COMPLETIONS, "m", b'{"model":"m","messages":[{"role":"user"}]}', stream=False
-    )
+    task = Task(TaskKind.CHAT_COMPLETIONS, "m", b'{"model":"m","messages":[{"role":"user"}]}', stream=False)
     now = datetime.now(UTC)
     expires_at = (now + timedelta(seconds=300)).replace(microsecond=0)
     job_id, price = b"\x11" * 32, 57_372
@@ -92,9 +90,7 @@ def main() -> None:
                     off.append(_request_us(folder, daemon, clients, arguments.seconds, "off"))
                     on.append(_request_us(folder, daemon, clients, arguments.seconds, ""))
                 middle = statistics.median(off), statistics.median(on)
-                print(
-                    f"{clients:7}  {middle[0]:14.0f}  {middle[1]:5.0f}  {middle[1] - middle[0]:+10.0f}"
-                )
+                print(f"{clients:7}  {middle[0]:14.0f}  {middle[1]:5.0f}  {middle[1] - middle[0]:+10.0f}")
 
 
 if __name__ == "__main__":

@@ -122,9 +122,7 @@ class Used:
     peak_rss_bytes: int
 
 
-def load(
-    kind: str, where: str, workload: Workload, under_test: Gateway | None
-) -> tuple[Load, Used]:
+def load(kind: str, where: str, workload: Workload, under_test: Gateway | None) -> tuple[Load, Used]:
     """Run a load generator against ``where``, and watch the gateway while it measures."""
     arguments = ("-m", "bench.generator", kind, where, workload.to_json())
     peaks = [0]

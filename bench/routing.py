@@ -36,9 +36,7 @@ _GOLDEN = 0.618034
 # After this time, everything that is cached for a second is computed again.
 _PAST_A_SECOND_S = 1.5
 _NAMES = ("llama-{n}-8b", "Qwen2.5-Coder-{n}-14B", "vendor/chat-{n}-70b", "plain-{n}")
-_SETTLED = TrustRules(
-    exposure_base_msat=0, exposure_share_ppm=0, breaker_failures=3, breaker_pause_s=30.0
-)
+_SETTLED = TrustRules(exposure_base_msat=0, exposure_share_ppm=0, breaker_failures=3, breaker_pause_s=30.0)
 
 
 class Clock:
@@ -119,9 +117,7 @@ class Market:
         self.records.started(provider_id)
         self.records.finished(provider_id)
         for mode in (Mode.WHOLE, Mode.STREAM):
-            self.records.delivered(
-                provider_id, model, mode, first_byte_s=took_s / 10, tokens_per_s=100 / took_s
-            )
+            self.records.delivered(provider_id, model, mode, first_byte_s=took_s / 10, tokens_per_s=100 / took_s)
 
     def measure_next(self) -> None:
         """Record a measurement of the next pair of provider and model."""
@@ -161,9 +157,7 @@ def _body(text_bytes: int, *, nested: bool = False) -> bytes:
     turns = max(1, text_bytes // 4_000)
     text = line * max(1, text_bytes // turns // (len(line) + 6))
     document: dict[str, Any] = {
-        "messages": [
-            {"role": "user" if turn % 2 else "system", "content": text} for turn in range(turns)
-        ],
+        "messages": [{"role": "user" if turn % 2 else "system", "content": text} for turn in range(turns)],
         "temperature": 0.2,
         "stream": True,
     }
@@ -180,13 +174,7 @@ class Cost:
     middle_s: float
 
 
-def _cost(
-    work: Callable[[], object],
-    *,
-    calls: int,
-    rounds: int,
-    before: Callable[[], object] | None = None,
-) -> Cost:
+def _cost(work: Callable[[], object], *, calls: int, rounds: int, before: Callable[[], object] | None = None) -> Cost:
     """Return the CPU of one call; ``before`` runs ahead of each and is not counted."""
     found = []
     for _ in range(rounds):
@@ -226,9 +214,7 @@ class Table:
 
     def line(self, what: str, cost: Cost) -> None:
         ratio = cost.best_s / self._yardstick.best_s
-        print(
-            f"{what:58} {cost.best_s * _MICRO:7.1f}  {cost.middle_s * _MICRO:9.1f}  {ratio:12.2f}"
-        )
+        print(f"{what:58} {cost.best_s * _MICRO:7.1f}  {cost.middle_s * _MICRO:9.1f}  {ratio:12.2f}")
 
 
 def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: int) -> None:
@@ -242,9 +228,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
 
     def observe() -> None:
         # The chosen provider, so that measurements of the shortlist change, and another one.
-        chosen = market.auto.decide(
-            offers, _CHAT, answer_mode(small), wanted, needs, 0.0
-        ).chosen.entry
+        chosen = market.auto.decide(offers, _CHAT, answer_mode(small), wanted, needs, 0.0).chosen.entry
         market.measure((chosen.provider.peer_id, chosen.model))
         market.measure_next()
 
@@ -255,10 +239,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
     decide()
     table.head("one decision")
     table.line("AutoChoice.decide", _cost(decide, calls=500, rounds=rounds))
-    table.line(
-        "  after news of the chosen and another",
-        _cost(decide, calls=300, rounds=rounds, before=observe),
-    )
+    table.line("  after news of the chosen and another", _cost(decide, calls=300, rounds=rounds, before=observe))
     for name, order in orders.items():
 
         def choose(order: Order = order) -> object:
@@ -278,8 +259,7 @@ def _decisions(market: Market, bodies: dict[str, bytes], table: Table, rounds: i
         table.line(f"  checks, task and hash, {name}", _cost(apart, calls=100, rounds=rounds))
         table.line(f"  all: checks, choice, splice, {name}", _cost(whole, calls=100, rounds=rounds))
     table.line(
-        "the first decision in a second: a new shortlist",
-        _cost(decide, calls=10, rounds=rounds, before=a_second_goes),
+        "the first decision in a second: a new shortlist", _cost(decide, calls=10, rounds=rounds, before=a_second_goes)
     )
 
     def read_anew() -> object:
@@ -349,10 +329,7 @@ def main() -> None:
     table = Table(yardstick)
     table.head("yardstick")
     table.line("json.loads of the 40 KB body", yardstick)
-    table.line(
-        "orjson.loads of it",
-        _cost(lambda: orjson.loads(large), calls=200, rounds=arguments.rounds),
-    )
+    table.line("orjson.loads of it", _cost(lambda: orjson.loads(large), calls=200, rounds=arguments.rounds))
     _decisions(market, bodies, table, arguments.rounds)
     asyncio.run(_list(market, table, arguments.rounds))
 

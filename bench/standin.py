@@ -56,9 +56,7 @@ def _manifest() -> pb.LCPManifest:
         max_job_bytes=1 << 23,
         max_inflight_jobs=65_536,
         supported_tasks=[
-            pb.LCPTaskTemplate(
-                kind=pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1, openai_chat_completions_v1=params
-            )
+            pb.LCPTaskTemplate(kind=pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1, openai_chat_completions_v1=params)
         ],
     )
 
@@ -96,16 +94,10 @@ class StandIn:
         self._pause_s = pause_s
         self._paid = os.open(paid, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if paid else None
         self._peers = pb.ListLCPPeersResponse(
-            peers=[
-                pb.LCPPeer(peer_id=PEER_ID, address="127.0.0.1:9735", remote_manifest=_manifest())
-            ]
+            peers=[pb.LCPPeer(peer_id=PEER_ID, address="127.0.0.1:9735", remote_manifest=_manifest())]
         ).SerializeToString()
-        self._info = pb.GetLocalInfoResponse(
-            node_id=PEER_ID, manifest=_manifest()
-        ).SerializeToString()
-        self._answer = pb.AcceptAndExecuteResponse(
-            result=_result(_ANSWER, _JSON, carried=False)
-        ).SerializeToString()
+        self._info = pb.GetLocalInfoResponse(node_id=PEER_ID, manifest=_manifest()).SerializeToString()
+        self._answer = pb.AcceptAndExecuteResponse(result=_result(_ANSWER, _JSON, carried=False)).SerializeToString()
         self._stream = _stream_messages()
 
     async def list_peers(self, _request, _context) -> bytes:
@@ -178,9 +170,7 @@ async def serve(address: str, pause_s: float, paid: str = "") -> None:
         "CancelJob": unary(service.cancel),
     }
     server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("lcpd.v1.LCPDService", handlers),)
-    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("lcpd.v1.LCPDService", handlers),))
     server.add_insecure_port(address)
     await server.start()
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

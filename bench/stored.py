@@ -59,10 +59,7 @@ def measure_store(items: int) -> None:
         raise SystemExit("the store did not keep the newest within its budget")
     print(f"The store: {items:,} items of {_ITEM_BYTES // 1024} KiB put")
     print(f"  the newest {len(kept)} are held, the others gone")
-    print(
-        f"  resident: grew by {(peak - before) / _MIB:.1f} MiB at most "
-        f"on a budget of {_BUDGET_BYTES / _MIB:.0f} MiB"
-    )
+    print(f"  resident: grew by {(peak - before) / _MIB:.1f} MiB at most on a budget of {_BUDGET_BYTES / _MIB:.0f} MiB")
     print(f"  one put: {used / items * 1e6:.1f} us of CPU")
 
 
@@ -106,12 +103,7 @@ async def _asking(gateway: Gateway, clients: int, tally: Tally, *, store: bool):
     """Have clients ask for one stream after another."""
     body = json.dumps(
         # As most clients, which do not set ``store``: the response is stored.
-        {
-            "model": MODEL,
-            "input": "hello you",
-            "stream": True,
-            **({} if store else {"store": False}),
-        }
+        {"model": MODEL, "input": "hello you", "stream": True, **({} if store else {"store": False})}
     ).encode()
     head = (
         f"POST /v1/responses HTTP/1.1\r\nHost: {gateway.address}\r\n"

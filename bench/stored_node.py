@@ -69,13 +69,7 @@ def _events() -> tuple[bytes, list[bytes], bytes]:
     text = "x" * _DELTA_CHARS
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     part = {"type": "output_text", "text": text * _DELTAS, "annotations": []}
-    message = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "status": "completed",
-        "content": [part],
-    }
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
     response = {
         "id": _NO_ID.decode(),
         "object": "response",
@@ -86,10 +80,7 @@ def _events() -> tuple[bytes, list[bytes], bytes]:
     }
     usage = {"input_tokens": 9, "output_tokens": _DELTAS, "total_tokens": _DELTAS + 9}
     whole = {**response, "status": "completed", "output": [message], "usage": usage}
-    deltas = [
-        _event("response.output_text.delta", n + 1, {**place, "delta": text})
-        for n in range(_DELTAS)
-    ]
+    deltas = [_event("response.output_text.delta", n + 1, {**place, "delta": text}) for n in range(_DELTAS)]
     return (
         _event("response.created", 0, {"response": response}),
         deltas,

@@ -142,10 +142,7 @@ def _measure_program(arguments: argparse.Namespace) -> None:
         settings = {
             "off": {},
             "on": {"LCP_GATEWAY_OTLP_ENDPOINT": collector},
-            "on, a tenth": {
-                "LCP_GATEWAY_OTLP_ENDPOINT": collector,
-                "LCP_GATEWAY_TRACE_RATIO": "0.1",
-            },
+            "on, a tenth": {"LCP_GATEWAY_OTLP_ENDPOINT": collector, "LCP_GATEWAY_TRACE_RATIO": "0.1"},
             "on, no collector": {"LCP_GATEWAY_OTLP_ENDPOINT": _NOWHERE},
         }
         gateways = {}

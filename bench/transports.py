@@ -61,8 +61,7 @@ def _median(turns: list[Turn], of: Callable[[Turn], float]) -> float:
 
 def _print(line: Line, turns: dict[str, list[Turn]]) -> None:
     ratio = statistics.median(
-        mine.cpu_s / theirs.cpu_s
-        for mine, theirs in zip(turns["direct"], turns["grpcio"], strict=True)
+        mine.cpu_s / theirs.cpu_s for mine, theirs in zip(turns["direct"], turns["grpcio"], strict=True)
     )
     print(f"\n{line.title}: direct / grpcio {ratio:.2f} (CPU, median of pairs)")
     print(f"  {'transport':10} {'CPU us':>8} {'first p50 ms':>13} {'first p99 ms':>13}")
@@ -74,10 +73,7 @@ def _print(line: Line, turns: dict[str, list[Turn]]) -> None:
 
 
 def _measure(pause_s: float, lines: list[Line], seconds: float, rounds: int) -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="lcp-gateway-bench-") as name,
-        contextlib.ExitStack() as stack,
-    ):
+    with tempfile.TemporaryDirectory(prefix="lcp-gateway-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         daemon = stack.enter_context(processes.stand_in(folder, pause_s))
         gateways = {}

@@ -18,11 +18,7 @@ class Workload:
     @property
     def body(self) -> bytes:
         """The request's body, the same for all clients."""
-        document = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": self.prompt}],
-            "stream": self.stream,
-        }
+        document = {"model": self.model, "messages": [{"role": "user", "content": self.prompt}], "stream": self.stream}
         return json.dumps(document).encode()
 
     def to_json(self) -> str:

@@ -104,9 +104,7 @@ def main() -> None:
             print(f"input {number} of --seed {arguments.seed}", file=sys.stderr)
             raise
     used_s = time.process_time() - started
-    print(
-        f"{arguments.inputs:,} inputs, {total:,} bytes, {used_s:.0f} s of CPU, no failure (--seed {arguments.seed})"
-    )
+    print(f"{arguments.inputs:,} inputs, {total:,} bytes, {used_s:.0f} s of CPU, no failure (--seed {arguments.seed})")
 
 
 if __name__ == "__main__":

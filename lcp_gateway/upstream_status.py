@@ -42,9 +42,7 @@ class UpstreamStatus(enum.StrEnum):
         return self in _UNANSWERED
 
 
-_UNANSWERED = frozenset(
-    {UpstreamStatus.UNAVAILABLE, UpstreamStatus.DEADLINE_EXCEEDED, UpstreamStatus.CANCELLED}
-)
+_UNANSWERED = frozenset({UpstreamStatus.UNAVAILABLE, UpstreamStatus.DEADLINE_EXCEEDED, UpstreamStatus.CANCELLED})
 _UPSTREAMS_FAULT = frozenset(
     {
         UpstreamStatus.UNAVAILABLE,
@@ -54,8 +52,4 @@ _UPSTREAMS_FAULT = frozenset(
     }
 )
 # UNKNOWN is lnd's word while it starts, while its wallet is locked, and for a macaroon that it does not accept.
-_MAY_PASS = (
-    _UNANSWERED
-    | _UPSTREAMS_FAULT
-    | {UpstreamStatus.ABORTED, UpstreamStatus.INTERNAL, UpstreamStatus.UNKNOWN}
-)
+_MAY_PASS = _UNANSWERED | _UPSTREAMS_FAULT | {UpstreamStatus.ABORTED, UpstreamStatus.INTERNAL, UpstreamStatus.UNKNOWN}

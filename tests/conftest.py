@@ -27,9 +27,7 @@ settings.register_profile(
     # In CI the same examples every time: a run that fails can be repeated.
     derandomize=bool(os.environ.get("CI")),
 )
-settings.register_profile(
-    "thorough", settings.get_profile("quick"), max_examples=500, derandomize=False
-)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=500, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 _MARK = "LCP_TEST_RUN"

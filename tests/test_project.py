@@ -30,13 +30,7 @@ def test_every_link_in_the_docs_leads_somewhere():
 def test_every_file_that_the_architecture_page_names_is_there():
     import re
 
-    named = re.findall(
-        r"`((?:[a-z_]+/)+[a-z_0-9]*\.py)`", (ROOT / "docs" / "architecture.md").read_text()
-    )
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]*\.py)`", (ROOT / "docs" / "architecture.md").read_text())
     assert len(named) > 50
-    missing = {
-        path
-        for path in named
-        if not (ROOT / "lcp_gateway" / path).exists() and not (ROOT / path).exists()
-    }
+    missing = {path for path in named if not (ROOT / "lcp_gateway" / path).exists() and not (ROOT / path).exists()}
     assert missing == set()

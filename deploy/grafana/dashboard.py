@@ -8,14 +8,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from grafana_foundation_sdk.builders import (
-    common,
-    dashboard,
-    prometheus,
-    stat,
-    statetimeline,
-    timeseries,
-)
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, statetimeline, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as common_models
 from grafana_foundation_sdk.models import dashboard as models
@@ -87,9 +80,7 @@ def shared(name: str, by: str = "", pick: str = "max") -> str:
 
 
 def left_share() -> str:
-    return (
-        f"{shared('budget_left_msat', 'period', 'min')} / {shared('budget_limit_msat', 'period')}"
-    )
+    return f"{shared('budget_left_msat', 'period', 'min')} / {shared('budget_limit_msat', 'period')}"
 
 
 # -- panels -------------------------------------------------------------------------------------
@@ -106,9 +97,7 @@ def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:
 def _targets(queries: list[Query], *, instant: bool) -> list[prometheus.Dataquery]:
     targets = []
     for index, (expr, legend) in enumerate(queries):
-        query = (
-            prometheus.Dataquery().expr(expr).legend_format(legend).ref_id(chr(ord("A") + index))
-        )
+        query = prometheus.Dataquery().expr(expr).legend_format(legend).ref_id(chr(ord("A") + index))
         targets.append((query.instant() if instant else query.range()).datasource(DATASOURCE))
     return targets
 
@@ -199,18 +188,11 @@ def lines(
 
 
 def states(
-    title: str,
-    description: str,
-    query: Query,
-    *,
-    words: dict[str, str],
-    steps: Steps,
-    width: int = 8,
+    title: str, description: str, query: Query, *, words: dict[str, str], steps: Steps, width: int = 8
 ) -> statetimeline.Panel:
     """A bar over time for each series, in the color of what was true; ``words`` are for its values."""
     options = {
-        value: models.ValueMappingResult(text=text, index=index)
-        for index, (value, text) in enumerate(words.items())
+        value: models.ValueMappingResult(text=text, index=index) for index, (value, text) in enumerate(words.items())
     }
     return (
         statetimeline.Panel()

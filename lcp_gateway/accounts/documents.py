@@ -6,15 +6,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from lcp_gateway.accounts.models import (
-    Account,
-    AdminAction,
-    Audit,
-    Balance,
-    KeyRecord,
-    StatementLine,
-    Topup,
-)
+from lcp_gateway.accounts.models import Account, AdminAction, Audit, Balance, KeyRecord, StatementLine, Topup
 
 Document = dict[str, object]
 Time = Callable[[datetime], object]

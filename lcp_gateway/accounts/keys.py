@@ -31,9 +31,7 @@ class KeysStale(Exception):
     """The keys were read from the store too long ago: one of them may have been revoked since."""
 
     def __init__(self, age_s: float, bound_s: float) -> None:
-        super().__init__(
-            f"the keys of accounts were last read {age_s:.0f} s ago, and are accepted for {bound_s:g} s"
-        )
+        super().__init__(f"the keys of accounts were last read {age_s:.0f} s ago, and are accepted for {bound_s:g} s")
         self.age_s = age_s
         self.bound_s = bound_s
 
@@ -87,9 +85,7 @@ class KeyCache:
     neighbouring hashes only, which a client cannot choose.
     """
 
-    def __init__(
-        self, static_keys: Iterable[str] = (), static_rules: KeyRules | None = None
-    ) -> None:
+    def __init__(self, static_keys: Iterable[str] = (), static_rules: KeyRules | None = None) -> None:
         self._static_rules = static_rules or KeyRules()
         self._static: dict[KeyHash, _CachedKey] = {}
         self._stored: dict[KeyHash, _CachedKey] = {}
@@ -108,9 +104,7 @@ class KeyCache:
         rules = self._static_rules
         self._static = {
             key_hash: _CachedKey(
-                Caller(f"key_{key_hash.hex()[:_NAME_CHARS]}", None, rules),
-                rules.expires_at or _NEVER,
-                0,
+                Caller(f"key_{key_hash.hex()[:_NAME_CHARS]}", None, rules), rules.expires_at or _NEVER, 0
             )
             for key_hash in map(hash_key, static_keys)
         }
@@ -145,6 +139,4 @@ class KeyCache:
 def _cached(record: KeyRecord) -> _CachedKey:
     until = record.rules.expires_at or _NEVER
     # A revoked key stays known, so that an older record of it, read before and applied after, changes nothing.
-    return _CachedKey(
-        record.caller, until if record.revoked_at is None else _LONG_AGO, record.change
-    )
+    return _CachedKey(record.caller, until if record.revoked_at is None else _LONG_AGO, record.change)

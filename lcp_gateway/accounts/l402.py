@@ -128,12 +128,7 @@ class L402Token:
     caveats: tuple[str, ...] = field(repr=False)
 
 
-def mint(
-    root_key: bytes,
-    payment_hash: bytes,
-    token_id: bytes,
-    caveats: Sequence[tuple[str, str]],
-) -> Macaroon:
+def mint(root_key: bytes, payment_hash: bytes, token_id: bytes, caveats: Sequence[tuple[str, str]]) -> Macaroon:
     """Make a macaroon that commits to a payment, with caveats as names and values.
 
     Raises:
@@ -226,11 +221,7 @@ class Issuer:
         self._secret = secret
 
     def issue(
-        self,
-        payment_hash: bytes,
-        account_id: str,
-        expires_at: datetime,
-        token_id: bytes | None = None,
+        self, payment_hash: bytes, account_id: str, expires_at: datetime, token_id: bytes | None = None
     ) -> Macaroon:
         """Make the macaroon for an invoice: once that is paid, it authenticates the account until ``expires_at``.
 
@@ -242,9 +233,7 @@ class Issuer:
         token_id = token_id or secrets.token_bytes(TOKEN_ID_BYTES)
         root_key = self._root_key(_identifier(payment_hash, token_id))
         seconds = str(int(expires_at.timestamp()))
-        return mint(
-            root_key, payment_hash, token_id, [(_ACCOUNT, account_id), (_EXPIRES_AT, seconds)]
-        )
+        return mint(root_key, payment_hash, token_id, [(_ACCOUNT, account_id), (_EXPIRES_AT, seconds)])
 
     def verify(self, macaroon: Macaroon, preimage: bytes, now: datetime) -> L402Token:
         """Verify that the gateway made the macaroon, unchanged, that its invoice was paid, and that it has not expired.
@@ -261,9 +250,7 @@ class Issuer:
         _, payment_hash, token_id = _take_apart(macaroon.identifier)
         is_ours = hmac.compare_digest(expected, macaroon.signature)
         is_paid = hmac.compare_digest(hashlib.sha256(preimage).digest(), payment_hash)
-        has_form = len(macaroon.identifier) == _ID_BYTES and macaroon.identifier.startswith(
-            _ID_VERSION
-        )
+        has_form = len(macaroon.identifier) == _ID_BYTES and macaroon.identifier.startswith(_ID_VERSION)
         if not (is_ours & is_paid & has_form):
             raise NotProven
         account_id, ends = _meaning(macaroon.caveats)
@@ -309,11 +296,7 @@ def _take_apart(identifier: bytes) -> tuple[bytes, bytes, bytes]:
     """Return version, payment hash and token id; of an identifier of another form, the bytes at their places."""
     end_of_version = len(_ID_VERSION)
     end_of_hash = end_of_version + HASH_BYTES
-    return (
-        identifier[:end_of_version],
-        identifier[end_of_version:end_of_hash],
-        identifier[end_of_hash:],
-    )
+    return (identifier[:end_of_version], identifier[end_of_version:end_of_hash], identifier[end_of_hash:])
 
 
 def _bare(root_key: bytes, identifier: bytes) -> Macaroon:

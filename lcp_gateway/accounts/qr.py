@@ -31,9 +31,7 @@ def svg(payment_request: str) -> bytes:
     code = _code(payment_request)
     drawn = io.BytesIO()
     # A white background of its own: on a dark page a bare code is inverted, and many cameras do not read that.
-    code.save(
-        drawn, kind="svg", border=_QUIET_ZONE_MODULES, light="white", omitsize=True, xmldecl=False
-    )
+    code.save(drawn, kind="svg", border=_QUIET_ZONE_MODULES, light="white", omitsize=True, xmldecl=False)
     return drawn.getvalue()
 
 

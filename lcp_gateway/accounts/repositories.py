@@ -51,14 +51,7 @@ class KeyRepository(Protocol):
     """The keys of accounts."""
 
     async def create(
-        self,
-        account_id: str,
-        *,
-        name: str,
-        actor: str,
-        at: datetime,
-        rules: KeyRules = ...,
-        kind: KeyKind = ...,
+        self, account_id: str, *, name: str, actor: str, at: datetime, rules: KeyRules = ..., kind: KeyKind = ...
     ) -> NewKey: ...
 
     async def revoke(self, key_id: str, *, actor: str, at: datetime) -> KeyRecord | None: ...
@@ -79,9 +72,7 @@ class LedgerRepository(Protocol):
 
     async def balance(self, account_id: str) -> Balance | None: ...
 
-    async def statement(
-        self, account_id: str, *, limit: int = ..., after: int | None = ...
-    ) -> Statement: ...
+    async def statement(self, account_id: str, *, limit: int = ..., after: int | None = ...) -> Statement: ...
 
     async def adjust(
         self,
@@ -103,12 +94,7 @@ class RefundRepository(Protocol):
     """The charges of undelivered purchases, and the operator's decisions on those that are withheld."""
 
     async def page(
-        self,
-        *,
-        account_id: str | None = ...,
-        refund: Refund | None = ...,
-        limit: int = ...,
-        after: str | None = ...,
+        self, *, account_id: str | None = ..., refund: Refund | None = ..., limit: int = ..., after: str | None = ...
     ) -> Listing[RefundRecord]: ...
 
     async def get(self, job_id: bytes) -> RefundRecord | None: ...
@@ -143,9 +129,7 @@ class TopupRepository(Protocol):
 
     async def make_room(self, at: datetime, *, purpose: TopupPurpose, most_open: int) -> int: ...
 
-    async def page(
-        self, account_id: str, *, limit: int = ..., after: str | None = ...
-    ) -> Listing[Topup]: ...
+    async def page(self, account_id: str, *, limit: int = ..., after: str | None = ...) -> Listing[Topup]: ...
 
     async def open_ones(self, *, limit: int = ...) -> Sequence[Topup]: ...
 
@@ -154,13 +138,7 @@ class TopupRepository(Protocol):
     ) -> int: ...
 
     async def settle(
-        self,
-        payment_hash: bytes,
-        received_msat: Msat,
-        *,
-        settle_index: int,
-        at: datetime,
-        node_id: str | None = ...,
+        self, payment_hash: bytes, received_msat: Msat, *, settle_index: int, at: datetime, node_id: str | None = ...
     ) -> Credit | None: ...
 
     async def followed(self, node_id: str) -> int: ...

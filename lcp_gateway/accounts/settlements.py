@@ -7,12 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 from lcp_gateway.accounts.models import Credit
-from lcp_gateway.accounts.repositories import (
-    InvoiceService,
-    InvoiceServiceUnavailable,
-    PaidInvoice,
-    TopupRepository,
-)
+from lcp_gateway.accounts.repositories import InvoiceService, InvoiceServiceUnavailable, PaidInvoice, TopupRepository
 from lcp_gateway.purchase.money import Msat
 
 _RETRY_S = 1.0
@@ -58,10 +53,7 @@ class Settlements:
         self._on_credit = on_credit
         self._on_trouble = on_trouble
         self._on_lead = on_lead
-        self._unavailable: tuple[type[Exception], ...] = (
-            InvoiceServiceUnavailable,
-            *unavailable,
-        )
+        self._unavailable: tuple[type[Exception], ...] = (InvoiceServiceUnavailable, *unavailable)
         self._leading, self._lost = asyncio.Event(), asyncio.Event()
         self._lost.set()
 
@@ -117,9 +109,7 @@ class Settlements:
             begun.set()
             self._on_lead(leads)
 
-    async def _while_leading(
-        self, work: Callable[[], Coroutine[Any, Any, None]], every_s: float
-    ) -> None:
+    async def _while_leading(self, work: Callable[[], Coroutine[Any, Any, None]], every_s: float) -> None:
         """Run some work while this gateway leads, and again after ``every_s``; after an outage with growing pauses."""
         pause_s = _RETRY_S
         while True:

@@ -141,11 +141,7 @@ class Wallet:
         amount_msat = max(math.ceil(missing_msat / MSAT_PER_SAT) * MSAT_PER_SAT, rules.min_msat)
         now = self._now()
         page = await self._topups.page(account_id, limit=rules.most_open)
-        open_ones = [
-            topup
-            for topup in page.items
-            if topup.state is TopupState.OPEN and topup.expires_at > now
-        ]
+        open_ones = [topup for topup in page.items if topup.state is TopupState.OPEN and topup.expires_at > now]
         for topup in open_ones:
             left_s = (topup.expires_at - now).total_seconds()
             if topup.amount_msat == amount_msat and left_s > rules.expiry_s / 2:
@@ -178,10 +174,7 @@ class Wallet:
         if paid is None:
             return topup
         credit = await self._topups.settle(
-            topup.payment_hash,
-            Msat(paid.amount_paid_msat),
-            settle_index=paid.settle_index,
-            at=paid.settled_at,
+            topup.payment_hash, Msat(paid.amount_paid_msat), settle_index=paid.settle_index, at=paid.settled_at
         )
         if credit is None:
             return topup

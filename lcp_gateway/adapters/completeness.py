@@ -9,13 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lcp_gateway.adapters.json_bytes import object_or_none, parse_json
-from lcp_gateway.adapters.sse import (
-    MAX_EVENT_BYTES,
-    Event,
-    EventReader,
-    is_uncompressed,
-    read_fields,
-)
+from lcp_gateway.adapters.sse import MAX_EVENT_BYTES, Event, EventReader, is_uncompressed, read_fields
 
 
 class Form(enum.StrEnum):
@@ -65,12 +59,7 @@ _SPACE = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _DOCUMENT_STARTS = (b"{", b"[", b"<")
 # The list in a whole result, by its form.
-_LISTS = {
-    Form.CHAT: "choices",
-    Form.COMPLETIONS: "choices",
-    Form.RESPONSES: "output",
-    Form.EMBEDDINGS: "data",
-}
+_LISTS = {Form.CHAT: "choices", Form.COMPLETIONS: "choices", Form.RESPONSES: "output", Form.EMBEDDINGS: "data"}
 # A larger document is not parsed: that would block the event loop, and no error is that long.
 _MAX_PARSED_BYTES = 1024 * 1024
 
@@ -129,12 +118,7 @@ class StreamJudge:
     )
 
     def __init__(
-        self,
-        form: Form,
-        *,
-        request: bytes = b"",
-        content_encoding: str = "",
-        wants_usage: bool = False,
+        self, form: Form, *, request: bytes = b"", content_encoding: str = "", wants_usage: bool = False
     ) -> None:
         """``request`` is the body of the request, which determines the number of choices."""
         self._form = form
@@ -169,20 +153,14 @@ class StreamJudge:
 
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes."""
-        if (
-            self._is_quiet
-            and chunk.endswith(_EVENT_ENDS)
-            and _DONE not in chunk
-            and _ERROR_MARK not in chunk
-        ):
+        if self._is_quiet and chunk.endswith(_EVENT_ENDS) and _DONE not in chunk and _ERROR_MARK not in chunk:
             for mark in self._marks:
                 if mark in chunk:
                     break
             else:
                 at = chunk.find(_FINISH) if self._has_choices else -1
                 if at < 0 or (
-                    chunk.startswith(_NULLS, at + _FINISH_BYTES)
-                    and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
+                    chunk.startswith(_NULLS, at + _FINISH_BYTES) and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
                 ):
                     # Whole events, of which none ends or fails anything: nearly every chunk.
                     self.free_bytes += len(chunk)
@@ -287,11 +265,7 @@ class StreamJudge:
         return (
             _DONE in raw
             or _ERROR_MARK in raw
-            or (
-                _finishes(raw)
-                if self._has_choices
-                else any(mark in raw for mark in _RESPONSES_MARKS)
-            )
+            or (_finishes(raw) if self._has_choices else any(mark in raw for mark in _RESPONSES_MARKS))
         )
 
     def _look_at_chunk(self, name: str, chunk: Mapping[str, Any]) -> None:
@@ -376,9 +350,7 @@ def _holds_error(document: Mapping[str, Any]) -> bool:
 
 
 def _choice_failed(choice: object) -> bool:
-    return isinstance(choice, dict) and (
-        choice.get("finish_reason") == _ERROR or bool(choice.get("error"))
-    )
+    return isinstance(choice, dict) and (choice.get("finish_reason") == _ERROR or bool(choice.get("error")))
 
 
 def _has_choice(form: Form, choices: list[Any]) -> bool:

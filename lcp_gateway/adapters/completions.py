@@ -67,18 +67,14 @@ def to_chat(body: bytes, model: str | None = None) -> ChatRequest:
             "logprobs",
             "unsupported_parameter",
         )
-    changes: dict[str, bytes | None] = dict.fromkeys(
-        ("prompt", "echo", "suffix", "best_of", "logprobs")
-    )
+    changes: dict[str, bytes | None] = dict.fromkeys(("prompt", "echo", "suffix", "best_of", "logprobs"))
     if model is not None:
         changes["model"] = json.dumps(model).encode("ascii")
     if logprobs is not None:
         changes |= {"logprobs": b"true", "top_logprobs": b"%d" % logprobs}
     changes["messages"] = b'[{"role":"user","content":' + _prompt_token(body) + b"}]"
     plan = CompletionPlan(
-        echo=prompt if echo else "",
-        logprobs=logprobs is not None,
-        stream=asked.get("stream") is True,
+        echo=prompt if echo else "", logprobs=logprobs is not None, stream=asked.get("stream") is True
     )
     return ChatRequest(rewrite_object(body, changes), plan)
 
@@ -89,9 +85,7 @@ def from_chat(body: bytes, plan: CompletionPlan) -> bytes:
     choices = _choices(answer, "message")
     if answer is None or choices is None:
         return body
-    turned = [
-        _choice(choice, position, "message", plan)[0] for position, choice in enumerate(choices)
-    ]
+    turned = [_choice(choice, position, "message", plan)[0] for position, choice in enumerate(choices)]
     for choice in turned:
         choice["text"] = plan.echo + choice["text"]
     return dump_json(answer | {"object": _OBJECT, "choices": turned})
@@ -128,9 +122,7 @@ class FromChatStream(StreamRewriter):
         for position, chat in enumerate(choices):
             index = _index(chat, position)
             begun = index in self._lengths
-            choice, length = _choice(
-                chat, position, "delta", self._plan, self._lengths.get(index, 0)
-            )
+            choice, length = _choice(chat, position, "delta", self._plan, self._lengths.get(index, 0))
             self._lengths[index] = length
             if len(self._lengths) > _MAX_CHOICES:
                 raise ValueError("the stream has more than 1,024 choices")
@@ -147,13 +139,11 @@ def _prompt(asked: Mapping[str, Any]) -> str:
     if isinstance(prompt, list):
         if prompt and all(isinstance(item, int | list) for item in prompt):
             raise NotAdaptable(
-                "this model is reached through chat, which takes no token ids: send the prompt as text",
-                "prompt",
+                "this model is reached through chat, which takes no token ids: send the prompt as text", "prompt"
             )
         if len(prompt) > 1:
             raise NotAdaptable(
-                "this model is reached through chat, which takes one prompt: send one request per prompt",
-                "prompt",
+                "this model is reached through chat, which takes one prompt: send one request per prompt", "prompt"
             )
         prompt = prompt[0] if prompt else None
     if not isinstance(prompt, str):
@@ -185,15 +175,9 @@ def _logprobs(asked: Mapping[str, Any]) -> int | None:
 
 def _check_rest(asked: Mapping[str, Any]) -> None:
     if asked.get("suffix") not in (None, ""):
-        raise NotAdaptable(
-            "this model is reached through chat, which has no suffix",
-            "suffix",
-            "unsupported_parameter",
-        )
+        raise NotAdaptable("this model is reached through chat, which has no suffix", "suffix", "unsupported_parameter")
     if "messages" in asked:
-        raise NotAdaptable(
-            "a completion has a prompt and no messages", "messages", "unsupported_parameter"
-        )
+        raise NotAdaptable("a completion has a prompt and no messages", "messages", "unsupported_parameter")
     best_of = asked.get("best_of")
     if best_of is None:
         return
@@ -273,12 +257,7 @@ def _legacy_logprobs(logprobs: object, offset: int) -> dict[str, Any] | None:
         tops.append(_top(entry))
         offsets.append(offset)
         offset += len(entry["token"])
-    return {
-        "tokens": tokens,
-        "token_logprobs": chosen,
-        "top_logprobs": tops,
-        "text_offset": offsets,
-    }
+    return {"tokens": tokens, "token_logprobs": chosen, "top_logprobs": tops, "text_offset": offsets}
 
 
 def _top(entry: Mapping[str, Any]) -> dict[str, Any]:

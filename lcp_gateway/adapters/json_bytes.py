@@ -64,9 +64,7 @@ _MEMBER = re.compile(
     re.DOTALL,
 )  # fmt: skip
 _NEXT = re.compile(SPACE + rb"(?:,|(\}))" + SPACE)
-_DEEP_BRACKET = re.compile(
-    rb'(?:[^"{}\[\]]++|' + STRING + rb"|" + _WHOLE + rb")*+(?:[{\[]|([}\]]))", re.DOTALL
-)
+_DEEP_BRACKET = re.compile(rb'(?:[^"{}\[\]]++|' + STRING + rb"|" + _WHOLE + rb")*+(?:[{\[]|([}\]]))", re.DOTALL)
 
 
 class Member(NamedTuple):
@@ -123,9 +121,7 @@ def rewrite_object(body: bytes, changes: Mapping[str, bytes | None]) -> bytes:
             parts.append(body[member.key_start : member.value_end])
         elif (value := left.pop(member.key, None)) is not None:
             parts.append(body[member.key_start : member.value_start] + value)
-    parts += [
-        json.dumps(key).encode() + b":" + value for key, value in left.items() if value is not None
-    ]
+    parts += [json.dumps(key).encode() + b":" + value for key, value in left.items() if value is not None]
     return b"{" + b",".join(parts) + b"}"
 
 

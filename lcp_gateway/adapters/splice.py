@@ -9,9 +9,7 @@ from lcp_gateway.adapters.json_bytes import SPACE, STRING, members
 _LITERAL = b'"model"'
 # The only ways to spell a letter of "model" as an escape: \u0064 … \u006f, and the capitals \u0044 … \u004f.
 _ESCAPED_LETTERS = (b"\\u006", b"\\u004")
-_LITERAL_AND_STRING = re.compile(
-    _LITERAL + SPACE + rb":" + SPACE + rb"(" + STRING + rb")", re.DOTALL
-)
+_LITERAL_AND_STRING = re.compile(_LITERAL + SPACE + rb":" + SPACE + rb"(" + STRING + rb")", re.DOTALL)
 _WHITE = b" \t\n\r"
 _BACKSLASH = 0x5C
 
@@ -54,9 +52,7 @@ def _model_value(body: bytes) -> tuple[int, int]:
         found = _LITERAL_AND_STRING.match(body, at) if at > 0 else None
         if found is not None and _seems_at_top(body, at):
             return found.span(1)
-    values = [
-        (member.value_start, member.value_end) for member in members(body) if member.key == "model"
-    ]
+    values = [(member.value_start, member.value_end) for member in members(body) if member.key == "model"]
     if len(values) != 1:
         raise ValueError("the object must name model once")
     start, end = values[0]

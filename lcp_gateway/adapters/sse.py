@@ -58,9 +58,7 @@ class Event:
 
     def __eq__(self, other: object) -> bool:
         """Compare bytes and completeness."""
-        return (
-            isinstance(other, Event) and self.raw == other.raw and self.is_whole == other.is_whole
-        )
+        return isinstance(other, Event) and self.raw == other.raw and self.is_whole == other.is_whole
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -200,10 +198,7 @@ class StreamRewriter:
         """Return the bytes that may go out now."""
         if self.passes_rest():
             return chunk
-        passed = [
-            event.raw if self.passes_rest() else self._rewritten(event)
-            for event in self._reader.feed(chunk)
-        ]
+        passed = [event.raw if self.passes_rest() else self._rewritten(event) for event in self._reader.feed(chunk)]
         if self.passes_rest():
             passed.append(self.rest())
         return b"".join(passed)

@@ -90,9 +90,7 @@ class BackgroundTasks:
         self._instances: set[_Instance] = set()
         self._restarts: dict[str, int] = {}
 
-    def start(
-        self, name: str, run: Run, *, may_return: Callable[[], bool] = bool
-    ) -> asyncio.Task[None]:
+    def start(self, name: str, run: Run, *, may_return: Callable[[], bool] = bool) -> asyncio.Task[None]:
         """Start a task; cancel the returned one to end it.
 
         ``may_return``, called after the task has returned, says whether that is expected: a writer may be closed, for
@@ -126,8 +124,7 @@ class BackgroundTasks:
         """Return the state of each task that was started, by its name, for ``/readyz``."""
         down = self._down()
         return {
-            name: {"up": name not in down, "restarts": restarts}
-            | ({"problem": down[name]} if name in down else {})
+            name: {"up": name not in down, "restarts": restarts} | ({"problem": down[name]} if name in down else {})
             for name, restarts in sorted(self._restarts.items())
         }
 
@@ -142,8 +139,7 @@ class BackgroundTasks:
         return {
             instance.name: instance.problem
             for instance in self._instances
-            if instance.problem
-            and not (instance.is_running and now - instance.started_at >= self._backoff.steady_s)
+            if instance.problem and not (instance.is_running and now - instance.started_at >= self._backoff.steady_s)
         }
 
     async def _supervise(self, instance: _Instance) -> None:

@@ -197,11 +197,7 @@ class Gateway:
         return routing, runtime.access.parts(settings, routing.registry), purchase
 
     def _configure(
-        self,
-        settings: Settings,
-        routing: RoutingParts,
-        access: AccessParts,
-        purchase: PurchaseParts,
+        self, settings: Settings, routing: RoutingParts, access: AccessParts, purchase: PurchaseParts
     ) -> Configured:
         runtime = self.runtime
         health = HealthRoutes(
@@ -212,11 +208,7 @@ class Gateway:
             jobs=runtime.jobs,
             metrics=runtime.metrics,
             stale_s=settings.peers_stale_s,
-            other_reasons=lambda: (
-                *runtime.journal.problems(),
-                *runtime.access.problems(),
-                *runtime.tasks.reasons(),
-            ),
+            other_reasons=lambda: (*runtime.journal.problems(), *runtime.access.problems(), *runtime.tasks.reasons()),
             tasks=runtime.tasks.report,
             lnd_report=runtime.lnd_report,
         )

@@ -107,12 +107,7 @@ async def _serve(
             await stack.enter_async_context(tasks.running(task))
         serving = await stack.enter_async_context(open_serving(settings, gateway))
         reload = Reload(
-            settings,
-            wanted=reload_wanted,
-            read=read_settings,
-            renew=serving.renew,
-            notifier=notifier,
-            log=log,
+            settings, wanted=reload_wanted, read=read_settings, renew=serving.renew, notifier=notifier, log=log
         )
         _greet(gateway, serving, settings, banner)
         notifier.ready(_status(gateway))
@@ -132,8 +127,7 @@ async def _wind_down(gateway: Gateway, settings: Settings, log: FilteringBoundLo
     runtime = gateway.runtime
     log.info("shutting down", jobs_in_flight=len(runtime.jobs))
     ended = await runtime.jobs.drain(
-        settings.shutdown_grace_s,
-        lambda: gateway.service.interrupt_all(InterruptReason.SHUTTING_DOWN),
+        settings.shutdown_grace_s, lambda: gateway.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
     )
     if ended:
         log.warning("purchases were ended before they were done", purchases=ended)
@@ -185,9 +179,7 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
     )
     # A gateway on all interfaces is reached at the loopback address.
     called = _CALLED_AS.get(host, host)
-    usage = (
-        f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"
-    )
+    usage = f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"
     sys.stdout.write("\n".join([*banner, listening, usage]) + "\n")
     sys.stdout.flush()
 

@@ -16,11 +16,7 @@ _TLS = ("http_tls_cert", "http_tls_key")
 
 def changes(before: Settings, after: Settings) -> tuple[list[str], list[str]]:
     """Return the names of the settings that differ: those that a reload applies, and those that need a restart."""
-    changed = {
-        name: spec
-        for name, spec in specs().items()
-        if getattr(before, name) != getattr(after, name)
-    }
+    changed = {name: spec for name, spec in specs().items() if getattr(before, name) != getattr(after, name)}
     restart = [name for name, spec in changed.items() if spec.restart]
     if (before.http_tls_cert is None) is not (after.http_tls_cert is None):
         # An address serves either HTTP or HTTPS.
@@ -88,12 +84,7 @@ class Reload:
                 self._log.warning(warning)
             # Names alone: a value may be a secret.
             names = sorted({*changed, *renewed})
-            log_always(
-                self._log,
-                "configuration reloaded",
-                changed=names,
-                needs_restart=sorted(restart),
-            )
+            log_always(self._log, "configuration reloaded", changed=names, needs_restart=sorted(restart))
 
     def _refuse(self, problems: list[str]) -> None:
         self._log.error("configuration not reloaded", problems=problems)

@@ -5,12 +5,7 @@ from collections.abc import AsyncIterator, Collection
 
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.config import Settings, parse_host_port
-from lcp_gateway.http.server.listener import (
-    Listener,
-    ServerOptions,
-    listen,
-    prepare_application,
-)
+from lcp_gateway.http.server.listener import Listener, ServerOptions, listen, prepare_application
 from lcp_gateway.http.server.tls import Tls
 from lcp_gateway.telemetry.logs import set_log_level
 
@@ -18,9 +13,7 @@ from lcp_gateway.telemetry.logs import set_log_level
 class Serving:
     """A gateway that listens; ``metrics`` is the listener of ``metrics_addr``, if that is set."""
 
-    def __init__(
-        self, gateway: Gateway, main: Listener, metrics: Listener | None, tls: Tls | None
-    ) -> None:
+    def __init__(self, gateway: Gateway, main: Listener, metrics: Listener | None, tls: Tls | None) -> None:
         self._gateway = gateway
         self._main = main
         self._metrics = metrics
@@ -81,16 +74,12 @@ async def open_serving(settings: Settings, gateway: Gateway) -> AsyncIterator[Se
         context = None if tls is None else tls.context
         options = server_options(settings)
         where = parse_host_port(settings.http_addr)
-        main = await stack.enter_async_context(
-            listen(configured.app, where.host, where.port, options, context)
-        )
+        main = await stack.enter_async_context(listen(configured.app, where.host, where.port, options, context))
         metrics = None
         if settings.metrics_addr:
             # Without TLS: a scraper beside the gateway does not call it by the name in the certificate.
             where = parse_host_port(settings.metrics_addr)
-            metrics = await stack.enter_async_context(
-                listen(configured.metrics_app, where.host, where.port, options)
-            )
+            metrics = await stack.enter_async_context(listen(configured.metrics_app, where.host, where.port, options))
         yield Serving(gateway, main, metrics, tls)
 
 

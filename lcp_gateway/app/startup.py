@@ -77,18 +77,12 @@ async def open_runtime(
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
     access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
-    shared_results = SharedResults(
-        settings.redis_url, journal, metrics, tasks.starter("claims"), log
-    )
+    shared_results = SharedResults(settings.redis_url, journal, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(shared_results.close)
     trust = PeerTrust(trust_rules(settings))
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
     observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))
-    background = [
-        BackgroundTask("peers", peers.run),
-        BackgroundTask("nodes", nodes.watch.run),
-        *access.tasks,
-    ]
+    background = [BackgroundTask("peers", peers.run), BackgroundTask("nodes", nodes.watch.run), *access.tasks]
     lnd_report = None
     if lnd is not None:
         watched = lnd_parts(
@@ -123,9 +117,7 @@ async def open_runtime(
         observer=observer,
         jobs=JobsInFlight(settings.max_concurrent_requests, metrics),
         cache=IdempotencyCache(
-            memory_limits(settings),
-            on_held=metrics.answers_held,
-            hashes=RepeatHashes(journal.repeat_secret),
+            memory_limits(settings), on_held=metrics.answers_held, hashes=RepeatHashes(journal.repeat_secret)
         ),
         paid_jobs=PaidJobs(),
         brake=LoopBrake(settings.loop_brake_per_minute),
@@ -137,10 +129,7 @@ async def open_runtime(
 def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
     try:
         return LcpdUpstream(
-            lcpd_address(settings),
-            on_error=metrics.grpc_error,
-            on_odd_peer=_log_odd_peer,
-            tracing=tracing,
+            lcpd_address(settings), on_error=metrics.grpc_error, on_odd_peer=_log_odd_peer, tracing=tracing
         )
     except OSError as error:
         raise StartError(f"a TLS file for the daemon cannot be read: {error}") from error
@@ -156,9 +145,7 @@ def _log_odd_peer(peer_id: str, problem: str) -> None:
     get_logger("peers").warning("a peer is listed in part", peer=peer_id, problem=problem)
 
 
-async def _enter(
-    stack: contextlib.AsyncExitStack, parts: contextlib.AbstractAsyncContextManager[T]
-) -> T:
+async def _enter(stack: contextlib.AsyncExitStack, parts: contextlib.AbstractAsyncContextManager[T]) -> T:
     try:
         return await stack.enter_async_context(parts)
     except WiringError as error:

@@ -82,10 +82,7 @@ class Notifier:
             return
         name = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         # The manager may have ended, or its socket be missing in a sandbox.
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
-        ):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.settimeout(_SEND_TIMEOUT_S)
             channel.sendto("\n".join(lines).encode(), name)
 

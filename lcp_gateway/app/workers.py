@@ -32,9 +32,7 @@ async def keep_alive(database: Database, writer: JournalWriter, log: FilteringBo
     while True:
         try:
             if await database.keep_alive():
-                log.warning(
-                    "the database session that shows that this gateway lives was lost and replaced"
-                )
+                log.warning("the database session that shows that this gateway lives was lost and replaced")
         except DatabaseUnavailable as error:
             writer.suspect(error.reason)
         await asyncio.sleep(_ALIVE_EVERY_S)
@@ -61,9 +59,7 @@ async def sweep_regularly(
         await asyncio.sleep(_SWEEP_EVERY_S)
 
 
-async def measure_books(
-    books: Books, budgets: Callable[[], Iterable[Budget]], metrics: Metrics
-) -> None:
+async def measure_books(books: Books, budgets: Callable[[], Iterable[Budget]], metrics: Metrics) -> None:
     """Keep the gauges of unknown payments, losses, refunds and budgets up to date."""
     while True:
         with contextlib.suppress(DatabaseUnavailable):
@@ -71,9 +67,7 @@ async def measure_books(
             outstanding = await books.outstanding()
             oldest = outstanding.oldest_at
             metrics.outstanding(
-                outstanding.unknown_msat,
-                outstanding.unknown,
-                0.0 if oldest is None else (now - oldest).total_seconds(),
+                outstanding.unknown_msat, outstanding.unknown, 0.0 if oldest is None else (now - oldest).total_seconds()
             )
             for peer in await books.peers():
                 metrics.peer_undelivered_msat(peer.peer_id, peer.lost_msat)

@@ -7,18 +7,9 @@ from pathlib import PurePath
 from typing import Annotated, Any
 
 import typer
-from typer.completion import (  # type: ignore[attr-defined]  # where typer documents them, though it marks no export
-    completion_init,
-    get_completion_script,
-)
+from typer.completion import completion_init, get_completion_script  # type: ignore[attr-defined]  # where typer documents them, though it marks no export
 
-from lcp_gateway.cli.output import (
-    COMPLETION_VARIABLE,
-    PROGRAM,
-    RUNTIME_ERROR,
-    USAGE_ERROR,
-    CommandFailed,
-)
+from lcp_gateway.cli.output import COMPLETION_VARIABLE, PROGRAM, RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 
 # Not `command_app`: its module loads the settings, which the Tab key should not wait for.
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -36,9 +27,7 @@ class Shell(enum.StrEnum):
 def completion(
     shell: Annotated[
         Shell | None,
-        typer.Argument(
-            metavar="SHELL", help="The shell; the present one if left out.", show_default=False
-        ),
+        typer.Argument(metavar="SHELL", help="The shell; the present one if left out.", show_default=False),
     ] = None,
 ) -> int:
     """Print a script that makes a shell complete commands and flags with the Tab key.
@@ -46,9 +35,7 @@ def completion(
     For bash and zsh: eval "$(lcp-gateway completion bash)" in ~/.bashrc or ~/.zshrc, there after compinit.
     For fish: lcp-gateway completion fish > ~/.config/fish/completions/lcp-gateway.fish
     """
-    script = get_completion_script(
-        prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, shell=shell or _own_shell()
-    )
+    script = get_completion_script(prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, shell=shell or _own_shell())
     sys.stdout.write(script + "\n")
     return 0
 
@@ -65,9 +52,7 @@ def answer(command: Any) -> int:
     """Answer the shell that asks how its line may go on; ``command`` is the program's own. Errors are not shown."""
     completion_init()
     try:
-        command.main(
-            args=[], prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False
-        )
+        command.main(args=[], prog_name=PROGRAM, complete_var=COMPLETION_VARIABLE, standalone_mode=False)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else RUNTIME_ERROR
     except Exception:  # noqa: BLE001 - a traceback between prompt and cursor is of no use

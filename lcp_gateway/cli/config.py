@@ -11,23 +11,8 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.options import (
-    CONFIG_OPTION,
-    GroupedHelp,
-    JsonOption,
-    command_group,
-    load_settings,
-    setting_flags,
-)
-from lcp_gateway.cli.output import (
-    RUNTIME_ERROR,
-    USAGE_ERROR,
-    CommandFailed,
-    print_json,
-    print_table,
-    printable,
-    report,
-)
+from lcp_gateway.cli.options import CONFIG_OPTION, GroupedHelp, JsonOption, command_group, load_settings, setting_flags
+from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, print_json, print_table, printable, report
 from lcp_gateway.cli.service.instances import make_folder
 from lcp_gateway.config import ConfigError, load, specs, written
 from lcp_gateway.config.docs import sample_file
@@ -52,9 +37,7 @@ def show(config: Path | None, flags: Mapping[str, object], *, json: JsonOption =
     report(*(f"warning: {warning}" for warning in loaded.warnings))
     shown = {name: spec.shown(getattr(loaded.settings, name)) for name, spec in specs().items()}
     if not json:
-        rows = (
-            (name, written(value), str(loaded.source_of(name))) for name, value in shown.items()
-        )
+        rows = ((name, written(value), str(loaded.source_of(name))) for name, value in shown.items())
         print_table(("setting", "value", "source"), rows)
         return 0
     settings = {}
@@ -78,14 +61,12 @@ def show(config: Path | None, flags: Mapping[str, object], *, json: JsonOption =
 @app.command()
 def check(
     file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="The default one if left out.", show_default=False),
+        Path | None, typer.Argument(metavar="FILE", help="The default one if left out.", show_default=False)
     ] = None,
     *,
     config: Annotated[Path | None, CONFIG_OPTION] = None,
     no_environment: Annotated[
-        bool,
-        typer.Option("--no-environment", help="Read the file alone, as for another machine."),
+        bool, typer.Option("--no-environment", help="Read the file alone, as for another machine.")
     ] = False,
 ) -> int:
     """List every problem of a configuration file and the environment, a line each.
@@ -93,18 +74,13 @@ def check(
     Ends with 1 when there is one, and with 2 when there is a file and it cannot be read.
     """
     if file is not None and config is not None and file != config:
-        raise CommandFailed(
-            f"{file} and --config {config}: name one file to check", exit_code=USAGE_ERROR
-        )
+        raise CommandFailed(f"{file} and --config {config}: name one file to check", exit_code=USAGE_ERROR)
     path, _ = file_to_read(os.environ, file or config)
     environ: Mapping[str, str] = {} if no_environment else os.environ
     if path is not None:
         _check_readable(path)
     elif no_environment:
-        raise CommandFailed(
-            f"there is no file at {default_file(os.environ)}: nothing to check",
-            exit_code=USAGE_ERROR,
-        )
+        raise CommandFailed(f"there is no file at {default_file(os.environ)}: nothing to check", exit_code=USAGE_ERROR)
     for line in _sources(path, environ):
         typer.echo(printable(line))
     try:
@@ -125,9 +101,7 @@ def _check_readable(path: Path) -> None:
     except UnicodeDecodeError:
         raise CommandFailed(f"{path}: the file is not UTF-8 text", exit_code=USAGE_ERROR) from None
     except OSError as error:
-        raise CommandFailed(
-            f"{path}: cannot be read: {_reason(error)}", exit_code=USAGE_ERROR
-        ) from None
+        raise CommandFailed(f"{path}: cannot be read: {_reason(error)}", exit_code=USAGE_ERROR) from None
 
 
 def _sources(path: Path | None, environ: Mapping[str, str]) -> Iterable[str]:
@@ -155,10 +129,7 @@ def _sources(path: Path | None, environ: Mapping[str, str]) -> Iterable[str]:
 def generate(
     *,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE", help="The file to write, instead of the default one."
-        ),
+        Path | None, typer.Option("--config", metavar="FILE", help="The file to write, instead of the default one.")
     ] = None,
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it, and write no file.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that exists.")] = False,

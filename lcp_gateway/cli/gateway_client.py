@@ -123,22 +123,14 @@ def ask_readiness(where: Address | str) -> Readiness | None:
     """
     try:
         address = Address.of_url(where) if isinstance(where, str) else where
-        response = call(
-            address,
-            "GET",
-            "/readyz",
-            timeout_s=_READY_TIMEOUT_S,
-            max_bytes=_MAX_READYZ_BYTES,
-        )
+        response = call(address, "GET", "/readyz", timeout_s=_READY_TIMEOUT_S, max_bytes=_MAX_READYZ_BYTES)
         document = response.document
         if not response.server.startswith(_SERVER) or "jobs_in_flight" not in document:
             return None
         nodes = document.get("nodes") or {}
         return Readiness(
             ready=document["status"] == "ready",
-            reasons=tuple(
-                printable(str(reason))[:_SHOWN_CHARACTERS] for reason in document["reasons"]
-            ),
+            reasons=tuple(printable(str(reason))[:_SHOWN_CHARACTERS] for reason in document["reasons"]),
             peers=int(document["peers"]),
             jobs_in_flight=int(document["jobs_in_flight"]),
             nodes={str(name): bool(state["up"]) for name, state in nodes.items()},
@@ -177,17 +169,11 @@ class RunningGateway:
         return self._ask("POST", _PATHS[kind], body, {"X-Lcp-Route-Only": "true"})
 
     def _ask(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> Mapping[str, Any]:
         key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            response = call(
-                self.address, method, path, body=body, headers={**(headers or {}), **key}
-            )
+            response = call(self.address, method, path, body=body, headers={**(headers or {}), **key})
         except (OSError, http.client.HTTPException):
             raise CommandFailed(f"the gateway at {self.url} does not answer") from None
         if response.status != HTTPStatus.OK:
@@ -234,9 +220,7 @@ def _connection(address: Address, timeout_s: float) -> http.client.HTTPConnectio
         context.verify_mode = ssl.CERT_NONE
     else:
         context.load_verify_locations(address.certificate)
-    return http.client.HTTPSConnection(
-        address.host, address.port, timeout=timeout_s, context=context
-    )
+    return http.client.HTTPSConnection(address.host, address.port, timeout=timeout_s, context=context)
 
 
 def _entries(document: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

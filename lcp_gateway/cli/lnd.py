@@ -36,8 +36,7 @@ async def opened_lnd(settings: Settings) -> AsyncIterator["LndClient | None"]:
     proxy = may_use_proxy(settings, settings.lnd_grpc_addr)
     with _opening_fails():
         lnd = LndClient(
-            LndAddress(settings.lnd_grpc_addr, cert, macaroon, proxy),
-            timeout_s=settings.preflight_timeout_s,
+            LndAddress(settings.lnd_grpc_addr, cert, macaroon, proxy), timeout_s=settings.preflight_timeout_s
         )
     async with lnd:
         yield lnd
@@ -57,9 +56,7 @@ async def invoice_network(settings: Settings, *, warns: bool = True) -> str | No
             return (await lnd.info()).invoice_prefix
         except LndError as error:
             if warns:
-                report(
-                    f"warning: lnd did not report its network ({error.status}): see lcp-gateway doctor"
-                )
+                report(f"warning: lnd did not report its network ({error.status}): see lcp-gateway doctor")
             return None
 
 
@@ -67,14 +64,11 @@ def own_node(settings: Settings) -> str:
     """Return the gRPC target of a simulated node; whether it is one is not known yet."""
     if not settings.embedded:
         if settings.lcpd_tls:
-            raise CommandFailed(
-                "a daemon that is reached with TLS (lcpd_tls) is not a simulated node"
-            )
+            raise CommandFailed("a daemon that is reached with TLS (lcpd_tls) is not a simulated node")
         return settings.lcpd_grpc_addr
     if not settings.node_listen:
         raise CommandFailed(
-            "the embedded node listens where only its own gateway finds it: "
-            "set node_listen, for the gateway and here"
+            "the embedded node listens where only its own gateway finds it: set node_listen, for the gateway and here"
         )
     listen = settings.node_listen
     return f"127.0.0.1{listen}" if listen.startswith(":") else listen
@@ -94,9 +88,7 @@ async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIss
     node = "" if settings.lnd_grpc_addr else own_node(settings)
     with _opening_fails():
         invoices = LndInvoices(
-            invoice_address(settings, node),
-            network=settings.network or None,
-            timeout_s=settings.preflight_timeout_s,
+            invoice_address(settings, node), network=settings.network or None, timeout_s=settings.preflight_timeout_s
         )
     async with invoices:
         yield InvoiceIssuer(invoices)

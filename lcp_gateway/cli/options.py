@@ -14,17 +14,7 @@ from pydantic import ValidationError
 from typer.core import TyperCommand
 
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
-from lcp_gateway.config import (
-    ConfigError,
-    Group,
-    Loaded,
-    Settings,
-    SourceKind,
-    Spec,
-    load,
-    parse_host_port,
-    specs,
-)
+from lcp_gateway.config import ConfigError, Group, Loaded, Settings, SourceKind, Spec, load, parse_host_port, specs
 from lcp_gateway.config.sources import (
     Given,
     Layer,
@@ -38,10 +28,7 @@ from lcp_gateway.config.sources import (
 T = TypeVar("T")
 
 CONFIG_OPTION = typer.Option(
-    "--config",
-    metavar="FILE",
-    help="TOML file to read instead of the default one.",
-    show_default=False,
+    "--config", metavar="FILE", help="TOML file to read instead of the default one.", show_default=False
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
@@ -49,9 +36,7 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmat
 
 def command_app(**more: Any) -> typer.Typer:
     """Return the typer application of one command, or of a group of them."""
-    return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **more
-    )
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **more)
 
 
 def command_group(purpose: str) -> typer.Typer:
@@ -103,9 +88,7 @@ def with_parameters(
     return run
 
 
-def parameters_of(
-    command: Callable[..., Any], *, without: Collection[str] = ()
-) -> list[inspect.Parameter]:
+def parameters_of(command: Callable[..., Any], *, without: Collection[str] = ()) -> list[inspect.Parameter]:
     """Return the parameters of a command, but those that are not options."""
     found = inspect.signature(command, eval_str=True).parameters
     return [parameter for name, parameter in found.items() if name not in without]
@@ -119,11 +102,7 @@ def setting_flags(
     The command is called with ``config`` (a path or ``None``), ``flags`` (by setting, ``None`` where not given) and
     its own parameters, all by keyword.
     """
-    chosen = [
-        spec
-        for spec in specs().values()
-        if spec.flag and (spec.group in groups or spec.name in also)
-    ]
+    chosen = [spec for spec in specs().values() if spec.flag and (spec.group in groups or spec.name in also)]
     takes_address = any(spec.name == "http_addr" for spec in chosen)
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
@@ -132,9 +111,7 @@ def setting_flags(
             if takes_address:
                 host, port = values.pop("host"), values.pop("port")
                 if host is not None or port is not None:
-                    flags["http_addr"] = _address(
-                        host, port, flags["http_addr"], values.get("config")
-                    )
+                    flags["http_addr"] = _address(host, port, flags["http_addr"], values.get("config"))
             return command(flags=flags, **values)
 
         return with_parameters(
@@ -152,10 +129,7 @@ def setting_flags(
 
 
 def load_settings(
-    flags: Mapping[str, object],
-    config: Path | None,
-    *,
-    flag_names: Mapping[str, str] = MappingProxyType({}),
+    flags: Mapping[str, object], config: Path | None, *, flag_names: Mapping[str, str] = MappingProxyType({})
 ) -> Loaded:
     """Load the configuration of this process."""
     try:
@@ -178,11 +152,7 @@ class PartialSettings:
 
 
 def partial_settings(
-    names: Collection[str],
-    *,
-    flags: Mapping[str, object],
-    environ: Mapping[str, str],
-    config: Path | None,
+    names: Collection[str], *, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None
 ) -> PartialSettings:
     """Read the settings of these names from where ``serve`` reads them, and no others.
 
@@ -196,12 +166,7 @@ def partial_settings(
     path, named_by = file_to_read(environ, config)
     file = from_file(path, known, named_by=named_by) if path is not None else Layer()
     found: dict[str, Given] = {}
-    for layer in (
-        file,
-        from_openai_serve(environ, known),
-        from_environment(environ, known),
-        from_flags(flags, known),
-    ):
+    for layer in (file, from_openai_serve(environ, known), from_environment(environ, known), from_flags(flags, known)):
         found |= {name: given for name, given in layer.given.items() if name in names}
     # A file of which nothing could be read might have said where to look.
     problems = list(file.problems) if not file.given else []
@@ -240,9 +205,7 @@ class GroupedHelp(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the flags, each under the heading of its group."""
-        sections: dict[str, dict[str, tuple[str, str]]] = {
-            name: {} for name in (_FIRST, *Group, _OTHERS)
-        }
+        sections: dict[str, dict[str, tuple[str, str]]] = {name: {} for name in (_FIRST, *Group, _OTHERS)}
         known = specs()
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -263,9 +226,7 @@ class GroupedHelp(TyperCommand):
 
 
 def _keyword(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _setting_parameter(spec: Spec) -> inspect.Parameter:
@@ -273,9 +234,7 @@ def _setting_parameter(spec: Spec) -> inspect.Parameter:
         flag = f"{spec.flag}/--no-{spec.flag.removeprefix('--')}"
         switch = typer.Option(flag, help=spec.description, show_default=False)
         return _keyword(spec.name, Annotated[bool | None, switch])
-    option = typer.Option(
-        spec.flag, help=spec.description, metavar=spec.form.metavar, show_default=False
-    )
+    option = typer.Option(spec.flag, help=spec.description, metavar=spec.form.metavar, show_default=False)
     return _keyword(spec.name, Annotated[str | None, option])
 
 
@@ -285,17 +244,13 @@ _ADDRESS_PARAMETERS = (
         Annotated[
             str | None,
             text_option(
-                metavar="HOST",
-                help="The host of `http_addr` alone: an address of this machine, or 0.0.0.0 for all.",
+                metavar="HOST", help="The host of `http_addr` alone: an address of this machine, or 0.0.0.0 for all."
             ),
         ],
     ),
     _keyword(
         "port",
-        Annotated[
-            int | None,
-            typer.Option(metavar="PORT", min=0, max=65_535, help="The port of `http_addr` alone."),
-        ],
+        Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65_535, help="The port of `http_addr` alone.")],
     ),
 )
 
@@ -304,8 +259,7 @@ def _address(host: str | None, port: int | None, typed: str | None, config: Path
     """Put the address together: the part that neither flag names stays as it is configured."""
     if typed is not None:
         raise CommandFailed(
-            "--http-addr says host and port already: leave --host and --port out",
-            exit_code=USAGE_ERROR,
+            "--http-addr says host and port already: leave --host and --port out", exit_code=USAGE_ERROR
         )
     known = partial_settings({"http_addr"}, flags={}, environ=os.environ, config=config)
     configured = parse_host_port(known.settings.http_addr)

@@ -51,9 +51,7 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
-        raise CommandFailed(
-            "this must be confirmed, and there is no terminal: add --yes", exit_code=USAGE_ERROR
-        )
+        raise CommandFailed("this must be confirmed, and there is no terminal: add --yes", exit_code=USAGE_ERROR)
     typer.confirm(question, abort=True)
 
 
@@ -73,9 +71,7 @@ def print_list(
         print_table([*columns], rows, omitted=omitted)
 
 
-def print_table(
-    headings: Sequence[str], rows: Iterable[Sequence[str]], *, omitted: Collection[str] = ()
-) -> None:
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, omitted: Collection[str] = ()) -> None:
     """Print a table. In a pipe every row is one line, and whole.
 
     On a terminal long hexadecimal ids are shortened, columns of ``omitted`` left out, and cells that are still too long

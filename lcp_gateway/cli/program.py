@@ -12,13 +12,7 @@ import typer
 import typer.core
 import typer.main
 
-from lcp_gateway.cli.output import (
-    COMPLETION_VARIABLE,
-    PROGRAM,
-    RUNTIME_ERROR,
-    CommandFailed,
-    report,
-)
+from lcp_gateway.cli.output import COMPLETION_VARIABLE, PROGRAM, RUNTIME_ERROR, CommandFailed, report
 
 _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
     {
@@ -105,9 +99,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
+def _top(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
         from lcp_gateway.__about__ import __version__  # noqa: PLC0415 - only this flag needs it
 

@@ -1,14 +1,7 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
 from lcp_gateway.config.addresses import HostPort, parse_host_port, without_password
-from lcp_gateway.config.derived import (
-    all_nodes,
-    auth_mode,
-    known_hosts,
-    markups,
-    may_use_proxy,
-    model_limits,
-)
+from lcp_gateway.config.derived import all_nodes, auth_mode, known_hosts, markups, may_use_proxy, model_limits
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig

@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import SplitResult, urlsplit
 
-from lcp_gateway.config.parsers import (
-    Form,
-    optional,
-    parse_list,
-    parse_text,
-    read_by,
-    refuse_quotes,
-)
+from lcp_gateway.config.parsers import Form, optional, parse_list, parse_text, read_by, refuse_quotes
 
 MAX_PORT = 65_535
 JOURNAL_OFF: Final = "off"
@@ -161,9 +154,7 @@ def _parse_networks(value: object) -> tuple[str, ...]:
         try:
             found.append(str(ipaddress.ip_network(text)))
         except ValueError as error:
-            raise ValueError(
-                f'must be addresses or networks such as "10.0.0.7" or "10.0.0.0/8": {error}'
-            ) from None
+            raise ValueError(f'must be addresses or networks such as "10.0.0.7" or "10.0.0.0/8": {error}') from None
     return tuple(dict.fromkeys(found))
 
 
@@ -182,9 +173,7 @@ def _parse_hosts(value: object) -> tuple[str, ...]:
     found = []
     for text in parse_list(value):
         if text != "*" and not _HOST_NAME.fullmatch(text):
-            raise ValueError(
-                'must be names such as "gateway" or "*.example.com", without a scheme and a port, or "*"'
-            )
+            raise ValueError('must be names such as "gateway" or "*.example.com", without a scheme and a port, or "*"')
         found.append(text.lower().removesuffix("."))
     return tuple(dict.fromkeys(found))
 
@@ -219,21 +208,15 @@ def parse_base_url(value: object, *, key_setting: str = "api_key") -> str:
 Listen = Annotated[str, Form("address", "HOST:PORT"), read_by(_parse_listen)]
 OptionalListen = Annotated[str, Form("address", "HOST:PORT"), read_by(optional(_parse_listen))]
 GrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), read_by(parse_grpc_target)]
-OptionalGrpcListen = Annotated[
-    str, Form("gRPC address", "ADDRESS"), read_by(optional(_parse_grpc_listen))
-]
+OptionalGrpcListen = Annotated[str, Form("gRPC address", "ADDRESS"), read_by(optional(_parse_grpc_listen))]
 Origins = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_origins)]
 Backend = Annotated[str, Form('"echo" or a URL', "BACKEND"), read_by(_parse_backend)]
 OptionalRedis = Annotated[str, Form("Redis URL", "URL"), read_by(optional(_parse_redis))]
 Journal = Annotated[str, Form("path, database URL or off", "PLACE"), read_by(_parse_journal)]
-OptionalGrpcTarget = Annotated[
-    str, Form("gRPC address", "ADDRESS"), read_by(optional(parse_grpc_target))
-]
+OptionalGrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), read_by(optional(parse_grpc_target))]
 Hosts = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_hosts)]
 Networks = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_networks)]
 OpenClawUrl = Annotated[
-    str,
-    Form("URL", "URL"),
-    read_by(optional(functools.partial(parse_base_url, key_setting="openclaw_api_key"))),
+    str, Form("URL", "URL"), read_by(optional(functools.partial(parse_base_url, key_setting="openclaw_api_key")))
 ]
 OptionalHttpUrl = Annotated[str, Form("URL", "URL"), read_by(optional(_parse_http_url))]

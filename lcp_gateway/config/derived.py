@@ -16,11 +16,7 @@ def auth_mode(settings: Settings) -> str:
 
 def known_hosts(settings: Settings) -> tuple[str, ...]:
     """Return the names by which clients without a credential may reach the gateway: ``allowed_hosts``, and those it listens on."""
-    listening = [
-        parse_host_port(address).host
-        for address in (settings.http_addr, settings.metrics_addr)
-        if address
-    ]
+    listening = [parse_host_port(address).host for address in (settings.http_addr, settings.metrics_addr) if address]
     return (*settings.allowed_hosts, *filter(None, listening))
 
 

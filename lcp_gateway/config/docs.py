@@ -68,9 +68,7 @@ def docs_markdown() -> str:
     by_group: dict[Group, list[Spec]] = {group: [] for group in Group}
     for spec in specs().values():
         by_group[spec.group].append(spec)
-    sections = [
-        f"## {group}\n\n" + "\n".join(map(_entry, found)) for group, found in by_group.items()
-    ]
+    sections = [f"## {group}\n\n" + "\n".join(map(_entry, found)) for group, found in by_group.items()]
     return _HEAD + "\n" + "\n".join(sections)
 
 
@@ -219,13 +217,9 @@ def _about(spec: Spec) -> Iterator[str]:
     names = [spec.environment, *filter(None, (spec.openai_serve, spec.openclaw))]
     yield from _prose(f"Type: {spec.form.name}. Environment: {', '.join(names)}.")
     if spec.secret:
-        yield from _prose(
-            "A secret: better in the environment, or no other user may read this file."
-        )
+        yield from _prose("A secret: better in the environment, or no other user may read this file.")
     elif spec.may_hold_password:
-        yield from _prose(
-            "With a password in it, it is a secret: no other user may read this file."
-        )
+        yield from _prose("With a password in it, it is a secret: no other user may read this file.")
 
 
 def _table(spec: Spec) -> Iterator[str]:

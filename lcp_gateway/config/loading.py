@@ -67,9 +67,7 @@ class Loaded:
         kept = {name: Source(SourceKind.DEFAULT, f"{name} as it was") for name in specs()}
         if problems := list(contradictions(settings, {**kept, **self._sources})):
             listed = ", ".join(sorted(names))
-            raise ConfigError(
-                [*problems, f"settings that need a restart keep their old values: {listed}"]
-            )
+            raise ConfigError([*problems, f"settings that need a restart keep their old values: {listed}"])
         return settings
 
 
@@ -115,9 +113,7 @@ def load(
     return Loaded(settings, tuple(warnings), path, sources)
 
 
-def _bad_values(
-    error: ValidationError, given: Mapping[str, Given], known: Mapping[str, Spec]
-) -> Iterator[str]:
+def _bad_values(error: ValidationError, given: Mapping[str, Given], known: Mapping[str, Spec]) -> Iterator[str]:
     for detail in error.errors(include_url=False, include_input=False, include_context=False):
         location = detail["loc"]
         name = str(location[0])

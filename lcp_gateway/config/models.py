@@ -8,14 +8,7 @@ from typing import Annotated, ClassVar, Final
 from pydantic import AfterValidator, ConfigDict, Field
 
 from lcp_gateway.config import parsers
-from lcp_gateway.config.parsers import (
-    Form,
-    parse_count,
-    parse_list,
-    parse_number,
-    parse_text,
-    read_by,
-)
+from lcp_gateway.config.parsers import Form, parse_count, parse_list, parse_number, parse_text, read_by
 from lcp_gateway.config.tables import ROW_CONFIG, tables_by_name
 
 AUTO: Final = "auto"
@@ -38,9 +31,7 @@ def _parse_capabilities(value: object) -> tuple[str, ...]:
     found = parse_list(value)
     for number, capability in enumerate(found, start=1):
         if not _CAPABILITY.fullmatch(capability):
-            raise ValueError(
-                f'capability number {number} is not a word of up to 32 of a-z, 0-9, "_" and "-"'
-            )
+            raise ValueError(f'capability number {number} is not a word of up to 32 of a-z, 0-9, "_" and "-"')
     return found
 
 
@@ -99,16 +90,12 @@ class ModelConfig:
         ),
     ] = None
     owned_by: Annotated[parsers.Text, Field(description="Its owner, as clients see it.")] = ""
-    aliases: Annotated[
-        parsers.Names, Field(description="Other names by which clients may ask for it.")
-    ] = ()
+    aliases: Annotated[parsers.Names, Field(description="Other names by which clients may ask for it.")] = ()
     max_price_msat: Annotated[
-        parsers.Count,
-        Field(description="The most that a request to it may be priced at; 0 sets no limit."),
+        parsers.Count, Field(description="The most that a request to it may be priced at; 0 sets no limit.")
     ] = 0
     max_total_msat: Annotated[
-        parsers.Count,
-        Field(description="The most that one may cost, routing fee included; 0 sets no limit."),
+        parsers.Count, Field(description="The most that one may cost, routing fee included; 0 sets no limit.")
     ] = 0
     default_temperature: Annotated[
         float | None,
@@ -126,15 +113,10 @@ class ModelConfig:
         float | None,
         Form("number", "N"),
         read_by(parse_number),
-        Field(
-            description="Mark-up that customers are charged, instead of the setting `markup_percent`."
-        ),
+        Field(description="Mark-up that customers are charged, instead of the setting `markup_percent`."),
     ] = None
     markup_msat: Annotated[
-        int | None,
-        Form("whole number", "N"),
-        read_by(parse_count),
-        Field(description="The same for `markup_msat`."),
+        int | None, Form("whole number", "N"), read_by(parse_count), Field(description="The same for `markup_msat`.")
     ] = None
 
 
@@ -149,17 +131,11 @@ def _names_fit(models: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
             if alias == name:
                 continue
             if alias == AUTO or alias.startswith(AUTO + ":"):
-                raise ValueError(
-                    f"{alias!r:.80} cannot be an alias: it means a choice of the gateway"
-                )
+                raise ValueError(f"{alias!r:.80} cannot be an alias: it means a choice of the gateway")
             if alias in models:
-                raise ValueError(
-                    f"{alias!r:.80} is an alias of {name!r:.80} and the name of another model"
-                )
+                raise ValueError(f"{alias!r:.80} is an alias of {name!r:.80} and the name of another model")
             if (other := owner_of.setdefault(alias, name)) != name:
-                raise ValueError(
-                    f"{alias!r:.80} is an alias of both {other!r:.80} and {name!r:.80}"
-                )
+                raise ValueError(f"{alias!r:.80} is an alias of both {other!r:.80} and {name!r:.80}")
     return models
 
 

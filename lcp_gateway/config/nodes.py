@@ -40,16 +40,13 @@ class NodeConfig:
         read_by(parse_base_url),
         Field(description="Where its API is; `/v1` is added where it has no path."),
     ]
-    api_key: Annotated[
-        parsers.BearerKey, Field(description="Its API key, sent as a bearer token.")
-    ] = field(default="", repr=False)
+    api_key: Annotated[parsers.BearerKey, Field(description="Its API key, sent as a bearer token.")] = field(
+        default="", repr=False
+    )
     api_key_file: Annotated[
-        parsers.OptionalFile,
-        Field(description="A file whose first line is that key, read once at the start."),
+        parsers.OptionalFile, Field(description="A file whose first line is that key, read once at the start.")
     ] = None
-    price_per_request_msat: Annotated[
-        parsers.Count, Field(description="Price of a request, in millisatoshi.")
-    ] = 0
+    price_per_request_msat: Annotated[parsers.Count, Field(description="Price of a request, in millisatoshi.")] = 0
     price_per_1k_input_msat: Annotated[
         parsers.Count, Field(description="Price of 1,000 tokens of a request, added to it.")
     ] = 0
@@ -60,18 +57,11 @@ class NodeConfig:
         parsers.Number, Field(description="Price of a minute of use in sat, added to it.")
     ] = 0.0
     max_output_tokens: Annotated[
-        parsers.Count,
-        Field(gt=0, description="The estimated length of an answer where a request sets no limit."),
+        parsers.Count, Field(gt=0, description="The estimated length of an answer where a request sets no limit.")
     ] = 4_096
-    timeout_s: Annotated[
-        parsers.Duration, Field(gt=0, description="How long a whole request may take.")
-    ] = 120.0
-    models: Annotated[
-        parsers.Names, Field(description="Its models; without any, the node is asked for its list.")
-    ] = ()
-    owned_by: Annotated[
-        parsers.Text, Field(description="The owner of its models, as clients see it.")
-    ] = ""
+    timeout_s: Annotated[parsers.Duration, Field(gt=0, description="How long a whole request may take.")] = 120.0
+    models: Annotated[parsers.Names, Field(description="Its models; without any, the node is asked for its list.")] = ()
+    owned_by: Annotated[parsers.Text, Field(description="The owner of its models, as clients see it.")] = ""
     endpoints: Annotated[
         tuple[str, ...],
         Form("list", "A,B"),

@@ -298,14 +298,7 @@ def read_by(parse: Callable[[object], object]) -> BeforeValidator:
 
 # Invoices of both testnets begin alike.
 INVOICE_PREFIXES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "mainnet": "bc",
-        "testnet": "tb",
-        "testnet4": "tb",
-        "signet": "tbs",
-        "regtest": "bcrt",
-        "simnet": "sb",
-    }
+    {"mainnet": "bc", "testnet": "tb", "testnet4": "tb", "signet": "tbs", "regtest": "bcrt", "simnet": "sb"}
 )
 """The prefix of a network's invoices (BOLT 11) by the name of the network."""
 
@@ -358,34 +351,18 @@ BearerKey = Annotated[str, Form("text", "TEXT"), read_by(parse_bearer_key)]
 OptionalProvider = Annotated[str, Form("provider", "PROVIDER"), read_by(optional(_parse_provider))]
 Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(parse_list)]
 BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_bearer_keys)]
-ModelMap = Annotated[
-    Mapping[str, str], Form("map", "MODEL=PROVIDER;..."), read_by(_parse_model_map)
-]
+ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PROVIDER;..."), read_by(_parse_model_map)]
 Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), read_by(_parse_metadata)]
 OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(parse_file)]
-Auth = Annotated[
-    Literal["", "none", "keys", "accounts"],
-    Form("none, keys or accounts", "MODE"),
-    read_by(_lower),
-]
+Auth = Annotated[Literal["", "none", "keys", "accounts"], Form("none, keys or accounts", "MODE"), read_by(_lower)]
 LogLevel = Annotated[
-    Literal["debug", "info", "warn", "error"],
-    Form("debug, info, warn or error", "LEVEL"),
-    read_by(_parse_level),
+    Literal["debug", "info", "warn", "error"], Form("debug, info, warn or error", "LEVEL"), read_by(_parse_level)
 ]
-LogFormat = Annotated[
-    Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)
-]
+LogFormat = Annotated[Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)]
 Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
-Transport = Annotated[
-    Literal["auto", "direct", "grpcio"],
-    Form("auto, direct or grpcio", "TRANSPORT"),
-    read_by(_lower),
-]
+Transport = Annotated[Literal["auto", "direct", "grpcio"], Form("auto, direct or grpcio", "TRANSPORT"), read_by(_lower)]
 Network = Annotated[str, Form("network", "NETWORK"), read_by(_parse_network)]
-ModelLimits = Annotated[
-    Mapping[str, int], Form("map", "MODEL=MSAT;..."), read_by(_parse_model_limits)
-]
+ModelLimits = Annotated[Mapping[str, int], Form("map", "MODEL=MSAT;..."), read_by(_parse_model_limits)]
 PartsPerMillion = Annotated[int, Form("parts per million", "PPM"), read_by(_parse_ppm)]
 OptionalFolder = Annotated[Path | None, Form("folder", "FOLDER"), read_by(parse_file)]
 Ratio = Annotated[float, Form("number from 0 to 1", "N"), read_by(_parse_ratio)]

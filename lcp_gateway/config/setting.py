@@ -108,9 +108,7 @@ class Spec:
             return REDACTED if value else value
         if self.form.row:
             return shown_tables(value, self.form.row)
-        return (
-            without_password(value) if self.may_hold_password and isinstance(value, str) else value
-        )
+        return without_password(value) if self.may_hold_password and isinstance(value, str) else value
 
     def is_secret_when(self, value: object) -> bool:
         """Whether this value of the setting must be kept from other users; ``value`` may be unparsed."""

@@ -57,9 +57,7 @@ class Settings(BaseModel):
         Group.HTTP,
     )
     http_tls_cert: parsers.OptionalFile = setting(
-        None,
-        "PEM file of the certificate and its chain, with which HTTPS is served.",
-        Group.HTTP,
+        None, "PEM file of the certificate and its chain, with which HTTPS is served.", Group.HTTP
     )
     http_tls_key: parsers.OptionalFile = setting(
         None, "PEM file of the certificate's key; it may stand in the same file.", Group.HTTP
@@ -74,35 +72,18 @@ class Settings(BaseModel):
         openai_serve="LCPD_GRPC_ADDR",
         restart=_DAEMON,
     )
-    lcpd_tls: parsers.Switch = setting(
-        False,
-        "Speak TLS to the daemon.",
-        Group.DAEMON,
-        restart=_DAEMON,
-    )
+    lcpd_tls: parsers.Switch = setting(False, "Speak TLS to the daemon.", Group.DAEMON, restart=_DAEMON)
     lcpd_tls_ca: parsers.OptionalFile = setting(
-        None,
-        "PEM file of the authorities to trust, instead of the system's.",
-        Group.DAEMON,
-        restart=_DAEMON,
+        None, "PEM file of the authorities to trust, instead of the system's.", Group.DAEMON, restart=_DAEMON
     )
     lcpd_tls_cert: parsers.OptionalFile = setting(
-        None,
-        "PEM file of the gateway's client certificate.",
-        Group.DAEMON,
-        restart=_DAEMON,
+        None, "PEM file of the gateway's client certificate.", Group.DAEMON, restart=_DAEMON
     )
     lcpd_tls_key: parsers.OptionalFile = setting(
-        None,
-        "PEM file of the key to the client certificate.",
-        Group.DAEMON,
-        restart=_DAEMON,
+        None, "PEM file of the key to the client certificate.", Group.DAEMON, restart=_DAEMON
     )
     lcpd_tls_server_name: parsers.Text = setting(
-        "",
-        "Name to expect in the daemon's certificate, where it differs from the host.",
-        Group.DAEMON,
-        restart=_DAEMON,
+        "", "Name to expect in the daemon's certificate, where it differs from the host.", Group.DAEMON, restart=_DAEMON
     )
     lcpd_metadata: parsers.Metadata = setting(
         {},
@@ -127,9 +108,7 @@ class Settings(BaseModel):
         Group.DAEMON,
         restart="connections are open",
     )
-    peers_refresh_s: parsers.Duration = setting(
-        5.0, "How often the list of peers is refreshed.", Group.DAEMON, gt=0
-    )
+    peers_refresh_s: parsers.Duration = setting(5.0, "How often the list of peers is refreshed.", Group.DAEMON, gt=0)
     peers_stale_s: parsers.Duration = setting(
         15.0, "Age from which the list of peers is called stale.", Group.DAEMON, gt=0
     )
@@ -168,10 +147,7 @@ class Settings(BaseModel):
         openai_serve="MODEL_ALLOWLIST",
     )
     allow_unlisted_models: parsers.Switch = setting(
-        False,
-        "Let models through that no provider advertises.",
-        Group.ROUTING,
-        openai_serve="ALLOW_UNLISTED_MODELS",
+        False, "Let models through that no provider advertises.", Group.ROUTING, openai_serve="ALLOW_UNLISTED_MODELS"
     )
     explicit_choice: parsers.Choice = setting(
         "order",
@@ -185,9 +161,7 @@ class Settings(BaseModel):
         Group.ROUTING,
     )
     list_auto: parsers.Switch = setting(
-        True,
-        "Put `auto` into the list of models, for clients that offer the models they find there.",
-        Group.ROUTING,
+        True, "Put `auto` into the list of models, for clients that offer the models they find there.", Group.ROUTING
     )
     models: Models = setting(
         {},
@@ -202,10 +176,7 @@ class Settings(BaseModel):
         Group.ROUTING,
     )
     nodes_refresh_s: parsers.Duration = setting(
-        15.0,
-        "How often nodes are asked whether they are up, and for their models.",
-        Group.ROUTING,
-        gt=0,
+        15.0, "How often nodes are asked whether they are up, and for their models.", Group.ROUTING, gt=0
     )
     openclaw_enabled: parsers.Switch = setting(
         False, "Use an OpenClaw instance as a node.", Group.ROUTING, openclaw="ENABLED"
@@ -217,10 +188,7 @@ class Settings(BaseModel):
         "", "Its API key, if it needs one.", Group.ROUTING, openclaw="API_KEY", secret=True
     )
     openclaw_node_name: parsers.NodeName = setting(
-        "OpenClaw",
-        "The node's name, and the owner of its models.",
-        Group.ROUTING,
-        openclaw="NODE_NAME",
+        "OpenClaw", "The node's name, and the owner of its models.", Group.ROUTING, openclaw="NODE_NAME"
     )
     openclaw_price: parsers.Number = setting(
         0.0, "Its price in sat a minute of use; 0 is free.", Group.ROUTING, openclaw="PRICE"
@@ -234,9 +202,7 @@ class Settings(BaseModel):
         "the five weights matter.",
         Group.ROUTING,
     )
-    routing_weight_speed: parsers.Number = setting(
-        0.30, "The same for its measured speed.", Group.ROUTING
-    )
+    routing_weight_speed: parsers.Number = setting(0.30, "The same for its measured speed.", Group.ROUTING)
     routing_weight_delivery: parsers.Number = setting(
         0.25, "The same for the share of requests that it delivered.", Group.ROUTING
     )
@@ -245,17 +211,10 @@ class Settings(BaseModel):
         0.10, "The same for how well the model fits the request.", Group.ROUTING
     )
     routing_temperature: parsers.Number = setting(
-        0.05,
-        "How far the choice may stray from the best score; small is strict.",
-        Group.ROUTING,
-        gt=0,
+        0.05, "How far the choice may stray from the best score; small is strict.", Group.ROUTING, gt=0
     )
     routing_half_life_s: parsers.Duration = setting(
-        300.0,
-        "The age at which a measurement counts half.",
-        Group.ROUTING,
-        gt=0,
-        restart="measurements fade by it",
+        300.0, "The age at which a measurement counts half.", Group.ROUTING, gt=0, restart="measurements fade by it"
     )
 
     # -- Quotes and trust in peers --------------------------------------------------------------
@@ -264,10 +223,7 @@ class Settings(BaseModel):
         3, "How many peers are asked for a quote of one request at most.", Group.TRUST, gt=0
     )
     quote_fanout: parsers.Count = setting(
-        1,
-        "How many of them are asked at the same time; the cheapest quote is taken.",
-        Group.TRUST,
-        gt=0,
+        1, "How many of them are asked at the same time; the cheapest quote is taken.", Group.TRUST, gt=0
     )
     exposure_base_msat: parsers.Count = setting(
         20_000_000,
@@ -318,14 +274,10 @@ class Settings(BaseModel):
         openai_serve="MAX_PRICE_MSAT",
     )
     max_total_msat: parsers.Count = setting(
-        0,
-        "The most that one request may cost, price and estimated routing fee together; 0 sets no limit.",
-        Group.MONEY,
+        0, "The most that one request may cost, price and estimated routing fee together; 0 sets no limit.", Group.MONEY
     )
     model_max_total_msat: parsers.ModelLimits = setting(
-        {},
-        'The same by model: a table, or "model=msat;model=msat". The lowest limit holds.',
-        Group.MONEY,
+        {}, 'The same by model: a table, or "model=msat;model=msat". The lowest limit holds.', Group.MONEY
     )
     fee_ppm: parsers.PartsPerMillion = setting(
         10_000,
@@ -334,9 +286,7 @@ class Settings(BaseModel):
         "to 10,000 sat a payment, a limit of its own that nothing here can change.",
         Group.MONEY,
     )
-    fee_base_msat: parsers.Count = setting(
-        1_000, "The fixed part of the estimated routing fee.", Group.MONEY
-    )
+    fee_base_msat: parsers.Count = setting(1_000, "The fixed part of the estimated routing fee.", Group.MONEY)
     budget_hour_msat: parsers.Count = setting(
         0,
         "What may be spent in a calendar hour (UTC), fees and unknown payments counted; 0 sets no limit.",
@@ -345,9 +295,7 @@ class Settings(BaseModel):
     budget_day_msat: parsers.Count = setting(0, "The same for a day (UTC).", Group.MONEY)
     budget_month_msat: parsers.Count = setting(0, "The same for a month (UTC).", Group.MONEY)
     key_budget_hour_msat: parsers.Count = setting(
-        0,
-        "What each of `api_keys` may spend in a calendar hour (UTC); 0 sets no limit.",
-        Group.MONEY,
+        0, "What each of `api_keys` may spend in a calendar hour (UTC); 0 sets no limit.", Group.MONEY
     )
     key_budget_day_msat: parsers.Count = setting(0, "The same for a day (UTC).", Group.MONEY)
     key_budget_month_msat: parsers.Count = setting(0, "The same for a month (UTC).", Group.MONEY)
@@ -373,10 +321,7 @@ class Settings(BaseModel):
         Group.ACCOUNTS,
     )
     admin_key: parsers.BearerKey = setting(
-        "",
-        "The key to `/api/admin/…`. Off when empty.",
-        Group.ACCOUNTS,
-        secret=True,
+        "", "The key to `/api/admin/…`. Off when empty.", Group.ACCOUNTS, secret=True
     )
     keys_stale_s: parsers.Duration = setting(
         5.0,
@@ -391,9 +336,7 @@ class Settings(BaseModel):
         Group.ACCOUNTS,
     )
     markup_msat: parsers.Count = setting(
-        0,
-        "Fixed mark-up for each request, also for one that is free.",
-        Group.ACCOUNTS,
+        0, "Fixed mark-up for each request, also for one that is free.", Group.ACCOUNTS
     )
     refund_undelivered: parsers.Switch = setting(
         True,
@@ -407,9 +350,7 @@ class Settings(BaseModel):
         Group.ACCOUNTS,
     )
     refund_day_msat: parsers.Count = setting(
-        50_000_000,
-        "The same for all accounts together. 0 sets no limit.",
-        Group.ACCOUNTS,
+        50_000_000, "The same for all accounts together. 0 sets no limit.", Group.ACCOUNTS
     )
     topup_min_msat: parsers.Count = setting(
         1_000, "The least that a customer can top up at once.", Group.ACCOUNTS, gt=0
@@ -418,23 +359,16 @@ class Settings(BaseModel):
     topup_expiry_s: parsers.Duration = setting(
         3_600.0, "How long the invoice of a top-up can be paid.", Group.ACCOUNTS, gt=0
     )
-    topups_open_max: parsers.Count = setting(
-        20, "How many invoices of one account may be open.", Group.ACCOUNTS, gt=0
-    )
+    topups_open_max: parsers.Count = setting(20, "How many invoices of one account may be open.", Group.ACCOUNTS, gt=0)
     l402: parsers.Switch = setting(
         False,
         "Let clients without a key buy one (L402): the invoice of a 402 answer buys a token with a balance.",
         Group.ACCOUNTS,
     )
     l402_msat: parsers.Count = setting(
-        100_000,
-        "The balance of such a token; it can be topped up like any account.",
-        Group.ACCOUNTS,
-        gt=0,
+        100_000, "The balance of such a token; it can be topped up like any account.", Group.ACCOUNTS, gt=0
     )
-    l402_expiry_s: parsers.Duration = setting(
-        30 * 86_400.0, "How long such a token is valid.", Group.ACCOUNTS, gt=0
-    )
+    l402_expiry_s: parsers.Duration = setting(30 * 86_400.0, "How long such a token is valid.", Group.ACCOUNTS, gt=0)
     l402_invoices_per_minute: parsers.Count = setting(
         10,
         "How many invoices clients without a key may ask for from one address (of IPv6: one /64).",
@@ -468,20 +402,13 @@ class Settings(BaseModel):
         gt=0,
     )
     api_concurrent_per_caller: parsers.Count = setting(
-        8,
-        "The same for one account, one key of the operator, or one client address without a key.",
-        Group.RATES,
-        gt=0,
+        8, "The same for one account, one key of the operator, or one client address without a key.", Group.RATES, gt=0
     )
     max_requests_per_minute: parsers.Count = setting(
-        0,
-        "Requests a minute of all clients together; more are answered 429. 0 sets no limit.",
-        Group.RATES,
+        0, "Requests a minute of all clients together; more are answered 429. 0 sets no limit.", Group.RATES
     )
     max_tokens_per_minute: parsers.Count = setting(
-        0,
-        "Tokens a minute of all clients together, as estimated from the requests; 0 sets no limit.",
-        Group.RATES,
+        0, "Tokens a minute of all clients together, as estimated from the requests; 0 sets no limit.", Group.RATES
     )
     account_requests_per_minute: parsers.Count = setting(
         0, "The same for each account, whatever its keys say.", Group.RATES
@@ -492,9 +419,7 @@ class Settings(BaseModel):
     )
     key_tokens_per_minute: parsers.Count = setting(0, "The same for its tokens.", Group.RATES)
     key_concurrent_jobs: parsers.Count = setting(
-        0,
-        "Jobs at one time of each key that has no limit of its own; 0 sets no limit.",
-        Group.RATES,
+        0, "Jobs at one time of each key that has no limit of its own; 0 sets no limit.", Group.RATES
     )
     redis_url: addresses.OptionalRedis = setting(
         "",
@@ -519,14 +444,10 @@ class Settings(BaseModel):
         Group.ANSWERS,
     )
     answers_keep_s: parsers.Duration = setting(
-        600.0,
-        "How long an answer is kept for requests with the same Idempotency-Key.",
-        Group.ANSWERS,
+        600.0, "How long an answer is kept for requests with the same Idempotency-Key.", Group.ANSWERS
     )
     answers_max_bytes: parsers.Size = setting(
-        64 * 2**20,
-        "Memory for kept answers; the oldest are dropped first.",
-        Group.ANSWERS,
+        64 * 2**20, "Memory for kept answers; the oldest are dropped first.", Group.ANSWERS
     )
 
     # -- Stored responses and completions -------------------------------------------------------
@@ -537,12 +458,8 @@ class Settings(BaseModel):
         "and with it `previous_response_id` and `background`.",
         Group.STORED,
     )
-    max_stored_bytes: parsers.Size = setting(
-        64 * 2**20, "Memory for all stored objects together.", Group.STORED, gt=0
-    )
-    stored_for_s: parsers.Duration = setting(
-        86_400.0, "How long an object is stored at most.", Group.STORED, gt=0
-    )
+    max_stored_bytes: parsers.Size = setting(64 * 2**20, "Memory for all stored objects together.", Group.STORED, gt=0)
+    stored_for_s: parsers.Duration = setting(86_400.0, "How long an object is stored at most.", Group.STORED, gt=0)
 
     # -- lnd ------------------------------------------------------------------------------------
 
@@ -555,17 +472,10 @@ class Settings(BaseModel):
     )
     lnd_tls_cert: parsers.OptionalFile = setting(None, "lnd's `tls.cert`.", Group.LND, restart=_LND)
     lnd_macaroon_file: parsers.OptionalFile = setting(
-        None,
-        "A macaroon with read access: `lncli bakemacaroon info:read offchain:read`.",
-        Group.LND,
-        restart=_LND,
+        None, "A macaroon with read access: `lncli bakemacaroon info:read offchain:read`.", Group.LND, restart=_LND
     )
     reconcile_interval_s: parsers.Duration = setting(
-        30.0,
-        "How often lnd is asked about payments whose outcome is unknown.",
-        Group.LND,
-        gt=0,
-        restart=_LND,
+        30.0, "How often lnd is asked about payments whose outcome is unknown.", Group.LND, gt=0, restart=_LND
     )
 
     # -- Limits and time-outs -------------------------------------------------------------------
@@ -580,11 +490,7 @@ class Settings(BaseModel):
         5.0, "How long a quote may take.", Group.LIMITS, openai_serve="TIMEOUT_QUOTE", gt=0
     )
     timeout_execute_s: parsers.Duration = setting(
-        120.0,
-        "How long payment and computation may take together.",
-        Group.LIMITS,
-        openai_serve="TIMEOUT_EXECUTE",
-        gt=0,
+        120.0, "How long payment and computation may take together.", Group.LIMITS, openai_serve="TIMEOUT_EXECUTE", gt=0
     )
     cancel_timeout_s: parsers.Duration = setting(
         2.0, "How long the message that cancels a job at its peer may take.", Group.LIMITS, gt=0
@@ -613,10 +519,7 @@ class Settings(BaseModel):
         Group.LIMITS,
     )
     stream_buffer_bytes: parsers.Size = setting(
-        256 * 2**10,
-        "How much of a stream is buffered for a client that reads it slowly.",
-        Group.LIMITS,
-        gt=0,
+        256 * 2**10, "How much of a stream is buffered for a client that reads it slowly.", Group.LIMITS, gt=0
     )
 
     # -- Logs, metrics and traces ---------------------------------------------------------------
@@ -631,9 +534,7 @@ class Settings(BaseModel):
         restart="a log has one format",
     )
     verbose: parsers.Switch = setting(
-        False,
-        "Log at debug level, and the settings in force at the start (without secrets).",
-        Group.TELEMETRY,
+        False, "Log at debug level, and the settings in force at the start (without secrets).", Group.TELEMETRY
     )
     metrics_addr: addresses.OptionalListen = setting(
         "",
@@ -656,11 +557,7 @@ class Settings(BaseModel):
         restart=_COLLECTOR,
     )
     otlp_headers: parsers.Metadata = setting(
-        {},
-        "Headers that the collector needs.",
-        Group.TELEMETRY,
-        secret=True,
-        restart=_COLLECTOR,
+        {}, "Headers that the collector needs.", Group.TELEMETRY, secret=True, restart=_COLLECTOR
     )
     trace_ratio: parsers.Ratio = setting(
         1.0,
@@ -696,9 +593,7 @@ class Settings(BaseModel):
         Group.BACKGROUND,
         restart="the log is open",
     )
-    log_keep: parsers.Count = setting(
-        5, "How many rotated logs are kept.", Group.BACKGROUND, restart="the log is open"
-    )
+    log_keep: parsers.Count = setting(5, "How many rotated logs are kept.", Group.BACKGROUND, restart="the log is open")
     start_timeout_s: parsers.Duration = setting(
         30.0, "How long `start` waits for the gateway to be ready.", Group.BACKGROUND, gt=0
     )
@@ -725,41 +620,22 @@ class Settings(BaseModel):
         restart=_NODE,
     )
     node_backend: addresses.Backend = setting(
-        "echo",
-        "The node's backend: `echo`, or the base URL of an OpenAI-compatible server.",
-        Group.NODE,
-        restart=_NODE,
+        "echo", "The node's backend: `echo`, or the base URL of an OpenAI-compatible server.", Group.NODE, restart=_NODE
     )
     node_backend_api_key: parsers.BearerKey = setting(
-        "",
-        "The API key of the backend.",
-        Group.NODE,
-        secret=True,
-        restart=_NODE,
+        "", "The API key of the backend.", Group.NODE, secret=True, restart=_NODE
     )
     node_peers_file: parsers.OptionalFile = setting(
-        None,
-        "TOML file that describes the node's peers.",
-        Group.NODE,
-        restart=_NODE,
+        None, "TOML file that describes the node's peers.", Group.NODE, restart=_NODE
     )
     node_faults: parsers.Switch = setting(
-        False,
-        "Add a peer whose models misbehave in scripted ways.",
-        Group.NODE,
-        restart=_NODE,
+        False, "Add a peer whose models misbehave in scripted ways.", Group.NODE, restart=_NODE
     )
     node_events_file: parsers.OptionalFile = setting(
-        None,
-        "File to which the node appends each quote, payment and result, as JSON lines.",
-        Group.NODE,
-        restart=_NODE,
+        None, "File to which the node appends each quote, payment and result, as JSON lines.", Group.NODE, restart=_NODE
     )
     node_tokens_per_second: parsers.Number = setting(
-        0.0,
-        "Pace of the echo backend; 0 leaves it to each peer.",
-        Group.NODE,
-        restart=_NODE,
+        0.0, "Pace of the echo backend; 0 leaves it to each peer.", Group.NODE, restart=_NODE
     )
 
 

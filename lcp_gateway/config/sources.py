@@ -11,12 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from lcp_gateway.config.paths import default_file
-from lcp_gateway.config.setting import (
-    ENVIRONMENT_PREFIX,
-    OPENAI_SERVE_PREFIX,
-    OPENCLAW_PREFIX,
-    Spec,
-)
+from lcp_gateway.config.setting import ENVIRONMENT_PREFIX, OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Spec
 
 _HOST: Final = re.compile(r"[0-9A-Za-z.:\[\]_-]+")
 _URL: Final = re.compile(r"(?:tcp|udp|sctp)://\S+")
@@ -54,10 +49,7 @@ def _is_service_link(variable: str, environ: Mapping[str, str], prefix: str) -> 
     if _DOCKER_NAME.fullmatch(rest):
         return _LINK_NAME.fullmatch(value) is not None
     copied = _DOCKER_VARIABLE.fullmatch(rest)
-    return (
-        copied is not None
-        and _LINK_NAME.fullmatch(environ.get(f"{prefix}{copied[1]}NAME", "").strip()) is not None
-    )
+    return copied is not None and _LINK_NAME.fullmatch(environ.get(f"{prefix}{copied[1]}NAME", "").strip()) is not None
 
 
 CONFIG_VARIABLE = ENVIRONMENT_PREFIX + "CONFIG"
@@ -112,10 +104,7 @@ class Layer:
 
 
 def from_flags(
-    flags: Mapping[str, object],
-    specs: Mapping[str, Spec],
-    *,
-    flag_names: Mapping[str, str] = MappingProxyType({}),
+    flags: Mapping[str, object], specs: Mapping[str, Spec], *, flag_names: Mapping[str, str] = MappingProxyType({})
 ) -> Layer:
     """Read flags by the name of their setting; ``None`` means that the flag was not given.
 
@@ -148,9 +137,7 @@ def from_environment(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> L
     known = {spec.environment: name for name, spec in specs.items()}
     layer, unknown = _from_variables(environ, ENVIRONMENT_PREFIX, known, SourceKind.ENVIRONMENT)
     layer.problems += [
-        _unknown_variable(variable, [*known, CONFIG_VARIABLE])
-        for variable in unknown
-        if variable != CONFIG_VARIABLE
+        _unknown_variable(variable, [*known, CONFIG_VARIABLE]) for variable in unknown if variable != CONFIG_VARIABLE
     ]
     return layer
 
@@ -161,9 +148,7 @@ def from_openai_serve(environ: Mapping[str, str], specs: Mapping[str, Spec]) -> 
     layer, unknown = _from_variables(environ, OPENAI_SERVE_PREFIX, known, SourceKind.OPENAI_SERVE)
     for variable in unknown:
         if variable in _RETIRED_VARIABLES:
-            layer.warnings.append(
-                f"{variable} is no longer used and has no effect; see max_body_bytes"
-            )
+            layer.warnings.append(f"{variable} is no longer used and has no effect; see max_body_bytes")
         elif variable not in _CLIENT_VARIABLES:
             layer.problems.append(_unknown_variable(variable, known))
     return layer
@@ -245,11 +230,7 @@ def _from_variables(
     """Return the settings of a prefix's variables, and the unknown variables; ``known`` maps variables to settings."""
     layer, unknown = Layer(), []
     for variable, value in sorted(environ.items()):
-        if (
-            not variable.startswith(prefix)
-            or not value.strip()
-            or _is_service_link(variable, environ, prefix)
-        ):
+        if not variable.startswith(prefix) or not value.strip() or _is_service_link(variable, environ, prefix):
             continue
         if name := known.get(variable):
             layer.given[name] = Given(value, Source(kind, variable))

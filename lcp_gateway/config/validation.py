@@ -35,13 +35,7 @@ _WEIGHTS = (
     "routing_weight_price",
     "routing_weight_fit",
 )
-_CAPS = (
-    "max_price_msat",
-    "max_total_msat",
-    "budget_hour_msat",
-    "budget_day_msat",
-    "budget_month_msat",
-)
+_CAPS = ("max_price_msat", "max_total_msat", "budget_hour_msat", "budget_day_msat", "budget_month_msat")
 _KEY_CAPS = ("key_budget_hour_msat", "key_budget_day_msat", "key_budget_month_msat")
 
 
@@ -144,10 +138,7 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
     if settings.topup_min_msat > settings.topup_max_msat:
         source = sources.get("topup_min_msat") or sources["topup_max_msat"]
         yield f"{source}: topup_min_msat must not be more than topup_max_msat"
-    elif (
-        settings.l402
-        and not settings.topup_min_msat <= settings.l402_msat <= settings.topup_max_msat
-    ):
+    elif settings.l402 and not settings.topup_min_msat <= settings.l402_msat <= settings.topup_max_msat:
         source = sources.get("l402_msat") or sources["l402"]
         yield f"{source}: l402_msat must be from topup_min_msat to topup_max_msat"
 
@@ -155,11 +146,7 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
-        by_name = (
-            ""
-            if settings.allowed_hosts
-            else ". Clients reach it by a name once allowed_hosts has it"
-        )
+        by_name = "" if settings.allowed_hosts else ". Clients reach it by a name once allowed_hosts has it"
         yield (
             f"{sources['allow_open']}: {settings.http_addr} serves every client: any that reaches it spends your money{by_name}"
         )

@@ -53,12 +53,7 @@ class Routes:
 
 
 def build_application(
-    routes: Routes,
-    middleware: RequestMiddleware,
-    *,
-    max_body_bytes: int,
-    with_metrics: bool,
-    api_limits: ApiLimits,
+    routes: Routes, middleware: RequestMiddleware, *, max_body_bytes: int, with_metrics: bool, api_limits: ApiLimits
 ) -> web.Application:
     """Return the application of the main address; ``with_metrics`` adds /metrics to it.
 
@@ -111,9 +106,7 @@ def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.
     return app
 
 
-def _add_openai_routes(
-    app: web.Application, routes: Routes, prefix: str, api_limits: ApiLimits
-) -> None:
+def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, api_limits: ApiLimits) -> None:
     """Add the routes that clients of OpenAI use; an agent's address may leave the version out."""
     create, responses, chats = routes.create, routes.responses, routes.chats
     buying = {
@@ -143,9 +136,7 @@ def _add_openai_routes(
     )
     for version in ("/v1", "") if prefix else ("/v1",):
         for path, handler in buying.items():
-            app.router.add_route(
-                "POST", f"{prefix}{version}/{path}", handler, expect_handler=_expect
-            )
+            app.router.add_route("POST", f"{prefix}{version}/{path}", handler, expect_handler=_expect)
         for method, path, handler in table:
             _add(app, method, f"{prefix}{version}/{path}", handler)
     app.router.add_post(f"{prefix}/api/models/route", routes.ranking.rank)

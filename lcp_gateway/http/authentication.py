@@ -23,9 +23,7 @@ _WALLET_PATHS = "/api/wallet"
 _METRICS = "/metrics"
 _MODELS, _RANKING = "/v1/models", "/api/models/route"
 # The routes that an L402 payment opens: stored objects belong to a credential that exists already.
-_BUYING_PATHS = frozenset(
-    {"/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", _RANKING}
-)
+_BUYING_PATHS = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", _RANKING})
 ANONYMOUS = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
 """The caller where no authentication is configured."""
 _ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
@@ -213,13 +211,7 @@ def _unknown_token() -> ApiError:
 
 
 def _unauthorized(message: str) -> ApiError:
-    return ApiError(
-        401,
-        message,
-        code="invalid_api_key",
-        reason="auth",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
+    return ApiError(401, message, code="invalid_api_key", reason="auth", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _digest(key: str) -> bytes:

@@ -31,9 +31,7 @@ PAGES: Final = frozenset({"/", "/healthz", "/readyz", "/metrics"})
 """The pages that a link on another site may lead to: the user reads them, the page with the link cannot."""
 
 # A name, an IPv4 address, or an IPv6 address in brackets, then perhaps a port.
-_HOST = re.compile(
-    r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^\[\]:@/\\,\s]+))(?::(?P<port>[0-9]{0,5}))?"
-)
+_HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^\[\]:@/\\,\s]+))(?::(?P<port>[0-9]{0,5}))?")
 _LONGEST_HOST = 300
 _LONGEST_SHOWN = 100
 _HOSTS_REMEMBERED = 128
@@ -174,9 +172,7 @@ class BrowserGuard:
         if self._log is None or now - self._logged_at.get(reason, -_LOG_EVERY_S) < _LOG_EVERY_S:
             return
         self._logged_at[reason] = now
-        self._log.warning(
-            "request refused by the browser guard", reason=reason, value=value, setting=setting
-        )
+        self._log.warning("request refused by the browser guard", reason=reason, value=value, setting=setting)
 
 
 def _hosts_of(request: web.BaseRequest) -> list[str]:

@@ -41,16 +41,9 @@ class Cors:
         if not self._origins or origin is None:
             return {}
         if "*" in self._origins:
-            return {
-                "Access-Control-Allow-Origin": "*",
-                "Access-Control-Expose-Headers": _EXPOSED,
-            }
+            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
         if self.allows(origin):
-            return {
-                "Access-Control-Allow-Origin": origin,
-                "Access-Control-Expose-Headers": _EXPOSED,
-                "Vary": "Origin",
-            }
+            return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED, "Vary": "Origin"}
         return {"Vary": "Origin"}
 
     def preflight(self, request: web.Request) -> web.Response | None:

@@ -38,12 +38,7 @@ from lcp_gateway.purchase.errors import (
 )
 from lcp_gateway.purchase.held_quotes import QuoteForAnotherBody, UnknownQuote, quote_id
 from lcp_gateway.purchase.idempotency import KeyReused, ResultLost
-from lcp_gateway.purchase.journal import (
-    BudgetExceeded,
-    InsufficientBalance,
-    JournalUnavailable,
-    KeyRevoked,
-)
+from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance, JournalUnavailable, KeyRevoked
 from lcp_gateway.purchase.limits import LoopDetected
 from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT, EvidenceRow, evidence_of_failure
 from lcp_gateway.purchase.purchase import Interrupted, InterruptReason
@@ -97,12 +92,7 @@ def _refusal(error: Refused) -> _Refusal:
 _REFUSALS: Mapping[type, Callable[[Any], _Refusal]] = MappingProxyType(
     {
         QuoteExpired: lambda error: (410, "quote_expired", not error.was_named, {}),
-        PriceLimitExceeded: lambda error: (
-            402,
-            "price_limit",
-            False,
-            {"limit_msat": error.limit_msat},
-        ),
+        PriceLimitExceeded: lambda error: (402, "price_limit", False, {"limit_msat": error.limit_msat}),
         ChargeLimitExceeded: lambda error: (
             402,
             "price_limit",
@@ -162,13 +152,7 @@ _CODES_OF_GRPC = {
 def map_routing_error(error: RoutingError) -> ApiError:
     """Return the error for a task without a provider."""
     if isinstance(error, ModelNotFound):
-        return ApiError(
-            404,
-            error.message,
-            code="model_not_available",
-            param="model",
-            reason="model_not_found",
-        )
+        return ApiError(404, error.message, code="model_not_available", param="model", reason="model_not_found")
     if isinstance(error, ContextTooLong):
         return ApiError(
             400,
@@ -223,17 +207,13 @@ def map_purchase_error(error: PurchaseError) -> ApiError:
         case Interrupted():
             status = 504 if error.code == InterruptReason.TIMED_OUT.value else 503
             # A cancelled request must not be retried: an SDK that retries by itself would buy it after all.
-            is_worth_it = (
-                error.verdict is Verdict.NONE and error.code != InterruptReason.CANCELLED.value
-            )
+            is_worth_it = error.verdict is Verdict.NONE and error.code != InterruptReason.CANCELLED.value
             return _of(error, status, error.code, retry=is_worth_it)
         case _:
             return _of(error, 500, "internal_error")
 
 
-def _of(
-    error: PurchaseError, status: int, code: str, *, retry: bool = False, reason: str = ""
-) -> ApiError:
+def _of(error: PurchaseError, status: int, code: str, *, retry: bool = False, reason: str = "") -> ApiError:
     request_id = error.request_id if isinstance(error, LostElsewhere) else ""
     return ApiError(
         status,

@@ -24,12 +24,7 @@ PAGE_HEADERS = MappingProxyType(
 RETRY_AFTER_S = 1
 _MAX_MESSAGE_CHARS = 1_000
 
-_TYPES = {
-    401: "authentication_error",
-    402: "insufficient_quota",
-    403: "permission_error",
-    429: "rate_limit_error",
-}
+_TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
 
 
 @dataclass(slots=True)
@@ -115,6 +110,4 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 
 def internal_error(verdict: Verdict, quote: Quote | None) -> ApiError:
     """Return the error for a bug, without any detail of it."""
-    return ApiError(
-        500, "the gateway failed; see its log", "internal_error", verdict=verdict, quote=quote
-    )
+    return ApiError(500, "the gateway failed; see its log", "internal_error", verdict=verdict, quote=quote)

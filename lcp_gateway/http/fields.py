@@ -23,16 +23,9 @@ _USUAL_PAGE = 50
 _LARGEST_PAGE = 500
 
 
-def json_response(
-    document: object, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
+def json_response(document: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     """Return a document as a JSON response."""
-    return web.Response(
-        status=status,
-        body=orjson.dumps(document),
-        content_type="application/json",
-        headers=headers,
-    )
+    return web.Response(status=status, body=orjson.dumps(document), content_type="application/json", headers=headers)
 
 
 def list_response(data: Iterable[object], after: str | int | None) -> web.Response:
@@ -78,9 +71,7 @@ class Fields:
             code = "missing_required_parameter" if value is None else "invalid_type"
             raise bad_request(f"{name} must be a string", name, code)
         if len(value) > longest or not value.isprintable():
-            raise bad_request(
-                f"{name} must have at most {longest} printable characters", name, "invalid_value"
-            )
+            raise bad_request(f"{name} must have at most {longest} printable characters", name, "invalid_value")
         return value
 
     def amount(self, name: str, *, signed: bool = False) -> int | None:
@@ -102,9 +93,7 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise bad_request(f"{name} must be an array of strings", name, "invalid_type")
         if allowed is not None and not allowed.issuperset(value):
-            raise bad_request(
-                f"{name} may hold {', '.join(sorted(allowed))}", name, "invalid_value"
-            )
+            raise bad_request(f"{name} may hold {', '.join(sorted(allowed))}", name, "invalid_value")
         return frozenset(value)
 
     def time(self, name: str) -> datetime | None:
@@ -113,9 +102,7 @@ class Fields:
         if value is None:
             return None
         problem = bad_request(
-            f"{name} must be Unix seconds or a time such as 2027-01-31T12:00:00Z",
-            name,
-            "invalid_value",
+            f"{name} must be Unix seconds or a time such as 2027-01-31T12:00:00Z", name, "invalid_value"
         )
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise problem

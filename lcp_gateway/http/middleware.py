@@ -13,12 +13,7 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id_of
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.error_mapping import map_http_exception
-from lcp_gateway.http.errors import (
-    PAGE_HEADERS,
-    PAYMENT_HEADER,
-    ApiError,
-    internal_error,
-)
+from lcp_gateway.http.errors import PAGE_HEADERS, PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.server.proxies import display_address
 from lcp_gateway.http.tracing import NOT_TRACED, finish
 from lcp_gateway.purchase.states import Verdict
@@ -72,9 +67,7 @@ class RequestMiddleware:
         bind_contextvars(request_id=context.request_id)
         traced: AbstractContextManager[RequestSpan] = nullcontext(NO_SPAN)
         if context.endpoint not in NOT_TRACED:
-            traced = self._tracing.request(
-                headers.getall("traceparent", ()), headers.getall("tracestate", ())
-            )
+            traced = self._tracing.request(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
         with traced as span:
             if span.trace_id:
                 bind_contextvars(trace_id=span.trace_id)
@@ -95,9 +88,7 @@ class RequestMiddleware:
     async def on_response_prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         """Add the headers of every response."""
         # A request that is refused before the middleware runs has no context yet.
-        context = request.get(CONTEXT) or RequestContext(
-            request_id_of(request.headers.get("x-request-id"))
-        )
+        context = request.get(CONTEXT) or RequestContext(request_id_of(request.headers.get("x-request-id")))
         headers = response.headers
         headers["x-request-id"] = context.request_id
         headers["Server"] = SERVER
@@ -118,9 +109,7 @@ class RequestMiddleware:
             if "Access-Control-Allow-Origin" in cors:
                 headers["Cross-Origin-Resource-Policy"] = "cross-origin"
 
-    async def _admit(
-        self, request: web.Request, context: RequestContext
-    ) -> web.StreamResponse | None:
+    async def _admit(self, request: web.Request, context: RequestContext) -> web.StreamResponse | None:
         """Authenticate a request, and check it as far as every route does; return the response of a CORS preflight.
 
         Raises:
@@ -183,19 +172,12 @@ class RequestMiddleware:
     def _report(self, context: RequestContext, status: int) -> None:
         verdict = context.verdict
         self._metrics.request(
-            context.endpoint,
-            context.model,
-            status,
-            verdict.value,
-            context.stream,
-            context.elapsed_s(),
+            context.endpoint, context.model, status, verdict.value, context.stream, context.elapsed_s()
         )
         if context.operation:
             self._log_job(context, status)
         else:
-            self._log.debug(
-                "request", endpoint=context.endpoint, status=status, problem=context.problem
-            )
+            self._log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
 
     def _log_job(self, context: RequestContext, status: int) -> None:
         fields: dict[str, object] = {

@@ -7,13 +7,7 @@ from aiohttp import web
 from lcp_gateway.http.context import RequestContext
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.purchase.tracing import (
-    MAX_TEXT,
-    Facts,
-    RequestSpan,
-    error_type,
-    purchase_facts,
-)
+from lcp_gateway.purchase.tracing import MAX_TEXT, Facts, RequestSpan, error_type, purchase_facts
 
 NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that monitoring calls every few seconds."""

@@ -108,9 +108,7 @@ def decode(payment_request: str) -> Invoice:
     signed, signature = symbols[:end], symbols[end:]
     fields = _read_fields(signed)
     payee = _check_signature(
-        sha256(prefix + bech32.to_padded_bytes(signed)).digest(),
-        bech32.to_bytes(signature),
-        fields.get(_PAYEE),
+        sha256(prefix + bech32.to_padded_bytes(signed)).digest(), bech32.to_bytes(signature), fields.get(_PAYEE)
     )
     payment_hash = _read_bytes(fields.get(_PAYMENT_HASH), "payment hash")
     if payment_hash is None:
@@ -128,9 +126,7 @@ def decode(payment_request: str) -> Invoice:
         expiry_s=_read_number(fields.get(_EXPIRY), DEFAULT_EXPIRY_S, "expiry"),
         description=description,
         description_hash=description_hash,
-        min_final_cltv=_read_number(
-            fields.get(_MIN_FINAL_CLTV), DEFAULT_MIN_FINAL_CLTV, "final CLTV delta"
-        ),
+        min_final_cltv=_read_number(fields.get(_MIN_FINAL_CLTV), DEFAULT_MIN_FINAL_CLTV, "final CLTV delta"),
         payment_secret=_read_bytes(fields.get(_PAYMENT_SECRET), "payment secret"),
         features=bech32.to_int(fields.get(_FEATURES, b"")),
     )

@@ -61,10 +61,7 @@ class QuoteMismatch(Refused):
     code = "quote_mismatch"
 
     def __init__(self, reason: Mismatch, *, quote: Quote) -> None:
-        super().__init__(
-            f"the quote was refused: {MISMATCH_TEXTS[reason]}; nothing was paid",
-            quote=quote,
-        )
+        super().__init__(f"the quote was refused: {MISMATCH_TEXTS[reason]}; nothing was paid", quote=quote)
         self.reason = reason
 
 
@@ -113,13 +110,7 @@ def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None 
 
 
 def mismatches(
-    invoice: Invoice,
-    *,
-    payee: str,
-    price_msat: int,
-    terms_hash: bytes,
-    quote_expiry: int,
-    network: str | None = None,
+    invoice: Invoice, *, payee: str, price_msat: int, terms_hash: bytes, quote_expiry: int, network: str | None = None
 ) -> Iterator[Mismatch]:
     """Yield each check that an invoice fails against its terms, at any time; none when it fits.
 

@@ -14,13 +14,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.checks import (
-    MISMATCH_TEXTS,
-    PROTOCOL_VERSIONS,
-    Mismatch,
-    mismatch_of,
-    mismatches,
-)
+from lcp_gateway.lightning.checks import MISMATCH_TEXTS, PROTOCOL_VERSIONS, Mismatch, mismatch_of, mismatches
 from lcp_gateway.lightning.terms import hash_terms
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import TaskKind
@@ -42,9 +36,7 @@ _FIELDS = frozenset(
         *("result_sha256", "result_bytes", "state", "verdict", "times"),
     }
 )
-_TERMS_FIELDS = frozenset(
-    {"protocol_version", "quote_expiry", "params", "request_sha256", "request_bytes"}
-)
+_TERMS_FIELDS = frozenset({"protocol_version", "quote_expiry", "params", "request_sha256", "request_bytes"})
 
 _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
@@ -107,8 +99,7 @@ def document(receipt: Receipt) -> dict[str, object]:
         "state": receipt.state.value,
         "verdict": receipt.verdict.value,
         "times": {
-            state.value: at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-            for state, at in receipt.times.items()
+            state.value: at.astimezone(UTC).isoformat().replace("+00:00", "Z") for state, at in receipt.times.items()
         },
     }
 
@@ -275,10 +266,7 @@ _INVOICE_FINDINGS = MappingProxyType(
     {
         Mismatch.PAYEE: (FindingSubject.PAYEE, "the invoice pays the peer"),
         Mismatch.AMOUNT: (FindingSubject.AMOUNT, "the invoice asks exactly the price"),
-        Mismatch.DESCRIPTION_HASH: (
-            FindingSubject.DESCRIPTION_HASH,
-            "the invoice is for these terms",
-        ),
+        Mismatch.DESCRIPTION_HASH: (FindingSubject.DESCRIPTION_HASH, "the invoice is for these terms"),
         Mismatch.EXPIRY: (FindingSubject.EXPIRY, "the invoice ends with the quote"),
     }
 )
@@ -295,23 +283,13 @@ def verify_receipt(
         receipt = read_receipt(fields)
     except ReceiptError as error:
         return [ReceiptFinding(FindingSubject.SHAPE, FindingOutcome.FAILED, str(error))]
-    findings = [
-        ReceiptFinding(FindingSubject.SHAPE, FindingOutcome.OK, "the document is a receipt")
-    ]
+    findings = [ReceiptFinding(FindingSubject.SHAPE, FindingOutcome.OK, "the document is a receipt")]
     findings += _about_verdict(receipt, fields.get("verdict"))
     findings += _about_terms(receipt)
     if request is not None:
-        right = (sha256(request).digest(), len(request)) == (
-            receipt.request_sha256,
-            receipt.request_bytes,
-        )
+        right = (sha256(request).digest(), len(request)) == (receipt.request_sha256, receipt.request_bytes)
         findings.append(
-            _finding(
-                FindingSubject.REQUEST,
-                right,
-                "these are the request's bytes",
-                "it is another request",
-            )
+            _finding(FindingSubject.REQUEST, right, "these are the request's bytes", "it is another request")
         )
     findings += _about_result(receipt, result)
     return findings
@@ -360,9 +338,7 @@ def _about_terms(receipt: Receipt) -> Iterator[ReceiptFinding]:
         yield ReceiptFinding(FindingSubject.INVOICE, FindingOutcome.FAILED, f"the {words}")
         return
     yield ReceiptFinding(
-        FindingSubject.INVOICE,
-        FindingOutcome.OK,
-        f"the invoice is signed, on the network {invoice.network}",
+        FindingSubject.INVOICE, FindingOutcome.OK, f"the invoice is signed, on the network {invoice.network}"
     )
     found = set(
         mismatches(
@@ -393,15 +369,11 @@ def _about_preimage(receipt: Receipt, payment_hash: bytes) -> Iterator[ReceiptFi
             yield ReceiptFinding(FindingSubject.PREIMAGE, FindingOutcome.UNPROVEN, words)
     elif sha256(receipt.preimage).digest() != payment_hash:
         yield ReceiptFinding(
-            FindingSubject.PREIMAGE,
-            FindingOutcome.FAILED,
-            "the preimage is not that of the payment hash",
+            FindingSubject.PREIMAGE, FindingOutcome.FAILED, "the preimage is not that of the payment hash"
         )
     elif receipt.verdict is Verdict.SETTLED:
         yield ReceiptFinding(
-            FindingSubject.PREIMAGE,
-            FindingOutcome.OK,
-            "the preimage proves that the invoice was paid",
+            FindingSubject.PREIMAGE, FindingOutcome.OK, "the preimage proves that the invoice was paid"
         )
     else:
         yield ReceiptFinding(
@@ -415,9 +387,7 @@ def _about_result(receipt: Receipt, result: bytes | None) -> Iterator[ReceiptFin
     stated = (receipt.result_sha256, receipt.result_bytes)
     if receipt.state is State.DELIVERED and None in stated:
         yield ReceiptFinding(
-            FindingSubject.RESULT,
-            FindingOutcome.FAILED,
-            "it was delivered, and the result is not described",
+            FindingSubject.RESULT, FindingOutcome.FAILED, "it was delivered, and the result is not described"
         )
     elif result is not None:
         yield _finding(
@@ -429,8 +399,4 @@ def _about_result(receipt: Receipt, result: bytes | None) -> Iterator[ReceiptFin
 
 
 def _finding(subject: FindingSubject, right: bool, words: str, otherwise: str) -> ReceiptFinding:
-    return ReceiptFinding(
-        subject,
-        FindingOutcome.OK if right else FindingOutcome.FAILED,
-        words if right else otherwise,
-    )
+    return ReceiptFinding(subject, FindingOutcome.OK if right else FindingOutcome.FAILED, words if right else otherwise)

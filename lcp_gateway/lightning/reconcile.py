@@ -37,9 +37,7 @@ class OpenPayment:
     paying_since: datetime
 
 
-def open_payment(
-    job_id: bytes, payment_request: str, quote_ends: datetime, paying_since: datetime
-) -> OpenPayment:
+def open_payment(job_id: bytes, payment_request: str, quote_ends: datetime, paying_since: datetime) -> OpenPayment:
     """Return the open payment of a journal's row; hash and expiry are the invoice's own, not the quote's.
 
     An invoice that cannot be read has neither, and its payment cannot be looked up.
@@ -139,14 +137,7 @@ class ReconcilerSummary:
     @property
     def still_open(self) -> int:
         """Payments that stay unknown after this pass."""
-        return (
-            self.in_flight
-            + self.unproven
-            + self.contradictory
-            + self.without_hash
-            + self.unanswered
-            + self.waiting
-        )
+        return self.in_flight + self.unproven + self.contradictory + self.without_hash + self.unanswered + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +177,7 @@ class Reconciler:
         self._now = now
         self._waits: dict[bytes, _Wait] = {}
 
-    async def run(
-        self,
-        on_pass: Callable[[ReconcilerSummary], None],
-        on_error: Callable[[Exception], None],
-    ) -> None:
+    async def run(self, on_pass: Callable[[ReconcilerSummary], None], on_error: Callable[[Exception], None]) -> None:
         """Make passes until cancelled.
 
         ``on_error`` gets the error of an lnd or a journal that is away; the next pass follows anyway. Every other error is
@@ -216,9 +203,7 @@ class Reconciler:
         due = sorted(filter(self._is_due, known), key=self._next_look)
         batch = due[: self._batch]
         summary = ReconcilerSummary(
-            without_hash=len(open_payments) - len(known),
-            waiting=len(known) - len(batch),
-            more=len(due) > len(batch),
+            without_hash=len(open_payments) - len(known), waiting=len(known) - len(batch), more=len(due) > len(batch)
         )
         closed: set[bytes] = set()
         errors_in_a_row = 0
@@ -243,11 +228,7 @@ class Reconciler:
                 closed.add(payment.job_id)
             else:
                 self._put_off(payment, self._timing.max_delay_s)
-        still_open = {
-            payment.job_id: payment.paying_since
-            for payment in open_payments
-            if payment.job_id not in closed
-        }
+        still_open = {payment.job_id: payment.paying_since for payment in open_payments if payment.job_id not in closed}
         summary.oldest = min(still_open.values(), default=None)
         self._waits = {job_id: wait for job_id, wait in self._waits.items() if job_id in still_open}
         return summary
@@ -270,21 +251,14 @@ class Reconciler:
         return True
 
     def _judge(
-        self,
-        summary: ReconcilerSummary,
-        payment: OpenPayment,
-        record: PaymentRecord,
-        asked_at: datetime,
+        self, summary: ReconcilerSummary, payment: OpenPayment, record: PaymentRecord, asked_at: datetime
     ) -> PaymentResolution | None:
         if record.payment_hash != payment.payment_hash:
             summary.contradictory += 1
             return None
         match record.state:
             case PaymentState.SETTLED:
-                if (
-                    record.preimage is None
-                    or sha256(record.preimage).digest() != payment.payment_hash
-                ):
+                if record.preimage is None or sha256(record.preimage).digest() != payment.payment_hash:
                     summary.contradictory += 1
                     return None
                 return PaymentResolution(

@@ -179,13 +179,9 @@ def _read_dataclass(cls: type[T], document: Mapping[str, Any], at: str = "") -> 
     for key in document:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
-            raise ConfigError(
-                f"{at}{key}: unknown key" + (f", nearest is {near[0]}" if near else "")
-            )
+            raise ConfigError(f"{at}{key}: unknown key" + (f", nearest is {near[0]}" if near else ""))
     for name, each in fields.items():
-        required = (
-            each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        )
+        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
         if required and name not in document:
             raise ConfigError(f"{at}{name}: missing")
     values = {key: _read(hints[key], value, at + key) for key, value in document.items()}

@@ -75,17 +75,7 @@ class EventLog:
         detail: str = "",
     ) -> None:
         """Record an event now, in one write of one line, so that lines never mix and none is lost in a buffer."""
-        event = Event(
-            kind,
-            job_id.hex(),
-            payment_hash.hex(),
-            peer_id,
-            model,
-            price_msat,
-            fee_msat,
-            time.time(),
-            detail,
-        )
+        event = Event(kind, job_id.hex(), payment_hash.hex(), peer_id, model, price_msat, fee_msat, time.time(), detail)
         self.kept.append(event)
         self.counts[kind] += 1
         if self._file >= 0:

@@ -7,13 +7,7 @@ from contextlib import aclosing, asynccontextmanager
 from hashlib import sha256
 from typing import Protocol
 
-from lcp_gateway.node.compute.backend import (
-    Backend,
-    BackendUnavailable,
-    ComputeResult,
-    PaidTask,
-    ResultEnd,
-)
+from lcp_gateway.node.compute.backend import Backend, BackendUnavailable, ComputeResult, PaidTask, ResultEnd
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Job
@@ -38,9 +32,7 @@ class Sink(Protocol):
 class Executor:
     """Runs jobs on a backend."""
 
-    def __init__(
-        self, backend: Backend, injector: FaultInjector, events: EventLog, tokens_per_second: float
-    ) -> None:
+    def __init__(self, backend: Backend, injector: FaultInjector, events: EventLog, tokens_per_second: float) -> None:
         self._backend = backend
         self._injector = injector
         self._events = events
@@ -75,15 +67,11 @@ class Executor:
                         digest.update(chunk)
                         length += len(chunk)
                         if length > limit:
-                            raise lcp_error(
-                                LcpErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes"
-                            )
+                            raise lcp_error(LcpErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes")
                         await sink.chunk(chunk)
             except BackendUnavailable as error:
                 self._events.record_job(EventKind.RESULT, job, "failed")
-                raise lcp_error(
-                    LcpErrorCode.RATE_LIMITED, f"backend unavailable: {error}"
-                ) from error
+                raise lcp_error(LcpErrorCode.RATE_LIMITED, f"backend unavailable: {error}") from error
             end = ResultEnd(result.content_type, result.content_encoding, digest.digest(), length)
             if fault is not None:
                 end = self._injector.change_end(fault, end)

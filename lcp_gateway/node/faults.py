@@ -61,10 +61,7 @@ def _paid(name: str, summary: str) -> Fault:
 _ALL: Final = (
     _quote("quote-refused", "RESOURCE_EXHAUSTED lcp_error code=7 instead of a quote"),
     _quote("quote-slow", "no quote before the caller's deadline"),
-    _quote(
-        "manifest-not-exchanged",
-        "FAILED_PRECONDITION lcp_error code=10 the first few times, then a quote",
-    ),
+    _quote("manifest-not-exchanged", "FAILED_PRECONDITION lcp_error code=10 the first few times, then a quote"),
     _quote("expensive", "a price far above what such a task costs"),
     _quote("expired", "a quote that has already expired"),
     _quote("wrong-price", "an invoice for another amount than the terms"),
@@ -78,13 +75,7 @@ _ALL: Final = (
     _quote("garbage-invoice", "text that is no invoice"),
     _quote("short-job-id", "a job id of 16 bytes"),
     *(
-        Fault(
-            f"quote-code-{code.name.lower()}",
-            Stage.QUOTE,
-            False,
-            f"{code.name} instead of a quote",
-            code,
-        )
+        Fault(f"quote-code-{code.name.lower()}", Stage.QUOTE, False, f"{code.name} instead of a quote", code)
         for code in _status_codes()
     ),
     _unpaid("no-route", "FAILED_PRECONDITION payment failed: FAILURE_REASON_NO_ROUTE"),
@@ -108,13 +99,7 @@ _ALL: Final = (
     _paid("odd-content-type", "a content type that the request did not ask for"),
     _paid("gzip-encoding", "a result that is gzipped, and says so"),
     *(
-        Fault(
-            f"execute-code-{code.name.lower()}",
-            Stage.EXECUTE,
-            True,
-            f"{code.name} once it is paid",
-            code,
-        )
+        Fault(f"execute-code-{code.name.lower()}", Stage.EXECUTE, True, f"{code.name} once it is paid", code)
         for code in _status_codes()
     ),
 )
@@ -251,13 +236,9 @@ class FaultInjector:
             case "wrong-length":
                 return replace(end, length=end.length + 1)
             case "result-failed":
-                return replace(
-                    end, status=lcpd_pb2.Result.STATUS_FAILED, message="scripted failure"
-                )
+                return replace(end, status=lcpd_pb2.Result.STATUS_FAILED, message="scripted failure")
             case "result-cancelled":
-                return replace(
-                    end, status=lcpd_pb2.Result.STATUS_CANCELLED, message="scripted cancel"
-                )
+                return replace(end, status=lcpd_pb2.Result.STATUS_CANCELLED, message="scripted cancel")
             case "stream-cut-silently":
                 return replace(end, sent=False)
             case _:

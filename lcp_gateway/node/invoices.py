@@ -70,9 +70,7 @@ class InvoiceBook:
     settle index misses no settlement after a restart of the node.
     """
 
-    def __init__(
-        self, seed: str, network: str, events: EventLog, max_invoices: int = MAX_INVOICES
-    ) -> None:
+    def __init__(self, seed: str, network: str, events: EventLog, max_invoices: int = MAX_INVOICES) -> None:
         self._key = derive_key(seed, "node")
         self._network = network
         self._events = events
@@ -157,9 +155,7 @@ class InvoiceBook:
         self._settled[invoice.payment_hash] = invoice
         self._record(EventKind.INVOICE_PAID, invoice, paid_msat)
 
-    def page(
-        self, offset: int, limit: int, *, newest_first: bool, pending_only: bool
-    ) -> list[Invoice]:
+    def page(self, offset: int, limit: int, *, newest_first: bool, pending_only: bool) -> list[Invoice]:
         """Return invoices after an add index, or before it when ``newest_first``; always in the order of adding."""
         pending = (it for it in self._all.values() if not it.settled and not it.expired)
         chosen: list[Invoice] = list(pending) if pending_only else list(self._all.values())
@@ -201,12 +197,7 @@ class InvoiceBook:
 
     def _record(self, kind: EventKind, invoice: Invoice, amount_msat: int) -> None:
         self._events.record(
-            kind,
-            job_id=b"",
-            payment_hash=invoice.payment_hash,
-            peer_id=self.node_id,
-            model="",
-            price_msat=amount_msat,
+            kind, job_id=b"", payment_hash=invoice.payment_hash, peer_id=self.node_id, model="", price_msat=amount_msat
         )
         self._announce()
 
@@ -220,25 +211,19 @@ def lnd_refusal(reason: str) -> CallError:
     return CallError(grpc.StatusCode.UNKNOWN, reason)
 
 
-def _after(
-    index: int, invoices: Reversible[Invoice], index_of: Callable[[Invoice], int]
-) -> list[Invoice]:
+def _after(index: int, invoices: Reversible[Invoice], index_of: Callable[[Invoice], int]) -> list[Invoice]:
     """Return the invoices with a higher index, lowest first; they stand at the end."""
     return list(takewhile(lambda it: index_of(it) > index, reversed(invoices)))[::-1]
 
 
-def _check(
-    amount_msat: int, memo: str, description_hash: bytes, expiry_s: int, preimage: bytes
-) -> None:
+def _check(amount_msat: int, memo: str, description_hash: bytes, expiry_s: int, preimage: bytes) -> None:
     if amount_msat < 0:
         raise lnd_refusal(f"payments of negative value are not allowed, value is {amount_msat}")
     size = len(memo.encode())
     if size > _MAX_DESCRIPTION_BYTES:
         raise lnd_refusal(f"memo too large: {size} bytes (maxsize={_MAX_DESCRIPTION_BYTES})")
     if description_hash and len(description_hash) != _HASH_BYTES:
-        raise lnd_refusal(
-            f"description hash is {len(description_hash)} bytes, must be {_HASH_BYTES}"
-        )
+        raise lnd_refusal(f"description hash is {len(description_hash)} bytes, must be {_HASH_BYTES}")
     if preimage and len(preimage) != _HASH_BYTES:
         raise lnd_refusal(f"preimage is {len(preimage)} bytes, must be {_HASH_BYTES}")
     if not 0 <= expiry_s <= _MAX_EXPIRY_S:

@@ -64,9 +64,7 @@ class Jobs:
         """Add a job, and drop the oldest while they take too much room."""
         self._jobs[job.id] = job
         self._held_bytes += len(job.task.body) if job.task else 0
-        while len(self._jobs) > self._max_jobs or (
-            self._held_bytes > self._max_held_bytes and len(self._jobs) > 1
-        ):
+        while len(self._jobs) > self._max_jobs or (self._held_bytes > self._max_held_bytes and len(self._jobs) > 1):
             _, oldest = self._jobs.popitem(last=False)
             self._held_bytes -= len(oldest.task.body) if oldest.task else 0
 

@@ -39,13 +39,7 @@ class LndService:
     """The calls themselves, from message to message; ``messages`` is the generated module, which has no types."""
 
     def __init__(
-        self,
-        network: str,
-        *,
-        book: InvoiceBook,
-        customer: CustomerWallet,
-        wallet: Wallet,
-        peers: Peers,
+        self, network: str, *, book: InvoiceBook, customer: CustomerWallet, wallet: Wallet, peers: Peers
     ) -> None:
         self._network = network
         self._book = book
@@ -147,17 +141,13 @@ class LndService:
         if not request.payment_request:
             raise lnd_refusal("only payment requests can be paid here")
         try:
-            invoice = await self._customer.pay(
-                request.payment_request, _amount_msat(request.amt, request.amt_msat)
-            )
+            invoice = await self._customer.pay(request.payment_request, _amount_msat(request.amt, request.amt_msat))
         except CustomerPaymentFailed as failure:
             return messages.SendResponse(payment_error=str(failure))
         return messages.SendResponse(
             payment_preimage=invoice.preimage,
             payment_hash=invoice.payment_hash,
-            payment_route=messages.Route(
-                total_amt=invoice.paid_msat // MSAT_PER_SAT, total_amt_msat=invoice.paid_msat
-            ),
+            payment_route=messages.Route(total_amt=invoice.paid_msat // MSAT_PER_SAT, total_amt_msat=invoice.paid_msat),
         )
 
 
@@ -183,9 +173,7 @@ class LndServiceHandler(grpc.GenericRpcHandler):
             "SubscribeInvoices": ("InvoiceSubscription", lnd.subscribe_invoices)
         }
 
-    def service(
-        self, handler_call_details: grpc.HandlerCallDetails
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the handler of a call; None for a call of another service or one that is not served here."""
         service, slash, name = handler_call_details.method.rpartition("/")
         if service + slash != _SERVICE:
@@ -197,9 +185,7 @@ class LndServiceHandler(grpc.GenericRpcHandler):
         return None
 
 
-def _unary_handler(
-    request_type: str, method: _Unary
-) -> Callable[[bytes, Context], Awaitable[bytes]]:
+def _unary_handler(request_type: str, method: _Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(request: bytes, context: Context) -> bytes:
         messages = await _load_messages(context)
         try:
@@ -212,9 +198,7 @@ def _unary_handler(
     return answer
 
 
-def _stream_handler(
-    request_type: str, method: _Stream
-) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
+def _stream_handler(request_type: str, method: _Stream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def answers(request: bytes, context: Context) -> AsyncIterator[bytes]:
         messages = await _load_messages(context)
         try:
@@ -233,9 +217,7 @@ async def _load_messages(context: Context) -> Any:
     try:
         return (await asyncio.to_thread(load_stubs)).lightning
     except LndNotInstalled:
-        await context.abort(
-            grpc.StatusCode.UNIMPLEMENTED, "to serve invoices, the node needs lcp-gateway[lnd]"
-        )
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "to serve invoices, the node needs lcp-gateway[lnd]")
 
 
 def _parse(messages: Any, request_type: str, request: bytes) -> Any:

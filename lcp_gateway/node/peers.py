@@ -7,13 +7,7 @@ from coincurve import PrivateKey
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.config import ModelConfig, PeerConfig, derive_key, public_id
-from lcp_gateway.node.status import (
-    CallError,
-    LcpErrorCode,
-    failed_precondition,
-    lcp_error,
-    not_found,
-)
+from lcp_gateway.node.status import CallError, LcpErrorCode, failed_precondition, lcp_error, not_found
 from lcp_gateway.node.tasks import Task, TaskKind
 
 
@@ -39,9 +33,7 @@ class Peer:
         if model is None:
             raise lcp_error(LcpErrorCode.UNSUPPORTED_PARAMS, "model is not offered")
         if not (model.chat if task.kind is TaskKind.CHAT else model.responses):
-            raise lcp_error(
-                LcpErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model"
-            )
+            raise lcp_error(LcpErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model")
         return model
 
     def check_room(self, task: Task) -> None:
@@ -67,9 +59,7 @@ class Peer:
                 tasks.append(
                     lcpd_pb2.LCPTaskTemplate(
                         kind=lcpd_pb2.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1,
-                        openai_chat_completions_v1=lcpd_pb2.OpenAIChatCompletionsV1Params(
-                            model=model.name
-                        ),
+                        openai_chat_completions_v1=lcpd_pb2.OpenAIChatCompletionsV1Params(model=model.name),
                     )
                 )
             if model.responses:
@@ -97,9 +87,7 @@ class Peers:
     """The node's peers by id."""
 
     def __init__(self, configs: Iterable[PeerConfig], seed: str, protocol_version: int) -> None:
-        peers = [
-            Peer(config, derive_key(seed, config.alias), protocol_version) for config in configs
-        ]
+        peers = [Peer(config, derive_key(seed, config.alias), protocol_version) for config in configs]
         self._by_id = {peer.id: peer for peer in peers}
         self._by_alias = {peer.config.alias: peer for peer in peers}
 

@@ -51,11 +51,7 @@ class _Draft:
 def price_msat(model: ModelConfig, task: Task) -> int:
     """Return the price of a task: the output it is allowed is charged in full, for each choice, used or not."""
     output = (task.max_tokens or model.default_max_tokens) * task.choices
-    return (
-        model.base_msat
-        + model.prompt_token_msat * task.prompt_tokens
-        + model.output_token_msat * output
-    )
+    return model.base_msat + model.prompt_token_msat * task.prompt_tokens + model.output_token_msat * output
 
 
 class Quoter:
@@ -143,13 +139,7 @@ class Quoter:
         if name == "expired":
             past = draft.invoice_at - 1
             digest = self._terms_hash(task, draft.job_id, draft.price_msat, past)
-            return replace(
-                draft,
-                expires_at=past,
-                terms_hash=digest,
-                description_hash=digest,
-                invoice_expiry_s=1,
-            )
+            return replace(draft, expires_at=past, terms_hash=digest, description_hash=digest, invoice_expiry_s=1)
         if name == "wrong-payee":
             return replace(draft, key=self._other_key)
         change = _CHANGES.get(name)
@@ -171,9 +161,7 @@ def _outliving_invoice(draft: _Draft) -> _Draft:
 
 _CHANGES: dict[str, Callable[[_Draft], _Draft]] = {
     "wrong-price": lambda draft: replace(draft, invoice_msat=draft.price_msat + 1_000),
-    "wrong-description-hash": lambda draft: replace(
-        draft, description_hash=sha256(draft.terms_hash).digest()
-    ),
+    "wrong-description-hash": lambda draft: replace(draft, description_hash=sha256(draft.terms_hash).digest()),
     "wrong-terms-hash": _wrong_terms_hash,
     "wrong-network": lambda draft: replace(draft, network="bc"),
     "wrong-invoice-expiry": _outliving_invoice,

@@ -13,14 +13,7 @@ from lcp_gateway._gen.lcpd import lcpd_pb2_grpc
 from lcp_gateway.node import faults
 from lcp_gateway.node.compute.backend import Backend
 from lcp_gateway.node.compute.echo import EchoBackend
-from lcp_gateway.node.config import (
-    ECHO,
-    ConfigError,
-    ModelConfig,
-    NodeConfig,
-    PeerConfig,
-    default_peers,
-)
+from lcp_gateway.node.config import ECHO, ConfigError, ModelConfig, NodeConfig, PeerConfig, default_peers
 from lcp_gateway.node.events import EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import FaultInjector, FaultScript
@@ -55,9 +48,7 @@ class Node:
         self.events = EventLog(config.events_path)
         self.wallet = Wallet(config.wallet, self.events)
         self.invoices = InvoiceBook(config.seed, config.network, self.events)
-        self.customer = CustomerWallet(
-            config.wallet, config.network, book=self.invoices, wallet=self.wallet
-        )
+        self.customer = CustomerWallet(config.wallet, config.network, book=self.invoices, wallet=self.wallet)
         self.faults = FaultScript(by_model_name=config.faults)
         self.jobs = Jobs()
         self._backend = _make_backend(config)
@@ -85,12 +76,7 @@ class Node:
         config = self.config
         models = await self._backend.start()
         self._peers = Peers(_all_peers(config, models), config.seed, config.protocol_version)
-        executor = Executor(
-            self._backend,
-            FaultInjector(config.fault_settings),
-            self.events,
-            config.tokens_per_second,
-        )
+        executor = Executor(self._backend, FaultInjector(config.fault_settings), self.events, config.tokens_per_second)
         service = LcpdService(
             config,
             peers=self._peers,
@@ -104,11 +90,7 @@ class Node:
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
         lnd = LndService(
-            config.network,
-            book=self.invoices,
-            customer=self.customer,
-            wallet=self.wallet,
-            peers=self._peers,
+            config.network, book=self.invoices, customer=self.customer, wallet=self.wallet, peers=self._peers
         )
         server.add_generic_rpc_handlers((LndServiceHandler(lnd),))
         try:
@@ -141,9 +123,7 @@ def _make_backend(config: NodeConfig) -> Backend:
     # Only this backend needs aiohttp, which takes longer to import than the rest of the node to start.
     from lcp_gateway.node.compute.http import HttpBackend  # noqa: PLC0415 - said above
 
-    return HttpBackend(
-        config.backend, config.backend_api_key, discover=not _models_are_named(config)
-    )
+    return HttpBackend(config.backend, config.backend_api_key, discover=not _models_are_named(config))
 
 
 def _models_are_named(config: NodeConfig) -> bool:
@@ -168,9 +148,7 @@ def _all_peers(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[PeerCon
     models = tuple(ModelConfig(faults.model_name(name)) for name in faults.names())
     # The reader has to stop its flood, not a limit in its own manifest.
     peer = replace(
-        PeerConfig(faults.PEER_ALIAS, models),
-        max_stream_bytes=_NO_LIMIT_BYTES,
-        max_job_bytes=_NO_LIMIT_BYTES,
+        PeerConfig(faults.PEER_ALIAS, models), max_stream_bytes=_NO_LIMIT_BYTES, max_job_bytes=_NO_LIMIT_BYTES
     )
     return (*peers, peer)
 
@@ -179,12 +157,7 @@ _GRACE_S = 1.0
 _STDIN = 0
 
 
-async def run(
-    config: NodeConfig,
-    *,
-    ready: Callable[[str], None] | None = None,
-    exit_with_stdin: bool = False,
-) -> None:
+async def run(config: NodeConfig, *, ready: Callable[[str], None] | None = None, exit_with_stdin: bool = False) -> None:
     """Run a node until SIGTERM, SIGINT or, if asked for, the end of standard input.
 
     ``ready`` is called once with the address.
@@ -224,9 +197,7 @@ def run_forever(config: NodeConfig, exit_with_stdin: bool = False) -> None:
 
 
 def _announce(address: str) -> None:
-    sys.stdout.write(
-        f"node ready on {address} - Lightning is simulated here, no real money moves\n"
-    )
+    sys.stdout.write(f"node ready on {address} - Lightning is simulated here, no real money moves\n")
     sys.stdout.flush()
 
 

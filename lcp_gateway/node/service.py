@@ -17,13 +17,7 @@ from lcp_gateway.node.faults import Fault, FaultScript, Stage, wait_forever
 from lcp_gateway.node.jobs import Job, Jobs
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
-from lcp_gateway.node.status import (
-    CallError,
-    LcpErrorCode,
-    failed_precondition,
-    invalid,
-    lcp_error,
-)
+from lcp_gateway.node.status import CallError, LcpErrorCode, failed_precondition, invalid, lcp_error
 from lcp_gateway.node.tasks import Task, read_task
 from lcp_gateway.node.wallets import Wallet
 
@@ -64,9 +58,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
     ) -> lcpd_pb2.ListLCPPeersResponse:
         """Return the peers that are ready."""
         del request, context
-        return lcpd_pb2.ListLCPPeersResponse(
-            peers=[peer.description for peer in self._peers if peer.ready]
-        )
+        return lcpd_pb2.ListLCPPeersResponse(peers=[peer.description for peer in self._peers if peer.ready])
 
     async def GetLocalInfo(  # noqa: N802 - named by the protocol
         self, request: lcpd_pb2.GetLocalInfoRequest, context: Context
@@ -96,9 +88,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         if end is None or not end.sent:
             return lcpd_pb2.AcceptAndExecuteResponse()
         ok = end.status == lcpd_pb2.Result.STATUS_OK
-        return lcpd_pb2.AcceptAndExecuteResponse(
-            result=_result(end, b"".join(sink.chunks) if ok else b"")
-        )
+        return lcpd_pb2.AcceptAndExecuteResponse(result=_result(end, b"".join(sink.chunks) if ok else b""))
 
     async def AcceptAndExecuteStream(  # type: ignore[override]  # noqa: N802 - named by the protocol; the stub knows only generators, and writing costs less
         self, request: lcpd_pb2.AcceptAndExecuteStreamRequest, context: Context
@@ -218,19 +208,13 @@ class _StreamSink:
         """Send the head."""
         await self._write(
             lcpd_pb2.AcceptAndExecuteStreamResponse(
-                result_begin=lcpd_pb2.ResultStreamBegin(
-                    content_type=content_type, content_encoding=content_encoding
-                )
+                result_begin=lcpd_pb2.ResultStreamBegin(content_type=content_type, content_encoding=content_encoding)
             )
         )
 
     async def chunk(self, data: bytes) -> None:
         """Send the bytes as one chunk."""
-        await self._write(
-            lcpd_pb2.AcceptAndExecuteStreamResponse(
-                result_chunk=lcpd_pb2.ResultStreamChunk(data=data)
-            )
-        )
+        await self._write(lcpd_pb2.AcceptAndExecuteStreamResponse(result_chunk=lcpd_pb2.ResultStreamChunk(data=data)))
 
 
 async def _abort(context: Context, error: CallError) -> NoReturn:

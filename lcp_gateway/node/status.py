@@ -36,11 +36,7 @@ _EXHAUSTED = frozenset({LcpErrorCode.PAYLOAD_TOO_LARGE, LcpErrorCode.RATE_LIMITE
 
 def lcp_error(code: LcpErrorCode, message: str) -> CallError:
     """Return a peer's refusal as the daemon passes it on."""
-    status = (
-        grpc.StatusCode.RESOURCE_EXHAUSTED
-        if code in _EXHAUSTED
-        else grpc.StatusCode.FAILED_PRECONDITION
-    )
+    status = grpc.StatusCode.RESOURCE_EXHAUSTED if code in _EXHAUSTED else grpc.StatusCode.FAILED_PRECONDITION
     return CallError(status, f"lcp_error code={int(code)}: {message}")
 
 

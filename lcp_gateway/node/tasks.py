@@ -23,10 +23,7 @@ class TaskKind(enum.StrEnum):
 
 
 _INPUT_KEY = {TaskKind.CHAT: "messages", TaskKind.RESPONSES: "input"}
-_LIMIT_KEYS = {
-    TaskKind.CHAT: ("max_completion_tokens", "max_tokens"),
-    TaskKind.RESPONSES: ("max_output_tokens",),
-}
+_LIMIT_KEYS = {TaskKind.CHAT: ("max_completion_tokens", "max_tokens"), TaskKind.RESPONSES: ("max_output_tokens",)}
 
 
 @dataclass(frozen=True, slots=True)

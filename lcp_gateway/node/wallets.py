@@ -96,9 +96,7 @@ class CustomerPaymentFailed(Exception):
 class CustomerWallet:
     """Pays invoices of the node out of a balance of its own, each at most once. As a direct peer of the node it pays no fees."""
 
-    def __init__(
-        self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet
-    ) -> None:
+    def __init__(self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet) -> None:
         """``wallet`` is the node's, which gets the money."""
         self._config = config
         self._network = network

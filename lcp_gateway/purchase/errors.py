@@ -102,9 +102,7 @@ class PriceLimitExceeded(Refused):
         asked = f"{quote.price_msat} msat"
         if fee_msat is not None:
             asked += f" and about {fee_msat} msat of routing fees"
-        super().__init__(
-            f"the quote asks {asked}, the limit is {limit_msat} msat; nothing was paid", quote=quote
-        )
+        super().__init__(f"the quote asks {asked}, the limit is {limit_msat} msat; nothing was paid", quote=quote)
         self.price_msat = quote.price_msat
         self.limit_msat = limit_msat
 
@@ -117,8 +115,7 @@ class ChargeLimitExceeded(Refused):
 
     def __init__(self, quote: Quote, charge_msat: int, limit_msat: int) -> None:
         super().__init__(
-            f"this is charged at {charge_msat} msat, the limit is {limit_msat} msat; nothing was paid",
-            quote=quote,
+            f"this is charged at {charge_msat} msat, the limit is {limit_msat} msat; nothing was paid", quote=quote
         )
         self.price_msat = charge_msat
         self.limit_msat = limit_msat

@@ -11,34 +11,13 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from lcp_gateway.purchase.errors import (
-    PaymentFailed,
-    QuoteExpired,
-    Refused,
-    Undelivered,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PaymentFailed, QuoteExpired, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.inspection import QuoteInspector
 from lcp_gateway.purchase.journal import Intent, PurchaseJournal, PurchaseUpdate
 from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.outcome import (
-    EndedBy,
-    Ending,
-    Judge,
-    JudgeFactory,
-    Received,
-    no_judge,
-)
+from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, JudgeFactory, Received, no_judge
 from lcp_gateway.purchase.payment_evidence import verdict_of_failure
-from lcp_gateway.purchase.ports import (
-    Exposure,
-    Result,
-    ResultStatus,
-    StreamBegin,
-    StreamEnd,
-    StreamEvent,
-    Upstream,
-)
+from lcp_gateway.purchase.ports import Exposure, Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent, Upstream
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.quoting import PaidJobs
@@ -63,9 +42,7 @@ def problem_with_status(result: Result) -> str | None:
     return result.message.strip() or f"the provider's result has the status {result.status}"
 
 
-def problem_with_bytes(
-    sha256: bytes, length: int, claimed: bytes, claimed_length: int
-) -> str | None:
+def problem_with_bytes(sha256: bytes, length: int, claimed: bytes, claimed_length: int) -> str | None:
     """Compare the received bytes with the stated length and hash; return the difference as text, or None."""
     if length != claimed_length:
         return f"the result has {length} bytes, its provider says {claimed_length}"
@@ -178,9 +155,7 @@ class PaidStream:
                     return
                 if isinstance(error, UpstreamError):
                     raise
-                raise UpstreamError(
-                    UpstreamStatus.DATA_LOSS, "its hash did not follow its end"
-                ) from None
+                raise UpstreamError(UpstreamStatus.DATA_LOSS, "its hash did not follow its end") from None
             left_s = max(left_s - (time.monotonic() - waits_since), _LEAST_WAIT_S)
             yield event
             if len(ends) == _ALL_ENDS:
@@ -216,11 +191,7 @@ class PaidStream:
     def _undelivered(self, problem: str, received: Received) -> Undelivered:
         purchase = self.purchase
         return Undelivered(
-            problem,
-            quote=purchase.quote,
-            verdict=purchase.verdict,
-            received=received,
-            is_told=self.judge.shows_error,
+            problem, quote=purchase.quote, verdict=purchase.verdict, received=received, is_told=self.judge.shows_error
         )
 
 
@@ -245,9 +216,7 @@ def _begun(length: int) -> Received:
     return Received.PART if length else Received.NOTHING
 
 
-def _problem_with_end(
-    sha256: bytes, length: int, end: StreamEnd | None, terminal: Result | None
-) -> str | None:
+def _problem_with_end(sha256: bytes, length: int, end: StreamEnd | None, terminal: Result | None) -> str | None:
     if terminal is not None and (problem := problem_with_status(terminal)):
         return problem
     claim = end or terminal
@@ -311,9 +280,7 @@ class PurchaseExecutor:
         with self._pay_span(purchase):
             await self._authorise(purchase)
             try:
-                result = await self._upstream.execute(
-                    purchase.quote, purchase.order.task, self._execute_timeout_s
-                )
+                result = await self._upstream.execute(purchase.quote, purchase.order.task, self._execute_timeout_s)
             except UpstreamError as error:
                 raise self._failed(purchase, error) from error
             except BaseException as error:
@@ -328,15 +295,10 @@ class PurchaseExecutor:
             if received is not Received.WHOLE:
                 self._end(purchase, Ending(EndedBy.PROVIDER, received))
                 raise Undelivered(
-                    problem or PROBLEMS[received],
-                    quote=purchase.quote,
-                    verdict=purchase.verdict,
-                    received=received,
+                    problem or PROBLEMS[received], quote=purchase.quote, verdict=purchase.verdict, received=received
                 )
             update = PurchaseUpdate(
-                result_sha256=digest,
-                result_bytes=len(result.body),
-                charged_msat=result.charged_msat,
+                result_sha256=digest, result_bytes=len(result.body), charged_msat=result.charged_msat
             )
             self._end(purchase, Ending(EndedBy.PROVIDER, received), update)
             return result
@@ -349,9 +311,7 @@ class PurchaseExecutor:
         """
         with self._pay_span(purchase):
             await self._authorise(purchase)
-            events = self._upstream.execute_stream(
-                purchase.quote, purchase.order.task, self._execute_timeout_s
-            )
+            events = self._upstream.execute_stream(purchase.quote, purchase.order.task, self._execute_timeout_s)
             try:
                 first = await anext(events)
             except StopAsyncIteration:
@@ -374,9 +334,7 @@ class PurchaseExecutor:
                     verdict=purchase.verdict,
                     received=Received.NOTHING,
                 )
-            judge = first.judge or self._judges(
-                purchase.order.task, first.content_type, first.content_encoding
-            )
+            judge = first.judge or self._judges(purchase.order.task, first.content_type, first.content_encoding)
             return PaidStream(purchase, first, events, self._end, judge)
 
     async def cancel(self, purchase: Purchase, reason: str, timeout_s: float) -> None:
@@ -406,9 +364,7 @@ class PurchaseExecutor:
         now = self._now()
         if now >= quote.expires_at:
             purchase.apply(PurchaseEvent.EXPIRE)
-            raise QuoteExpired(
-                "the quote expired before it was taken; nothing was paid", quote=quote
-            )
+            raise QuoteExpired("the quote expired before it was taken; nothing was paid", quote=quote)
         try:
             self._inspector.before_paying(purchase)
             if not purchase.costs_nothing:
@@ -427,10 +383,7 @@ class PurchaseExecutor:
         if self._now() >= quote.expires_at:
             # The journal may have taken seconds. Its intent is taken back, with all that it reserved.
             self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
-            raise QuoteExpired(
-                "the quote expired while the purchase was being recorded; nothing was paid",
-                quote=quote,
-            )
+            raise QuoteExpired("the quote expired while the purchase was being recorded; nothing was paid", quote=quote)
         self._paid_jobs.add(quote.job_id)
         self._exposure.paying(quote)
 

@@ -61,17 +61,13 @@ class HeldQuotes:
 
     def hold(self, order: Order, offer: Offer) -> HeldQuote:
         """Hold a quote for an order."""
-        held = HeldQuote(
-            order.without_body(), replace(offer, order=offer.order.without_body(), rest=())
-        )
+        held = HeldQuote(order.without_body(), replace(offer, order=offer.order.without_body(), rest=()))
         self._held[held.id] = held
         while len(self._held) > _MAX_QUOTES:
             self._held.popitem(last=False)
         return held
 
-    def hold_if_good(
-        self, order: Order, error: Exception, purchase: Purchase | None = None
-    ) -> bool:
+    def hold_if_good(self, order: Order, error: Exception, purchase: Purchase | None = None) -> bool:
         """Hold the quote of a refusal that may pass later; return whether there is one. ``purchase`` is the refused one."""
         if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
             bought = None if purchase is None else purchase.candidate
@@ -99,9 +95,7 @@ class HeldQuotes:
         quote = held.offer.quote
         if self._now() >= quote.expires_at:
             del self._held[name]
-            raise QuoteExpired(
-                "the quote has expired; nothing was paid", quote=quote, was_named=True
-            )
+            raise QuoteExpired("the quote has expired; nothing was paid", quote=quote, was_named=True)
         same_kind = held.order.task.kind is order.task.kind
         if held.order.body_sha256 != order.body_sha256 or not same_kind:
             raise QuoteForAnotherBody("the quote is for another request", quote=quote)

@@ -29,8 +29,7 @@ class ResultLost(PurchaseError):
     def __init__(self, buffer: ResultBuffer) -> None:
         quote = buffer.purchase.quote if buffer.purchase is not None else None
         super().__init__(
-            "this was bought before and its result is no longer held; asking again would pay again",
-            quote=quote,
+            "this was bought before and its result is no longer held; asking again would pay again", quote=quote
         )
         self.verdict = buffer.verdict
         self.buffer = buffer
@@ -90,9 +89,7 @@ class _TimedIndex:
 class RepeatHashes:
     """Makes the hashes by which the journal recognises repeats; two gateways with the same secret make the same ones."""
 
-    def __init__(
-        self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    ) -> None:
+    def __init__(self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._secret = secret
         self._now = now
 
@@ -125,9 +122,7 @@ class RepeatHashes:
             name = _joined(b"key", key_id, key.encode("utf-8", "surrogateescape"))
             return RepeatIdentity(body, self._hash(name), now + timedelta(seconds=key_for_s))
         if client_request_id is not None:
-            name = _joined(
-                b"client", key_id, client_request_id.encode("utf-8", "surrogateescape"), body
-            )
+            name = _joined(b"client", key_id, client_request_id.encode("utf-8", "surrogateescape"), body)
             return RepeatIdentity(body, self._hash(name), now + retry_for, since)
         return RepeatIdentity(body, first_try_since=since)
 

@@ -18,9 +18,7 @@ Raises ``Refused`` for a quote that is not what it says it is.
 class QuoteInspector:
     """Checks quotes: they match their terms, are within the limits, and their peers are trusted with the price."""
 
-    def __init__(
-        self, *, limits: SpendingLimits, exposure: Exposure, check_invoice: CheckInvoice
-    ) -> None:
+    def __init__(self, *, limits: SpendingLimits, exposure: Exposure, check_invoice: CheckInvoice) -> None:
         self._limits = limits
         self._exposure = exposure
         self._check_invoice = check_invoice

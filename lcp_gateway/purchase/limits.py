@@ -84,11 +84,7 @@ class SpendingLimits:
         """Return the budgets that a purchase of this credential is counted in, besides its own."""
         found = [Budget(period, Msat(limit)) for period, limit in self.budgets.items() if limit]
         if key_id:
-            found += [
-                Budget(period, Msat(limit), key_id)
-                for period, limit in self.key_budgets.items()
-                if limit
-            ]
+            found += [Budget(period, Msat(limit), key_id) for period, limit in self.key_budgets.items() if limit]
         return found
 
 
@@ -102,9 +98,7 @@ class LoopDetected(Refused):
     code = "loop_detected"
 
     def __init__(self, per_minute: int, wait_s: float) -> None:
-        super().__init__(
-            f"the same request came more than {per_minute} times in a minute; nothing was paid"
-        )
+        super().__init__(f"the same request came more than {per_minute} times in a minute; nothing was paid")
         self.wait_s = wait_s
 
 

@@ -132,9 +132,7 @@ EVIDENCE: Final = (
         source="observed with an lnd that was stopped (connection refused) and one that was starting; by the daemon's code "
         "for the other texts: it has lnd read the invoice before it has lnd pay it",
     ),
-    _refused(
-        "quote_expired", r"\bquote\b.*\bexpired\b", "the quote has expired", worth_a_retry=True
-    ),
+    _refused("quote_expired", r"\bquote\b.*\bexpired\b", "the quote has expired", worth_a_retry=True),
     _refused(
         "unknown_job",
         r"\bjob\b.*\bnot found\b|\bunknown job\b",

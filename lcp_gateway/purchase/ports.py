@@ -74,9 +74,7 @@ class Upstream(Protocol):
         """Pay and wait for the whole result. Called once for a quote, never repeated; ``task`` is what was quoted."""
         ...
 
-    def execute_stream(
-        self, quote: Quote, task: Task, timeout_s: float
-    ) -> AsyncGenerator[StreamEvent, None]:
+    def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Called once for a quote; closing the generator ends the call."""
         ...
 

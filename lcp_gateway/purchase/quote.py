@@ -19,9 +19,7 @@ def unchanged(task: Task) -> Task:
 class Comparison(Protocol):
     """Compares the candidates of one order by what they ask. They are named by their places."""
 
-    def next(
-        self, asked: Mapping[int, Msat], left: Sequence[int], *, peers_too: bool
-    ) -> int | None:
+    def next(self, asked: Mapping[int, Msat], left: Sequence[int], *, peers_too: bool) -> int | None:
         """Return which of ``left`` is to be asked as well before one is paid; None where none is."""
         ...
 

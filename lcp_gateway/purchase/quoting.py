@@ -7,26 +7,14 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from lcp_gateway.purchase.errors import (
-    PriceLimitExceeded,
-    PurchaseError,
-    Refused,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PriceLimitExceeded, PurchaseError, Refused, UpstreamError
 from lcp_gateway.purchase.inspection import QuoteInspector
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.quote import Candidate, Quote
-from lcp_gateway.purchase.tracing import (
-    NO_TRACING,
-    TraceStep,
-    Tracing,
-    asked_facts,
-    error_type,
-    quote_facts,
-)
+from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, asked_facts, error_type, quote_facts
 
 _MOST_JOBS: Final = 4_096
 _NOT_TAKEN: Final = "another quote was taken"
@@ -167,12 +155,7 @@ class QuoteRequester:
         raise too_dear
 
     async def _compare(
-        self,
-        order: Order,
-        offers: list[Offer],
-        left: list[Candidate],
-        calls: int,
-        failures: list[PurchaseError],
+        self, order: Order, offers: list[Offer], left: list[Candidate], calls: int, failures: list[PurchaseError]
     ) -> list[Offer]:
         """Ask more candidates where a quote is not the price that was expected; return the best offer first."""
         comparison = offers[0].candidate.comparison
@@ -198,14 +181,10 @@ class QuoteRequester:
             if quote is not None and quote.job_id not in self._paid_jobs:
                 self._background(self._upstream.cancel(quote, _NOT_TAKEN, self._cancel_timeout_s))
 
-    async def _ask(
-        self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]
-    ) -> list[Offer]:
+    async def _ask(self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]) -> list[Offer]:
         """Ask some at once; return the quotes that can be bought, the cheapest first."""
         if len(candidates) == 1:
-            results: Sequence[Offer | PurchaseError | None] = [
-                await self._try(order, candidates[0])
-            ]
+            results: Sequence[Offer | PurchaseError | None] = [await self._try(order, candidates[0])]
         else:
             results = await self._ask_together(order, candidates)
         offers = []
@@ -238,9 +217,7 @@ class QuoteRequester:
         with self._tracing.span(TraceStep.QUOTE) as span:
             span.note(asked_facts, candidate, order.task)
             try:
-                quote = await self._upstream.request_quote(
-                    order.task, candidate.provider_id, self._asking.timeout_s
-                )
+                quote = await self._upstream.request_quote(order.task, candidate.provider_id, self._asking.timeout_s)
                 span.note(quote_facts, quote)
                 self._on_quote(order, quote, self._clock() - started)
                 return Offer(order, candidate, quote, self._inspector.at_quote(order, quote))

@@ -7,21 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from lcp_gateway.purchase.errors import (
-    PaymentFailed,
-    PurchaseError,
-    Refused,
-    Undelivered,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.execution import PaidStream, PurchaseExecutor
-from lcp_gateway.purchase.held_quotes import (
-    NO_SUCH_QUOTE,
-    HeldQuote,
-    HeldQuotes,
-    UnknownQuote,
-    job_id_of,
-)
+from lcp_gateway.purchase.held_quotes import NO_SUCH_QUOTE, HeldQuote, HeldQuotes, UnknownQuote, job_id_of
 from lcp_gateway.purchase.idempotency import IdempotencyCache, KeyReused, RepeatKeys
 from lcp_gateway.purchase.journal import (
     DuplicateIntent,
@@ -34,14 +22,7 @@ from lcp_gateway.purchase.journal import (
 from lcp_gateway.purchase.limits import LoopBrake
 from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.order import Order
-from lcp_gateway.purchase.purchase import (
-    Interrupted,
-    InterruptReason,
-    Purchase,
-    not_awaited,
-    not_held_up,
-    party_of,
-)
+from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase, not_awaited, not_held_up, party_of
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.purchase.quoting import Offer, QuoteRequester
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer, ResultHead
@@ -54,14 +35,7 @@ from lcp_gateway.purchase.shared_purchases import (
     wait_until_unpaid,
 )
 from lcp_gateway.purchase.states import VERDICTS, PurchaseEvent, State, Verdict
-from lcp_gateway.purchase.tracing import (
-    NO_TRACING,
-    TraceStep,
-    Tracing,
-    choice_facts,
-    outcome_facts,
-    stream_facts,
-)
+from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, choice_facts, outcome_facts, stream_facts
 from lcp_gateway.upstream_status import UpstreamStatus
 
 CANCEL_REASON: Final = "request canceled"
@@ -69,12 +43,7 @@ CANCEL_REASON: Final = "request canceled"
 _STILL_RUNNING: Final = frozenset({UpstreamStatus.CANCELLED, UpstreamStatus.DEADLINE_EXCEEDED})
 # Failures of a node after which another provider may be asked, because the node did not do the work.
 _WORTH_ANOTHER: Final = frozenset(
-    {
-        UpstreamStatus.UNAVAILABLE,
-        UpstreamStatus.RESOURCE_EXHAUSTED,
-        UpstreamStatus.NOT_FOUND,
-        UpstreamStatus.DATA_LOSS,
-    }
+    {UpstreamStatus.UNAVAILABLE, UpstreamStatus.RESOURCE_EXHAUSTED, UpstreamStatus.NOT_FOUND, UpstreamStatus.DATA_LOSS}
 )
 _PERHAPS_AT_WORK: Final = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
 
@@ -407,9 +376,7 @@ class PurchaseService:
         if isinstance(buffer.error, KeyReused):
             self._cache.remove(buffer, keys)
 
-    async def _claim(
-        self, running: _Running, shared: SharedPurchases, quote_name: str | None
-    ) -> Offer | None:
+    async def _claim(self, running: _Running, shared: SharedPurchases, quote_name: str | None) -> Offer | None:
         """Claim the order, and take the quote that it names; where another gateway bought it, take its result."""
         buffer = running.buffer
         found = await shared.claim(buffer.order, running.keys)
@@ -450,9 +417,7 @@ class PurchaseService:
                 return await self._pay(buffer, purchase)
             except PaymentFailed as error:
                 # A peer's failed payment is never repeated elsewhere: only a node's refusal is known to have cost nothing.
-                is_free = (
-                    purchase.quote.source is ProviderSource.NODE and error.verdict is Verdict.NONE
-                )
+                is_free = purchase.quote.source is ProviderSource.NODE and error.verdict is Verdict.NONE
                 fails_over = is_free and error.status in _WORTH_ANOTHER and bool(offer.rest)
                 if is_free:
                     self._observer.node_failed(purchase, error, fails_over=fails_over)
@@ -461,9 +426,7 @@ class PurchaseService:
                 offer = await self._quoting.request(order, offer.rest)
             except RequestRepeated as error:
                 # Its own quote stays good meanwhile: it is taken once the other purchase is known to be unpaid.
-                await wait_until_unpaid(
-                    error.earlier, buffer.repeat, self._journal.find, self._timeouts.elsewhere_s
-                )
+                await wait_until_unpaid(error.earlier, buffer.repeat, self._journal.find, self._timeouts.elsewhere_s)
                 self._observer.quote_released(purchase)
             except InsufficientBalance as error:
                 offer = await self._quoting.request_cheaper(order, offer.rest, error)
@@ -511,10 +474,7 @@ class PurchaseService:
                         if not buffer.listeners and not buffer.readable:
                             # Too large to be held, and without a reader. A client that handed it over did not leave.
                             self.interrupt(
-                                buffer,
-                                InterruptReason.ENDED
-                                if buffer.is_retained
-                                else InterruptReason.NO_LISTENER,
+                                buffer, InterruptReason.ENDED if buffer.is_retained else InterruptReason.NO_LISTENER
                             )
             finally:
                 span.note(outcome_facts, purchase)
@@ -540,6 +500,4 @@ class PurchaseService:
 
     def _cancel_job(self, purchase: Purchase | None) -> None:
         if purchase is not None and purchase.state in _PERHAPS_AT_WORK:
-            self._background(
-                self._executor.cancel(purchase, CANCEL_REASON, self._timeouts.cancel_timeout_s)
-            )
+            self._background(self._executor.cancel(purchase, CANCEL_REASON, self._timeouts.cancel_timeout_s))

@@ -68,9 +68,7 @@ class Tracing(Protocol):
     An exception inside of a span's block is recorded as its error, by ``error_type`` alone: no message, no stack trace.
     """
 
-    def request(
-        self, parents: Sequence[str], states: Sequence[str]
-    ) -> AbstractContextManager[RequestSpan]:
+    def request(self, parents: Sequence[str], states: Sequence[str]) -> AbstractContextManager[RequestSpan]:
         """Trace a request; ``parents`` and ``states`` are its headers ``traceparent`` and ``tracestate``, valid or not."""
         ...
 
@@ -148,10 +146,7 @@ NO_TRACING = NoTracing()
 
 def asked_facts(candidate: Candidate, task: Task) -> Facts:
     """Return the attributes of a provider that is asked, and for which model; the request's span has the operation."""
-    return {
-        "lcp.peer_id": candidate.provider_id[:MAX_TEXT],
-        "gen_ai.request.model": task.model[:MAX_TEXT],
-    }
+    return {"lcp.peer_id": candidate.provider_id[:MAX_TEXT], "gen_ai.request.model": task.model[:MAX_TEXT]}
 
 
 def quote_facts(quote: Quote) -> Facts:
@@ -182,10 +177,7 @@ def purchase_facts(purchase: Purchase) -> Facts:
 
 def paid_facts(purchase: Purchase) -> Facts:
     """Return the attributes of the call that pays."""
-    return {
-        "gen_ai.request.model": purchase.order.task.model[:MAX_TEXT],
-        **purchase_facts(purchase),
-    }
+    return {"gen_ai.request.model": purchase.order.task.model[:MAX_TEXT], **purchase_facts(purchase)}
 
 
 def choice_facts(candidates: Sequence[Candidate]) -> Facts:

@@ -25,14 +25,7 @@ _ECHOED = (
     "truncation",
     "user",
 )
-_SHOWN = (
-    *_ECHOED,
-    "metadata",
-    "parallel_tool_calls",
-    "previous_response_id",
-    "tool_choice",
-    "tools",
-)
+_SHOWN = (*_ECHOED, "metadata", "parallel_tool_calls", "previous_response_id", "tool_choice", "tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +47,7 @@ class BackgroundRepository(Protocol):
     """Where running jobs are recorded, so that they survive a restart."""
 
     async def record(
-        self,
-        job_id: str,
-        *,
-        key_id: str,
-        model: str,
-        at: datetime,
-        repeat: RepeatIdentity | None = None,
+        self, job_id: str, *, key_id: str, model: str, at: datetime, repeat: RepeatIdentity | None = None
     ) -> None:
         """Record a job; durable when this returns.
 
@@ -138,16 +125,10 @@ class BackgroundJob:
     @property
     def changes(self) -> Mapping[str, object]:
         """The members of its result that the gateway sets."""
-        return {
-            "background": True,
-            "previous_response_id": self.request.get("previous_response_id"),
-        }
+        return {"background": True, "previous_response_id": self.request.get("previous_response_id")}
 
     def document(
-        self,
-        *,
-        error: Mapping[str, object] | None = None,
-        money: Mapping[str, object] | None = None,
+        self, *, error: Mapping[str, object] | None = None, money: Mapping[str, object] | None = None
     ) -> bytes:
         """Return the response object. ``error`` has ``code`` and ``message``; ``money`` is shown as ``lcp``."""
         try:
@@ -163,10 +144,7 @@ class BackgroundJob:
         self.request = {"previous_response_id": self.request.get("previous_response_id")}
 
     def _document(
-        self,
-        request: Mapping[str, Any],
-        error: Mapping[str, object] | None,
-        money: Mapping[str, object] | None,
+        self, request: Mapping[str, Any], error: Mapping[str, object] | None, money: Mapping[str, object] | None
     ) -> bytes:
         return dump_json(
             response_object(

@@ -8,13 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import (
-    array_elements,
-    dump_json,
-    member_value,
-    object_or_none,
-    rewrite_object,
-)
+from lcp_gateway.adapters.json_bytes import array_elements, dump_json, member_value, object_or_none, rewrite_object
 from lcp_gateway.adapters.sse import Event, EventReader, object_events
 from lcp_gateway.responses.chats import ChatAssembly
 

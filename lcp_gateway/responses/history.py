@@ -39,9 +39,7 @@ def join_segments(segments: Iterable[bytes]) -> bytes:
     return b"[" + b",".join(filter(None, segments)) + b"]"
 
 
-def request_for_provider(
-    body: bytes, context: Sequence[bytes] | None, *, without_background: bool = False
-) -> bytes:
+def request_for_provider(body: bytes, context: Sequence[bytes] | None, *, without_background: bool = False) -> bytes:
     """Return the request for a provider, which has neither earlier responses nor background jobs.
 
     ``context`` are the segments before the new input; None leaves the input as it is. All other members keep their bytes.

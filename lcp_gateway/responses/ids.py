@@ -3,13 +3,7 @@
 import secrets
 from typing import Any
 
-from lcp_gateway.adapters.json_bytes import (
-    dump_json,
-    member_value,
-    object_or_none,
-    rewrite_object,
-    with_changes,
-)
+from lcp_gateway.adapters.json_bytes import dump_json, member_value, object_or_none, rewrite_object, with_changes
 from lcp_gateway.adapters.sse import Event, StreamRewriter, may_hold_object
 from lcp_gateway.responses.documents import find_id
 

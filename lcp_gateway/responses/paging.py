@@ -45,11 +45,7 @@ class ListPage(Generic[T]):
 
 
 def read_page(
-    query: Mapping[str, str],
-    *,
-    default_order: str,
-    max_limit: int = MAX_LIMIT,
-    default_limit: int = DEFAULT_LIMIT,
+    query: Mapping[str, str], *, default_order: str, max_limit: int = MAX_LIMIT, default_limit: int = DEFAULT_LIMIT
 ) -> PageRequest:
     """Read the parameters of a query. An empty one counts as missing.
 

@@ -46,11 +46,7 @@ class Recorder:
     """Puts answers into the store."""
 
     def __init__(
-        self,
-        store: ResponseStore[Item],
-        *,
-        now: Callable[[], float],
-        on_lost: Callable[[], None] = lambda: None,
+        self, store: ResponseStore[Item], *, now: Callable[[], float], on_lost: Callable[[], None] = lambda: None
     ) -> None:
         """``now`` returns seconds since 1970; ``on_lost`` is called for an answer that could not be stored."""
         self._store = store

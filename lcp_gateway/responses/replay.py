@@ -22,12 +22,7 @@ _EMPTY: Mapping[str, Mapping[str, bytes]] = {
     "function_call": {"status": _STARTED, "arguments": b'""'},
     "custom_tool_call": {"status": _STARTED, "input": b'""'},
 }
-_EMPTY_PART: Mapping[str, bytes] = {
-    "text": b'""',
-    "refusal": b'""',
-    "annotations": b"[]",
-    "logprobs": b"[]",
-}
+_EMPTY_PART: Mapping[str, bytes] = {"text": b'""', "refusal": b'""', "annotations": b"[]", "logprobs": b"[]"}
 # The member of a part that has its text, and the names of that text's events.
 _PART_TEXTS = {
     "output_text": ("text", "response.output_text"),
@@ -110,9 +105,7 @@ def write_item(out: EventWriter, index: int, item: Mapping[str, Any], raw: bytes
     out.add("response.output_item.done", {**number, "item": raw})
 
 
-def _write_content(
-    out: EventWriter, place: Mapping[str, bytes], item: Mapping[str, Any], raw: bytes
-) -> None:
+def _write_content(out: EventWriter, place: Mapping[str, bytes], item: Mapping[str, Any], raw: bytes) -> None:
     for index, (part, raw_part) in enumerate(_parts(item, raw, "content")):
         here = {**place, "content_index": b"%d" % index}
         kind = str(part.get("type"))
@@ -130,17 +123,13 @@ def _write_content(
         out.add("response.content_part.done", {**here, "part": raw_part})
 
 
-def _write_annotations(
-    out: EventWriter, place: Mapping[str, bytes], part: Mapping[str, Any], raw: bytes
-) -> None:
+def _write_annotations(out: EventWriter, place: Mapping[str, bytes], part: Mapping[str, Any], raw: bytes) -> None:
     for index, (_, annotation) in enumerate(_parts(part, raw, "annotations")):
         members = {**place, "annotation_index": b"%d" % index, "annotation": annotation}
         out.add("response.output_text.annotation.added", members)
 
 
-def _write_summary(
-    out: EventWriter, place: Mapping[str, bytes], item: Mapping[str, Any], raw: bytes
-) -> None:
+def _write_summary(out: EventWriter, place: Mapping[str, bytes], item: Mapping[str, Any], raw: bytes) -> None:
     for index, (part, raw_part) in enumerate(_parts(item, raw, "summary")):
         here = {**place, "summary_index": b"%d" % index}
         begun = _without(raw_part, part, _EMPTY_PART)
@@ -179,17 +168,11 @@ def _text(holder: Mapping[str, Any], raw: bytes, key: str) -> bytes | None:
     return member_value(raw, key) if isinstance(holder.get(key), str) else None
 
 
-def _parts(
-    holder: Mapping[str, Any], raw: bytes, key: str
-) -> list[tuple[Mapping[str, Any], bytes]]:
+def _parts(holder: Mapping[str, Any], raw: bytes, key: str) -> list[tuple[Mapping[str, Any], bytes]]:
     """Return the objects in a list, each parsed and as it is written."""
     values = _listed(holder, key)
     written = array_elements(member_value(raw, key) or b"") if values else []
-    return [
-        (value, text)
-        for value, text in zip(values, written, strict=True)
-        if isinstance(value, dict)
-    ]
+    return [(value, text) for value, text in zip(values, written, strict=True) if isinstance(value, dict)]
 
 
 def _array(raw: bytes, holder: Mapping[str, Any], key: str) -> bytes:
@@ -217,11 +200,7 @@ _QUEUED, _IN_PROGRESS = "queued", "in_progress"
 _AT_END = ("completed_at", "error", "incomplete_details", "usage")
 # OpenAI has no event for a cancellation. Of the events that end a stream in every client this one is correct; its
 # status says that the response was cancelled.
-_ENDS = {
-    "incomplete": "response.incomplete",
-    "failed": "response.failed",
-    "cancelled": "response.failed",
-}
+_ENDS = {"incomplete": "response.incomplete", "failed": "response.failed", "cancelled": "response.failed"}
 _CREATED = "response.created"
 _COMPLETED = "response.completed"
 # Each part takes half a dozen events, so many small parts would become much larger. Then the event at the end, which has
@@ -238,9 +217,7 @@ class ReplayedStream(StreamRewriter):
     events pass as they are, also unreadable ones.
     """
 
-    def __init__(
-        self, changes: Mapping[str, object], *, starting_after: int = -1, is_open: bool = False
-    ) -> None:
+    def __init__(self, changes: Mapping[str, object], *, starting_after: int = -1, is_open: bool = False) -> None:
         """``changes`` are members of the response; ``starting_after`` is the number of the last event to leave out.
 
         ``is_open`` says that the event with the number 0, ``opening``, went before the stream: the stream's own

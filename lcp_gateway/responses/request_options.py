@@ -48,9 +48,7 @@ def read_options(kind: TaskKind, document: Mapping[str, Any]) -> RequestOptions:
             return _of_response(document)
         case TaskKind.CHAT_COMPLETIONS:
             if _switch(document, "store"):
-                return RequestOptions(
-                    store=True, stores_explicitly=True, metadata=read_metadata(document)
-                )
+                return RequestOptions(store=True, stores_explicitly=True, metadata=read_metadata(document))
             return NO_OPTIONS
         case _:
             return NO_OPTIONS
@@ -71,13 +69,10 @@ def read_metadata(document: Mapping[str, Any]) -> Mapping[str, str]:
         raise InvalidOption(f"metadata must have at most {_MAX_PAIRS} keys", "metadata")
     for key, value in metadata.items():
         if not isinstance(value, str):
-            raise InvalidOption(
-                "the values of metadata must be strings", "metadata", "invalid_type"
-            )
+            raise InvalidOption("the values of metadata must be strings", "metadata", "invalid_type")
         if len(key) > _MAX_KEY_CHARS or len(value) > _MAX_VALUE_CHARS:
             raise InvalidOption(
-                f"a key of metadata has at most {_MAX_KEY_CHARS} characters, a value {_MAX_VALUE_CHARS}",
-                "metadata",
+                f"a key of metadata has at most {_MAX_KEY_CHARS} characters, a value {_MAX_VALUE_CHARS}", "metadata"
             )
     return metadata
 
@@ -90,19 +85,13 @@ def _of_response(document: Mapping[str, Any]) -> RequestOptions:
     previous = document.get("previous_response_id")
     if previous is not None:
         if not isinstance(previous, str):
-            raise InvalidOption(
-                "previous_response_id must be a string", "previous_response_id", "invalid_type"
-            )
+            raise InvalidOption("previous_response_id must be a string", "previous_response_id", "invalid_type")
         if not previous or len(previous) > _MAX_ID_CHARS:
             raise InvalidOption(
-                f"previous_response_id must have 1 to {_MAX_ID_CHARS} characters",
-                "previous_response_id",
+                f"previous_response_id must have 1 to {_MAX_ID_CHARS} characters", "previous_response_id"
             )
         if document.get("conversation") is not None:
-            raise InvalidOption(
-                "previous_response_id and conversation cannot be used together",
-                "previous_response_id",
-            )
+            raise InvalidOption("previous_response_id and conversation cannot be used together", "previous_response_id")
     if document.get("conversation") is not None:
         raise InvalidOption(
             "conversation is not supported: neither this gateway nor its providers keep conversations, so the earlier turns "

@@ -242,11 +242,7 @@ class ResponseStore(Generic[ItemT]):
         while self._all.bytes > budget:
             owned = self._owners.get(owner)
             # Its newest item may itself be larger than the share.
-            is_greedy = (
-                owned is not None
-                and len(owned.keys) > 1
-                and owned.usage.bytes > budget / len(self._owners)
-            )
+            is_greedy = owned is not None and len(owned.keys) > 1 and owned.usage.bytes > budget / len(self._owners)
             keys = owned.keys if owned is not None and is_greedy else self._held
             self._evict(next(iter(keys)), EvictionReason.BYTES)
 

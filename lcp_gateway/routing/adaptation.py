@@ -45,9 +45,7 @@ def adaptation(
     function is pure, holds no part of a body, and returns a task that needs no change as it is.
     """
     steps: list[Callable[[Task], Task]] = []
-    if card is not None and (
-        card.default_temperature is not None or card.default_max_tokens is not None
-    ):
+    if card is not None and (card.default_temperature is not None or card.default_max_tokens is not None):
         steps.append(partial(_with_defaults, adapters, card))
     if card is not None and card.dimensions and task.kind is TaskKind.EMBEDDINGS:
         steps.append(partial(_with_dimensions, adapters, card.dimensions))

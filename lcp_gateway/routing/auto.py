@@ -12,13 +12,7 @@ from lcp_gateway.routing.catalog import Provider
 from lcp_gateway.routing.measurements import ORDINARY_SIZE, Measurements, Mode, Price, RequestSize
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.preferences import Preferences, Weights
-from lcp_gateway.routing.requirements import (
-    Availability,
-    OfferFilter,
-    Requirements,
-    matching_offers,
-    offer_filter,
-)
+from lcp_gateway.routing.requirements import Availability, OfferFilter, Requirements, matching_offers, offer_filter
 from lcp_gateway.routing.scoring import (
     FEATURE_DIGITS,
     Features,
@@ -131,12 +125,7 @@ class AutoChoice:
     """
 
     def __init__(
-        self,
-        policy: AutoPolicy,
-        measurements: Measurements,
-        availability: Availability,
-        *,
-        clock: Callable[[], float],
+        self, policy: AutoPolicy, measurements: Measurements, availability: Availability, *, clock: Callable[[], float]
     ) -> None:
         self._policy = policy
         self._measurements = measurements
@@ -192,9 +181,7 @@ class AutoChoice:
         considered = self._weigh(entries, mode, preferences, weights, size)
         if not considered:
             return None
-        return self._decision(
-            considered, len(considered), preferences, Requirements(), weights, draw
-        )
+        return self._decision(considered, len(considered), preferences, Requirements(), weights, draw)
 
     def rank(
         self,
@@ -269,9 +256,7 @@ class AutoChoice:
                 continue
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(
-                    fit_feature(params_b, preferences.size), FEATURE_DIGITS
-                )
+                fit = fits[params_b] = round(fit_feature(params_b, preferences.size), FEATURE_DIGITS)
             unseen.setdefault(provider_id, []).append((-fit, at))
         for places in unseen.values():
             # The first ones where sizes do not count, and those that fit best where they do.
@@ -299,19 +284,14 @@ class AutoChoice:
             if rooms[provider_id] is not None:
                 there.append(entry)
         pairs = [(one.provider.peer_id, one.model) for one in there]
-        views, prices = (
-            self._measurements.views(pairs, mode),
-            self._measurements.prices(pairs, size),
-        )
+        views, prices = (self._measurements.views(pairs, mode), self._measurements.prices(pairs, size))
         fits: dict[float | None, float] = {}
         rows = []
         for entry, view, price in zip(there, views, prices, strict=True):
             params_b = entry.traits.params_b
             fit = fits.get(params_b)
             if fit is None:
-                fit = fits[params_b] = round(
-                    fit_feature(params_b, preferences.size), FEATURE_DIGITS
-                )
+                fit = fits[params_b] = round(fit_feature(params_b, preferences.size), FEATURE_DIGITS)
             listed = listed_msat(entry.provider, size)
             # A node's price list is certain, a peer's price an estimate from its quotes for such a size.
             sure = price if listed is None else Price(listed, is_known=True)
@@ -326,9 +306,7 @@ class AutoChoice:
         if not available and not resting_too:
             return None
         in_flight = self._measurements.in_flight(provider.peer_id)
-        return round(
-            available * load_feature(in_flight, provider.max_inflight_jobs), FEATURE_DIGITS
-        )
+        return round(available * load_feature(in_flight, provider.max_inflight_jobs), FEATURE_DIGITS)
 
 
 def listed_msat(provider: Provider, size: RequestSize) -> float | None:
@@ -359,11 +337,7 @@ def _in_turn(considered: Sequence[Scored], chosen: int) -> tuple[Scored, ...]:
     seen = {first.entry.provider.peer_id}
     next_ones: list[Scored] = []
     if first.known_msat is None:
-        known = (
-            one
-            for one in considered
-            if one.known_msat is not None and one.entry.provider.peer_id not in seen
-        )
+        known = (one for one in considered if one.known_msat is not None and one.entry.provider.peer_id not in seen)
         next_ones = [one for one in (next(known, None),) if one is not None]
         seen.update(one.entry.provider.peer_id for one in next_ones)
     others: list[Scored] = []

@@ -74,9 +74,7 @@ class Catalog:
     providers: tuple[Provider, ...]
     taken_at: float
     _by_peer: Mapping[str, Provider] = field(init=False, repr=False, compare=False)
-    _by_model: Mapping[tuple[TaskKind, str], tuple[Provider, ...]] = field(
-        init=False, repr=False, compare=False
-    )
+    _by_model: Mapping[tuple[TaskKind, str], tuple[Provider, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Index the providers once, so that a request looks one up instead of searching."""
@@ -85,14 +83,8 @@ class Catalog:
             for kind, models in provider.models.items():
                 for model in models:
                     by_model.setdefault((kind, model), []).append(provider)
-        object.__setattr__(
-            self, "_by_peer", MappingProxyType({p.peer_id: p for p in self.providers})
-        )
-        object.__setattr__(
-            self,
-            "_by_model",
-            MappingProxyType({key: tuple(found) for key, found in by_model.items()}),
-        )
+        object.__setattr__(self, "_by_peer", MappingProxyType({p.peer_id: p for p in self.providers}))
+        object.__setattr__(self, "_by_model", MappingProxyType({key: tuple(found) for key, found in by_model.items()}))
 
     def seen_again(self, now: float) -> "Catalog":
         """Return the same providers with a later time, without indexing them again."""

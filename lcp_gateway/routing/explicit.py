@@ -104,11 +104,7 @@ def _offering(catalog: Catalog, task: Task) -> tuple[Provider, ...]:
 
 
 def _check_model(
-    catalog: Catalog,
-    task: Task,
-    rules: RoutingRules,
-    asked_as: str,
-    offering: Sequence[Provider],
+    catalog: Catalog, task: Task, rules: RoutingRules, asked_as: str, offering: Sequence[Provider]
 ) -> None:
     if task.kind is TaskKind.EMBEDDINGS and not offering:
         raise ModelNotFound(describe_embedding_models(catalog))
@@ -127,9 +123,7 @@ def describe_embedding_models(catalog: Catalog) -> str:
     """Return a sentence on the models that embed, or on the others."""
     models = catalog.models_for(TaskKind.EMBEDDINGS)
     if models:
-        return (
-            f"no provider here embeds with this model; the embedding models are: {_named(models)}"
-        )
+        return f"no provider here embeds with this model; the embedding models are: {_named(models)}"
     others = tuple(sorted(catalog.models()))
     if not others:
         return "no provider here offers embeddings: no provider is connected"

@@ -222,8 +222,7 @@ class View(NamedTuple):
     def measured(self) -> "Measured":
         """Return the measured values, without those that are only estimated."""
         return Measured(
-            self.first_byte_s if self.was_measured else None,
-            self.tokens_per_s if self.was_measured else None,
+            self.first_byte_s if self.was_measured else None, self.tokens_per_s if self.was_measured else None
         )
 
 
@@ -263,9 +262,7 @@ class Measurements:
 
     # -- measurements ---------------------------------------------------------------------------
 
-    def quoted(
-        self, provider_id: str, model: str, price_msat: int, size: RequestSize = ORDINARY_SIZE
-    ) -> None:
+    def quoted(self, provider_id: str, model: str, price_msat: int, size: RequestSize = ORDINARY_SIZE) -> None:
         """Record the price asked for a request of a size."""
         now, sized = self._clock(), SizeClass.of(size)
         pair = self._pair(provider_id, model)

@@ -78,10 +78,7 @@ _VENDORS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("bigcode", r"starcoder"),
         ("meta", r"(?:code)?llama"),
         ("microsoft", r"phi(?![a-z])|orca"),
-        (
-            "openai",
-            r"(?:chat)?gpt|(?<!.)o[134](?![a-z0-9])|text-embedding|whisper|davinci|babbage|codex|dall-e",
-        ),
+        ("openai", r"(?:chat)?gpt|(?<!.)o[134](?![a-z0-9])|text-embedding|whisper|davinci|babbage|codex|dall-e"),
         ("anthropic", r"claude"),
         ("cohere", r"command(?![a-z])|aya(?![a-z])|c4ai|embed-(?:english|multilingual)"),
         ("ibm", r"granite"),
@@ -134,13 +131,8 @@ def _read(model: str) -> NameFacts:
     is_embedding = bool(_EMBEDDING.search(name)) and not _NOT_EMBEDDING.search(name)
     return NameFacts(
         params_b=_params_b(name),
-        capabilities=frozenset(
-            capability for capability, pattern in _CAPABILITIES.items() if pattern.search(name)
-        ),
-        vendor=next(
-            (vendor for vendor, pattern in _VENDORS if pattern.search(name)),
-            owner.rpartition("/")[2],
-        ),
+        capabilities=frozenset(capability for capability, pattern in _CAPABILITIES.items() if pattern.search(name)),
+        vendor=next((vendor for vendor, pattern in _VENDORS if pattern.search(name)), owner.rpartition("/")[2]),
         type=EMBEDDING if is_embedding else "",
     )
 
@@ -222,10 +214,7 @@ class ModelRegistry:
     def __init__(self, cards: Mapping[str, ModelCard]) -> None:
         self._cards = dict(cards)
         self._real_names = {
-            alias: name
-            for name, card in self._cards.items()
-            for alias in card.aliases
-            if alias not in self._cards
+            alias: name for name, card in self._cards.items() for alias in card.aliases if alias not in self._cards
         }
 
     def resolve(self, name: str) -> str:

@@ -60,9 +60,7 @@ class Offers:
                         continue
                     entry = Entry(provider, model, traits[model])
                     by_kind[kind].append(entry)
-                    if kind is TaskKind.CHAT_COMPLETIONS and not provider.offers(
-                        TaskKind.COMPLETIONS, model
-                    ):
+                    if kind is TaskKind.CHAT_COMPLETIONS and not provider.offers(TaskKind.COMPLETIONS, model):
                         by_kind[TaskKind.COMPLETIONS].append(entry)
         kinds: dict[str, list[TaskKind]] = {}
         for kind, entries in by_kind.items():

@@ -252,8 +252,7 @@ class PeerTrust:
             self._weigh_strangers(account, quote, now)
         if not account.breaker.would_pay(quote.job_id, now):
             raise PeerNotTrusted(
-                "the peer failed several times in a row and is paused for now; nothing was paid",
-                quote=quote,
+                "the peer failed several times in a row and is paused for now; nothing was paid", quote=quote
             )
         return now
 

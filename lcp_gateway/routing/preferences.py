@@ -94,13 +94,8 @@ def parse_preferences(model: str, offered: frozenset[str] = frozenset()) -> Pref
     capabilities = CAPABILITIES | offered
     for word in words:
         if word not in EMPHASES and word not in capabilities:
-            raise UnknownPreference(
-                word if _WORD.fullmatch(word) else "", (*EMPHASES, *sorted(capabilities))
-            )
+            raise UnknownPreference(word if _WORD.fullmatch(word) else "", (*EMPHASES, *sorted(capabilities)))
     sizes = [word for word in words if word in SIZES]
     return Preferences(
-        words,
-        capabilities.intersection(words),
-        sizes[-1] if sizes else "balanced",
-        only_free="free" in words,
+        words, capabilities.intersection(words), sizes[-1] if sizes else "balanced", only_free="free" in words
     )

@@ -72,9 +72,7 @@ def _encoded_bytes(part: Mapping[str, Any]) -> int:
     total = 0
     for value in part.values():
         inner = value.values() if isinstance(value, dict) else (value,)
-        total += sum(
-            len(text) for text in inner if isinstance(text, str) and len(text) > _LONG_TEXT
-        )
+        total += sum(len(text) for text in inner if isinstance(text, str) and len(text) > _LONG_TEXT)
     return total
 
 
@@ -115,19 +113,11 @@ def offer_filter(
     step = 1 << max(0, requirements.tokens.bit_length() - _STEPS)
     tokens = -(-requirements.tokens // step) * step
     return OfferFilter(
-        kind,
-        mode,
-        preferences,
-        requirements.capabilities | preferences.capabilities,
-        tokens,
-        native,
-        only,
+        kind, mode, preferences, requirements.capabilities | preferences.capabilities, tokens, native, only
     )
 
 
-def matching_offers(
-    offers: Offers, conditions: OfferFilter, availability: Availability
-) -> tuple[list[Entry], bool]:
+def matching_offers(offers: Offers, conditions: OfferFilter, availability: Availability) -> tuple[list[Entry], bool]:
     """Return the entries that match best and may be asked now, and whether any would if all might be asked.
 
     Entries that meet every requirement are returned alone; where there are none, those with the fewest unknown

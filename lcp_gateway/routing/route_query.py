@@ -55,14 +55,10 @@ def read_query(document: Mapping[str, Any]) -> RouteQuery:
     for name in document:
         if name not in _FIELDS:
             known = ", ".join(_FIELDS)
-            raise BadQuery(
-                f"{name:.64} is not known; the fields are {known}", name[:64], "unknown_parameter"
-            )
+            raise BadQuery(f"{name:.64} is not known; the fields are {known}", name[:64], "unknown_parameter")
     least, most = _size(document, "min_params_b"), _size(document, "max_params_b")
     if least is not None and most is not None and least > most:
-        raise BadQuery(
-            "min_params_b must not be more than max_params_b", "min_params_b", "invalid_value"
-        )
+        raise BadQuery("min_params_b must not be more than max_params_b", "min_params_b", "invalid_value")
     size = document.get("prefer_size")
     if size is not None and size not in SIZES:
         raise BadQuery(f"prefer_size is one of {', '.join(SIZES)}", "prefer_size", "invalid_value")
@@ -83,16 +79,10 @@ def read_query(document: Mapping[str, Any]) -> RouteQuery:
     )
 
 
-def rank_models(
-    query: RouteQuery, offers: Offers, auto: AutoChoice
-) -> Sequence[Mapping[str, object]]:
+def rank_models(query: RouteQuery, offers: Offers, auto: AutoChoice) -> Sequence[Mapping[str, object]]:
     """Return the models that match, each at its best provider, the best first."""
     entries = [entry for entry in _entries(offers) if _suits(query, entry)]
-    preferences = (
-        Preferences((query.prefer_size,), size=query.prefer_size)
-        if query.prefer_size
-        else Preferences()
-    )
+    preferences = Preferences((query.prefer_size,), size=query.prefer_size) if query.prefer_size else Preferences()
     found: dict[str, list[Scored]] = {}
     for scored in auto.rank(entries, Mode.WHOLE, preferences, len(entries)):
         found.setdefault(scored.entry.model, []).append(scored)

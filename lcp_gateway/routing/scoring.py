@@ -94,18 +94,10 @@ def affordable(prices: Sequence[float | None], best: int) -> list[bool]:
     limit = prices[best]
     if limit is None:
         return [True] * len(prices)
-    return [
-        price is None or price <= limit * _MOST_TIMES_THE_PRICE or at == best
-        for at, price in enumerate(prices)
-    ]
+    return [price is None or price <= limit * _MOST_TIMES_THE_PRICE or at == best for at, price in enumerate(prices)]
 
 
-def pick(
-    scores: Sequence[float],
-    temperature: float,
-    draw: float,
-    prices: Sequence[float | None] | None = None,
-) -> int:
+def pick(scores: Sequence[float], temperature: float, draw: float, prices: Sequence[float | None] | None = None) -> int:
     """Choose an index: the best most of the time, another the more often the nearer its score is.
 
     The share of each is its softmax, ``exp((score - best) / temperature)`` over the sum of all; where ``prices`` say that
@@ -185,8 +177,7 @@ def score_all(rows: Sequence[ScoringRow], weights: Weights) -> list[Scored]:
     measured = [row.view.expected_s for row in rows if row.view.was_measured]
     shortest = min([time for time in measured if time is not None], default=None)
     return [
-        _scored(row, time, weights, best_s, best_msat, shortest, lowest)
-        for row, time in zip(rows, times, strict=True)
+        _scored(row, time, weights, best_s, best_msat, shortest, lowest) for row, time in zip(rows, times, strict=True)
     ]
 
 

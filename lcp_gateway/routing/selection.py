@@ -117,11 +117,7 @@ class Selector:
             raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
         found = explicit_providers(catalog, wanted, self._rules, asked_as=task.model)
         entries = [Entry(provider, name, traits) for provider in found]
-        scored = list(
-            self._auto.rank(
-                entries, answer_mode(task), Preferences(), len(entries), request_size(task)
-            )
-        )
+        scored = list(self._auto.rank(entries, answer_mode(task), Preferences(), len(entries), request_size(task)))
         by_score = self._goes_by_score(found)
         if not by_score:
             scored.sort(key=lambda one: found.index(one.entry.provider))
@@ -168,18 +164,14 @@ class Selector:
             if not catalog.providers:
                 raise NoProvider("no peers are connected") from None
             if error.offered:
-                raise NoProvider(
-                    "every suitable provider has failed lately; try again soon"
-                ) from None
+                raise NoProvider("every suitable provider has failed lately; try again soon") from None
             if unfit_for_chat is not None:
                 raise unfit_for_chat from None
             if task.kind is TaskKind.EMBEDDINGS:
                 raise ModelNotFound(describe_embedding_models(catalog)) from None
             raise ModelNotFound("no model that is offered here can serve this request") from None
 
-    def _decided(
-        self, task: Task, decision: Decision, comparison: "_AutoComparison", scored: Scored
-    ) -> Candidate:
+    def _decided(self, task: Task, decision: Decision, comparison: "_AutoComparison", scored: Scored) -> Candidate:
         entry = scored.entry
         candidate = self._candidate(task, entry.provider, entry.model)
         return replace(
@@ -194,26 +186,19 @@ class Selector:
         traits = self._offers_of(catalog).traits.get(name) or self._registry.traits(name)
         if self._is_too_long(task, traits):
             raise _too_long(task, f"the context of this model, {traits.context_length} tokens")
-        found = explicit_providers(
-            catalog, wanted, self._rules, self._available, asked_as=task.model
-        )
+        found = explicit_providers(catalog, wanted, self._rules, self._available, asked_as=task.model)
         if len(found) > 1 and self._goes_by_score(found):
             offers = self._offers_of(catalog)
             entries = [Entry(provider, name, offers.traits[name]) for provider in found]
-            decision = self._auto.order(
-                entries, answer_mode(task), self._draw(), request_size(task)
-            )
+            decision = self._auto.order(entries, answer_mode(task), self._draw(), request_size(task))
             if decision is not None:
                 comparison = _NamedComparison(decision.considered, decision.weights)
                 return self._adaptable(
-                    partial(self._ordered, task, decision, comparison, scored)
-                    for scored in decision.ranked
+                    partial(self._ordered, task, decision, comparison, scored) for scored in decision.ranked
                 )
         return self._adaptable(partial(self._candidate, task, provider, name) for provider in found)
 
-    def _ordered(
-        self, task: Task, decision: Decision, comparison: "_NamedComparison", scored: Scored
-    ) -> Candidate:
+    def _ordered(self, task: Task, decision: Decision, comparison: "_NamedComparison", scored: Scored) -> Candidate:
         candidate = self._candidate(task, scored.entry.provider, scored.entry.model)
         return replace(candidate, comparison=comparison, place=decision.place(scored))
 
@@ -223,9 +208,7 @@ class Selector:
 
     def _candidate(self, task: Task, provider: Provider, model: str) -> Candidate:
         # A provider that offers neither was named by the operator: it gets the kind that peers take.
-        as_chat = task.kind is TaskKind.COMPLETIONS and not provider.offers(
-            TaskKind.COMPLETIONS, model
-        )
+        as_chat = task.kind is TaskKind.COMPLETIONS and not provider.offers(TaskKind.COMPLETIONS, model)
         adapt = adaptation(self._adapters, task, model, self._registry.card(model), as_chat=as_chat)
         if as_chat:
             # A request that cannot be adapted is refused before any provider is asked.
@@ -318,10 +301,7 @@ class _AutoComparison(QuoteComparison):
     """Compares the quotes of ``auto``'s candidates, and reports the choice."""
 
     def __init__(
-        self,
-        order: Order,
-        decision: Decision,
-        on_choice: Callable[[Order, Scored, Mapping[str, int]], None],
+        self, order: Order, decision: Decision, on_choice: Callable[[Order, Scored, Mapping[str, int]], None]
     ) -> None:
         super().__init__(decision.considered, decision.weights)
         self._order = order.without_body()
@@ -332,9 +312,7 @@ class _AutoComparison(QuoteComparison):
         """Return the explanation for the client, by the prices that were asked."""
         considered = self._decision.considered
         weighed = considered if self.is_as_expected(asked) else self.weighed(asked)
-        by_provider = {
-            considered[at].entry.provider.peer_id: price_msat for at, price_msat in asked.items()
-        }
+        by_provider = {considered[at].entry.provider.peer_id: price_msat for at, price_msat in asked.items()}
         self._on_choice(self._order, weighed[place], by_provider)
         return _told(self._decision, weighed[place], weighed)
 
@@ -369,9 +347,7 @@ def explanation(task: Task, name: str, decision: Decision) -> Mapping[str, objec
     }
 
 
-def named_explanation(
-    task: Task, name: str, scored: Sequence[Scored], *, by_score: bool
-) -> Mapping[str, object]:
+def named_explanation(task: Task, name: str, scored: Sequence[Scored], *, by_score: bool) -> Mapping[str, object]:
     """Describe the order in which the providers of a model that the client named are asked."""
     reason = "the model was named; its providers are asked " + (
         "by their score" if by_score else "in the daemon's order"

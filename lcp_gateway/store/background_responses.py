@@ -38,13 +38,7 @@ class BackgroundRows:
         self._database = database
 
     async def record(
-        self,
-        job_id: str,
-        *,
-        key_id: str,
-        model: str,
-        at: datetime,
-        repeat: RepeatIdentity | None = None,
+        self, job_id: str, *, key_id: str, model: str, at: datetime, repeat: RepeatIdentity | None = None
     ) -> None:
         """Insert a background response before its client gets the id.
 
@@ -69,22 +63,16 @@ class BackgroundRows:
         try:
             await self._database.write(work)
         except DatabaseUnavailable as error:
-            raise JournalUnavailable(
-                f"the journal cannot be written: {error.reason}; nothing was paid"
-            ) from error
+            raise JournalUnavailable(f"the journal cannot be written: {error.reason}; nothing was paid") from error
 
     async def forget(self, job_id: str) -> None:
         """Delete the row of a response that has ended, if there is one."""
-        await self._database.write(
-            lambda connection: connection.execute(_FORGET, {"of_job": job_id}).rowcount
-        )
+        await self._database.write(lambda connection: connection.execute(_FORGET, {"of_job": job_id}).rowcount)
 
     async def forget_older(self, before: datetime) -> int:
         """Delete the rows that were inserted before a time; return how many."""
         return await self._database.write(
-            lambda connection: (
-                connection.execute(_FORGET_OLD, {"before": to_micros(before)}).rowcount
-            )
+            lambda connection: connection.execute(_FORGET_OLD, {"before": to_micros(before)}).rowcount
         )
 
     async def find(self, job_id: str, key_id: str) -> BackgroundRecord | None:
@@ -101,11 +89,7 @@ class BackgroundRows:
     def _left(self, connection: Connection, row: RowMapping) -> BackgroundRecord:
         owner, created_at = row["owner"], from_micros(row["created_at"])
         lives = owner != self._database.owner and not self._database.is_gone(connection, owner)
-        asked = {
-            "since": to_micros(created_at - _CLOCK_SLACK),
-            "of_key": row["key_id"],
-            "of_job": row["id"],
-        }
+        asked = {"since": to_micros(created_at - _CLOCK_SLACK), "of_key": row["key_id"], "of_job": row["id"]}
         found = connection.execute(_NEWEST, asked).mappings().one_or_none()
         return BackgroundRecord(
             id=row["id"],

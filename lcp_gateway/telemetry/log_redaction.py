@@ -53,20 +53,8 @@ FORBIDDEN = frozenset(
         "tools",
     }
 )
-_FORBIDDEN_ENDINGS = (
-    "_body",
-    "_content",
-    "_json",
-    "_key",
-    "_macaroon",
-    "_password",
-    "_prompt",
-    "_secret",
-    "_token",
-)
-_ESSENTIAL = frozenset(
-    {"event", "level", "logger", "request_id", "error_type", "error_at", "error_cause"}
-)
+_FORBIDDEN_ENDINGS = ("_body", "_content", "_json", "_key", "_macaroon", "_password", "_prompt", "_secret", "_token")
+_ESSENTIAL = frozenset({"event", "level", "logger", "request_id", "error_type", "error_at", "error_cause"})
 
 _SCALARS = (int, bool, type(None))
 
@@ -101,9 +89,7 @@ def cut(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more)"
 
 
-def describe_error(
-    _logger: object, _method: str, event: MutableMapping[str, Any]
-) -> Mapping[str, Any]:
+def describe_error(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
     """Replace ``exc_info`` by the error's type and the frames it passed. A processor of structlog.
 
     Neither the error's message nor a local variable is shown: either may hold a client's text. A caller that knows the

@@ -229,21 +229,14 @@ def _binary_of(stream: TextIO) -> BinaryIO:
     return cast("BinaryIO", buffer if buffer is not None else _TextAsBinary(stream))
 
 
-def _add_name(
-    logger: _LineWriter, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
+def _add_name(logger: _LineWriter, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     event.setdefault("logger", logger.name)
     return event
 
 
 def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
     # The fields that a reader looks for come first.
-    event = {
-        "timestamp": event["timestamp"],
-        "level": event["level"],
-        "event": event["event"],
-        **event,
-    }
+    event = {"timestamp": event["timestamp"], "level": event["level"], "event": event["event"], **event}
     try:
         return orjson.dumps(event)
     except TypeError:

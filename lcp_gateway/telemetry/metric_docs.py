@@ -44,9 +44,7 @@ def metrics_markdown() -> str:
     """Return the text of docs/metrics.md."""
     parts = [_INTRODUCTION]
     for group, specs in groupby(SPECS, key=lambda spec: spec.group):
-        parts.append(
-            f"\n## {_TITLES[group]}\n\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
-        )
+        parts.append(f"\n## {_TITLES[group]}\n\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n")
         parts.extend(_row(spec) for spec in specs)
     parts.append("\n## Label values\n\n| label | values |\n| --- | --- |\n")
     parts.extend(f"| `{label}` | {values} |\n" for label, values in _label_values().items())

@@ -88,9 +88,7 @@ class Families:
             elif spec.kind is MetricKind.GAUGE:
                 self.gauges[spec.name] = Gauge(name, text, labels, registry=registry)
             else:
-                self.histograms[spec.name] = LoopHistogram(
-                    name, text, labels, buckets=spec.buckets, registry=registry
-                )
+                self.histograms[spec.name] = LoopHistogram(name, text, labels, buckets=spec.buckets, registry=registry)
 
 
 class Exposed(Collector):
@@ -106,8 +104,6 @@ class Exposed(Collector):
         """Yield the families that are exposed."""
         for metric in self._registry.collect():
             metric.samples = [
-                sample
-                for sample in metric.samples
-                if not isnan(sample.value) and not sample.name.endswith("_created")
+                sample for sample in metric.samples if not isnan(sample.value) and not sample.name.endswith("_created")
             ]
             yield metric

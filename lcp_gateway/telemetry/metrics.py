@@ -51,10 +51,7 @@ class Metrics:
     """
 
     def __init__(
-        self,
-        registry: CollectorRegistry | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -95,11 +92,7 @@ class Metrics:
 
     def _start_at_zero(self) -> None:
         for spec in SPECS:
-            if (
-                spec.kind is MetricKind.COUNTER
-                and spec.labels
-                and set(spec.labels) <= set(LABEL_WORDS)
-            ):
+            if spec.kind is MetricKind.COUNTER and spec.labels and set(spec.labels) <= set(LABEL_WORDS):
                 for labels in product(*map(_words_of, spec.labels)):
                     self._counters[spec.name].labels(*labels)
         for source in SOURCES:
@@ -205,9 +198,7 @@ class Metrics:
 
     def execute(self, peer_id: str, model: str, duration_s: float) -> None:  # noqa: ARG002 - peers x models would be too many histograms; the caller need not know
         """Count a paid call that ended, well or not, with its time."""
-        self._adder("execute_duration_seconds", self._peers.fold(peer_id))(
-            duration_s, self.exemplar()
-        )
+        self._adder("execute_duration_seconds", self._peers.fold(peer_id))(duration_s, self.exemplar())
 
     def first_byte(self, endpoint: str, model: str, duration_s: float) -> None:
         """Count the first byte of an answer, timed from the request's head."""
@@ -232,9 +223,7 @@ class Metrics:
         """Count a failed call to the daemon; both as gRPC spells them (``RequestQuote``, ``UNAVAILABLE``)."""
         self._count("grpc_errors_total", method, code)
 
-    def request(
-        self, endpoint: str, model: str, status: int, verdict: str, stream: bool, duration_s: float
-    ) -> None:
+    def request(self, endpoint: str, model: str, status: int, verdict: str, stream: bool, duration_s: float) -> None:
         """Count an answered request.
 
         ``endpoint`` is the template of its route, ``verdict`` the payment verdict of the answer.
@@ -277,11 +266,7 @@ class Metrics:
         self._set("daemon_up", up)
 
     def provider_speed(
-        self,
-        provider_id: str,
-        source: str,
-        first_byte_s: float | None,
-        tokens_per_s: float | None,
+        self, provider_id: str, source: str, first_byte_s: float | None, tokens_per_s: float | None
     ) -> None:
         """Set a provider's decayed averages; None leaves the last one as it is.
 
@@ -345,9 +330,7 @@ class Metrics:
         self._set("outstanding_unknown_msat", unknown_msat)
         self._set("outstanding_unknown_purchases", unknown_count)
         began = self._clock() - oldest_unknown_s
-        self._gauges["oldest_unknown_age_seconds"].set_function(
-            lambda: self._clock() - began if unknown_count else 0.0
-        )
+        self._gauges["oldest_unknown_age_seconds"].set_function(lambda: self._clock() - began if unknown_count else 0.0)
 
     def peer_undelivered_msat(self, peer_id: str, msat: int) -> None:
         """Set the amount that a peer was paid for results it did not deliver, over all that the journal holds.
@@ -361,9 +344,7 @@ class Metrics:
             msat = sum(self._undelivered_by_others.values())
         self._gauges["peer_undelivered_msat"].labels(peer).set(msat)
 
-    def lnd(
-        self, up: bool, synced: bool, local_msat: int, channels_active: int, channels_inactive: int
-    ) -> None:
+    def lnd(self, up: bool, synced: bool, local_msat: int, channels_active: int, channels_inactive: int) -> None:
         """Set the state of lnd; while it is not ``up`` the other numbers are not exposed."""
         self._set("lnd_up", up)
         self._set("lnd_synced", synced if up else ABSENT)
@@ -486,11 +467,7 @@ class Metrics:
 
 
 def _is_peer_counter(spec: MetricSpec) -> bool:
-    return (
-        spec.kind is MetricKind.COUNTER
-        and spec.labels[-1:] == ("peer",)
-        and "source" not in spec.labels
-    )
+    return spec.kind is MetricKind.COUNTER and spec.labels[-1:] == ("peer",) and "source" not in spec.labels
 
 
 _PEER_COUNTERS = tuple(spec.name for spec in SPECS if _is_peer_counter(spec))

@@ -42,11 +42,7 @@ class PurchaseObserver(Observer):
     """
 
     def __init__(
-        self,
-        metrics: Metrics,
-        measurements: Measurements,
-        trust: PeerTrust,
-        log: FilteringBoundLogger,
+        self, metrics: Metrics, measurements: Measurements, trust: PeerTrust, log: FilteringBoundLogger
     ) -> None:
         self._metrics = metrics
         self._measurements = measurements
@@ -111,22 +107,11 @@ class PurchaseObserver(Observer):
             mode = answer_mode(task)
             first_byte_s, tokens_per_s, tokens = _speed(answer, mode)
             self._measurements.delivered(
-                quote.peer_id,
-                task.model,
-                mode,
-                first_byte_s=first_byte_s,
-                tokens_per_s=tokens_per_s,
-                tokens=tokens,
+                quote.peer_id, task.model, mode, first_byte_s=first_byte_s, tokens_per_s=tokens_per_s, tokens=tokens
             )
             view = self._measurements.view(quote.peer_id, task.model, mode)
-            self._metrics.provider_speed(
-                quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s
-            )
-        elif (
-            purchase.state in _FAILED
-            and purchase.blames_provider
-            and not _is_requests_fault(answer, purchase)
-        ):
+            self._metrics.provider_speed(quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s)
+        elif purchase.state in _FAILED and purchase.blames_provider and not _is_requests_fault(answer, purchase):
             self._measurements.failed(quote.peer_id)
 
     def _count_end(self, answer: ResultBuffer, purchase: Purchase) -> None:
@@ -164,12 +149,7 @@ class PeersObserver:
     ``nodes`` returns the virtual nodes that are up, the same object while they are the same.
     """
 
-    def __init__(
-        self,
-        metrics: Metrics,
-        log: FilteringBoundLogger,
-        nodes: Callable[[], Sequence[Provider]],
-    ) -> None:
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, nodes: Callable[[], Sequence[Provider]]) -> None:
         self._metrics = metrics
         self._log = log
         self._nodes = nodes
@@ -223,17 +203,12 @@ class LndObserver:
         """Record a pass that read fees and preimages."""
         self._reading_fails = False
         if summary.recorded:
-            self._log.debug(
-                "fees were recorded", purchases=summary.recorded, looked_up=summary.looked_up
-            )
+            self._log.debug("fees were recorded", purchases=summary.recorded, looked_up=summary.looked_up)
 
     def details_failed(self, error: Exception) -> None:
         """Log that fees cannot be read, once until they can be again."""
         if not self._reading_fails:
-            self._log.warning(
-                "fees and preimages cannot be read from lnd; it is asked again",
-                problem=str(error),
-            )
+            self._log.warning("fees and preimages cannot be read from lnd; it is asked again", problem=str(error))
         self._reading_fails = True
 
     def reconciled(self, summary: ReconcilerSummary) -> None:
@@ -251,11 +226,7 @@ class LndObserver:
         self._log.warning("reconciling with lnd failed", exc_info=error)
 
     def resolved(
-        self,
-        job_id: bytes,
-        state: State,
-        resolution: PaymentResolution,
-        bought: tuple[str, int] | None,
+        self, job_id: bytes, state: State, resolution: PaymentResolution, bought: tuple[str, int] | None
     ) -> None:
         """Record a resolved payment; ``bought`` is the provider and the price, None where the journal is away."""
         if bought is not None:

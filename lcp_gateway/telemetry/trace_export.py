@@ -115,9 +115,7 @@ class _BoundedProcessor(BatchSpanProcessor):
 
     def __init__(self, exporter: SpanExporter, counts: ExportCounts) -> None:
         super().__init__(
-            _CountingExporter(exporter, counts),
-            max_queue_size=_QUEUE_SPANS,
-            max_export_batch_size=_BATCH_SPANS,
+            _CountingExporter(exporter, counts), max_queue_size=_QUEUE_SPANS, max_export_batch_size=_BATCH_SPANS
         )
         self._counts = counts
 
@@ -153,9 +151,7 @@ class TraceExport:
         self._counts = counts
         self._exporter = exporter
         self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(ratio)),
-            resource=_resource(version),
-            shutdown_on_exit=False,
+            sampler=ParentBased(TraceIdRatioBased(ratio)), resource=_resource(version), shutdown_on_exit=False
         )
         self._provider.add_span_processor(_BoundedProcessor(exporter, counts))
         self.tracer: Tracer = self._provider.get_tracer(SCOPE, version)
@@ -186,6 +182,4 @@ class TraceExport:
 def _resource(version: str) -> Resource:
     """Return the resource of the spans; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
     from_environment = OTELResourceDetector().detect().attributes
-    return Resource.create(
-        {"service.name": "lcp-gateway", "service.version": version, **from_environment}
-    )
+    return Resource.create({"service.name": "lcp-gateway", "service.version": version, **from_environment})

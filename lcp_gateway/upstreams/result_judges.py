@@ -27,10 +27,7 @@ class StreamResultJudge(StreamJudge):
 
     def __init__(self, task: Task, content_encoding: str, *, wants_usage: bool = False) -> None:
         super().__init__(
-            _FORMS[task.kind],
-            request=task.body,
-            content_encoding=content_encoding,
-            wants_usage=wants_usage,
+            _FORMS[task.kind], request=task.body, content_encoding=content_encoding, wants_usage=wants_usage
         )
         self.is_tidy = True
         self._received: Received | None = None

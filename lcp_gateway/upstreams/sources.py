@@ -87,9 +87,7 @@ class UpstreamBySource:
         """Pay and wait for the whole result. Goes out once."""
         return await self._by_source[quote.source].execute(quote, task, timeout_s)
 
-    def execute_stream(
-        self, quote: Quote, task: Task, timeout_s: float
-    ) -> AsyncGenerator[StreamEvent, None]:
+    def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Goes out once."""
         return self._by_source[quote.source].execute_stream(quote, task, timeout_s)
 

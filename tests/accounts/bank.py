@@ -92,12 +92,7 @@ class StandInInvoiceService:
         """Pay an invoice, by default with its amount; return the preimage."""
         invoice = self.made[payment_hash]
         self.payments.append(
-            Payment(
-                payment_hash,
-                amount_msat or invoice.amount_msat,
-                len(self.payments) + 1,
-                datetime.now(UTC),
-            )
+            Payment(payment_hash, amount_msat or invoice.amount_msat, len(self.payments) + 1, datetime.now(UTC))
         )
         self.news.set()
         return invoice.preimage
@@ -129,13 +124,7 @@ class Bank:
         self.acts = AdminLog(self.database)
 
     def wallet(self, **rules) -> Wallet:
-        return Wallet(
-            self.ledger,
-            self.topups,
-            self.invoices,
-            TopupRules(**rules),
-            on_credit=self.credits.append,
-        )
+        return Wallet(self.ledger, self.topups, self.invoices, TopupRules(**rules), on_credit=self.credits.append)
 
     def wallet_without_invoices(self) -> Wallet:
         return Wallet(self.ledger, self.topups, None, TopupRules())
@@ -145,9 +134,7 @@ class Bank:
         now = datetime.now(UTC)
         account = await self.accounts.create(name, actor="test", at=now)
         if balance_msat:
-            await self.ledger.adjust(
-                account.id, Msat(balance_msat), reason="to begin with", actor="test", at=now
-            )
+            await self.ledger.adjust(account.id, Msat(balance_msat), reason="to begin with", actor="test", at=now)
         return account.id
 
     async def available(self, account_id: str) -> int:
@@ -164,10 +151,7 @@ class Bank:
         change = (
             update(topups)
             .where(topups.c.id == topup.id)
-            .values(
-                created_at=to_micros(topup.created_at - by),
-                expires_at=to_micros(topup.expires_at - by),
-            )
+            .values(created_at=to_micros(topup.created_at - by), expires_at=to_micros(topup.expires_at - by))
         )
         await self.database.write(lambda connection: connection.execute(change))
         found = await self.topups.get(topup.id)

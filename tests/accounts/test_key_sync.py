@@ -60,9 +60,7 @@ class KeyStore:
         return await self._read(lambda record: record.change > number)
 
     async def _read(self, wanted):
-        found = KeyChanges(
-            [record for record in self.records.values() if wanted(record)], self.upto
-        )
+        found = KeyChanges([record for record in self.records.values() if wanted(record)], self.upto)
         if self.gate is not None:
             await self.gate.wait()
         if self.problem is not None:
@@ -84,12 +82,7 @@ def clock():
 def sync(book, clock):
     cache = KeyCache([STATIC], KeyRules(scopes=frozenset({Scope.INFERENCE})))
     return KeySync(
-        book,
-        cache,
-        get_logger("test"),
-        unavailable=(DatabaseUnavailable,),
-        stale_s=5.0,
-        clock=lambda: clock.now,
+        book, cache, get_logger("test"), unavailable=(DatabaseUnavailable,), stale_s=5.0, clock=lambda: clock.now
     )
 
 
@@ -160,9 +153,7 @@ async def test_the_reason_why_no_key_is_accepted_is_reported(sync, book, clock, 
     assert told == ["keys cannot be refreshed", "keys are read again"], "once each"
 
 
-async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(
-    sync, book, monkeypatch
-):
+async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(sync, book, monkeypatch):
     monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
     book.problem = OverflowError()
     with pytest.raises(OverflowError):

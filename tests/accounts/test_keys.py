@@ -67,8 +67,7 @@ def test_a_key_authenticates_its_caller():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "lcpg_", "lcpg_" + "A" * 43, "sk-other", chr(0xD800), chr(0xDC80), "é" * 9, "x" * 9_000],
+    "text", ["", "lcpg_", "lcpg_" + "A" * 43, "sk-other", chr(0xD800), chr(0xDC80), "é" * 9, "x" * 9_000]
 )
 def test_a_text_that_is_no_key_authenticates_no_caller(text):
     cache = KeyCache(["static"])
@@ -82,9 +81,7 @@ def test_a_part_of_a_key_authenticates_no_caller():
     cache = KeyCache()
     cache.replace_all([record(key_hash)])
 
-    assert [cache.check(t, NOW) for t in (prefix, text[:-1], text + " ", text.upper())] == [
-        None
-    ] * 4
+    assert [cache.check(t, NOW) for t in (prefix, text[:-1], text + " ", text.upper())] == [None] * 4
 
 
 def test_a_key_expires_at_its_time_and_not_before():
@@ -181,9 +178,7 @@ def test_twenty_thousand_keys_are_checked_fast_and_a_refusal_takes_as_long_as_a_
     rules = KeyRules()
     hashes = [hash_key(f"lcpg_{n:043d}") for n in range(20_000)]
     cache = KeyCache()
-    cache.replace_all(
-        replace(record(h, change=n), rules=rules) for n, h in enumerate(hashes, start=1)
-    )
+    cache.replace_all(replace(record(h, change=n), rules=rules) for n, h in enumerate(hashes, start=1))
     end = replace(record(hashes[7], change=20_001), rules=KeyRules(expires_at=NOW))
     cache.apply([end, revoked(record(hashes[8]), change=20_002)])
     texts = {

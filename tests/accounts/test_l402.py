@@ -87,12 +87,8 @@ def test_a_client_pays_the_challenge_once_and_is_admitted_repeatedly():
 
 def test_the_chain_is_the_one_of_other_libraries():
     # The example in libmacaroons' documentation, a test vector of every implementation.
-    bare = l402._bare(
-        b"this is our super secret key; only we should know it", b"we used our secret key"
-    )
-    assert (
-        bare.signature.hex() == "e3d9e02908526c4c0039ae15114115d97fdd68bf2ba379b342aaf0f617d0552f"
-    )
+    bare = l402._bare(b"this is our super secret key; only we should know it", b"we used our secret key")
+    assert bare.signature.hex() == "e3d9e02908526c4c0039ae15114115d97fdd68bf2ba379b342aaf0f617d0552f"
 
 
 def test_the_bytes_are_the_second_binary_format():
@@ -286,9 +282,7 @@ def test_a_location_is_kept_and_not_signed():
     assert Issuer(SECRET).verify(known, PREIMAGE, NOW)
 
 
-@pytest.mark.parametrize(
-    "value", ["", "Bearer lcpg_x", "Basic eDp5", "L402x a:b", "L402", "lsat", "Bearer L402 a:b"]
-)
+@pytest.mark.parametrize("value", ["", "Bearer lcpg_x", "Basic eDp5", "L402x a:b", "L402", "lsat", "Bearer L402 a:b"])
 def test_other_schemes_are_none_of_its_business(value):
     if value.lower() in {"l402", "lsat"}:
         with pytest.raises(Malformed):
@@ -325,9 +319,7 @@ def test_digits_may_be_in_upper_case_and_blanks_around():
     assert shown == Credentials(macaroon, PREIMAGE)
 
 
-@pytest.mark.parametrize(
-    "invoice", ["", 'lnbc1", x="', "lnbc1\r\nSet-Cookie: a", "LNBC1", "l" * 9_000]
-)
+@pytest.mark.parametrize("invoice", ["", 'lnbc1", x="', "lnbc1\r\nSet-Cookie: a", "LNBC1", "l" * 9_000])
 def test_a_challenge_holds_nothing_but_an_invoice(invoice):
     with pytest.raises(ValueError, match="payment request"):
         challenge_header(issued(), invoice)
@@ -365,12 +357,8 @@ def test_nothing_of_a_credential_is_shown():
 def test_a_wrong_signature_takes_as_long_wherever_it_is_wrong():
     issuer, macaroon = Issuer(SECRET), issued()
     wrong = {
-        "first": replace(
-            macaroon, signature=bytes([macaroon.signature[0] ^ 1]) + macaroon.signature[1:]
-        ),
-        "last": replace(
-            macaroon, signature=macaroon.signature[:-1] + bytes([macaroon.signature[-1] ^ 1])
-        ),
+        "first": replace(macaroon, signature=bytes([macaroon.signature[0] ^ 1]) + macaroon.signature[1:]),
+        "last": replace(macaroon, signature=macaroon.signature[:-1] + bytes([macaroon.signature[-1] ^ 1])),
         "random": replace(macaroon, signature=secrets.token_bytes(32)),
     }
     best = dict.fromkeys([*wrong, "preimage"], 1e9)

@@ -62,9 +62,7 @@ def test_the_png_holds_the_same_code_large_enough_for_a_camera():
     code = qr._code(INVOICE)
     drawn = qr.png(INVOICE)
 
-    assert modules_of(drawn, len(code.matrix)) == [
-        [bool(module) for module in row] for row in code.matrix
-    ]
+    assert modules_of(drawn, len(code.matrix)) == [[bool(module) for module in row] for row in code.matrix]
     (width,) = struct.unpack(">I", drawn[16:20])
     assert 600 <= width <= 1_000
     assert qr.PNG_TYPE == "image/png"
@@ -81,8 +79,7 @@ def test_an_invoice_in_upper_case_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "ln", "lnbc1\n", "lnbc 1", "<svg>", "bc1qxyz", "lnbcé", "ln" + "q" * 2_000, "\u017fn" * 9],
+    "text", ["", "ln", "lnbc1\n", "lnbc 1", "<svg>", "bc1qxyz", "lnbcé", "ln" + "q" * 2_000, "\u017fn" * 9]
 )
 def test_a_text_that_is_no_invoice_gets_no_qr_code(text):
     for draw in (qr.svg, qr.png):

@@ -244,9 +244,7 @@ async def test_a_lead_that_is_no_longer_looked_at_is_given_up(bank, lead, follow
         await until(lambda: follower.leading == [True, False])
 
 
-async def test_an_error_while_following_keeps_no_top_up_from_being_looked_up(
-    bank, follower, monkeypatch
-):
+async def test_an_error_while_following_keeps_no_top_up_from_being_looked_up(bank, follower, monkeypatch):
     """Regression: one error in one task ended all tasks that credit customers, for good."""
     monkeypatch.setattr(settlements, "_LOOK_UP_S", 0.01)
 

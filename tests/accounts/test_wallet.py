@@ -4,13 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.accounts.models import (
-    EMPTY_BALANCE,
-    AccountNotFound,
-    TooManyOpenTopups,
-    TopupPurpose,
-    TopupState,
-)
+from lcp_gateway.accounts.models import EMPTY_BALANCE, AccountNotFound, TooManyOpenTopups, TopupPurpose, TopupState
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
 
@@ -117,8 +111,7 @@ async def test_a_top_up_of_another_account_is_not_found_and_not_looked_up(bank):
 
 
 @pytest.mark.parametrize(
-    ("missing_msat", "amount_msat"),
-    [(1, 5_000), (5_000, 5_000), (5_001, 6_000), (123_456, 124_000)],
+    ("missing_msat", "amount_msat"), [(1, 5_000), (5_000, 5_000), (5_001, 6_000), (123_456, 124_000)]
 )
 async def test_the_missing_amount_is_asked_for_in_whole_satoshis_and_at_least_the_minimum(
     bank, missing_msat, amount_msat
@@ -139,9 +132,7 @@ async def test_a_client_that_tries_again_gets_the_same_invoice(bank):
 async def test_where_too_many_are_open_the_oldest_is_dropped_and_still_credited_if_paid(bank):
     account_id = await bank.customer()
     wallet = bank.wallet(most_open=2)
-    first, second, third = [
-        await wallet.fill_for(account_id, missing) for missing in (7_000, 8_000, 9_000)
-    ]
+    first, second, third = [await wallet.fill_for(account_id, missing) for missing in (7_000, 8_000, 9_000)]
     found = [(await bank.topups.get(topup.id)).state for topup in (first, second, third)]
     assert found == [TopupState.CANCELED, TopupState.OPEN, TopupState.OPEN]
     bank.invoices.pay(first.payment_hash)

@@ -5,15 +5,11 @@ import json
 from hypothesis import strategies as st
 
 SPACE = st.text(" \t\n\r", max_size=2)
-NUMBERS = st.sampled_from(
-    ["0", "-0", "1E+2", "1e-7", "0.10", "-12.50e+03", "123456789012345678901234567890", "7"]
-)
+NUMBERS = st.sampled_from(["0", "-0", "1E+2", "1e-7", "0.10", "-12.50e+03", "123456789012345678901234567890", "7"])
 SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "/": "\\/", "\b": "\\b", "\n": "\\n", "\t": "\\t"}
 LETTERS = st.characters(exclude_categories=["Cs"])
 # Characters that could confuse a parser: the key as text, quotes, brackets, and surrogates.
-ODD_TEXTS = st.sampled_from(
-    ["model", '"model"', '"model":"x"', "}", "{[", '\\"', "\\", "", "é😀", "\x7f", '"', "mode"]
-)
+ODD_TEXTS = st.sampled_from(["model", '"model"', '"model":"x"', "}", "{[", '\\"', "\\", "", "é😀", "\x7f", '"', "mode"])
 HALVES = st.sampled_from(["\\ud83d", "\\uDE00", "\\ud83d\\ude00"])
 
 
@@ -58,9 +54,7 @@ def containers(inner):
     ).flatmap(lambda items: joined("{", items, "}"))
 
 
-VALUES = st.recursive(
-    st.sampled_from(["true", "false", "null"]) | NUMBERS | tokens(), containers, max_leaves=8
-)
+VALUES = st.recursive(st.sampled_from(["true", "false", "null"]) | NUMBERS | tokens(), containers, max_leaves=8)
 
 
 @st.composite

@@ -20,9 +20,7 @@ def data(value, name=""):
 
 
 def chunk(text="", finish=None, index=0, **more):
-    return data(
-        {"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}], **more}
-    )
+    return data({"choices": [{"index": index, "delta": {"content": text}, "finish_reason": finish}], **more})
 
 
 def event(kind, named=True, **more):
@@ -201,9 +199,7 @@ def test_a_whole_stream_is_whole_however_it_is_written(name, size):
     request = b'{"n":2}' if "one choice" in name else b""
     verdict, judge = judged(form, stream, [size] * len(stream), request=request)
     assert verdict is WHOLE
-    assert judge.is_complete == (
-        "no mark" not in name and "usage" not in name and "without" not in name
-    )
+    assert judge.is_complete == ("no mark" not in name and "usage" not in name and "without" not in name)
 
 
 @pytest.mark.parametrize("name", OTHER_STREAMS)
@@ -232,10 +228,7 @@ def test_without_an_end_mark_only_a_clean_end_shows_that_nothing_is_missing():
     ],
 )
 def test_each_choice_that_was_asked_for_has_to_finish(request_body, finished, expected):
-    events = [
-        data({"choices": [{"text": "", "index": index, "finish_reason": "stop"}]})
-        for index in range(finished)
-    ]
+    events = [data({"choices": [{"text": "", "index": index, "finish_reason": "stop"}]}) for index in range(finished)]
     assert judged(COMPLETIONS, b"".join(events), request=request_body)[0] is expected
 
 
@@ -282,12 +275,7 @@ def test_a_providers_error_is_shown_and_nothing_after_it(size):
 
 def test_an_event_waits_for_its_end_and_whole_ones_go_out_at_once():
     judge = StreamJudge(CHAT)
-    for piece, free in [
-        (HELLO, len(HELLO)),
-        (b"data: [DO", 0),
-        (b'" is no mark\n', 0),
-        (b"\n", 23),
-    ]:
+    for piece, free in [(HELLO, len(HELLO)), (b"data: [DO", 0), (b'" is no mark\n', 0), (b"\n", 23)]:
         before = judge.free_bytes
         judge.feed(piece)
         assert judge.free_bytes - before == free

@@ -7,13 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai.types import Completion
 
-from lcp_gateway.adapters.completions import (
-    CompletionPlan,
-    FromChatStream,
-    NotAdaptable,
-    from_chat,
-    to_chat,
-)
+from lcp_gateway.adapters.completions import CompletionPlan, FromChatStream, NotAdaptable, from_chat, to_chat
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import objects, tokens
 
@@ -46,10 +40,7 @@ def refusal(**fields):
 
 @pytest.mark.parametrize("prompt", ["Say hello", ["Say hello"]])
 def test_a_prompt_becomes_a_users_message(prompt):
-    assert turned(prompt=prompt) == {
-        "model": "m",
-        "messages": [{"role": "user", "content": "Say hello"}],
-    }
+    assert turned(prompt=prompt) == {"model": "m", "messages": [{"role": "user", "content": "Say hello"}]}
 
 
 def test_the_model_may_be_another():
@@ -140,9 +131,7 @@ def test_several_prompts_and_token_ids_are_told_what_to_do():
         to_chat(asked(prompt=[1, 2, 3]))
 
 
-@pytest.mark.parametrize(
-    "fields", [{"best_of": None}, {"best_of": 1}, {"best_of": 1, "n": 2}, {"best_of": 2, "n": 2}]
-)
+@pytest.mark.parametrize("fields", [{"best_of": None}, {"best_of": 1}, {"best_of": 1, "n": 2}, {"best_of": 2, "n": 2}])
 def test_best_of_all_is_no_choice(fields):
     assert "best_of" not in turned(**fields)
 
@@ -248,12 +237,7 @@ def test_a_result_that_is_no_chat_completion_stays_unchanged(body):
 def test_half_an_emoji_in_an_answer_is_kept():
     body = answer(choice("x")).replace(b'"x"', b'"cut \\ud83d"')
     assert json.loads(from_chat(body, PLAIN))["choices"][0]["text"] == "cut \ud83d"
-    assert (
-        json.loads(from_chat(answer(choice("a")), CompletionPlan(echo="\ude00")))["choices"][0][
-            "text"
-        ]
-        == "\ude00a"
-    )
+    assert json.loads(from_chat(answer(choice("a")), CompletionPlan(echo="\ude00")))["choices"][0]["text"] == "\ude00a"
 
 
 # The stream
@@ -346,17 +330,8 @@ def test_offsets_go_on_through_a_stream():
         chunk(delta(content="", logprobs={"content": [second]})),
         chunk(delta(reason="stop")),
     )
-    found = [
-        event["choices"][0]
-        for event in events(passed(FromChatStream(CompletionPlan(logprobs=True)), [stream]))
-    ]
-    assert [each["logprobs"] and each["logprobs"]["text_offset"] for each in found] == [
-        [0],
-        [0],
-        [3],
-        [5],
-        None,
-    ]
+    found = [event["choices"][0] for event in events(passed(FromChatStream(CompletionPlan(logprobs=True)), [stream]))]
+    assert [each["logprobs"] and each["logprobs"]["text_offset"] for each in found] == [[0], [0], [3], [5], None]
 
 
 @pytest.mark.parametrize(
@@ -390,9 +365,7 @@ def test_what_is_no_whole_event_at_the_end_passes_as_it_is():
 
 def test_other_lines_of_an_event_are_kept():
     data = json.dumps(chunk(delta(content="a")), indent=1).replace("\n", "\r\ndata: ").encode()
-    out = passed(
-        FromChatStream(PLAIN), [b": x\r\nid: 4\r\ndata: " + data + b"\r\nevent: y\r\n\r\n"]
-    )
+    out = passed(FromChatStream(PLAIN), [b": x\r\nid: 4\r\ndata: " + data + b"\r\nevent: y\r\n\r\n"])
     assert out.startswith(b": x\r\nid: 4\r\ndata: {")
     assert out.endswith(b"}\r\nevent: y\r\n\r\n")
     assert texts(out) == {0: "a"}
@@ -437,11 +410,7 @@ PAYLOADS = st.sampled_from(
 BETWEEN = st.sampled_from([b"", b": x\n\n", b"\n", b"id: 1\r\n", b"\r\n\r\n"])
 
 
-@example(
-    [(b": x\n\n", b"[DONE]", b"\r\n"), (b"", chunk(delta(role="assistant")), b"\n")],
-    [10, 10],
-    PLAIN,
-)
+@example([(b": x\n\n", b"[DONE]", b"\r\n"), (b"", chunk(delta(role="assistant")), b"\n")], [10, 10], PLAIN)
 @given(
     st.lists(st.tuples(BETWEEN, PAYLOADS, st.sampled_from([b"\n", b"\r\n"])), max_size=8), SIZES,
     st.sampled_from([PLAIN, CompletionPlan(echo="E"), CompletionPlan(logprobs=True)]),
@@ -454,11 +423,7 @@ def test_how_a_stream_is_cut_changes_nothing(pieces, sizes, plan):
     assert whole.count(b"[DONE]") == stream.count(b"[DONE]")
     said = [each["delta"].get("content") or "" for event in events(stream.replace(b"data: {cut", b""))
             for each in event.get("choices", ())]  # fmt: skip
-    got = "".join(
-        texts(
-            whole.replace(b"data: {cut", b"").replace(b'{"error"', b'{"choices":[],"error"')
-        ).values()
-    )
+    got = "".join(texts(whole.replace(b"data: {cut", b"").replace(b'{"error"', b'{"choices":[],"error"')).values())
     assert sorted(got.replace("E", "")) == sorted("".join(said))
 
 
@@ -473,9 +438,7 @@ class Chat(httpx.BaseTransport):
         body = json.loads(chat.body)
         assert body["messages"] == [{"role": "user", "content": "Say"}]
         if not chat.plan.stream:
-            return httpx.Response(
-                200, content=from_chat(answer(choice(" hi")), chat.plan), headers=JSON
-            )
+            return httpx.Response(200, content=from_chat(answer(choice(" hi")), chat.plan), headers=JSON)
         out = passed(FromChatStream(chat.plan), cut(STREAM, [7] * 200))
         return httpx.Response(200, content=out, headers={"content-type": "text/event-stream"})
 
@@ -491,11 +454,7 @@ def client():
 
 def test_openais_client_reads_a_completion(client):
     found = client.completions.create(model="m", prompt=["Say"], echo=True)
-    assert (found.object, found.choices[0].text, found.usage.total_tokens) == (
-        "text_completion",
-        "Say hi",
-        3,
-    )
+    assert (found.object, found.choices[0].text, found.usage.total_tokens) == ("text_completion", "Say hi", 3)
 
 
 def test_openais_client_reads_a_stream(client):

@@ -18,26 +18,20 @@ def test_a_result_says_how_it_was_routed_at_its_end():
     assert json.loads(add_to_result(b'{"routing_info":"theirs"}', INFO))["routing_info"] == INFO
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"  ", b"[{}]", b'"{}"', b"\x00\xff", b'{"cut":', b"}", b"{"]
-)
+@pytest.mark.parametrize("body", [b"", b"  ", b"[{}]", b'"{}"', b"\x00\xff", b'{"cut":', b"}", b"{"])
 def test_what_is_no_object_stays_as_it_is(body):
     assert add_to_result(body, INFO) == body
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("data", [b"data: ", b"data:"])
-@pytest.mark.parametrize(
-    "before", [b"", b": hello\n\n", b"event: response.created\r\n", b"\n\nid: 1\r"]
-)
+@pytest.mark.parametrize("before", [b"", b": hello\n\n", b"event: response.created\r\n", b"\n\nid: 1\r"])
 def test_the_first_event_of_a_stream_says_how_it_was_routed(end, data, before):
     stream = before + data + '{"a":"é"}'.encode() + end + end + b"data: {}" + end + end
     at = stream.index(b"}")
     expected = stream[:at] + b"," + FIELD + stream[at:]
     assert passed(RoutingInfoStream(INFO), [stream]) == expected
-    assert (
-        passed(RoutingInfoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == expected
-    )
+    assert passed(RoutingInfoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == expected
 
 
 @pytest.mark.parametrize(
@@ -56,9 +50,7 @@ def test_the_first_event_of_a_stream_says_how_it_was_routed(end, data, before):
 )
 def test_a_stream_that_begins_otherwise_stays_as_it_is(stream):
     assert passed(RoutingInfoStream(INFO), [stream] if stream else []) == stream
-    assert (
-        passed(RoutingInfoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == stream
-    )
+    assert passed(RoutingInfoStream(INFO), [stream[i : i + 1] for i in range(len(stream))]) == stream
 
 
 def test_an_object_on_several_lines_gets_it_too():

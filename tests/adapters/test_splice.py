@@ -41,10 +41,7 @@ def test_members_are_found_where_they_stand(raw):
         return dict(pairs)
 
     json.loads(text, object_pairs_hook=note)
-    found = [
-        (member.key, json.loads(body[member.value_start : member.value_end]))
-        for member in members(body)
-    ]
+    found = [(member.key, json.loads(body[member.value_start : member.value_end])) for member in members(body)]
     assert found == outermost
 
 
@@ -138,8 +135,7 @@ def test_a_large_body_that_says_model_twice_costs_not_much_more(large):
 
 
 @pytest.mark.parametrize(
-    "piece",
-    [b"[],", b"[[[[]]]],", b'"",', b'{"model":""},', b"[[[[[[[[[[0]]]]]]]]]],", b'"\\\\",'],
+    "piece", [b"[],", b"[[[[]]]],", b'"",', b'{"model":""},', b"[[[[[[[[[[0]]]]]]]]]],", b'"\\\\",']
 )
 def test_time_grows_with_the_length_alone(piece):
     def body(size):

@@ -5,14 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder
 
-from lcp_gateway.adapters.sse import (
-    Event,
-    EventReader,
-    ends_event,
-    is_readable_stream,
-    may_hold_object,
-    object_events,
-)
+from lcp_gateway.adapters.sse import Event, EventReader, ends_event, is_readable_stream, may_hold_object, object_events
 from tests.adapters.cuts import SIZES, cut
 
 # Far more than any machine needs, and far less than quadratic time would take.
@@ -97,9 +90,7 @@ def test_events_are_those_that_openais_client_reads(stream, sizes):
     # openai-python does not strip a byte order mark, and yields events without data too.
     stream = stream.removeprefix(BOM)
     theirs = [
-        (event.event or "", event.data)
-        for event in SSEDecoder().iter_bytes(iter(cut(stream, sizes)))
-        if event.data
+        (event.event or "", event.data) for event in SSEDecoder().iter_bytes(iter(cut(stream, sizes))) if event.data
     ]
     events, _ = read(cut(stream, sizes))
     assert [(event.name, event.data.decode()) for event in events if event.data] == theirs
@@ -127,14 +118,9 @@ def test_the_events_that_may_tell_something_are_all_that_do(stream, sizes):
 
 
 def test_an_event_has_its_name_its_id_and_the_lines_of_its_data():
-    stream = (
-        BOM + b'event: x\n: note\nid: 7\nretry: 15\ndata: {"a":\ndata:1}\n\n\n\ndata: [DONE]\n\n'
-    )
+    stream = BOM + b'event: x\n: note\nid: 7\nretry: 15\ndata: {"a":\ndata:1}\n\n\n\ndata: [DONE]\n\n'
     events, rest = read([stream])
-    assert [tuple(event.fields) for event in events] == [
-        ("x", b'{"a":\n1}', "7", 15),
-        ("", b"[DONE]", None, None),
-    ]
+    assert [tuple(event.fields) for event in events] == [("x", b'{"a":\n1}', "7", 15), ("", b"[DONE]", None, None)]
     assert rest == []
 
 
@@ -197,9 +183,7 @@ def test_an_event_can_get_other_data(raw, changed):
     assert Event(raw, at_start=True).with_data(b"new") == changed
 
 
-@given(
-    STREAMS.filter(lambda stream: b"data" in stream), st.text("a\n{}", max_size=9).map(str.encode)
-)
+@given(STREAMS.filter(lambda stream: b"data" in stream), st.text("a\n{}", max_size=9).map(str.encode))
 def test_other_data_is_read_as_it_was_given_and_nothing_else_changes(stream, data):
     for event in read([stream])[0]:
         if event.has_data:
@@ -214,9 +198,7 @@ def test_an_event_shows_no_data():
     assert "secret" not in repr(Event(b"event: x\ndata: secret\n\n"))
 
 
-@pytest.mark.parametrize(
-    "piece", [b"\n", b"\r", b":\n\n", b"data:\n", b"data: {}\n\n", b"x", b"event", b"\xff"]
-)
+@pytest.mark.parametrize("piece", [b"\n", b"\r", b":\n\n", b"data:\n", b"data: {}\n\n", b"x", b"event", b"\xff"])
 def test_time_grows_with_the_length_alone(piece):
     def took_s(size):
         stream = piece * (size // len(piece))

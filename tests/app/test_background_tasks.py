@@ -79,9 +79,7 @@ async def runs_on(work: Work) -> None:
         await work.lasts.wait()
 
 
-async def test_an_error_is_logged_with_its_cause_counted_and_the_task_goes_on(
-    tasks, time, restarts
-):
+async def test_an_error_is_logged_with_its_cause_counted_and_the_task_goes_on(tasks, time, restarts):
     """Regression: an unexpected error ended the refresh of the keys for good."""
     cause = OverflowError("a date that is none")
     work = Work(time, cause)
@@ -175,9 +173,7 @@ async def test_a_task_is_named_while_it_is_down_and_until_it_has_run_for_a_while
         assert list(tasks.reasons()) == []
 
 
-async def test_a_task_that_sales_do_not_need_is_reported_without_making_the_gateway_unready(
-    tasks, time
-):
+async def test_a_task_that_sales_do_not_need_is_reported_without_making_the_gateway_unready(tasks, time):
     work = Work(time, ValueError())
     async with tasks.running(BackgroundTask("loop", work)):
         await runs_on(work)
@@ -239,9 +235,7 @@ def test_no_module_starts_a_permanent_task_without_the_supervisor():
     """Regression: eight tasks ended silently. A module that starts a task without the supervisor must be listed here with its reason."""
     root = Path(lcp_gateway.__file__).parent
     found = {
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.py")
-        if _starts_tasks(ast.parse(path.read_text()))
+        path.relative_to(root).as_posix() for path in root.rglob("*.py") if _starts_tasks(ast.parse(path.read_text()))
     }
     # The node is a separate program, a simulator.
     assert {name for name in found if not name.startswith("node/")} == set(SHORT)
@@ -254,8 +248,7 @@ def test_each_task_of_the_table_is_started_somewhere():
         for path in root.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
-        and (getattr(node.func, "id", "") or getattr(node.func, "attr", ""))
-        in {"BackgroundTask", "starter", "start"}
+        and (getattr(node.func, "id", "") or getattr(node.func, "attr", "")) in {"BackgroundTask", "starter", "start"}
         and node.args
         and isinstance(node.args[0], ast.Constant)
     }

@@ -45,9 +45,7 @@ ALLOWED = {
 """Every comparison of the app, but those with None."""
 
 ABOUT_MONEY = ("msat", "price", "balance", "budget", "fee", "markup", "limit")
-CALCULATED = {
-    "wiring/routing.py": ["config.price_per_minute_sat * MSAT_PER_SAT"],
-}
+CALCULATED = {"wiring/routing.py": ["config.price_per_minute_sat * MSAT_PER_SAT"]}
 """The units of one price."""
 
 
@@ -58,9 +56,9 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
 
 
 def is_with_none(node: ast.Compare) -> bool:
-    return all(
-        isinstance(side, ast.Constant) and side.value is None for side in node.comparators
-    ) and all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
+    return all(isinstance(side, ast.Constant) and side.value is None for side in node.comparators) and all(
+        isinstance(op, ast.Is | ast.IsNot) for op in node.ops
+    )
 
 
 def is_about_money(node: ast.AST) -> bool:

@@ -33,9 +33,7 @@ def test_changed_settings_are_reloaded_or_wait_for_a_restart():
 
 
 def test_a_certificate_can_be_exchanged_and_neither_come_nor_go(tmp_path):
-    with_one, with_other = (
-        Settings(http_tls_cert=tmp_path / name, http_tls_key=tmp_path / name) for name in "ab"
-    )
+    with_one, with_other = (Settings(http_tls_cert=tmp_path / name, http_tls_key=tmp_path / name) for name in "ab")
     names = ["http_tls_cert", "http_tls_key"]
     assert changes(with_one, with_other) == (names, [])
     assert changes(Settings(), with_one) == ([], names)
@@ -67,11 +65,7 @@ async def serving_of(settings):
         yield gateway, await stack.enter_async_context(open_serving(settings, gateway))
 
 
-QUIET = {
-    "http_addr": "127.0.0.1:0",
-    "preflight": False,
-    "lcpd_grpc_addr": "unix:/nowhere/at/all.sock",
-}
+QUIET = {"http_addr": "127.0.0.1:0", "preflight": False, "lcpd_grpc_addr": "unix:/nowhere/at/all.sock"}
 
 
 async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(tmp_path):
@@ -98,22 +92,14 @@ async def test_every_setting_that_can_change_is_read_when_settings_are_taken_in(
         "start_timeout_s",
         "stop_timeout_s",
     }
-    assert RELOADED - read == elsewhere, (
-        "these need a restart: give the reason in their declaration"
-    )
+    assert RELOADED - read == elsewhere, "these need a restart: give the reason in their declaration"
 
 
 async def test_parts_with_state_are_kept_and_the_rest_is_rebuilt():
     async with serving_of(Settings(**QUIET, journal_url="off")) as (gateway, serving):
         before, runtime = gateway.configured, gateway.runtime
         service, store = gateway.service, gateway.stored.store
-        other = Settings(
-            **QUIET,
-            journal_url="off",
-            max_concurrent_requests=7,
-            max_stored_items=3,
-            budget_day_msat=5,
-        )
+        other = Settings(**QUIET, journal_url="off", max_concurrent_requests=7, max_stored_items=3, budget_day_msat=5)
         await serving.renew(other)
         assert gateway.configured.app is not before.app
         assert (gateway.runtime, gateway.service, gateway.stored.store) == (runtime, service, store)
@@ -131,8 +117,7 @@ async def test_settings_that_cannot_be_used_leave_everything_as_it_was(tmp_path,
         with pytest.raises(BadCertificate):
             await serving.renew(good.model_copy(update={"http_tls_key": other.key}))
         monkeypatch.setattr(
-            "lcp_gateway.app.wiring.shared_results.SharedResults.results",
-            lambda *_: raised(WiringError("no Redis")),
+            "lcp_gateway.app.wiring.shared_results.SharedResults.results", lambda *_: raised(WiringError("no Redis"))
         )
         with pytest.raises(WiringError):
             await serving.renew(good)
@@ -165,8 +150,7 @@ class Attempts:
             read=self.read,
             renew=self.renew,
             notifier=SimpleNamespace(
-                reloading=lambda: self.told.append("reloading"),
-                ready=lambda: self.told.append("ready"),
+                reloading=lambda: self.told.append("reloading"), ready=lambda: self.told.append("ready")
             ),
             log=structlog.get_logger(),
         )

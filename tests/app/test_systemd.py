@@ -90,9 +90,7 @@ def test_the_variables_are_taken_out_so_that_children_have_none():
     assert set(environ) == set(VARIABLES)
 
 
-@pytest.mark.parametrize(
-    "address", ["", "relative", "vsock:2:1", "@", "/nowhere/at/all", "/" * 200]
-)
+@pytest.mark.parametrize("address", ["", "relative", "vsock:2:1", "@", "/nowhere/at/all", "/" * 200])
 async def test_without_a_manager_nothing_happens(address):
     notifier = Notifier.from_environ({"NOTIFY_SOCKET": address})
     notifier.ready("x")

@@ -114,10 +114,7 @@ class Watched:
 @pytest.fixture(scope="session")
 def closed(pages_port) -> Iterator[Watched]:
     """A gateway without keys, as on a laptop; pages of one other origin may call it."""
-    settings = {
-        "LCP_GATEWAY_CORS_ORIGINS": f"http://{FRIEND}:{pages_port}",
-        "LCP_GATEWAY_LOG_LEVEL": "debug",
-    }
+    settings = {"LCP_GATEWAY_CORS_ORIGINS": f"http://{FRIEND}:{pages_port}", "LCP_GATEWAY_LOG_LEVEL": "debug"}
     with gateway(env=settings) as running:
         yield Watched(running)
 
@@ -125,10 +122,6 @@ def closed(pages_port) -> Iterator[Watched]:
 @pytest.fixture(scope="session")
 def wide_open() -> Iterator[Watched]:
     """A gateway that accepts any host and any origin: the control of these tests."""
-    settings = {
-        "LCP_GATEWAY_ALLOWED_HOSTS": "*",
-        "LCP_GATEWAY_CORS_ORIGINS": "*",
-        "LCP_GATEWAY_LOG_LEVEL": "debug",
-    }
+    settings = {"LCP_GATEWAY_ALLOWED_HOSTS": "*", "LCP_GATEWAY_CORS_ORIGINS": "*", "LCP_GATEWAY_LOG_LEVEL": "debug"}
     with gateway(env=settings) as running:
         yield Watched(running)

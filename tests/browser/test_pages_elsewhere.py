@@ -95,9 +95,7 @@ async def read(page, how: str, url: str) -> str:
 
 
 @pytest.mark.parametrize("host", [STRANGER, "127.0.0.1", "localhost"])
-async def test_a_page_of_another_origin_buys_nothing_and_reads_nothing(
-    page, closed, pages_port, host
-):
+async def test_a_page_of_another_origin_buys_nothing_and_reads_nothing(page, closed, pages_port, host):
     """Once a form and ``fetch(no-cors)`` bought. Another port of this machine is another origin too."""
     before = closed.bought()
     await is_at(page, host, pages_port)
@@ -129,9 +127,7 @@ async def test_a_page_of_another_origin_reads_nothing_in_any_way(page, closed, p
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-async def test_not_even_an_open_answer_is_read_or_framed_by_a_page_of_another_origin(
-    page, closed, pages_port, path
-):
+async def test_not_even_an_open_answer_is_read_or_framed_by_a_page_of_another_origin(page, closed, pages_port, path):
     await is_at(page, STRANGER, pages_port)
     for how in READING:
         assert await read(page, how, closed.url + path) == "", how
@@ -150,9 +146,7 @@ async def test_a_page_without_an_origin_buys_nothing(page, closed, pages_port):
     """A sandboxed frame, which every page can have, sends ``Origin: null``."""
     before = closed.bought()
     await is_at(page, STRANGER, pages_port)
-    await page.set_content(
-        '<iframe sandbox="allow-scripts allow-forms" srcdoc="<body></body>"></iframe>'
-    )
+    await page.set_content('<iframe sandbox="allow-scripts allow-forms" srcdoc="<body></body>"></iframe>')
     (frame,) = page.main_frame.child_frames
     await frame.wait_for_load_state()
     assert await frame.evaluate("origin") == "null"

@@ -120,9 +120,7 @@ def test_a_shell_takes_its_script(run, shell):
     assert outcome.code == 0 and "_LCP_GATEWAY_COMPLETE" in outcome.out
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
-    checked = subprocess.run(
-        [shell, "-n"], input=outcome.out, text=True, timeout=TIMEOUT_S, check=False
-    )
+    checked = subprocess.run([shell, "-n"], input=outcome.out, text=True, timeout=TIMEOUT_S, check=False)
     assert checked.returncode == 0
 
 

@@ -101,9 +101,7 @@ def test_the_file_may_be_named_as_for_every_other_command(run, tmp_path):
     file, other = tmp_path / "a.toml", tmp_path / "b.toml"
     file.write_text("http_addr = ':x'\n")
     other.write_text("")
-    assert (
-        run("config", "check", "--config", str(file)).out == run("config", "check", str(file)).out
-    )
+    assert run("config", "check", "--config", str(file)).out == run("config", "check", str(file)).out
     assert run("config", "check", "--config", str(file)).code == 1
     outcome = run("config", "check", str(other), "--config", str(file))
     assert outcome.code == 2 and "name one file" in outcome.err

@@ -43,11 +43,7 @@ def test_json_is_for_programs(run, tmp_path, monkeypatch):
     outcome = run("config", "show", "--json", "--config", str(path), "--no-preflight")
     shown = json.loads(outcome.out)
     assert shown["config_file"] == str(path)
-    assert shown["settings"]["preflight"] == {
-        "value": False,
-        "source": "flag",
-        "where": "--no-preflight",
-    }
+    assert shown["settings"]["preflight"] == {"value": False, "source": "flag", "where": "--no-preflight"}
     assert shown["settings"]["node_events_file"]["value"] == "/tmp/e"
     assert shown["settings"]["model_allowlist"]["value"] == ["a"]
     assert shown["settings"]["http_addr"]["source"] == "default"

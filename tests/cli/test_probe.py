@@ -53,9 +53,7 @@ def test_the_address_comes_from_where_the_gateway_has_it(server, tmp_path):
     assert main({"LCP_GATEWAY_HTTP_ADDR": address, **in_the_way}) == 0
     assert main({"LCP_GATEWAY_CONFIG": str(file)}) == 0
     assert main({"LCP_GATEWAY_CONFIG": str(file), **in_the_way}) == 1
-    assert (
-        main({"LCP_GATEWAY_CONFIG": str(tmp_path / "none"), "LCP_GATEWAY_HTTP_ADDR": address}) == 0
-    )
+    assert main({"LCP_GATEWAY_CONFIG": str(tmp_path / "none"), "LCP_GATEWAY_HTTP_ADDR": address}) == 0
 
 
 def test_with_a_certificate_it_is_asked_over_tls(server, tmp_path):
@@ -85,9 +83,7 @@ def test_the_gateway_answers_and_then_does_not():
         environ = {"LCP_GATEWAY_HTTP_ADDR": f"127.0.0.1:{running.port}"}
         assert subprocess.run(command, env=environ, timeout=120, check=False).returncode == 0
         running.stop()
-        done = subprocess.run(
-            command, env=environ, stderr=subprocess.DEVNULL, timeout=120, check=False
-        )
+        done = subprocess.run(command, env=environ, stderr=subprocess.DEVNULL, timeout=120, check=False)
         assert done.returncode == 1
 
 
@@ -97,7 +93,5 @@ def test_it_loads_nothing_of_the_program():
         "print(*(name for name in sys.modules if name.partition('.')[0] in"
         " {'lcp_gateway', 'typer', 'pydantic', 'aiohttp', 'grpc'}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", python], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", python], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["lcp_gateway", "lcp_gateway.cli", "lcp_gateway.cli.probe"]

@@ -17,17 +17,7 @@ SUBCOMMANDS = {
     "config": ("show",),
     "receipt": ("verify", "show"),
     "purchases": ("list", "show", "export", "resolve", "forget"),
-    "accounts": (
-        "create",
-        "list",
-        "show",
-        "rename",
-        "delete",
-        "adjust",
-        "statement",
-        "audit",
-        "log",
-    ),
+    "accounts": ("create", "list", "show", "rename", "delete", "adjust", "statement", "audit", "log"),
     "keys": ("create", "list", "show", "revoke"),
     "wallet": ("show", "topups", "transactions", "topup", "pay"),
 }
@@ -45,10 +35,7 @@ def test_help_names_every_command(run):
     assert all(f"  {command} " in outcome.out for command in COMMANDS)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "commands"),
-    [([name], commands) for name, commands in SUBCOMMANDS.items()],
-)
+@pytest.mark.parametrize(("arguments", "commands"), [([name], commands) for name, commands in SUBCOMMANDS.items()])
 def test_without_a_command_the_help_is_shown_and_the_code_says_so(arguments, commands, run):
     outcome = run(*arguments)
     assert outcome.code == 2
@@ -83,9 +70,7 @@ def test_every_command_explains_itself(run):
     }
 
 
-@pytest.mark.parametrize(
-    "command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]]
-)
+@pytest.mark.parametrize("command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]])
 def test_every_setting_but_the_secrets_has_a_flag(command, run):
     shown = run(*command, "--help").out.split()
     for spec in specs().values():
@@ -95,14 +80,7 @@ def test_every_setting_but_the_secrets_has_a_flag(command, run):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["sreve"],
-        ["serve", "--bogus"],
-        ["serve", "--http-addr"],
-        ["serve", "extra"],
-        ["config", "x"],
-    ],
+    "arguments", [["sreve"], ["serve", "--bogus"], ["serve", "--http-addr"], ["serve", "extra"], ["config", "x"]]
 )
 def test_wrong_use_is_one_line_and_code_2(arguments, run):
     outcome = run(*arguments)
@@ -153,9 +131,7 @@ def test_the_embedded_node_loads_nothing_that_only_the_gateway_needs():
 
 def test_serving_starts_without_rich_and_reads_flags_before_the_server_is_imported():
     loaded = modules_after("import lcp_gateway.cli.serve.serve")
-    assert loaded.isdisjoint(
-        {"rich", "aiohttp", "grpc", "prometheus_client", "psutil", "sqlalchemy"}
-    )
+    assert loaded.isdisjoint({"rich", "aiohttp", "grpc", "prometheus_client", "psutil", "sqlalchemy"})
 
 
 @pytest.mark.parametrize("flag", ["--api-key", "--api-keys", "--admin-key"])
@@ -208,9 +184,7 @@ def test_a_message_does_not_use_the_words_of_a_library(run):
     assert "Value error" not in outcome.err
 
 
-@pytest.mark.parametrize(
-    "command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]]
-)
+@pytest.mark.parametrize("command", [["serve"], ["start"], ["restart"], ["doctor"], ["config", "show"]])
 def test_help_is_grouped_with_the_common_flags_first(run, command, monkeypatch):
     """Regression: the help had 288 lines without a heading."""
     monkeypatch.setenv("COLUMNS", "100")
@@ -218,9 +192,7 @@ def test_help_is_grouped_with_the_common_flags_first(run, command, monkeypatch):
     assert max(map(len, shown.splitlines())) <= 100
     headings = [line for line in shown.splitlines() if line.endswith(":") and line[0] != " "]
     assert headings[0] == "Common flags:"
-    assert [f"{group}:" for group in Group if f"{group}:" in headings] == headings[
-        1 : len(Group) + 1
-    ]
+    assert [f"{group}:" for group in Group if f"{group}:" in headings] == headings[1 : len(Group) + 1]
     common = shown.split("Common flags:")[1].split("\n\n")[0]
     for flag in ("--config", "--host", "--port", "--embedded", "--verbose"):
         assert f"  {flag}" in common

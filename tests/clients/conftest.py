@@ -13,10 +13,7 @@ PRICE_LIMIT_MSAT = 20_000
 @pytest.fixture(scope="session")
 def running():
     """A gateway without keys, on a node that has a model for every fault."""
-    settings = {
-        "LCP_GATEWAY_NODE_FAULTS": "true",
-        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3",
-    }
+    settings = {"LCP_GATEWAY_NODE_FAULTS": "true", "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3"}
     with gateway(env=settings) as process:
         yield process
 
@@ -24,10 +21,7 @@ def running():
 @pytest.fixture(scope="session")
 def guarded():
     """A gateway that asks for a key and has a price limit; echo-1 without max_tokens costs more than that."""
-    settings = {
-        "LCP_GATEWAY_API_KEYS": API_KEY,
-        "LCP_GATEWAY_MAX_PRICE_MSAT": str(PRICE_LIMIT_MSAT),
-    }
+    settings = {"LCP_GATEWAY_API_KEYS": API_KEY, "LCP_GATEWAY_MAX_PRICE_MSAT": str(PRICE_LIMIT_MSAT)}
     with gateway(env=settings) as process:
         yield process
 

@@ -52,11 +52,7 @@ def codex(running, tmp_path):
     def run(model="echo-1", *, tool=False, retries=False, at=running, resume_with=""):
         [config] = examples("Codex", "toml")
         if retries:
-            config = "".join(
-                line
-                for line in config.splitlines(keepends=True)
-                if "request_max_retries" not in line
-            )
+            config = "".join(line for line in config.splitlines(keepends=True) if "request_max_retries" not in line)
         config = QUIET + pointed_at(config, at.base_url).replace("echo-1", model)
         (home / "config.toml").write_text(config + ALONE.format(view_image=str(tool).lower()))
         [lines] = examples("Codex", "sh")
@@ -75,12 +71,7 @@ def codex(running, tmp_path):
             check=False,
             cwd=folder,
             # No variable of the outer environment is passed on, in particular no proxy.
-            env={
-                "PATH": str(bin_folder),
-                "HOME": str(home),
-                "CODEX_HOME": str(home),
-                name: value,
-            },
+            env={"PATH": str(bin_folder), "HOME": str(home), "CODEX_HOME": str(home), name: value},
         )
 
     return run

@@ -13,11 +13,7 @@ from tests.system.routing.providers import COMPLETIONS, EMBEDDINGS, row, served_
 
 PEERS_MODEL, NODES_MODEL, NATIVE_MODEL = "echo-1", "llama3.2:latest", "native-7b"
 THROUGH_CHAT = pytest.mark.parametrize("model", [PEERS_MODEL, NODES_MODEL])
-SAYS = {
-    PEERS_MODEL: "This is the echo node. You said: ",
-    NODES_MODEL: "chatty says: ",
-    NATIVE_MODEL: "native says: ",
-}
+SAYS = {PEERS_MODEL: "This is the echo node. You said: ", NODES_MODEL: "chatty says: ", NATIVE_MODEL: "native says: "}
 EVERY = pytest.mark.parametrize("model", SAYS)
 
 
@@ -72,14 +68,7 @@ def test_a_completion_is_answered(client, nodes, model):
     assert raw.headers["x-lcp-payment"] == ("settled" if model == PEERS_MODEL else "none")
     assert "x-lcp-routing" not in raw.headers
     paths = [call.path for node in nodes.values() for call in node.calls()]
-    assert (
-        paths
-        == {
-            PEERS_MODEL: [],
-            NODES_MODEL: ["/v1/chat/completions"],
-            NATIVE_MODEL: [COMPLETIONS],
-        }[model]
-    )
+    assert paths == {PEERS_MODEL: [], NODES_MODEL: ["/v1/chat/completions"], NATIVE_MODEL: [COMPLETIONS]}[model]
 
 
 @EVERY
@@ -97,9 +86,7 @@ def test_a_completion_streams_piece_by_piece(client, model):
 
 @EVERY
 def test_usage_comes_last_in_a_stream_that_asks_for_it(client, model):
-    *_, last = client.completions.create(
-        model=model, prompt="hi", stream=True, stream_options={"include_usage": True}
-    )
+    *_, last = client.completions.create(model=model, prompt="hi", stream=True, stream_options={"include_usage": True})
     assert last.choices == [] and last.usage.total_tokens > 0
 
 
@@ -169,10 +156,7 @@ def test_parameters_that_chat_does_not_have_are_refused_by_name_before_a_provide
 
 def test_a_node_that_serves_completions_gets_all_of_that_and_every_byte(client, served, nodes):
     answer = client.completions.create(model=NATIVE_MODEL, prompt=["one", "two"], suffix="x", n=2)
-    assert [choice.text for choice in answer.choices] == [
-        *["native says: one"] * 2,
-        *["native says: two"] * 2,
-    ]
+    assert [choice.text for choice in answer.choices] == [*["native says: one"] * 2, *["native says: two"] * 2]
     raw = b'{ "prompt":[1 ,2],"best_of": 3,"model":"native-7b"}\r\n'
     assert post(served.port, COMPLETIONS, raw).status == 200
     assert nodes["native"].calls()[-1].body == raw
@@ -181,9 +165,7 @@ def test_a_node_that_serves_completions_gets_all_of_that_and_every_byte(client, 
 @pytest.mark.parametrize("stream", [False, True])
 def test_auto_completes_too_and_names_the_node(client, stream):
     for _ in range(8):
-        raw = client.completions.with_raw_response.create(
-            model="auto", prompt="say hi", stream=stream
-        )
+        raw = client.completions.with_raw_response.create(model="auto", prompt="say hi", stream=stream)
         made = raw.parse()
         answers = list(made) if stream else [made]
         info = answers[0].routing_info
@@ -195,9 +177,7 @@ def test_auto_completes_too_and_names_the_node(client, stream):
 
 
 async def test_the_async_client_completes_and_embeds(served):
-    async with openai.AsyncOpenAI(
-        base_url=served.api_url, api_key="unused", max_retries=0
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=served.api_url, api_key="unused", max_retries=0) as client:
         whole = await client.completions.create(model=NODES_MODEL, prompt="hi")
         stream = await client.completions.create(model=NODES_MODEL, prompt="hi", stream=True)
         pieces = [chunk.choices[0].text async for chunk in stream]
@@ -222,9 +202,7 @@ def test_embeddings_are_asked_for_in_base64_and_come_as_numbers(client, nodes):
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
 def test_each_encoding_is_returned_as_requested(client, encoding):
-    raw = client.embeddings.with_raw_response.create(
-        model="nomic-embed-text", input="hello", encoding_format=encoding
-    )
+    raw = client.embeddings.with_raw_response.create(model="nomic-embed-text", input="hello", encoding_format=encoding)
     got = json.loads(raw.content)["data"][0]["embedding"]
     if encoding == "base64":
         got = list(struct.unpack("<8f", base64.b64decode(got)))
@@ -297,6 +275,4 @@ def test_without_any_provider_the_error_names_the_available_models(nodes):
 
 def test_embedding_models_are_not_offered_for_chat(client):
     with pytest.raises(openai.NotFoundError):
-        client.chat.completions.create(
-            model="nomic-embed-text", messages=[{"role": "user", "content": "hi"}]
-        )
+        client.chat.completions.create(model="nomic-embed-text", messages=[{"role": "user", "content": "hi"}])

@@ -31,8 +31,7 @@ def sold():
             "price_per_request_msat": PRICE_MSAT,
         }
         settings = {
-            name.removeprefix("LCP_GATEWAY_").lower(): value
-            for name, value in selling(markup_percent=0).items()
+            name.removeprefix("LCP_GATEWAY_").lower(): value for name, value in selling(markup_percent=0).items()
         }
         with served_by(row, **settings) as gateway:
             yield cases, node, gateway
@@ -109,12 +108,6 @@ def test_an_ill_formed_stream_never_ends_cleanly_and_costs_its_customer_nothing(
     error_counts = [[event.get("type") for event in events].count("error") for events, _ in came]
     assert max(error_counts) == 1
     assert {
-        end
-        for case, (_, end), errors in zip(cases, came, error_counts, strict=True)
-        if errors and not case.is_chat
+        end for case, (_, end), errors in zip(cases, came, error_counts, strict=True) if errors and not case.is_chat
     } == {"APIConnectionError"}
-    assert Counter(case.what.partition(",")[0] for case in cases).keys() >= {
-        "cut",
-        "page",
-        "nothing",
-    }
+    assert Counter(case.what.partition(",")[0] for case in cases).keys() >= {"cut", "page", "nothing"}

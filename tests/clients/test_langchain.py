@@ -43,12 +43,7 @@ def test_stream_gives_the_answer_in_pieces(model, account):
 async def test_the_async_calls_give_the_same(chat_class, running, account):
     # The default async client is shared and never closed; this one is closed.
     async with openai.DefaultAsyncHttpxClient() as http_client:
-        model = chat_class(
-            model="echo-1",
-            base_url=running.api_url,
-            api_key="unused",
-            http_async_client=http_client,
-        )
+        model = chat_class(model="echo-1", base_url=running.api_url, api_key="unused", http_async_client=http_client)
         whole = await model.ainvoke("hello there")
         pieces = [chunk.content async for chunk in model.astream("hello there")]
     assert whole.content == "".join(pieces) == ECHO
@@ -78,9 +73,7 @@ def test_structured_output_becomes_a_model(model):
 
 
 def test_the_responses_api_works_too(chat_class, running, account):
-    model = chat_class(
-        model="echo-1", base_url=running.api_url, api_key="unused", use_responses_api=True
-    )
+    model = chat_class(model="echo-1", base_url=running.api_url, api_key="unused", use_responses_api=True)
     assert model.invoke("hello there").text == ECHO
     assert account.accepts == 1
 
@@ -93,9 +86,7 @@ def test_the_environment_alone_configures_it(chat_class, running, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["fail-after-payment", "execute-code-unavailable"])
 def test_what_fails_after_payment_is_paid_once(chat_class, running, account, fault):
-    model = chat_class(
-        model=f"fault/{fault}", base_url=running.api_url, api_key="unused", max_retries=3
-    )
+    model = chat_class(model=f"fault/{fault}", base_url=running.api_url, api_key="unused", max_retries=3)
     with pytest.raises(openai.APIStatusError):
         model.invoke("hello there")
     assert account.accepts == 1

@@ -22,10 +22,7 @@ def nodes():
 @pytest.fixture(scope="module")
 def served(nodes):
     models = {"nomic-embed-text": {"aliases": ["text-embedding-3-small"]}}
-    rows = [
-        row(nodes["native"], endpoints=["chat", "responses", "completions", "embeddings"]),
-        row(nodes["ollama"]),
-    ]
+    rows = [row(nodes["native"], endpoints=["chat", "responses", "completions", "embeddings"]), row(nodes["ollama"])]
     with served_by(*rows, embedded=True, models=models) as process:
         yield process
 
@@ -45,9 +42,7 @@ def langchain():
 TEXTS = ["one", "two words", "three \u00fc"]
 
 
-@pytest.mark.parametrize(
-    "model", ["nomic-embed-text", "mxbai-embed-large", "text-embedding-3-small"]
-)
+@pytest.mark.parametrize("model", ["nomic-embed-text", "mxbai-embed-large", "text-embedding-3-small"])
 def test_texts_are_embedded_as_they_are(langchain, settings, model):
     made = langchain.OpenAIEmbeddings(model=model, check_embedding_ctx_length=False, **settings)
     assert made.embed_documents(TEXTS) == [vector_of(json.dumps(text), 8) for text in TEXTS]
@@ -57,18 +52,13 @@ def test_texts_are_embedded_as_they_are(langchain, settings, model):
 async def test_the_async_calls_give_the_same(langchain, settings):
     async with openai.DefaultAsyncHttpxClient() as http_client:
         made = langchain.OpenAIEmbeddings(
-            model="nomic-embed-text",
-            check_embedding_ctx_length=False,
-            http_async_client=http_client,
-            **settings,
+            model="nomic-embed-text", check_embedding_ctx_length=False, http_async_client=http_client, **settings
         )
         found = await made.aembed_documents(TEXTS)
     assert found == [vector_of(json.dumps(text), 8) for text in TEXTS]
 
 
-def test_texts_that_langchain_tokenizes_are_sent_as_token_ids(
-    langchain, settings, nodes, monkeypatch
-):
+def test_texts_that_langchain_tokenizes_are_sent_as_token_ids(langchain, settings, nodes, monkeypatch):
     """Its default: langchain tokenizes texts itself. Its table is not on every machine, so a stand-in tokenizer is used."""
     import tiktoken
 
@@ -110,12 +100,7 @@ def test_auto_chats_whole_and_streamed(langchain, settings):
         assert whole.content.endswith("hello there")
         pieces = [chunk.content for chunk in made.stream("hello there")]
         assert "".join(pieces).endswith("hello there") and len(pieces) > 2
-        assert whole.response_metadata["model_name"] in {
-            "native-7b",
-            "echo-1",
-            "echo-mini",
-            "echo-slow",
-        }
+        assert whole.response_metadata["model_name"] in {"native-7b", "echo-1", "echo-mini", "echo-slow"}
 
 
 def test_auto_answers_through_the_responses_api(langchain, settings):
@@ -139,7 +124,4 @@ def test_several_prompts_at_once_need_a_node_that_completes(langchain, settings)
     with pytest.raises(openai.BadRequestError, match="one prompt"):
         langchain.OpenAI(model="echo-1", **settings).generate(["one", "two"])
     alone = langchain.OpenAI(model="echo-1", batch_size=1, **settings)
-    assert [each[0].text[-3:] for each in alone.generate(["one", "two"]).generations] == [
-        "one",
-        "two",
-    ]
+    assert [each[0].text[-3:] for each in alone.generate(["one", "two"]).generations] == ["one", "two"]

@@ -88,12 +88,7 @@ for await (const event of await client.responses.create(
   { model: "echo-1", input: "hello", stream: true })) types.push(event.type);
 say([types[0], types.at(-1)]);
 """)
-    assert said == [
-        [ECHO, "req_"],
-        [ECHO, 8],
-        [ECHO, "completed"],
-        ["response.created", "response.completed"],
-    ]
+    assert said == [[ECHO, "req_"], [ECHO, 8], [ECHO, "completed"], ["response.created", "response.completed"]]
     assert account.accepts == account.payments == 4
 
 
@@ -133,9 +128,7 @@ for (const fault of ["stream-cut", "stream-cut-silently"]) {
   await failing(() => client.responses.create({ model, input: "hello", stream: true }));
 }
 """)
-    assert [(answer["raised"], answer["code"]) for answer in said] == 4 * [
-        ("APIError", "undelivered")
-    ]
+    assert [(answer["raised"], answer["code"]) for answer in said] == 4 * [("APIError", "undelivered")]
     assert account.accepts == 4
 
 

@@ -88,11 +88,7 @@ def test_a_tool_is_called_and_its_output_goes_back(client):
     assert call.function.name == "weather"
     assert json.loads(call.function.arguments) == {"city": "echo", "days": 1}
 
-    messages_so_far = [
-        *HELLO,
-        message,
-        {"role": "tool", "tool_call_id": call.id, "content": "rain"},
-    ]
+    messages_so_far = [*HELLO, message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
     answer = client.chat.completions.create(model="echo-1", messages=messages_so_far, tools=tools)
     assert answer.choices[0].message.content.endswith("The tool answered: rain")
 
@@ -106,9 +102,7 @@ def test_a_tool_call_streams_its_arguments(client):
 
 
 def test_json_mode_gives_json(client):
-    answer = client.chat.completions.create(
-        model="echo-1", messages=HELLO, response_format={"type": "json_object"}
-    )
+    answer = client.chat.completions.create(model="echo-1", messages=HELLO, response_format={"type": "json_object"})
     assert json.loads(answer.choices[0].message.content) == {"echo": "hello there"}
 
 

@@ -12,13 +12,9 @@ AFTER_PAYMENT = sorted(name for name, fault in FAULTS.items() if fault.paid and 
 UNHARMED = {"big-result", "empty-chunks", "gzip-encoding", "odd-content-type", "stream-split-utf8"}
 CALLS = {
     "chat": lambda client, model: client.chat.completions.create(model=model, messages=HELLO),
-    "chat-stream": lambda client, model: list(
-        client.chat.completions.create(model=model, messages=HELLO, stream=True)
-    ),
+    "chat-stream": lambda client, model: list(client.chat.completions.create(model=model, messages=HELLO, stream=True)),
     "responses": lambda client, model: client.responses.create(model=model, input=HELLO),
-    "responses-stream": lambda client, model: list(
-        client.responses.create(model=model, input=HELLO, stream=True)
-    ),
+    "responses-stream": lambda client, model: list(client.responses.create(model=model, input=HELLO, stream=True)),
 }
 
 
@@ -43,9 +39,7 @@ def connect(wire):
     """Make an SDK client for a gateway."""
 
     def open_client(gateway, *, api_key="unused", **options):
-        return openai.OpenAI(
-            base_url=gateway.api_url, api_key=api_key, http_client=wire[0], **options
-        )
+        return openai.OpenAI(base_url=gateway.api_url, api_key=api_key, http_client=wire[0], **options)
 
     return open_client
 
@@ -81,18 +75,14 @@ def test_a_wrong_key_is_an_authentication_error(connect, guarded, guarded_accoun
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_price_over_the_limit_is_402_and_unpaid(
-    connect, guarded, guarded_account, api_key, tries, call
-):
+def test_a_price_over_the_limit_is_402_and_unpaid(connect, guarded, guarded_account, api_key, tries, call):
     with pytest.raises(openai.APIStatusError) as caught:
         CALLS[call](connect(guarded, api_key=api_key, max_retries=3), "echo-1")
     assert parts(caught.value) == (402, "insufficient_quota", None, "price_limit_exceeded")
     assert caught.value.response.headers["x-lcp-payment"] == "none"
     assert tries == ["0"]
     asked = [event["peer_id"] for event in guarded_account.seen("quote")]
-    assert len(asked) == len(set(asked)), (
-        "each peer that sells it is asked once, and the SDK does not come back"
-    )
+    assert len(asked) == len(set(asked)), "each peer that sells it is asked once, and the SDK does not come back"
     assert guarded_account.accepts == 0
 
 
@@ -131,9 +121,7 @@ def test_an_invalid_request_is_a_bad_request(connect, running, account, tries, c
         ("deadline_exceeded", openai.InternalServerError, 504),
     ],
 )
-def test_a_quote_that_fails_raises_the_class_of_its_status(
-    connect, running, account, status, raised, number
-):
+def test_a_quote_that_fails_raises_the_class_of_its_status(connect, running, account, status, raised, number):
     with pytest.raises(raised) as caught:
         CALLS["chat"](connect(running, max_retries=0), f"fault/quote-code-{status}")
     assert caught.value.status_code == number
@@ -153,9 +141,7 @@ def test_a_quote_that_fails_raises_the_class_of_its_status(
         ("short-job-id", False),
     ],
 )
-def test_a_failed_quote_is_retried_where_the_gateway_says_so(
-    connect, running, account, tries, fault, retried
-):
+def test_a_failed_quote_is_retried_where_the_gateway_says_so(connect, running, account, tries, fault, retried):
     with pytest.raises(openai.APIStatusError) as caught:
         CALLS["chat"](connect(running, max_retries=1), f"fault/{fault}")
     assert caught.value.response.headers["x-should-retry"] == ("true" if retried else "false")
@@ -187,9 +173,7 @@ def test_what_fails_after_payment_is_paid_once_whatever_the_sdk_may_retry(
         assert isinstance(error, ValueError) is (fault == "stream-binary" and "stream" in call)
 
 
-@pytest.mark.parametrize(
-    ("fault", "call"), [("execute-hangs", "chat"), ("stream-stalls", "responses-stream")]
-)
+@pytest.mark.parametrize(("fault", "call"), [("execute-hangs", "chat"), ("stream-stalls", "responses-stream")])
 def test_a_provider_that_hangs_is_paid_once(connect, running, account, tries, fault, call):
     with pytest.raises(openai.APIError):
         CALLS[call](connect(running, max_retries=3), f"fault/{fault}")
@@ -197,9 +181,7 @@ def test_a_provider_that_hangs_is_paid_once(connect, running, account, tries, fa
     assert account.accepts == 1
 
 
-def test_a_payment_without_a_route_may_be_tried_again_and_never_costs(
-    connect, running, account, tries
-):
+def test_a_payment_without_a_route_may_be_tried_again_and_never_costs(connect, running, account, tries):
     with pytest.raises(openai.BadRequestError) as caught:
         CALLS["chat"](connect(running, max_retries=1), "fault/no-route")
     assert caught.value.code == "payment_failed"
@@ -212,9 +194,7 @@ def test_a_payment_without_a_route_may_be_tried_again_and_never_costs(
 
 @pytest.mark.parametrize("fault", ["stream-cut", "stream-cut-silently"])
 def test_a_cut_chat_raises_and_is_never_taken_for_complete(connect, running, fault):
-    stream = connect(running).chat.completions.create(
-        model=f"fault/{fault}", messages=HELLO, stream=True
-    )
+    stream = connect(running).chat.completions.create(model=f"fault/{fault}", messages=HELLO, stream=True)
     chunks = []
     with pytest.raises(openai.APIError) as caught:
         for chunk in stream:
@@ -240,9 +220,7 @@ async def test_a_cut_response_raises_and_is_never_taken_for_complete(running, fa
 async def test_a_cut_chat_raises_in_the_async_client_too(running):
     chunks = []
     async with openai.AsyncOpenAI(base_url=running.api_url, api_key="unused") as client:
-        stream = await client.chat.completions.create(
-            model="fault/stream-cut", messages=HELLO, stream=True
-        )
+        stream = await client.chat.completions.create(model="fault/stream-cut", messages=HELLO, stream=True)
         with pytest.raises(openai.APIError) as caught:
             async for chunk in stream:
                 chunks.append(chunk)

@@ -8,15 +8,7 @@ import openai
 import pytest
 
 from tests.support.http_node import HttpNodeThread
-from tests.system.routing.providers import (
-    NodeProcess,
-    agrees,
-    models_of,
-    nodes_of,
-    row,
-    served_by,
-    until,
-)
+from tests.system.routing.providers import NodeProcess, agrees, models_of, nodes_of, row, served_by, until
 
 HELLO = [{"role": "user", "content": "hello there"}]
 MORTAL = "node:mortal"
@@ -35,9 +27,7 @@ def whole_chat(client):
 
 
 def streamed_chat(client):
-    raw = client.chat.completions.with_raw_response.create(
-        model="auto", messages=HELLO, stream=True
-    )
+    raw = client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, stream=True)
     first, *chunks = list(raw.parse())
     assert all("routing_info" not in chunk.model_extra for chunk in chunks)
     assert chunks[-1].choices[0].finish_reason == "stop"
@@ -81,9 +71,7 @@ def running(ollama, mortal):
         row(ollama, endpoints=["chat", "responses"]),
         row(mortal, endpoints=["chat", "responses"], price_per_request_msat=500),
     ]
-    with served_by(
-        *rows, embedded=True, routing_temperature=TEMPERATURE, routing_half_life_s=1
-    ) as process:
+    with served_by(*rows, embedded=True, routing_temperature=TEMPERATURE, routing_half_life_s=1) as process:
         until(lambda: len(models_of(process)) == 6)
         yield process
 
@@ -114,9 +102,7 @@ def test_every_provider_answers_some_and_each_answer_names_its_own(client, runni
         for call in CALLS:
             answered[call(client)] += 1
         assert answered.total() < ENOUGH, answered
-    of_peers = {
-        provider: count for provider, count in answered.items() if not provider.startswith("node:")
-    }
+    of_peers = {provider: count for provider, count in answered.items() if not provider.startswith("node:")}
     assert dict(peers_that_accepted(running) - before) == of_peers
     assert set(answered) == {"node:ollama", MORTAL, *of_peers} and len(of_peers) == 3
 
@@ -164,9 +150,7 @@ async def test_the_async_client_gets_all_its_answers_over_the_death_of_a_free_no
     with NodeProcess("mortal", ITS_MODEL, "--delay-s", "0.05") as node:
         rows = [row(ollama), row(node)]
         with served_by(*rows, routing_temperature=TEMPERATURE) as process:
-            async with openai.AsyncOpenAI(
-                base_url=process.api_url, api_key="unused", max_retries=2
-            ) as client:
+            async with openai.AsyncOpenAI(base_url=process.api_url, api_key="unused", max_retries=2) as client:
                 answered = await run_over_a_death(client, node)
     before, after = answered
     assert before[MORTAL] and not after[MORTAL]
@@ -185,9 +169,7 @@ async def run_over_a_death(client, node):
             if number == 0 and turn == 5:
                 node.kill()
             is_dead = not node.is_running()
-            raw = await client.chat.completions.with_raw_response.create(
-                model="auto", messages=HELLO
-            )
+            raw = await client.chat.completions.with_raw_response.create(model="auto", messages=HELLO)
             answer = raw.parse()
             provider = agrees(answer.routing_info, raw.headers, answer.choices[0].message.content)
             found[is_dead][provider] += 1
@@ -197,26 +179,19 @@ async def run_over_a_death(client, node):
 
 
 async def test_the_async_client_streams_both_kinds(running, alive):
-    async with openai.AsyncOpenAI(
-        base_url=running.api_url, api_key="unused", max_retries=0
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=running.api_url, api_key="unused", max_retries=0) as client:
         for _ in range(4):
-            raw = await client.chat.completions.with_raw_response.create(
-                model="auto", messages=HELLO, stream=True
-            )
+            raw = await client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, stream=True)
             chunks = [chunk async for chunk in raw.parse()]
             text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
             agrees(chunks[0].routing_info, raw.headers, text)
-            raw = await client.responses.with_raw_response.create(
-                model="auto", input="hello there", stream=True
-            )
+            raw = await client.responses.with_raw_response.create(model="auto", input="hello there", stream=True)
             events = [event async for event in raw.parse()]
             agrees(events[0].routing_info, raw.headers, events[-1].response.output_text)
 
 
 @pytest.mark.parametrize(
-    ("model", "provider"),
-    [("auto:free", "node:ollama"), ("auto:code", MORTAL), ("auto:code+fast", MORTAL)],
+    ("model", "provider"), [("auto:free", "node:ollama"), ("auto:code", MORTAL), ("auto:code+fast", MORTAL)]
 )
 def test_words_after_auto_set_preferences(client, alive, model, provider):
     for _ in range(5):

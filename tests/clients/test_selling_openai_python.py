@@ -40,10 +40,7 @@ def http_client():
 def sdk(sold, http_client):
     def make(key: str, path: str = "/v1", retries: int = 0, at=sold) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=at.running.base_url + path,
-            api_key=key,
-            max_retries=retries,
-            http_client=http_client,
+            base_url=at.running.base_url + path, api_key=key, max_retries=retries, http_client=http_client
         )
 
     return make
@@ -51,9 +48,7 @@ def sdk(sold, http_client):
 
 def spend(client, *, stream: bool):
     """Ask `auto` once; return the headers."""
-    raw = client.chat.completions.with_raw_response.create(
-        model="auto", messages=HELLO, max_tokens=40, stream=stream
-    )
+    raw = client.chat.completions.with_raw_response.create(model="auto", messages=HELLO, max_tokens=40, stream=stream)
     parsed = raw.parse()
     if stream:
         with closing(parsed):
@@ -108,11 +103,7 @@ def test_a_customer_pays_in_spends_it_to_the_last_pays_the_402_and_goes_on(sold,
     assert reported["balance_msat"] == left < reported["required_msat"]
     missing = reported["required_msat"] - left
     assert missing <= reported["topup"]["amount_msat"] < max(missing + 1_000, 1_001)
-    assert customer.balance() == {
-        "balance_msat": left,
-        "held_msat": 0,
-        "available_msat": left,
-    }
+    assert customer.balance() == {"balance_msat": left, "held_msat": 0, "available_msat": left}
 
     # `auto` takes turns between models: what it takes next may cost more than what was refused, and has an invoice too.
     paid_in = 0

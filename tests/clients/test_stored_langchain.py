@@ -68,10 +68,7 @@ async def astream(model, messages):
 def remembered(sdk, answer) -> list[str]:
     """The stored input items and output of an answer."""
     items = sdk.responses.input_items.list(answer.response_metadata["id"], order="asc")
-    return [
-        item.content[0].text if item.type == "message" else f"{item.type}:{item.call_id}"
-        for item in items
-    ]
+    return [item.content[0].text if item.type == "message" else f"{item.type}:{item.call_id}" for item in items]
 
 
 def check(sdk, account, call, output, second, third):

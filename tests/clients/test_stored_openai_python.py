@@ -9,11 +9,7 @@ ECHO = "This is the echo node. You said: "
 WEATHER = {
     "type": "function",
     "name": "weather",
-    "parameters": {
-        "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
-    },
+    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     "strict": False,
 }
 # At 20 tokens a second this takes some seconds.
@@ -65,14 +61,10 @@ async def test_a_stored_response_can_be_streamed_again(client, account, stream):
     assert events[0].type == "response.created"
     assert events[-1].type == "response.completed"
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    assert (
-        "".join(e.delta for e in events if e.type == "response.output_text.delta") == ECHO + "hello"
-    )
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == ECHO + "hello"
     assert events[-1].response.to_dict() == made.to_dict()
 
-    later = await every(
-        await done(client.responses.retrieve(made.id, stream=True, starting_after=3))
-    )
+    later = await every(await done(client.responses.retrieve(made.id, stream=True, starting_after=3)))
     assert [event.to_dict() for event in later] == [event.to_dict() for event in events[4:]]
     assert account.accepts == 1
 
@@ -85,9 +77,7 @@ async def test_a_chain_three_deep_with_a_tool_in_between(client, account, stream
     [call] = asked.output
     assert (call.type, call.name) == ("function_call", "weather")
     tool_output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
-    answered = await said(
-        client, [tool_output], stream=stream, previous_response_id=asked.id, tools=[WEATHER]
-    )
+    answered = await said(client, [tool_output], stream=stream, previous_response_id=asked.id, tools=[WEATHER])
     assert answered.output_text == "This is the echo node. The tool answered: rain"
     last = await said(client, "three", stream=stream, previous_response_id=answered.id)
     assert last.output_text == ECHO + "three (and before that: one / two)"
@@ -120,9 +110,7 @@ async def test_the_input_items_come_a_page_at_a_time_the_newest_first(client):
     assert texts(await input_of(client, first.id, limit=2)) == texts(newest)
     page = await done(client.responses.input_items.list(first.id, limit=2))
     assert texts(page.data) == ["n4", "n3"] and page.has_more
-    after = await done(
-        client.responses.input_items.list(first.id, limit=2, order="asc", after=newest[3].id)
-    )
+    after = await done(client.responses.input_items.list(first.id, limit=2, order="asc", after=newest[3].id))
     assert texts(after.data) == ["n2", "n3"]
 
 
@@ -153,13 +141,7 @@ async def test_a_chain_holds_when_its_beginning_is_deleted(client):
     await done(client.responses.delete(first.id))
     third = await said(client, "three", previous_response_id=second.id)
     items = await input_of(client, third.id, order="asc")
-    assert texts(items) == [
-        "one",
-        ECHO + "one",
-        "two",
-        ECHO + "two (and before that: one)",
-        "three",
-    ]
+    assert texts(items) == ["one", ECHO + "one", "two", ECHO + "two (and before that: one)", "three"]
 
 
 async def test_store_false_stores_nothing(client):
@@ -182,9 +164,7 @@ async def test_a_turn_that_is_not_stored_can_still_build_on_one_that_is(client):
 async def test_cut_and_failed_responses_are_not_stored(client, account, fault):
     seen = []
     with pytest.raises(openai.APIError):
-        stream = await done(
-            client.responses.create(model=f"fault/{fault}", input="hello", stream=True)
-        )
+        stream = await done(client.responses.create(model=f"fault/{fault}", input="hello", stream=True))
         if hasattr(stream, "__aiter__"):
             async for event in stream:
                 seen.append(event)
@@ -232,13 +212,7 @@ async def test_background_turns_chain_with_others(client, account):
     assert found.previous_response_id == first.id
     third = await said(client, "three", previous_response_id=second.id)
     items = await input_of(client, third.id, order="asc")
-    assert texts(items) == [
-        "one",
-        ECHO + "one",
-        "two",
-        ECHO + "two (and before that: one)",
-        "three",
-    ]
+    assert texts(items) == ["one", ECHO + "one", "two", ECHO + "two (and before that: one)", "three"]
     assert account.accepts == 3
 
 
@@ -284,11 +258,7 @@ async def test_a_failed_background_response_says_why_and_what_was_paid(client, a
 
 async def test_a_background_stream_is_resumed_where_it_was_left(client, account):
     """Also while it runs: a client that reconnects gets the remaining events, and none twice."""
-    stream = await done(
-        client.responses.create(
-            model="echo-slow", input="a b c d e f g", background=True, stream=True
-        )
-    )
+    stream = await done(client.responses.create(model="echo-slow", input="a b c d e f g", background=True, stream=True))
     begun, seen = None, []
     if hasattr(stream, "__aiter__"):
         async for event in stream:
@@ -305,18 +275,14 @@ async def test_a_background_stream_is_resumed_where_it_was_left(client, account)
                 break
         stream.close()
     assert (await done(client.responses.retrieve(begun.id))).status == "in_progress"
-    rest = await every(
-        await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1]))
-    )
+    rest = await every(await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1])))
     numbers = seen + [event.sequence_number for event in rest]
     assert numbers == list(range(len(numbers)))
     assert rest[-1].type == "response.completed"
     assert rest[-1].response.id == begun.id
     assert rest[-1].response.output_text == ECHO + "a b c d e f g"
     assert account.accepts == account.payments == 1
-    again = await every(
-        await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1]))
-    )
+    again = await every(await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1])))
     assert [event.to_dict() for event in again] == [event.to_dict() for event in rest]
 
 
@@ -364,10 +330,7 @@ async def test_a_chat_completion_is_stored_listed_updated_and_deleted(client, ac
     assert await every(chats.list(metadata={"text": "hello", "test": tag})) == []
 
     messages = await every(chats.messages.list(made.id))
-    assert [(message.role, message.content) for message in messages] == [
-        ("system", "be brief"),
-        ("user", "hello"),
-    ]
+    assert [(message.role, message.content) for message in messages] == [("system", "be brief"), ("user", "hello")]
     assert len({message.id for message in messages}) == 2
 
     deleted = await done(chats.delete(made.id))
@@ -392,9 +355,7 @@ async def test_a_streamed_chat_is_stored_as_the_completion_that_it_was(client, t
 
 async def test_stored_chats_are_listed_by_model_metadata_and_page(client, tag):
     chats = client.chat.completions
-    made = [
-        await chat(client, f"n{n}", tag, model="echo-1" if n % 2 else "echo-mini") for n in range(5)
-    ]
+    made = [await chat(client, f"n{n}", tag, model="echo-1" if n % 2 else "echo-mini") for n in range(5)]
     ids = [one.id for one in made]
 
     async def found(**more):
@@ -427,10 +388,7 @@ async def test_a_stored_chat_with_tools_keeps_its_calls_and_their_outputs(client
     tool_output = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "rain"}
     answer = await done(
         client.chat.completions.create(
-            model="echo-1",
-            messages=[{"role": "user", "content": "rain?"}, call, tool_output],
-            store=True,
-            tools=tools,
+            model="echo-1", messages=[{"role": "user", "content": "rain?"}, call, tool_output], store=True, tools=tools
         )
     )
     messages = await every(client.chat.completions.messages.list(answer.id))

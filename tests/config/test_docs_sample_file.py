@@ -23,16 +23,12 @@ def loaded(tmp_path, text):
 def test_as_it_is_it_changes_nothing(tmp_path):
     assert tomllib.loads(TEXT) == {}
     found = loaded(tmp_path, TEXT)
-    assert (
-        found.settings == load(flags={}, environ={}, config_path=tmp_path / "config.toml").settings
-    )
+    assert found.settings == load(flags={}, environ={}, config_path=tmp_path / "config.toml").settings
     assert not found.warnings
 
 
 def test_every_setting_stands_in_it_once_in_the_order_of_the_reference():
-    assert re.findall(r"^#(\w+) = ", TEXT.split("=== Tables ===")[0], re.MULTILINE) == [
-        spec.name for spec in PLAIN
-    ]
+    assert re.findall(r"^#(\w+) = ", TEXT.split("=== Tables ===")[0], re.MULTILINE) == [spec.name for spec in PLAIN]
     for spec in TABLES:
         assert len(re.findall(rf"^#\[+{spec.name}[\].]", TEXT, re.MULTILINE)) == 1
 
@@ -94,6 +90,4 @@ def test_every_field_of_a_table_is_in_its_example_and_may_stand_alone(tmp_path, 
 def test_prose_fits_into_a_terminal():
     settings = {line for line in TEXT.splitlines() if SETTING.match(line)}
     assert all(len(line) <= SAMPLE_COLUMNS for line in TEXT.splitlines() if line not in settings)
-    assert all(
-        line == "#" or line.startswith("# ") for line in set(TEXT.splitlines()) - settings - {""}
-    )
+    assert all(line == "#" or line.startswith("# ") for line in set(TEXT.splitlines()) - settings - {""})

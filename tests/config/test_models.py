@@ -105,39 +105,18 @@ def test_every_problem_names_its_place(problems_of):
         'models[""]',
     ]  # fmt: skip
     assert "models.gpt.path: unknown key" in found
-    assert any(
-        problem.endswith(".temperature: unknown key; did you mean default_temperature?")
-        for problem in found
-    )
+    assert any(problem.endswith(".temperature: unknown key; did you mean default_temperature?") for problem in found)
 
 
 def test_a_name_means_one_thing(problems_of, subtests):
     for toml, problem in [
-        (
-            '[models.a]\naliases = ["x"]\n[models.b]\naliases = ["x"]\n',
-            "'x' is an alias of both 'a' and 'b'",
-        ),
-        (
-            '[models.a]\naliases = ["b"]\n[models.b]\n',
-            "'b' is an alias of 'a' and the name of another model",
-        ),
-        (
-            '[models.auto]\naliases = ["b"]\n[models.b]\n',
-            "'b' is an alias of 'auto' and the name of another model",
-        ),
-        (
-            '[models.a]\naliases = ["auto"]\n',
-            "'auto' cannot be an alias: it means a choice of the gateway",
-        ),
-        (
-            '[models.a]\naliases = ["auto:cheap"]\n',
-            "'auto:cheap' cannot be an alias: it means a choice of the gateway",
-        ),
+        ('[models.a]\naliases = ["x"]\n[models.b]\naliases = ["x"]\n', "'x' is an alias of both 'a' and 'b'"),
+        ('[models.a]\naliases = ["b"]\n[models.b]\n', "'b' is an alias of 'a' and the name of another model"),
+        ('[models.auto]\naliases = ["b"]\n[models.b]\n', "'b' is an alias of 'auto' and the name of another model"),
+        ('[models.a]\naliases = ["auto"]\n', "'auto' cannot be an alias: it means a choice of the gateway"),
+        ('[models.a]\naliases = ["auto:cheap"]\n', "'auto:cheap' cannot be an alias: it means a choice of the gateway"),
         ("[models.auto]\nparams_b = 7\n", "auto is no model: it may have nothing but aliases"),
-        (
-            '[models."auto:cheap"]\n',
-            "'auto:cheap' cannot be described: it is a way to choose a model",
-        ),
+        ('[models."auto:cheap"]\n', "'auto:cheap' cannot be described: it is a way to choose a model"),
     ]:
         with subtests.test(str(toml)):
             assert problems_of(toml) == [problem]
@@ -148,9 +127,7 @@ def test_models_hold_no_secret_and_are_shown_without_defaults():
     settings = Settings(models={"gpt": ModelConfig(type="chat", capabilities=(), aliases=("x",))})
     shown = spec.shown(settings.models)
     assert shown == {"gpt": {"type": "chat", "capabilities": (), "aliases": ("x",)}}
-    assert (
-        written(shown) == '{ "gpt" = { "type" = "chat", "capabilities" = [], "aliases" = ["x"] } }'
-    )
+    assert written(shown) == '{ "gpt" = { "type" = "chat", "capabilities" = [], "aliases" = ["x"] } }'
     assert json.loads(json.dumps(shown))["gpt"]["aliases"] == ["x"]
     assert not spec.is_secret_when(settings.models)
     assert not spec.is_secret_when('{"gpt": {}}')

@@ -4,16 +4,7 @@ import json
 
 import pytest
 
-from lcp_gateway.config import (
-    ConfigError,
-    NodeConfig,
-    Settings,
-    SourceKind,
-    all_nodes,
-    load,
-    specs,
-    written,
-)
+from lcp_gateway.config import ConfigError, NodeConfig, Settings, SourceKind, all_nodes, load, specs, written
 from lcp_gateway.config.addresses import parse_base_url
 
 KEY = "sk-do-not-print"
@@ -240,18 +231,11 @@ def test_a_key_and_a_key_file_exclude_each_other(problems_of):
 
 
 def test_no_key_is_shown(read):
-    settings = read(
-        BOX + f'api_key = "{KEY}"\nmodels = ["a"]\n', {"OPENCLAW_API_KEY": KEY}
-    ).settings
+    settings = read(BOX + f'api_key = "{KEY}"\nmodels = ["a"]\n', {"OPENCLAW_API_KEY": KEY}).settings
     spec = specs()["nodes"]
     shown = spec.shown(settings.nodes)
     assert shown == (
-        {
-            "name": "box",
-            "base_url": "http://127.0.0.1:11434/v1",
-            "api_key": "(redacted)",
-            "models": ("a",),
-        },
+        {"name": "box", "base_url": "http://127.0.0.1:11434/v1", "api_key": "(redacted)", "models": ("a",)},
     )
     for text in (repr(settings), str(settings), json.dumps(shown), written(shown)):
         assert KEY not in text
@@ -291,17 +275,13 @@ def test_a_key_that_travels_unencrypted_is_a_warning(read, subtests):
             for environ in ({"LCP_GATEWAY_NODES": value}, openclaw):
                 warnings = read(environ=environ).warnings
                 assert len(warnings) == warned
-                assert all(
-                    "the key of node a travels unencrypted" in warning for warning in warnings
-                )
+                assert all("the key of node a travels unencrypted" in warning for warning in warnings)
                 assert KEY not in " ".join(warnings)
 
 
 def test_a_model_may_be_mapped_to_a_node(read):
     settings = read(
-        'default_peer_id = "node:box"\n[model_map]\n"a=b" = "node:Box2"\n'
-        + BOX
-        + BOX.replace("box", "Box2")
+        'default_peer_id = "node:box"\n[model_map]\n"a=b" = "node:Box2"\n' + BOX + BOX.replace("box", "Box2")
     ).settings
     assert settings.default_peer_id == "node:box"
     assert settings.model_map == {"a=b": "node:Box2"}
@@ -333,9 +313,7 @@ def test_the_environment_of_openclaw_makes_a_node(read):
     assert loaded.warnings == ()
     assert [node.name for node in loaded.settings.nodes] == ["box"]
     _, openclaw = all_nodes(loaded.settings)
-    assert openclaw == NodeConfig(
-        "OpenClaw", "http://claw.lan:18789/v1", owned_by="OpenClaw", endpoints=("chat",)
-    )
+    assert openclaw == NodeConfig("OpenClaw", "http://claw.lan:18789/v1", owned_by="OpenClaw", endpoints=("chat",))
 
 
 def test_openclaw_can_have_a_key_a_name_and_a_price(read):
@@ -380,8 +358,6 @@ def test_openclaw_needs_a_base_url(problems_of):
 
 def test_openclaw_cannot_be_called_as_another_node(problems_of):
     toml = BOX.replace("box", "OpenClaw")
-    assert problems_of(toml, OPENCLAW) == [
-        "OPENCLAW_NODE_NAME: a node is called 'OpenClaw' already"
-    ]
+    assert problems_of(toml, OPENCLAW) == ["OPENCLAW_NODE_NAME: a node is called 'OpenClaw' already"]
     without = {name: value for name, value in OPENCLAW.items() if name != "OPENCLAW_NODE_NAME"}
     assert problems_of(toml, without) == ["OPENCLAW_ENABLED: a node is called 'OpenClaw' already"]

@@ -95,11 +95,7 @@ def test_the_file_takes_toml_types(tmp_path):
     settings = load(flags={}, environ={}, config_path=path).settings
     assert settings.api_keys == ("k1", "k2")
     assert settings.model_allowlist == ("a", "b")
-    assert (settings.timeout_quote_s, settings.timeout_execute_s, settings.heartbeat_s) == (
-        2,
-        60,
-        0.5,
-    )
+    assert (settings.timeout_quote_s, settings.timeout_execute_s, settings.heartbeat_s) == (2, 60, 0.5)
     assert (settings.max_body_bytes, settings.max_header_bytes) == (2**20, 1024)
     assert settings.preflight is False
     assert settings.lcpd_metadata == {"macaroon": "00=ff"}
@@ -107,14 +103,7 @@ def test_the_file_takes_toml_types(tmp_path):
 
 
 def test_the_daemon_is_where_grpc_can_dial(tmp_path, subtests):
-    for target in [
-        "h:1",
-        "[::1]:50051",
-        "unix:/a/b",
-        "unix:///a/b",
-        "dns:///h:1",
-        "ipv4:127.0.0.1:1",
-    ]:
+    for target in ["h:1", "[::1]:50051", "unix:/a/b", "unix:///a/b", "dns:///h:1", "ipv4:127.0.0.1:1"]:
         with subtests.test(str(target)):
             environ = {"XDG_CONFIG_HOME": str(tmp_path), "LCP_GATEWAY_LCPD_GRPC_ADDR": target}
             assert load(flags={}, environ=environ).settings.lcpd_grpc_addr == target

@@ -19,11 +19,7 @@ WRONGLY_WRITTEN = {
     "a JSON object": f'{{"key":"{KEY}"}}',
 }
 # An example of each kind of secret.
-WRITTEN = {
-    "map": "authorization={}",
-    "text": "{}",
-    "list": "{}",
-}
+WRITTEN = {"map": "authorization={}", "text": "{}", "list": "{}"}
 SECRETS = [spec for spec in specs().values() if spec.secret]
 URLS = ["journal_url", "redis_url"]
 
@@ -99,14 +95,11 @@ def test_the_key_of_a_node_is_refused_in_quotes(tmp_path, subtests):
     key_file = tmp_path / "key"
     for kind, written in WRONGLY_WRITTEN.items():
         with subtests.test(kind):
-            (problem,) = problems_of(
-                {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key": written}])}, tmp_path
-            )
+            (problem,) = problems_of({"LCP_GATEWAY_NODES": json.dumps([node | {"api_key": written}])}, tmp_path)
             assert "nodes[0].api_key" in problem
             key_file.write_text(written + "\r\n")
             (problem,) = problems_of(
-                {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key_file": str(key_file)}])},
-                tmp_path,
+                {"LCP_GATEWAY_NODES": json.dumps([node | {"api_key_file": str(key_file)}])}, tmp_path
             )
             assert "nodes[0]" in problem
             assert KEY not in problem

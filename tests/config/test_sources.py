@@ -70,9 +70,7 @@ def test_the_own_environment_beats_openai_serve(nowhere, file):
 
 
 def test_a_flag_beats_everything(nowhere, file):
-    value, source = price(
-        flags={"max_price_msat": "4"}, environ=nowhere | SERVE | OWN, config_path=file
-    )
+    value, source = price(flags={"max_price_msat": "4"}, environ=nowhere | SERVE | OWN, config_path=file)
     assert value == 4
     assert source.kind is SourceKind.FLAG
     assert str(source) == "--max-price-msat"
@@ -194,10 +192,7 @@ EXAMPLES = {
         '{"qwen": {"type": "chat", "aliases": ["gpt-4o-mini"]}}',
         {"qwen": ModelConfig(type="chat", aliases=("gpt-4o-mini",))},
     ),
-    "nodes": (
-        '[{"name": "box", "base_url": "http://box:11434"}]',
-        (NodeConfig("box", "http://box:11434/v1"),),
-    ),
+    "nodes": ('[{"name": "box", "base_url": "http://box:11434"}]', (NodeConfig("box", "http://box:11434/v1"),)),
     "nodes_refresh_s": ("1m", 60.0),
     "openclaw_enabled": ("true", True),
     "openclaw_base_url": ("http://claw:3000/", "http://claw:3000/v1"),

@@ -13,11 +13,7 @@ VARIABLES = {
     "OPENAI_SERVE_LOG_LEVEL": ("debug", "log_level", "debug"),
     "OPENAI_SERVE_API_KEYS": ("k1, k2", "api_keys", ("k1", "k2")),
     "OPENAI_SERVE_DEFAULT_PEER_ID": (PEER_A, "default_peer_id", PEER_A),
-    "OPENAI_SERVE_MODEL_MAP": (
-        f"gpt-5={PEER_A}; qwen={PEER_B};",
-        "model_map",
-        {"gpt-5": PEER_A, "qwen": PEER_B},
-    ),
+    "OPENAI_SERVE_MODEL_MAP": (f"gpt-5={PEER_A}; qwen={PEER_B};", "model_map", {"gpt-5": PEER_A, "qwen": PEER_B}),
     "OPENAI_SERVE_MODEL_ALLOWLIST": ("gpt-5,qwen", "model_allowlist", ("gpt-5", "qwen")),
     "OPENAI_SERVE_ALLOW_UNLISTED_MODELS": ("T", "allow_unlisted_models", True),
     "OPENAI_SERVE_MAX_PRICE_MSAT": ("50000", "max_price_msat", 50_000),
@@ -79,8 +75,5 @@ def test_an_unknown_variable_is_an_error_with_the_nearest_name(nowhere):
     with pytest.raises(ConfigError) as caught:
         load(flags={}, environ=nowhere | {"OPENAI_SERVE_TIMEOUT_QOUTE": "5s"})
     assert caught.value.problems == [
-        (
-            "OPENAI_SERVE_TIMEOUT_QOUTE: unknown environment variable; "
-            "did you mean OPENAI_SERVE_TIMEOUT_QUOTE?"
-        )
+        ("OPENAI_SERVE_TIMEOUT_QOUTE: unknown environment variable; did you mean OPENAI_SERVE_TIMEOUT_QUOTE?")
     ]

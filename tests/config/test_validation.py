@@ -23,9 +23,7 @@ def problems_of(tmp_path):
 
 
 def test_an_unknown_key_in_the_file_names_file_key_and_nearest(problems_of):
-    assert problems_of(toml="http-adr = 1\n") == [
-        "/config.toml: http-adr: unknown key; did you mean http_addr?"
-    ]
+    assert problems_of(toml="http-adr = 1\n") == ["/config.toml: http-adr: unknown key; did you mean http_addr?"]
 
 
 def test_a_key_like_no_other_gets_no_suggestion(problems_of):
@@ -34,17 +32,12 @@ def test_a_key_like_no_other_gets_no_suggestion(problems_of):
 
 def test_an_unknown_variable_names_the_nearest(problems_of):
     assert problems_of({"LCP_GATEWAY_TIMEOUT_QUOTE": "5s"}) == [
-        (
-            "LCP_GATEWAY_TIMEOUT_QUOTE: unknown environment variable; "
-            "did you mean LCP_GATEWAY_TIMEOUT_QUOTE_S?"
-        )
+        ("LCP_GATEWAY_TIMEOUT_QUOTE: unknown environment variable; did you mean LCP_GATEWAY_TIMEOUT_QUOTE_S?")
     ]
 
 
 def test_an_unknown_flag_names_the_nearest(problems_of):
-    assert problems_of(flags={"max_price": "1"}) == [
-        "--max-price: unknown flag; did you mean --max-price-msat?"
-    ]
+    assert problems_of(flags={"max_price": "1"}) == ["--max-price: unknown flag; did you mean --max-price-msat?"]
 
 
 def test_a_secret_has_no_flag(problems_of):
@@ -53,11 +46,7 @@ def test_a_secret_has_no_flag(problems_of):
 
 def test_everything_is_reported_at_once(problems_of):
     found = problems_of(
-        {
-            "LCP_GATEWAY_LOG_LEVEL": "loud",
-            "LCP_GATEWAY_FOO": "1",
-            "OPENAI_SERVE_TIMEOUT_QUOTE": "x",
-        },
+        {"LCP_GATEWAY_LOG_LEVEL": "loud", "LCP_GATEWAY_FOO": "1", "OPENAI_SERVE_TIMEOUT_QUOTE": "x"},
         toml="bar = 1\nmax_body_bytes = true\n",
         flags={"http_addr": "8080"},
     )
@@ -192,9 +181,7 @@ def test_a_long_value_is_cut(problems_of):
 
 
 def test_the_settings_never_print_a_secret():
-    settings = Settings(
-        api_keys=("sk-hidden",), lcpd_metadata={"m": "hidden"}, node_backend_api_key="hidden"
-    )
+    settings = Settings(api_keys=("sk-hidden",), lcpd_metadata={"m": "hidden"}, node_backend_api_key="hidden")
     assert "hidden" not in repr(settings)
     assert "hidden" not in str(settings)
 
@@ -202,10 +189,7 @@ def test_the_settings_never_print_a_secret():
 def test_a_file_that_was_asked_for_must_exist(tmp_path, problems_of):
     missing = str(tmp_path / "missing.toml")
     (problem,) = problems_of({"LCP_GATEWAY_CONFIG": missing})
-    assert (
-        problem
-        == "/missing.toml (from LCP_GATEWAY_CONFIG): cannot be read: No such file or directory"
-    )
+    assert problem == "/missing.toml (from LCP_GATEWAY_CONFIG): cannot be read: No such file or directory"
 
 
 @pytest.mark.parametrize("toml", [b"a = \n", b"x = 1\nx = 2\n", b"\xff = 1\n"])
@@ -222,12 +206,7 @@ def test_certificates_without_tls_are_a_contradiction(tmp_path, problems_of):
 
 
 def test_a_certificate_needs_its_key_and_files_must_exist(tmp_path, problems_of):
-    found = problems_of(
-        {
-            "LCP_GATEWAY_LCPD_TLS": "1",
-            "LCP_GATEWAY_LCPD_TLS_CERT": str(tmp_path / "no.pem"),
-        }
-    )
+    found = problems_of({"LCP_GATEWAY_LCPD_TLS": "1", "LCP_GATEWAY_LCPD_TLS_CERT": str(tmp_path / "no.pem")})
     assert found == [
         "LCP_GATEWAY_LCPD_TLS_CERT: a client certificate needs lcpd_tls_key too",
         "LCP_GATEWAY_LCPD_TLS_CERT: no such file: /no.pem",
@@ -260,16 +239,11 @@ def test_suspicious_settings_are_a_warning(tmp_path, subtests):
         ),
         ({"LCP_GATEWAY_CORS_ORIGINS": "*"}, "every web page"),
         ({"LCP_GATEWAY_ALLOWED_HOSTS": "a,*"}, "a web page whose name"),
-        (
-            {"LCP_GATEWAY_AUTH": "accounts"},
-            "customers cannot top up",
-        ),
+        ({"LCP_GATEWAY_AUTH": "accounts"}, "customers cannot top up"),
         ({"LCP_GATEWAY_EMBEDDED": "1", "OPENAI_SERVE_LCPD_GRPC_ADDR": "h:1"}, "has no effect"),
     ]:
         with subtests.test(str(environ)):
-            (warning,) = load(
-                flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}
-            ).warnings
+            (warning,) = load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}).warnings
             assert words in warning
 
 
@@ -277,22 +251,12 @@ def test_sound_settings_are_no_warning(tmp_path, subtests):
     for environ in [
         {"LCP_GATEWAY_HTTP_ADDR": "[::1]:80"},
         {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.2:80"},
-        {
-            "LCP_GATEWAY_HTTP_ADDR": ":80",
-            "LCP_GATEWAY_API_KEYS": "k",
-            "LCP_GATEWAY_TRUSTED_PROXIES": "10.0.0.7",
-        },
-        {
-            "LCP_GATEWAY_HTTP_ADDR": ":80",
-            "LCP_GATEWAY_EMBEDDED": "1",
-            "LCP_GATEWAY_ALLOW_OPEN": "1",
-        },
+        {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_API_KEYS": "k", "LCP_GATEWAY_TRUSTED_PROXIES": "10.0.0.7"},
+        {"LCP_GATEWAY_HTTP_ADDR": ":80", "LCP_GATEWAY_EMBEDDED": "1", "LCP_GATEWAY_ALLOW_OPEN": "1"},
         {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_EMBEDDED": "1"},
     ]:
         with subtests.test(str(environ)):
-            assert (
-                load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}).warnings == ()
-            )
+            assert load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **environ}).warnings == ()
 
 
 FEES = {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_MARKUP_PERCENT": "10"}
@@ -301,16 +265,10 @@ FEES = {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_MARKUP_PERCENT": "10"}
 def test_a_markup_that_does_not_cover_the_estimated_fee_is_warned_about(tmp_path, subtests):
     """10 % of a small price is less than the one satoshi that a public hop costs."""
     for environ, words in [
-        (
-            {},
-            "(10% and 0 msat) does not cover the estimated routing fee (1% and 1,000 msat) at pri",
-        ),
+        ({}, "(10% and 0 msat) does not cover the estimated routing fee (1% and 1,000 msat) at pri"),
         ({}, "at prices below 11,112 msat"),
         ({"LCP_GATEWAY_MARKUP_PERCENT": "1"}, "at any price"),
-        (
-            {"LCP_GATEWAY_MARKUP_PERCENT": "0", "LCP_GATEWAY_MARKUP_MSAT": "2000"},
-            "at prices over 100,000 msat",
-        ),
+        ({"LCP_GATEWAY_MARKUP_PERCENT": "0", "LCP_GATEWAY_MARKUP_MSAT": "2000"}, "at prices over 100,000 msat"),
         ({"LCP_GATEWAY_FEE_BASE_MSAT": "5000"}, "below 55,556 msat"),
     ]:
         with subtests.test(str(environ)):
@@ -384,19 +342,11 @@ def test_contradictions_about_access_are_a_problem(problems_of, subtests):
             "must not be more than",
         ),
         (
-            {
-                "LCP_GATEWAY_AUTH": "accounts",
-                "LCP_GATEWAY_L402": "1",
-                "LCP_GATEWAY_TOPUP_MIN_MSAT": "100001",
-            },
+            {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_L402": "1", "LCP_GATEWAY_TOPUP_MIN_MSAT": "100001"},
             "l402_msat must be from",
         ),
         (
-            {
-                "LCP_GATEWAY_AUTH": "accounts",
-                "LCP_GATEWAY_L402": "1",
-                "LCP_GATEWAY_L402_MSAT": "1000000001",
-            },
+            {"LCP_GATEWAY_AUTH": "accounts", "LCP_GATEWAY_L402": "1", "LCP_GATEWAY_L402_MSAT": "1000000001"},
             "l402_msat must be from",
         ),
     ]:

@@ -6,15 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.config import (
-    ConfigError,
-    Settings,
-    journal_place,
-    load,
-    specs,
-    spending_cautions,
-    without_password,
-)
+from lcp_gateway.config import ConfigError, Settings, journal_place, load, specs, spending_cautions, without_password
 
 PASSWORD = "hush-hush"
 URL = f"postgresql://gateway:{PASSWORD}@db.lan/lcp?sslmode=require"
@@ -127,9 +119,7 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated():
 
 
 def test_an_address_without_a_password_may_stand_on_the_command_line(tmp_path):
-    found = load(
-        flags={"journal_url": "postgresql://u@h/db"}, environ={"XDG_CONFIG_HOME": str(tmp_path)}
-    )
+    found = load(flags={"journal_url": "postgresql://u@h/db"}, environ={"XDG_CONFIG_HOME": str(tmp_path)})
     assert found.settings.journal_url == "postgresql://u@h/db"
 
 
@@ -185,9 +175,7 @@ def test_lnd_needs_its_certificate_and_a_macaroon(loaded, tmp_path):
     there.touch()
     with pytest.raises(ConfigError) as caught:
         loaded(lnd_tls_cert=str(there), lnd_macaroon_file=str(there))
-    assert [problem.split(": ")[1] for problem in caught.value.problems] == [
-        "has no effect without lnd_grpc_addr"
-    ] * 2
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == ["has no effect without lnd_grpc_addr"] * 2
     with pytest.raises(ConfigError) as caught:
         loaded(lnd_grpc_addr="lnd:1", lnd_tls_cert=str(there), lnd_macaroon_file="/nowhere")
     assert caught.value.problems == ["LCP_GATEWAY_LND_MACAROON_FILE: no such file: /nowhere"]

@@ -28,11 +28,7 @@ def printed(tmp_path_factory):
     settings = dict(re.findall(r"(LCP_GATEWAY_\w+)=(\S+)", SERVE))
     settings["LCP_GATEWAY_NODE_LISTEN"] = node
     with gateway(env=settings) as running:
-        script = (
-            "\n".join(OTHERS)
-            .replace("http://127.0.0.1:8080", running.base_url)
-            .replace("127.0.0.1:50051", node)
-        )
+        script = "\n".join(OTHERS).replace("http://127.0.0.1:8080", running.base_url).replace("127.0.0.1:50051", node)
         # Independent of the environment of the tests.
         python = shlex.quote(sys.executable)
         script = re.sub(r"\.venv/bin/lcp-gateway", f"{python} -m lcp_gateway", script)
@@ -53,10 +49,7 @@ def printed(tmp_path_factory):
 
 def test_the_customer_has_what_it_paid_in(printed):
     assert "no real money moved" in printed
-    assert (
-        '{"object":"lcp.wallet","balance_msat":10000,"held_msat":0,"available_msat":10000}'
-        in printed
-    )
+    assert '{"object":"lcp.wallet","balance_msat":10000,"held_msat":0,"available_msat":10000}' in printed
 
 
 def test_what_is_charged_is_what_the_page_says(printed):

@@ -235,9 +235,7 @@ def test_health_is_checked(name):
     assert services()[name]["healthcheck"]["test"][0] == "CMD"
 
 
-@pytest.mark.parametrize(
-    "image", [service["image"] for service in services().values()], ids=resolved
-)
+@pytest.mark.parametrize("image", [service["image"] for service in services().values()], ids=resolved)
 def test_images_can_be_replaced_and_are_never_the_latest(image):
     assert image.startswith("${")
     assert re.search(r":[\w.-]+$", resolved(image)) and not resolved(image).endswith(":latest")
@@ -245,9 +243,9 @@ def test_images_can_be_replaced_and_are_never_the_latest(image):
 
 def test_grafana_finds_the_dashboard_where_it_is_mounted():
     mounts = dict(mount.split(":")[:2] for mount in services()["grafana"]["volumes"])
-    provider = yaml.safe_load(
-        (ROOT / "deploy/grafana/provisioning/dashboards/lcp-gateway.yml").read_text()
-    )["providers"][0]
+    provider = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/lcp-gateway.yml").read_text())[
+        "providers"
+    ][0]
     home = services()["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     inside = mounts["./deploy/grafana/dashboards"]
     assert provider["options"]["path"] == inside
@@ -256,9 +254,9 @@ def test_grafana_finds_the_dashboard_where_it_is_mounted():
 
 
 def test_the_data_source_is_the_prometheus_of_the_same_file():
-    source = yaml.safe_load(
-        (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
-    )["datasources"][0]
+    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())[
+        "datasources"
+    ][0]
     assert source["url"] == "http://prometheus:9090"
     assert "prometheus" in services()
 
@@ -271,9 +269,7 @@ def dockerfile():
 
 def test_what_the_image_copies_is_in_the_build_context(dockerfile):
     allowed = {
-        line.removeprefix("!")
-        for line in (ROOT / ".dockerignore").read_text().splitlines()
-        if line.startswith("!")
+        line.removeprefix("!") for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
     }
     copied = set()
     for line in dockerfile:
@@ -297,9 +293,7 @@ def test_the_image_installs_what_the_lock_file_says(dockerfile):
 
 
 def test_the_image_does_not_run_as_root(dockerfile):
-    last_stage = dockerfile[
-        max(i for i, line in enumerate(dockerfile) if line.startswith("FROM")) :
-    ]
+    last_stage = dockerfile[max(i for i, line in enumerate(dockerfile) if line.startswith("FROM")) :]
     (user,) = [line.split()[1] for line in last_stage if line.startswith("USER")]
     assert user.split(":")[0] not in {"0", "root"}
 

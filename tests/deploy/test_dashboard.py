@@ -6,14 +6,7 @@ import json
 import pytest
 
 from lcp_gateway.telemetry.metric_table import PREFIX, SPECS
-from tests.support.promql import (
-    DASHBOARD,
-    PROMETHEUS_OWN,
-    ROOT,
-    dashboard_queries,
-    exposed_names,
-    names_and_labels,
-)
+from tests.support.promql import DASHBOARD, PROMETHEUS_OWN, ROOT, dashboard_queries, exposed_names, names_and_labels
 
 TARGET_LABELS = {"job", "instance"}
 
@@ -29,9 +22,7 @@ def panels(board):
 
 
 def test_the_committed_json_is_what_the_code_makes():
-    spec = importlib.util.spec_from_file_location(
-        "deploy_grafana_dashboard", ROOT / "deploy/grafana/dashboard.py"
-    )
+    spec = importlib.util.spec_from_file_location("deploy_grafana_dashboard", ROOT / "deploy/grafana/dashboard.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert DASHBOARD.read_text() == module.build(), "run: python deploy/grafana/dashboard.py"
@@ -69,22 +60,14 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap(board):
     taken = set()
     for panel in board["panels"]:
         at = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(at["x"], at["x"] + at["w"])
-            for y in range(at["y"], at["y"] + at["h"])
-        }
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         assert at["x"] + at["w"] <= 24
         assert not cells & taken, panel["title"]
         taken |= cells
 
 
 def test_the_reader_chooses_data_source_job_and_instance(board):
-    assert [variable["name"] for variable in board["templating"]["list"]] == [
-        "datasource",
-        "job",
-        "instance",
-    ]
+    assert [variable["name"] for variable in board["templating"]["list"]] == ["datasource", "job", "instance"]
 
 
 def test_histograms_are_read_with_their_le_label():

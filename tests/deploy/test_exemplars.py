@@ -21,9 +21,7 @@ def test_prometheus_stores_the_trace_id_of_a_slow_request(tmp_path):
         with gateway(env=settings) as served:
             assert post(served.port, CHAT, document(CHAT, "echo-1", stream=True)).status == 200
             trace = seen.wait_for(["chat echo-1", "route", "quote", "pay", "stream"])
-            with prometheus(
-                configuration(f"127.0.0.1:{served.port}"), tmp_path, EXEMPLARS
-            ) as watcher:
+            with prometheus(configuration(f"127.0.0.1:{served.port}"), tmp_path, EXEMPLARS) as watcher:
                 watcher.wait_for('up{job="lcp-gateway"} == 1', bool)
 
                 def named() -> set[str]:

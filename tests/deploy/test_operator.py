@@ -39,9 +39,7 @@ def redis_of_the_file() -> Iterator[int]:
     binary()
     port = free_port()
     shell, flag, script = services()["redis"]["command"]
-    script = script.replace("$$", "$").replace(
-        "redis-server -", f"exec redis-server - --port {port} --bind 127.0.0.1"
-    )
+    script = script.replace("$$", "$").replace("redis-server -", f"exec redis-server - --port {port} --bind 127.0.0.1")
     process = subprocess.Popen(
         [shell, flag, script],
         env={"PATH": os.environ["PATH"], "REDIS_PASSWORD": PASSWORD},
@@ -140,19 +138,14 @@ def operator(tmp_path_factory):
             for key, value in services()[name]["environment"].items():
                 text = str(value).replace("${REDIS_PASSWORD:-}", PASSWORD)
                 text = resolved(text.replace("${LCP_GATEWAY_ADMIN_KEY:-}", ADMIN))
-                given[key] = elsewhere.get(text, text).replace(
-                    "@redis:6379", f"@127.0.0.1:{redis_port}"
-                )
+                given[key] = elsewhere.get(text, text).replace("@redis:6379", f"@127.0.0.1:{redis_port}")
             given["LCP_GATEWAY_JOURNAL_URL"] = database_url
             given["LCP_GATEWAY_HTTP_ADDR"] = "127.0.0.1:0"
             given["LCP_GATEWAY_METRICS_ADDR"] = f"127.0.0.1:{metrics_port}"
             return given
 
         first, second = (settings(*pair) for pair in zip(GATEWAYS, metrics_ports, strict=True))
-        with (
-            gateway(embedded=False, env=first) as one,
-            gateway(embedded=False, env=second) as other,
-        ):
+        with gateway(embedded=False, env=first) as one, gateway(embedded=False, env=second) as other:
             yield Operator((one, other), metrics_ports, redis_port, lnd)
 
 
@@ -170,11 +163,7 @@ def test_a_top_up_at_one_is_spent_at_both_at_the_marked_up_price(operator):
         return operator.ask(which, "GET", "/api/wallet", key)[1].get("balance_msat")
 
     operator.wait_for(lambda: balance_msat(1) == 100_000)
-    request = {
-        "model": "echo-1",
-        "max_tokens": 20,
-        "messages": [{"role": "user", "content": "hello"}],
-    }
+    request = {"model": "echo-1", "max_tokens": 20, "messages": [{"role": "user", "content": "hello"}]}
     for which in (0, 1):
         status, _ = operator.ask(which, "POST", "/v1/chat/completions", key, request)
         assert status == 200
@@ -195,10 +184,7 @@ def test_a_rate_holds_for_both_together(operator):
     key = operator.customer(requests_per_minute=2)
     operator.wait_for(lambda: operator.ask(1, "GET", "/api/wallet", key)[0] == 200)
     request = {"model": "echo-1", "messages": [{"role": "user", "content": "hello"}]}
-    statuses = [
-        operator.ask(which, "POST", "/v1/chat/completions", key, request)[0]
-        for which in (0, 1, 0, 1)
-    ]
+    statuses = [operator.ask(which, "POST", "/v1/chat/completions", key, request)[0] for which in (0, 1, 0, 1)]
     # It has no balance, which is checked after the rate.
     assert statuses == [402, 402, 429, 429]
 

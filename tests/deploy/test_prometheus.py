@@ -9,13 +9,7 @@ import pytest
 import yaml
 
 from lcp_gateway.telemetry.metric_table import SPECS
-from tests.support.promql import (
-    PROMETHEUS_OWN,
-    ROOT,
-    alert_rules,
-    exposed_names,
-    names_and_labels,
-)
+from tests.support.promql import PROMETHEUS_OWN, ROOT, alert_rules, exposed_names, names_and_labels
 
 DIRECTORY = ROOT / "deploy" / "prometheus"
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -42,12 +36,7 @@ def promtool():
 )
 def test_promtool_accepts_the_files(promtool, arguments):
     done = subprocess.run(
-        [promtool, *arguments],
-        cwd=DIRECTORY,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        [promtool, *arguments], cwd=DIRECTORY, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

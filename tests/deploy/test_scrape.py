@@ -106,11 +106,7 @@ class World:
 
 def ask(port, model, *, stream=False, read=True, key=None, credential=OPERATOR):
     """Send one request, and read its answer, or disconnect after its first bytes."""
-    body = {
-        "model": model,
-        "stream": stream,
-        "messages": [{"role": "user", "content": "hello " * 40}],
-    }
+    body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "hello " * 40}]}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {credential}"}
     if key is not None:
         headers["Idempotency-Key"] = key
@@ -242,9 +238,7 @@ def go_and_come_back(node, watcher):
     """Have the node fail its list of models until the gateway marks it down, and then recover."""
     for status, is_up in ((503, 0), (200, 1)):
         node.behave(models_status=status)
-        watcher.wait_for(
-            'lcpgateway_node_up{node="home"}', lambda found, is_up=is_up: found[0][1] == is_up
-        )
+        watcher.wait_for('lcpgateway_node_up{node="home"}', lambda found, is_up=is_up: found[0][1] == is_up)
 
 
 # All but the client that goes away.
@@ -260,9 +254,7 @@ def world(tmp_path_factory):
         HttpNodeThread("home", ("home-1",)) as node,
         collector() as traces,
         gateway(env=surroundings(standin.address, node, traces)) as running,
-        prometheus(
-            configuration(f"127.0.0.1:{running.port}", key_file=scrape_key(folder)), folder
-        ) as watcher,
+        prometheus(configuration(f"127.0.0.1:{running.port}", key_file=scrape_key(folder)), folder) as watcher,
     ):
         watcher.wait_for("up", lambda found: [value for _, value in found] == [1])
         watcher.wait_for('lcpgateway_node_up{node="home"} == 1', bool)
@@ -348,11 +340,7 @@ def test_the_books_say_the_same_as_the_counters(world):
             'lcpgateway_payment_msat_total{outcome="unknown"}',
             'lcpgateway_payments_total{outcome="unknown"}',
         ),
-        (
-            "lcpgateway_peer_undelivered_msat",
-            "lcpgateway_undelivered_msat_total",
-            "lcpgateway_undelivered_total",
-        ),
+        ("lcpgateway_peer_undelivered_msat", "lcpgateway_undelivered_msat_total", "lcpgateway_undelivered_total"),
     ):
         with_fees = f"sum({counted_msat}) + sum({times}) * {FEE_MSAT}"
         world.prometheus.wait_for(f"sum({booked}) == {with_fees}", bool)
@@ -433,8 +421,7 @@ def test_the_rules_are_evaluated_without_errors_and_the_right_ones_fire(world):
     assert {rule["name"] for rule in rules} == {rule["alert"] for rule in alert_rules()}
     assert {rule["health"] for rule in rules} == {"ok"}
     firing = world.prometheus.wait_for(
-        'ALERTS{alertstate="firing"}',
-        lambda found: "LcpPaymentUnknown" in {labels["alertname"] for labels, _ in found},
+        'ALERTS{alertstate="firing"}', lambda found: "LcpPaymentUnknown" in {labels["alertname"] for labels, _ in found}
     )
     assert {labels["alertname"] for labels, _ in firing} == {"LcpPaymentUnknown"}
 
@@ -450,8 +437,5 @@ def test_with_keys_the_commented_section_of_the_configuration_is_what_is_needed(
         config["scrape_configs"].append({**without, "job_name": "keyless"})
         with prometheus(config, tmp_path) as watcher:
             found = watcher.wait_for("up", lambda found: len(found) == 2)
-            assert {labels["job"]: value for labels, value in found} == {
-                "lcp-gateway": 1,
-                "keyless": 0,
-            }
+            assert {labels["job"]: value for labels, value in found} == {"lcp-gateway": 1, "keyless": 0}
         assert key not in running.logs

@@ -14,9 +14,7 @@ from tests.support.promql import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lcp-gateway.service"
 TIMEOUT_S = 60
-NEEDS_ANALYZE = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd is not here"
-)
+NEEDS_ANALYZE = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +83,7 @@ def test_the_journal_is_kept_where_the_service_may_write(service, environment, m
 
 
 def test_the_configuration_is_read_from_the_folder_that_is_made_for_it(service, environment):
-    assert str(default_file(environment)) == (
-        f"/etc/{service['ConfigurationDirectory'][0]}/config.toml"
-    )
+    assert str(default_file(environment)) == (f"/etc/{service['ConfigurationDirectory'][0]}/config.toml")
 
 
 def test_secrets_are_on_no_command_line_and_not_in_the_unit(service, environment):

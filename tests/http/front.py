@@ -86,11 +86,7 @@ async def front(
 ):
     log, metrics = get_logger("test"), Metrics()
     key_sync = KeySync(
-        bank.keys,
-        KeyCache([STATIC_KEY], ANONYMOUS.rules),
-        log,
-        unavailable=(DatabaseUnavailable,),
-        stale_s=60.0,
+        bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, unavailable=(DatabaseUnavailable,), stale_s=60.0
     )
     await key_sync.load()
     wallet = bank.wallet(**rules)
@@ -125,9 +121,7 @@ async def front(
         responses=stored,
         chats=stored,
         input_tokens=stored,
-        wallet=WalletRoutes(
-            wallet, read_timeout_s=5, api_limits=api_limits, pay_for_demo=pay_for_demo
-        ),
+        wallet=WalletRoutes(wallet, read_timeout_s=5, api_limits=api_limits, pay_for_demo=pay_for_demo),
         admin=AdminRoutes(
             accounts=bank.accounts,
             ledger=bank.ledger,
@@ -139,10 +133,7 @@ async def front(
     )
     middleware = RequestMiddleware(
         authenticator=AccountAuthenticator(
-            find=key_sync.find,
-            check_fresh=key_sync.check,
-            admin_key=ADMIN_KEY,
-            l402=l402 if with_l402 else None,
+            find=key_sync.find, check_fresh=key_sync.check, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None
         ),
         cors=Cors([]),
         guard=BrowserGuard(Cors([])),
@@ -152,9 +143,7 @@ async def front(
         max_header_bytes=16_384,
         unavailable=(DatabaseUnavailable,),
     )
-    app = build_application(
-        routes, middleware, max_body_bytes=65_536, with_metrics=True, api_limits=api_limits
-    )
+    app = build_application(routes, middleware, max_body_bytes=65_536, with_metrics=True, api_limits=api_limits)
     async with TestClient(TestServer(app)) as client:
         found = Front(bank, client, l402)
         found.refresh = key_sync.refresh

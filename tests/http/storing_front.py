@@ -43,13 +43,7 @@ LIMITS = StoreLimits(items_per_owner=100, bytes_in_all=10**7, keep_s=1e6)
 def response(response_id: str | None = "resp_1", text: str = "hello", **fields) -> bytes:
     """Return a response as a provider sends it."""
     part = {"type": "output_text", "text": text, "annotations": []}
-    message = {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "status": "completed",
-        "content": [part],
-    }
+    message = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
     named = {} if response_id is None else {"id": response_id}
     document = {"object": "response", "created_at": 7, "status": "completed", "model": "m"}
     more = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], **fields}
@@ -299,11 +293,7 @@ async def storing_front(
         unavailable=(DatabaseUnavailable,),
     )
     app = build_application(
-        routes,
-        middleware,
-        max_body_bytes=max_body_bytes,
-        with_metrics=False,
-        api_limits=ApiLimits(8, 32),
+        routes, middleware, max_body_bytes=max_body_bytes, with_metrics=False, api_limits=ApiLimits(8, 32)
     )
     server = TestServer(app, handler_cancellation=True)
     async with TestClient(server) as client:

@@ -7,13 +7,7 @@ from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
 from lcp_gateway.accounts.callers import Scope
-from lcp_gateway.http.authentication import (
-    ANONYMOUS,
-    OpenAuthenticator,
-    StaticKeyAuthenticator,
-    StaticKeys,
-    scope_of,
-)
+from lcp_gateway.http.authentication import ANONYMOUS, OpenAuthenticator, StaticKeyAuthenticator, StaticKeys, scope_of
 from lcp_gateway.http.errors import ApiError
 from tests.http.front import ADMIN_KEY, STATIC_KEY, front
 
@@ -120,10 +114,7 @@ async def test_a_401_is_the_same_for_a_key_that_never_was_and_one_that_is_over(b
         for record in (await bank.keys.page(account_id)).items:
             await bank.keys.revoke(record.id, actor="test", at=datetime.now(UTC))
         await gateway.refresh()
-        bodies = {
-            (await gateway.ask("POST", CHAT, key)).body
-            for key in (expired, revoked, "lcpg_" + "A" * 43)
-        }
+        bodies = {(await gateway.ask("POST", CHAT, key)).body for key in (expired, revoked, "lcpg_" + "A" * 43)}
         assert len(bodies) == 1
 
 
@@ -143,11 +134,7 @@ async def test_a_key_is_valid_for_its_scopes_only(bank, scopes, chat, wallet, ad
         key = await gateway.key(account_id, scopes=frozenset(scopes))
         found = [
             (await gateway.ask(method, path, key))
-            for method, path in (
-                ("POST", CHAT),
-                ("GET", "/api/wallet"),
-                ("GET", "/api/admin/accounts"),
-            )
+            for method, path in (("POST", CHAT), ("GET", "/api/wallet"), ("GET", "/api/admin/accounts"))
         ]
         assert [one.status for one in found] == [chat, wallet, admin]
         assert {one.code for one in found if one.status == 403} <= {"missing_scope"}
@@ -312,9 +299,7 @@ def test_any_of_the_keys_is_admitted(header):
     StaticKeys(["one", "two"]).check(header)
 
 
-@pytest.mark.parametrize(
-    "header", [None, "", "Bearer", "Bearer ", "Bearer on", "Basic one", "one", "Bearer one two"]
-)
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Bearer on", "Basic one", "one", "Bearer one two"])
 def test_any_other_header_is_refused(header):
     with pytest.raises(ApiError) as caught:
         StaticKeys(["one", "two"]).check(header)

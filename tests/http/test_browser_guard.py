@@ -89,11 +89,7 @@ def test_only_http_1_0_may_come_without_a_host():
 
 def test_behind_a_proxy_both_names_must_be_answered_to_and_either_is_our_origin():
     """A proxy that forwards a client's X-Forwarded-Host unchanged must not make a page trusted."""
-    through = [
-        ("Host", "inside"),
-        ("X-Forwarded-Host", "ai.example"),
-        ("X-Forwarded-Proto", "https"),
-    ]
+    through = [("Host", "inside"), ("X-Forwarded-Host", "ai.example"), ("X-Forwarded-Proto", "https")]
     page = [*through, ("Origin", "https://ai.example")]
     assert refusal(asked(*page, peer="10.0.0.7"), "inside", "ai.example") == ""
     assert refusal(asked(*page, peer="10.0.0.7"), "inside") == "host_not_allowed"
@@ -154,10 +150,7 @@ def test_a_refusal_is_logged_once_a_minute_for_each_reason_with_the_setting_that
     guard = BrowserGuard(Cors([]), log=log, clock=lambda: now[0])
     for second in range(0, 120, 10):
         now[0] = second
-        for headers in (
-            [("Host", f"h{second}.example")],
-            [("Host", "localhost"), ("Origin", "https://o.example")],
-        ):
+        for headers in ([("Host", f"h{second}.example")], [("Host", "localhost"), ("Origin", "https://o.example")]):
             with pytest.raises(ApiError):
                 guard.check(asked(*headers))
     assert [(line["reason"], line["setting"]) for line in log.lines] == [

@@ -9,9 +9,7 @@ def test_cors_is_off_unless_origins_are_named():
 
 
 def test_an_origin_that_is_not_named_gets_no_leave():
-    assert "Access-Control-Allow-Origin" not in Cors(["https://a.example"]).headers_for(
-        "https://b.example"
-    )
+    assert "Access-Control-Allow-Origin" not in Cors(["https://a.example"]).headers_for("https://b.example")
 
 
 def test_an_answer_to_a_named_origin_varies_by_origin():

@@ -7,12 +7,7 @@ from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.accounts.limits.rates import LimitedBy, RateKind, RateLimited
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.adapters.completions import NotAdaptable
-from lcp_gateway.http.error_mapping import (
-    STATUS_OF_GRPC,
-    map_error,
-    map_purchase_error,
-    map_refusal,
-)
+from lcp_gateway.http.error_mapping import STATUS_OF_GRPC, map_error, map_purchase_error, map_refusal
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.purchase.errors import (
     ChargeLimitExceeded,
@@ -23,12 +18,7 @@ from lcp_gateway.purchase.errors import (
     UpstreamError,
 )
 from lcp_gateway.purchase.held_quotes import quote_id
-from lcp_gateway.purchase.journal import (
-    BudgetExceeded,
-    InsufficientBalance,
-    JournalUnavailable,
-    KeyRevoked,
-)
+from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance, JournalUnavailable, KeyRevoked
 from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.payment_evidence import verdict_of_failure
 from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase
@@ -93,9 +83,7 @@ LND_STOPPED = (
 def of_daemon(status, text, *, price_msat=5_000):
     """Return the response to a pay call that ended with this error."""
     cause, at = UpstreamError(status, text), replace(quote(), price_msat=price_msat)
-    return answered(
-        map_purchase_error(PaymentFailed(cause, verdict_of_failure(status, text), quote=at))
-    )
+    return answered(map_purchase_error(PaymentFailed(cause, verdict_of_failure(status, text), quote=at)))
 
 
 @pytest.mark.parametrize(
@@ -115,9 +103,7 @@ def of_daemon(status, text, *, price_msat=5_000):
         ("FAILED_PRECONDITION", "invoice amount does not match price_msat", "invoice", "false"),
     ],
 )
-def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(
-    status, text, says, retry
-):
+def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(status, text, says, retry):
     """Regression: both were "unknown", and the client got gRPC's text with lnd's address."""
     response, body = of_daemon(status, text)
     assert response.headers["X-Lcp-Payment"] == body["lcp"]["payment"] == "none"
@@ -127,12 +113,8 @@ def test_the_message_of_an_unpaid_request_is_without_the_daemons_own_text(
     assert text not in body["message"] and "127.0.0.1" not in body["message"]
 
 
-@pytest.mark.parametrize(
-    ("price_msat", "retry"), [(1, "false"), (999, "false"), (1_000, "true"), (5_000, "true")]
-)
-def test_a_price_that_channels_do_not_carry_is_not_retried_and_the_error_says_why(
-    price_msat, retry
-):
+@pytest.mark.parametrize(("price_msat", "retry"), [(1, "false"), (999, "false"), (1_000, "true"), (5_000, "true")])
+def test_a_price_that_channels_do_not_carry_is_not_retried_and_the_error_says_why(price_msat, retry):
     """Regression: below 1,000 msat the SDK retried four times in vain."""
     response, body = of_daemon("FAILED_PRECONDITION", NO_ROUTE, price_msat=price_msat)
     assert response.headers["X-Lcp-Payment"] == "none"
@@ -153,9 +135,7 @@ def test_the_error_text_of_a_paid_peer_is_passed_on():
     response, body = of_daemon("RESOURCE_EXHAUSTED", "lcp_error code=7: backend unavailable")
     assert response.headers["X-Lcp-Payment"] == "settled"
     assert response.headers["x-should-retry"] == "false"
-    assert body["message"] == (
-        "the peer was paid and answered with an error: lcp_error code=7: backend unavailable"
-    )
+    assert body["message"] == ("the peer was paid and answered with an error: lcp_error code=7: backend unavailable")
 
 
 def test_paid_and_undelivered_is_a_bad_gateway_that_is_not_retried():
@@ -211,11 +191,7 @@ def test_a_node_that_did_nothing_may_be_asked_again_where_that_may_help():
 def test_a_node_that_was_paid_is_never_asked_again():
     for grpc_status in STATUS_OF_GRPC:
         response, body = of_node(grpc_status, Verdict.SETTLED)
-        assert (body["lcp"]["payment"], *headers_of(response)[:2]) == (
-            "settled",
-            "settled",
-            "false",
-        )
+        assert (body["lcp"]["payment"], *headers_of(response)[:2]) == ("settled", "settled", "false")
 
 
 @pytest.mark.parametrize(
@@ -236,17 +212,12 @@ def test_a_nodes_own_word_for_its_error_is_kept(status, said, code):
 def test_a_quote_that_failed_keeps_its_providers_word_as_well():
     error = UpstreamError("NOT_FOUND", "words", code="model_not_found")
     assert answered(map_purchase_error(error))[1]["code"] == "model_not_found"
-    assert (
-        answered(map_purchase_error(UpstreamError("NOT_FOUND", "words")))[1]["code"]
-        == "quote_failed"
-    )
+    assert answered(map_purchase_error(UpstreamError("NOT_FOUND", "words")))[1]["code"] == "quote_failed"
 
 
 def test_nothing_was_paid_to_a_free_node_that_broke_off():
     at = replace(quote(0), peer_id="node:n", source=ProviderSource.NODE, payment_request="")
-    response, body = answered(
-        map_purchase_error(Undelivered("cut", quote=at, verdict=Verdict.NONE))
-    )
+    response, body = answered(map_purchase_error(Undelivered("cut", quote=at, verdict=Verdict.NONE)))
     assert (response.status, body["code"]) == (502, "undelivered")
     assert response.headers["X-Lcp-Payment"] == "none"
 
@@ -300,16 +271,9 @@ def test_an_unexpected_error_is_not_mapped():
         (InterruptReason.CANCELLED, 503, False),
     ],
 )
-def test_a_request_that_the_gateway_ended_may_be_tried_again_only_unpaid_and_not_cancelled(
-    reason, status, retry
-):
+def test_a_request_that_the_gateway_ended_may_be_tried_again_only_unpaid_and_not_cancelled(reason, status, retry):
     found = map_error(Interrupted(reason, None))
-    assert (found.status, found.code, found.retry, found.verdict) == (
-        status,
-        reason.value,
-        retry,
-        Verdict.NONE,
-    )
+    assert (found.status, found.code, found.retry, found.verdict) == (status, reason.value, retry, Verdict.NONE)
     purchase = Purchase(order(), quote())
     purchase.apply(PurchaseEvent.PAY)
     paying = map_error(Interrupted(reason, purchase))
@@ -323,21 +287,14 @@ AT = quote(5_000)
 
 
 def rate_limited(retry_after_s=12.2, kind=RateKind.REQUESTS) -> RateLimited:
-    return RateLimited(
-        kind, LimitedBy.KEY, 60, retry_after_s=retry_after_s, headers={"x-ratelimit-limit-x": "60"}
-    )
+    return RateLimited(kind, LimitedBy.KEY, 60, retry_after_s=retry_after_s, headers={"x-ratelimit-limit-x": "60"})
 
 
 @pytest.mark.parametrize(
     ("refusal", "status", "code", "retries"),
     [
         (InsufficientBalance(AT, Msat(9), Msat(1)), 402, "insufficient_balance", False),
-        (
-            BudgetExceeded(AT, Budget(Period.DAY, Msat(9), "key_1"), Msat(8)),
-            402,
-            "budget_exceeded",
-            False,
-        ),
+        (BudgetExceeded(AT, Budget(Period.DAY, Msat(9), "key_1"), Msat(8)), 402, "budget_exceeded", False),
         (ChargeLimitExceeded(AT, Msat(9), Msat(8)), 402, "price_limit_exceeded", False),
         (PriceLimitExceeded(AT, 4_000), 402, "price_limit_exceeded", False),
         (rate_limited(), 429, "rate_limit_exceeded", True),
@@ -349,9 +306,7 @@ def rate_limited(retry_after_s=12.2, kind=RateKind.REQUESTS) -> RateLimited:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )
-def test_a_refusal_has_its_status_and_says_whether_another_try_may_help(
-    refusal, status, code, retries
-):
+def test_a_refusal_has_its_status_and_says_whether_another_try_may_help(refusal, status, code, retries):
     answer = map_refusal(refusal)
     assert (answer.status, answer.code, answer.retry) == (status, code, retries)
     assert answer.verdict is Verdict.NONE

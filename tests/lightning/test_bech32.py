@@ -50,9 +50,7 @@ def test_the_checksum_is_that_of_long_division_for_short_and_for_long_texts(symb
     register = 1
     for symbol in symbols:
         top, register = register >> 25, (register & 0x1FFFFFF) << 5 ^ symbol
-        for bit, polynomial in enumerate(
-            (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
-        ):
+        for bit, polynomial in enumerate((0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)):
             if top >> bit & 1:
                 register ^= polynomial
     assert bech32._polymod(symbols) == register

@@ -212,9 +212,7 @@ def test_a_stated_payee_is_checked_against_the_signature():
 
 
 def test_unknown_fields_and_fields_of_the_wrong_length_are_skipped():
-    noise = (
-        field(2, b"\x01" * 9) + field(16, b"\x01" * 51) + field(19, b"") + field(3, b"\x05" * 40)
-    )
+    noise = field(2, b"\x01" * 9) + field(16, b"\x01" * 51) + field(19, b"") + field(3, b"\x05" * 40)
     plain = decode(make())
 
     assert decode(rewrite(make(), lambda symbols: symbols + noise)) == plain
@@ -235,14 +233,8 @@ def test_of_a_field_that_comes_twice_the_first_counts():
         (lambda symbols: symbols[:3], "too short"),
         (lambda symbols: symbols[: 7 + 55], "description"),
         (lambda symbols: symbols + field(13, b"\x01\x02"), "not both|malformed"),
-        (
-            lambda symbols: symbols[: 7 + 55] + field(13, bech32.from_bytes(b"\xff\xfe")),
-            "not UTF-8",
-        ),
-        (
-            lambda symbols: symbols[: 7 + 54] + b"\x1f" + symbols[7 + 55 :],
-            "payment hash is malformed",
-        ),
+        (lambda symbols: symbols[: 7 + 55] + field(13, bech32.from_bytes(b"\xff\xfe")), "not UTF-8"),
+        (lambda symbols: symbols[: 7 + 54] + b"\x1f" + symbols[7 + 55 :], "payment hash is malformed"),
     ],
 )
 def test_fields_that_do_not_add_up_are_refused(change, complaint):
@@ -302,8 +294,7 @@ def test_what_does_not_fit_an_invoice_is_not_written(changes):
     payment_hash=st.binary(min_size=32, max_size=32),
     payment_secret=st.binary(min_size=32, max_size=32),
     amount_msat=st.none() | st.integers(1, 21_000_000 * 10**11),
-    what=st.text(max_size=100).filter(lambda text: text.isprintable())
-    | st.binary(min_size=32, max_size=32),
+    what=st.text(max_size=100).filter(lambda text: text.isprintable()) | st.binary(min_size=32, max_size=32),
     expiry_s=st.integers(0, 10**9),
     min_final_cltv=st.integers(0, 10**6),
     features=st.integers(1, 1 << 120),

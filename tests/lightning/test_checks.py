@@ -10,12 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bech32, bolt11, checks
-from lcp_gateway.lightning.checks import (
-    Mismatch,
-    QuoteMismatch,
-    check_quote,
-    mismatches,
-)
+from lcp_gateway.lightning.checks import Mismatch, QuoteMismatch, check_quote, mismatches
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
@@ -34,12 +29,7 @@ def at(unix_s):
 
 
 def from_vector(vector):
-    task = Task(
-        TaskKind(vector["task_kind"]),
-        vector["model"],
-        bytes.fromhex(vector["request_hex"]),
-        stream=False,
-    )
+    task = Task(TaskKind(vector["task_kind"]), vector["model"], bytes.fromhex(vector["request_hex"]), stream=False)
     quote = Quote(
         peer_id=vector["peer_id"],
         job_id=bytes.fromhex(vector["job_id"]),
@@ -104,9 +94,7 @@ def reason(quote, task=TASK, now=NOW, network="bcrt"):
     return refused.value.reason
 
 
-every_vector = pytest.mark.parametrize(
-    "vector", VECTORS["quotes"], ids=lambda vector: vector["job_id"][:8]
-)
+every_vector = pytest.mark.parametrize("vector", VECTORS["quotes"], ids=lambda vector: vector["job_id"][:8])
 
 
 @every_vector
@@ -152,11 +140,7 @@ OTHER_TASKS = [
     lambda task: {"body": b""},
     lambda task: {"model": task.model + "x"},
     lambda task: {"model": "\ud800"},
-    lambda task: {
-        "kind": TaskKind.RESPONSES
-        if task.kind is TaskKind.CHAT_COMPLETIONS
-        else TaskKind.CHAT_COMPLETIONS
-    },
+    lambda task: {"kind": TaskKind.RESPONSES if task.kind is TaskKind.CHAT_COMPLETIONS else TaskKind.CHAT_COMPLETIONS},
 ]
 
 
@@ -267,14 +251,7 @@ def test_an_invoice_that_states_its_payee_must_be_signed_by_it():
 def test_every_mismatch_of_an_invoice_is_found():
     invoice = bolt11.decode(offered().payment_request)
 
-    found = mismatches(
-        invoice,
-        payee="02" * 33,
-        price_msat=1,
-        terms_hash=b"",
-        quote_expiry=0,
-        network="bc",
-    )
+    found = mismatches(invoice, payee="02" * 33, price_msat=1, terms_hash=b"", quote_expiry=0, network="bc")
 
     assert list(found) == [
         Mismatch.NETWORK,

@@ -32,9 +32,7 @@ REQUEST = b'{"model":"m","messages":[1]}'
 RESULT = b'{"choices":[]}'
 
 
-def made(
-    *, model="m", request=REQUEST, key=KEY, version=2, price_msat=5_000, invoice=(), **changes
-):
+def made(*, model="m", request=REQUEST, key=KEY, version=2, price_msat=5_000, invoice=(), **changes):
     """Return a receipt of a delivered purchase."""
     expires_at = (NOW + timedelta(seconds=300)).replace(microsecond=0)
     terms = terms_hash(
@@ -114,9 +112,7 @@ def test_a_receipt_of_a_delivered_purchase_holds_in_every_respect():
 
     assert outcomes(findings) == dict.fromkeys(FindingSubject, FindingOutcome.OK)
     assert is_sound(findings)
-    print(
-        "\n".join(f"{finding.outcome} {finding.subject}: {finding.words}" for finding in findings)
-    )
+    print("\n".join(f"{finding.outcome} {finding.subject}: {finding.words}" for finding in findings))
 
 
 def test_a_receipt_reads_back_as_it_was():
@@ -185,22 +181,10 @@ HASH = "ab" * 32
 
 ALTERED = [
     ("job_id", HASH, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
-    (
-        "price_msat",
-        4_999,
-        {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH, FindingSubject.AMOUNT},
-    ),
+    ("price_msat", 4_999, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH, FindingSubject.AMOUNT}),
     ("terms_hash", HASH, {FindingSubject.TERMS_HASH}),
-    (
-        "task_kind",
-        "openai.responses.v1",
-        {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH},
-    ),
-    (
-        "terms.request_sha256",
-        HASH,
-        {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH},
-    ),
+    ("task_kind", "openai.responses.v1", {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
+    ("terms.request_sha256", HASH, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
     ("terms.request_bytes", 1, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
     ("terms.protocol_version", 3, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
     ("terms.protocol_version", 65_538, {FindingSubject.TERMS_HASH}),
@@ -253,10 +237,7 @@ def test_an_invoice_with_a_broken_signature_is_found():
     fields["payment_request"] = bolt11.with_signature(fields["payment_request"], bytes(65))
 
     [invoice] = [it for it in verify_receipt(fields) if it.subject is FindingSubject.INVOICE]
-    assert (invoice.outcome, invoice.words) == (
-        FindingOutcome.FAILED,
-        "the invoice's signature does not hold",
-    )
+    assert (invoice.outcome, invoice.words) == (FindingOutcome.FAILED, "the invoice's signature does not hold")
 
 
 def test_a_settled_purchase_without_a_preimage_is_not_proven_and_not_wrong():
@@ -277,9 +258,7 @@ def test_every_state_can_be_reported_without_a_preimage(state):
     assert (FindingSubject.PREIMAGE in outcomes(findings)) == (receipt.verdict is Verdict.SETTLED)
 
 
-@pytest.mark.parametrize(
-    "state", [state for state in State if VERDICTS[state] is not Verdict.SETTLED]
-)
+@pytest.mark.parametrize("state", [state for state in State if VERDICTS[state] is not Verdict.SETTLED])
 def test_a_preimage_contradicts_any_verdict_but_settled(state):
     assert failed(handed_out(made(state=state))) == {FindingSubject.PREIMAGE}
 
@@ -361,10 +340,7 @@ ANY_JSON = st.recursive(
 
 @settings(deadline=None)
 @given(
-    path=st.sampled_from(
-        [*document(made()), *(f"terms.{name}" for name in document(made())["terms"])]
-    ),
-    value=ANY_JSON,
+    path=st.sampled_from([*document(made()), *(f"terms.{name}" for name in document(made())["terms"])]), value=ANY_JSON
 )
 def test_whatever_stands_in_a_document_it_is_judged_and_never_raises(path, value):
     findings = verify_receipt(altered(path, value))

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from lcp_gateway.lightning import bolt11, reconcile
 from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
-from lcp_gateway.lightning.reconcile import (
-    MAX_ERRORS_IN_A_ROW,
-    OpenPayment,
-    Reconciler,
-    ReconcilerTiming,
-    ResolvedBy,
-)
+from lcp_gateway.lightning.reconcile import MAX_ERRORS_IN_A_ROW, OpenPayment, Reconciler, ReconcilerTiming, ResolvedBy
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
 from tests.support.lnd_standin import FAILED, LndStandin, settled, unfinished
@@ -182,9 +176,7 @@ class TestAbsence:
         assert world.resolved == []
         assert (summary.unproven, summary.still_open) == (1, 1)
 
-    async def test_it_proves_that_nothing_was_paid_ten_minutes_after_the_invoice_expired(
-        self, world
-    ):
+    async def test_it_proves_that_nothing_was_paid_ten_minutes_after_the_invoice_expired(self, world):
         world.add()
         world.passes(901)
 
@@ -429,9 +421,7 @@ class TestRunning:
             world.add(number, answer=was_paid(number))
         reconciler = world.make(batch=10, timing=ReconcilerTiming(interval_s=3_600))
         finished = asyncio.Event()
-        running = asyncio.create_task(
-            reconciler.run(lambda it: it.more or finished.set(), pytest.fail)
-        )
+        running = asyncio.create_task(reconciler.run(lambda it: it.more or finished.set(), pytest.fail))
         try:
             await asyncio.wait_for(finished.wait(), 10)
         finally:
@@ -461,9 +451,7 @@ class TestRunning:
         finally:
             running.cancel()
 
-    async def test_a_pass_that_fails_is_raised_and_the_next_run_goes_on_with_the_others(
-        self, world
-    ):
+    async def test_a_pass_that_fails_is_raised_and_the_next_run_goes_on_with_the_others(self, world):
         """An unexpected error is raised to the supervisor, which logs and counts it."""
         world.add(1, answer=was_paid(1))
         world.add(2, answer=was_paid(2))

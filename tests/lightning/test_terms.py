@@ -33,10 +33,7 @@ def test_the_hash_of_a_real_daemons_quote_is_recomputed(quote):
 
 
 def test_the_hash_made_by_hand_is_the_same():
-    assert (
-        terms_hash(**BY_HAND).hex()
-        == "3ddf768b69e99198c377f718d88a4bf45b04ce9abcb0a63b167cea8fb5dce313"
-    )
+    assert terms_hash(**BY_HAND).hex() == "3ddf768b69e99198c377f718d88a4bf45b04ce9abcb0a63b167cea8fb5dce313"
 
 
 @pytest.mark.parametrize(
@@ -56,9 +53,7 @@ def test_every_term_changes_the_hash(field, other):
 
 
 def test_zero_and_the_largest_numbers_have_hashes_of_their_own():
-    digests = {
-        terms_hash(**{**BY_HAND, "price_msat": price}) for price in (0, 1, 255, 256, 2**64 - 1)
-    }
+    digests = {terms_hash(**{**BY_HAND, "price_msat": price}) for price in (0, 1, 255, 256, 2**64 - 1)}
 
     assert len(digests) == 5
 

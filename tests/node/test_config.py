@@ -39,9 +39,7 @@ def test_a_file_sets_what_it_names_and_leaves_the_rest(tmp_path):
     assert config.wallet.balance_msat == 5
     assert config.wallet.fee_ppm == 100
     assert config.events_path.name == "events.jsonl"
-    assert config.peers == (
-        PeerConfig("Dora", (ModelConfig("m", 1, tokens_per_second=2.0),), max_inflight_jobs=3),
-    )
+    assert config.peers == (PeerConfig("Dora", (ModelConfig("m", 1, tokens_per_second=2.0),), max_inflight_jobs=3),)
 
 
 def test_an_empty_file_is_the_default(tmp_path):
@@ -62,14 +60,8 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("peers = 3", "peers: must be a list"),
         ("[[peers]]\nalias = 'a'", r"peers\[0\].models: missing"),
         ("[[peers]]\nalias='a'\n[[peers.models]]\nnam='x'", r"peers\[0\].models\[0\].nam: unknown"),
-        (
-            "[[peers]]\nalias='a'\nmodels=[]\n[[peers]]\nalias='a'\nmodels=[]",
-            "peers: two peers have the same alias",
-        ),
-        (
-            "[[peers]]\nalias='a'\nmodels=[{name='m'},{name='m'}]",
-            r"peers\[0\].models: two models",
-        ),
+        ("[[peers]]\nalias='a'\nmodels=[]\n[[peers]]\nalias='a'\nmodels=[]", "peers: two peers have the same alias"),
+        ("[[peers]]\nalias='a'\nmodels=[{name='m'},{name='m'}]", r"peers\[0\].models: two models"),
         ("backend = 'ftp://x'", "backend: must be"),
         ("listen = 'x'", "listen: must be"),
         ("seed = ", "node.toml: "),
@@ -101,11 +93,7 @@ async def test_a_port_in_use_is_a_clear_error():
 
 
 async def test_mallorys_name_is_taken_when_faults_are_on():
-    node = Node(
-        NodeConfig(
-            listen="127.0.0.1:0", faults=True, peers=(PeerConfig("Mallory", (ModelConfig("m"),)),)
-        )
-    )
+    node = Node(NodeConfig(listen="127.0.0.1:0", faults=True, peers=(PeerConfig("Mallory", (ModelConfig("m"),)),)))
     with pytest.raises(ConfigError, match="Mallory"):
         await node.start()
     await node.stop()

@@ -34,9 +34,7 @@ async def failure(awaitable):
 
 async def test_every_fault_is_offered_as_a_model(faulty):
     mallory = (await faulty.list_peers())[-1]
-    offered = {
-        task.openai_chat_completions_v1.model for task in mallory.remote_manifest.supported_tasks
-    } - {""}
+    offered = {task.openai_chat_completions_v1.model for task in mallory.remote_manifest.supported_tasks} - {""}
 
     assert offered == {f"fault/{name}" for name in faults.names()}
 
@@ -69,10 +67,7 @@ async def test_a_quote_can_take_for_ever(faulty):
 async def test_a_manifest_is_exchanged_in_the_end(faulty):
     for _ in range(2):
         code, details = await failure(quote(faulty, "manifest-not-exchanged"))
-        assert (code, details) == (
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "lcp_error code=10: manifest not exchanged",
-        )
+        assert (code, details) == (grpc.StatusCode.FAILED_PRECONDITION, "lcp_error code=10: manifest not exchanged")
     assert await quote(faulty, "manifest-not-exchanged")
 
 
@@ -85,25 +80,16 @@ async def test_a_price_can_be_absurd_and_the_daemon_pays_it_unless_the_wallet_is
 
 async def test_a_quote_can_be_expired_when_it_comes(faulty):
     terms = await quote(faulty, "expired")
-    assert await failure(faulty.accept(terms, "Mallory")) == (
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "quote expired",
-    )
+    assert await failure(faulty.accept(terms, "Mallory")) == (grpc.StatusCode.FAILED_PRECONDITION, "quote expired")
 
 
 INVOICE_FAULTS = {
     "wrong-price": lambda terms, peer, invoice: invoice.amount_msat != terms.price_msat,
     "wrong-payee": lambda terms, peer, invoice: invoice.payee != peer,
-    "wrong-description-hash": lambda terms, peer, invoice: (
-        invoice.description_hash != terms.terms_hash
-    ),
+    "wrong-description-hash": lambda terms, peer, invoice: invoice.description_hash != terms.terms_hash,
     "wrong-network": lambda terms, peer, invoice: invoice.network == "bc",
-    "wrong-invoice-expiry": lambda terms, peer, invoice: (
-        invoice.expires_at > terms.quote_expiry.seconds + 5
-    ),
-    "expired-invoice": lambda terms, peer, invoice: (
-        invoice.expires_at < terms.quote_expiry.seconds - 300
-    ),
+    "wrong-invoice-expiry": lambda terms, peer, invoice: invoice.expires_at > terms.quote_expiry.seconds + 5,
+    "expired-invoice": lambda terms, peer, invoice: invoice.expires_at < terms.quote_expiry.seconds - 300,
 }
 
 
@@ -113,9 +99,7 @@ async def test_an_invoice_can_be_wrong_in_one_field_and_in_no_other(faulty, name
     invoice = decode(terms.payment_request)
     peer = faulty.peer_id("Mallory")
 
-    assert [wrong for wrong, is_so in INVOICE_FAULTS.items() if is_so(terms, peer, invoice)] == [
-        name
-    ]
+    assert [wrong for wrong, is_so in INVOICE_FAULTS.items() if is_so(terms, peer, invoice)] == [name]
 
 
 @pytest.mark.parametrize("name", ["bad-signature", "garbage-invoice"])
@@ -183,11 +167,7 @@ async def test_an_execution_can_fail_with_every_status(faulty, code):
     [
         ("no-route", "FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE"),
         ("already-paid", "UNAVAILABLE", "payment failed: invoice is already paid"),
-        (
-            "fail-after-payment",
-            "RESOURCE_EXHAUSTED",
-            "lcp_error code=7: backend unavailable: scripted failure",
-        ),
+        ("fail-after-payment", "RESOURCE_EXHAUSTED", "lcp_error code=7: backend unavailable: scripted failure"),
     ],
 )
 async def test_a_failed_execution_says_why(faulty, name, code, details):
@@ -276,9 +256,7 @@ async def test_a_stream_can_be_slow_and_whole(faulty):
 
 
 async def test_chunks_can_break_inside_characters(faulty):
-    streamed = await faulty.ask_stream(
-        fault_task("stream-split-utf8", say="ü", stream=True), "Mallory"
-    )
+    streamed = await faulty.ask_stream(fault_task("stream-split-utf8", say="ü", stream=True), "Mallory")
     broken = 0
     for chunk in streamed.chunks:
         try:

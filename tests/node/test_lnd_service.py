@@ -109,10 +109,7 @@ async def test_a_preimage_and_a_description_hash_may_be_given(lnd):
 
     assert added.r_hash == sha256(b"\x07" * 32).digest()
     assert bolt11.decode(added.payment_request).description_hash == digest
-    assert await failure(lnd.add(r_preimage=b"\x07" * 32)) == (
-        "UNKNOWN",
-        "invoice with payment hash already exists",
-    )
+    assert await failure(lnd.add(r_preimage=b"\x07" * 32)) == ("UNKNOWN", "invoice with payment hash already exists")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +150,7 @@ async def test_two_payments_at_once_pay_once():
         added = await lnd.add(value_msat=50_000)
         answers = await asyncio.gather(*(lnd.pay(added.payment_request) for _ in range(2)))
 
-        assert sorted(answer.payment_error for answer in answers) == [
-            "",
-            "payment is in transition",
-        ]
+        assert sorted(answer.payment_error for answer in answers) == ["", "payment is in transition"]
         assert lnd.node.wallet.received_msat == 50_000
 
 
@@ -342,9 +336,7 @@ async def test_pages_of_invoices_go_both_ways(lnd):
     assert await page(num_max_invoices=2) == (indexes[:2], indexes[0])
     assert await page(num_max_invoices=2, index_offset=indexes[1]) == (indexes[2:4], indexes[2])
     assert await page(num_max_invoices=2, reversed=True) == (indexes[3:], indexes[3])
-    assert (await page(reversed=True, num_max_invoices=2, index_offset=indexes[3]))[0] == (
-        indexes[1:3]
-    )
+    assert (await page(reversed=True, num_max_invoices=2, index_offset=indexes[3]))[0] == (indexes[1:3])
     assert (await page(pending_only=True))[0] == indexes[:4]
     assert await page(index_offset=indexes[4]) == ([], 0)
 
@@ -433,9 +425,7 @@ async def test_what_is_no_message_is_an_error(lnd):
             assert failed.value.code() is grpc.StatusCode.INTERNAL
 
 
-async def test_a_node_without_the_extra_says_what_is_missing_and_does_the_rest(
-    make_node, monkeypatch
-):
+async def test_a_node_without_the_extra_says_what_is_missing_and_does_the_rest(make_node, monkeypatch):
     def missing():
         raise LndNotInstalled("missing")
 

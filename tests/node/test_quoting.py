@@ -7,13 +7,7 @@ from lcp_gateway.lightning.bolt11 import decode
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig
 from lcp_gateway.node.events import EventKind
-from tests.support.node_client import (
-    chat_task,
-    raw_chat_task,
-    raw_responses_task,
-    responses_task,
-    running_node,
-)
+from tests.support.node_client import chat_task, raw_chat_task, raw_responses_task, responses_task, running_node
 
 
 async def refused(awaitable, code, details=""):
@@ -27,8 +21,7 @@ async def refused(awaitable, code, details=""):
 async def test_the_default_peers_offer_the_models_that_the_docs_use(client):
     peers = await client.list_peers()
     offered = [
-        {task.openai_chat_completions_v1.model for task in peer.remote_manifest.supported_tasks}
-        - {""}
+        {task.openai_chat_completions_v1.model for task in peer.remote_manifest.supported_tasks} - {""}
         for peer in peers
     ]
 
@@ -88,9 +81,7 @@ async def test_a_quote_holds_together(client, task, kind):
         (responses_task(max_output_tokens=10), 10),
     ],
 )
-async def test_the_price_counts_the_prompt_and_the_whole_output_allowed(
-    client, task, output_tokens
-):
+async def test_the_price_counts_the_prompt_and_the_whole_output_allowed(client, task, output_tokens):
     size = len(getattr(task, task.WhichOneof("spec")).request_json)
     terms = await client.quote(task)
 
@@ -125,17 +116,13 @@ async def test_a_malformed_task_is_refused_without_quoting_it_back(client, task,
 
 async def test_no_error_repeats_the_prompt(client):
     body = b'{"model":"echo-1","messages":"SECRET WORDS" oops'
-    details = await refused(
-        client.quote(raw_chat_task(body, "echo-1")), grpc.StatusCode.INVALID_ARGUMENT
-    )
+    details = await refused(client.quote(raw_chat_task(body, "echo-1")), grpc.StatusCode.INVALID_ARGUMENT)
     assert "SECRET" not in details
 
 
 async def test_an_unknown_peer_is_not_found_and_ids_are_exact(client):
     for peer_id in ("02" + "00" * 32, client.peer_id().upper(), client.peer_id() + " "):
-        await refused(
-            client.quote(chat_task(), peer_id=peer_id), grpc.StatusCode.NOT_FOUND, "unknown"
-        )
+        await refused(client.quote(chat_task(), peer_id=peer_id), grpc.StatusCode.NOT_FOUND, "unknown")
 
 
 async def test_a_peer_that_is_not_ready_is_not_listed_and_gives_no_quote(client):
@@ -146,11 +133,7 @@ async def test_a_peer_that_is_not_ready_is_not_listed_and_gives_no_quote(client)
 
 
 async def test_a_model_that_the_peer_does_not_offer_is_refused_by_the_peer(client):
-    await refused(
-        client.quote(chat_task(model="gpt-9")),
-        grpc.StatusCode.FAILED_PRECONDITION,
-        "lcp_error code=8",
-    )
+    await refused(client.quote(chat_task(model="gpt-9")), grpc.StatusCode.FAILED_PRECONDITION, "lcp_error code=8")
 
 
 async def test_a_model_only_for_chat_takes_no_responses(make_node):
@@ -158,9 +141,7 @@ async def test_a_model_only_for_chat_takes_no_responses(make_node):
     async with make_node(peers=(peer,)) as client:
         await client.quote(chat_task(model="m"), "Solo")
         await refused(
-            client.quote(responses_task(model="m"), "Solo"),
-            grpc.StatusCode.FAILED_PRECONDITION,
-            "lcp_error code=2",
+            client.quote(responses_task(model="m"), "Solo"), grpc.StatusCode.FAILED_PRECONDITION, "lcp_error code=2"
         )
 
 
@@ -169,9 +150,7 @@ async def test_a_request_larger_than_the_peer_takes_is_refused(make_node):
     async with make_node(peers=(peer,)) as client:
         await client.quote(chat_task(model="m"), "Small")
         await refused(
-            client.quote(chat_task(model="m", say="x" * 1000), "Small"),
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-            "exceeds",
+            client.quote(chat_task(model="m", say="x" * 1000), "Small"), grpc.StatusCode.RESOURCE_EXHAUSTED, "exceeds"
         )
 
 

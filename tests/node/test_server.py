@@ -29,13 +29,7 @@ def start(tmp_path):
 
     def run(*, exit_with_stdin=False, stdin=subprocess.PIPE):
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                PROGRAM,
-                tmp_path / "events",
-                "yes" if exit_with_stdin else "no",
-            ],
+            [sys.executable, "-c", PROGRAM, tmp_path / "events", "yes" if exit_with_stdin else "no"],
             stdin=stdin,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,15 +86,10 @@ async def test_what_was_paid_is_on_disk_after_a_kill(start, tmp_path):
     async with grpc.aio.insecure_channel(address) as channel:
         stub = lcpd_pb2_grpc.LCPDServiceStub(channel)
         peer = (await stub.ListLCPPeers(lcpd_pb2.ListLCPPeersRequest())).peers[0].peer_id
-        quote = await stub.RequestQuote(
-            lcpd_pb2.RequestQuoteRequest(peer_id=peer, task=chat_task())
-        )
+        quote = await stub.RequestQuote(lcpd_pb2.RequestQuoteRequest(peer_id=peer, task=chat_task()))
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.AcceptAndExecute(
-                lcpd_pb2.AcceptAndExecuteRequest(
-                    peer_id=peer, job_id=quote.terms.job_id, pay_invoice=True
-                ),
-                timeout=0.2,
+                lcpd_pb2.AcceptAndExecuteRequest(peer_id=peer, job_id=quote.terms.job_id, pay_invoice=True), timeout=0.2
             )
         process.kill()
         process.wait(5)
@@ -113,11 +102,7 @@ def test_the_module_runs_with_a_file_and_complains_about_a_bad_one(tmp_path):
     path = tmp_path / "node.toml"
     path.write_text("sed = 1")
     run = subprocess.run(
-        [sys.executable, "-m", "lcp_gateway.node", path],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=20,
+        [sys.executable, "-m", "lcp_gateway.node", path], check=False, capture_output=True, text=True, timeout=20
     )
 
     assert (run.returncode, run.stderr) == (2, "sed: unknown key, nearest is seed\n")
@@ -128,8 +113,6 @@ def test_starting_imports_neither_aiohttp_nor_pydantic():
         "import sys, lcp_gateway.node.server;"
         "print([name for name in ('aiohttp', 'pydantic', 'prometheus_client') if name in sys.modules])"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=20
-    )
+    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=20)
 
     assert run.stdout.strip() == "[]"

@@ -30,13 +30,7 @@ async def test_a_paid_job_costs_its_price_and_a_routing_fee(client):
     assert wallet.spent_msat == terms.price_msat
     assert wallet.fees_msat == 1_000 + terms.price_msat // 10_000
     assert wallet.balance_msat == 10_000_000_000 - wallet.spent_msat - wallet.fees_msat
-    assert kinds(client) == [
-        EventKind.QUOTE,
-        EventKind.ACCEPT,
-        EventKind.PAID,
-        EventKind.SETTLED,
-        EventKind.RESULT,
-    ]
+    assert kinds(client) == [EventKind.QUOTE, EventKind.ACCEPT, EventKind.PAID, EventKind.SETTLED, EventKind.RESULT]
 
 
 async def test_the_preimage_belongs_to_the_invoice(client):
@@ -60,9 +54,7 @@ async def test_a_job_is_paid_once(client):
 async def test_two_accepts_at_once_pay_once(make_node):
     async with make_node(wallet=WalletConfig(payment_latency_s=0.1)) as client:
         terms = await client.quote(chat_task())
-        answers = await asyncio.gather(
-            client.accept(terms), client.accept(terms), return_exceptions=True
-        )
+        answers = await asyncio.gather(client.accept(terms), client.accept(terms), return_exceptions=True)
 
         failed = [answer for answer in answers if isinstance(answer, grpc.aio.AioRpcError)]
         assert [error.details() for error in failed] == ["payment failed: payment is in transition"]
@@ -110,10 +102,7 @@ async def test_an_answer_that_takes_longer_than_the_quote_lives_is_paid_and_lost
     peer = PeerConfig("Slow", (ModelConfig("m", tokens_per_second=1.0),))
     async with make_node(quote_ttl_s=1, peers=(peer,)) as client:
         terms = await client.quote(chat_task(model="m"), "Slow")
-        assert await failure(client.accept(terms, "Slow")) == (
-            "FAILED_PRECONDITION",
-            "lcp_error code=3: quote expired",
-        )
+        assert await failure(client.accept(terms, "Slow")) == ("FAILED_PRECONDITION", "lcp_error code=3: quote expired")
         assert client.node.wallet.payments == 1
 
 
@@ -191,10 +180,7 @@ async def test_a_busy_peer_refuses_the_next_quote(make_node):
         running = asyncio.create_task(client.accept(await client.quote(task, "One"), "One"))
         await asyncio.sleep(0.1)
         code, details = await failure(client.quote(task, "One"))
-        assert (code, details) == (
-            "RESOURCE_EXHAUSTED",
-            "lcp_error code=7: too many jobs in flight",
-        )
+        assert (code, details) == ("RESOURCE_EXHAUSTED", "lcp_error code=7: too many jobs in flight")
         await running
         await client.quote(task, "One")
 

@@ -19,10 +19,7 @@ def clone(tmp_path):
     tools = tmp_path / ".venv" / "bin"
     tools.mkdir(parents=True)
     version = (SCRIPTS / "setup").read_text().split("uv_version=")[1].split()[0]
-    for name, text in (
-        ("python", ""),
-        ("uv", f"[ $1 = --version ] && echo uv {version}\nexit 0\n"),
-    ):
+    for name, text in (("python", ""), ("uv", f"[ $1 = --version ] && echo uv {version}\nexit 0\n")):
         (tools / name).write_text(STUB + text)
         (tools / name).chmod(0o755)
     for name in ("uv.lock", "pyproject.toml"):
@@ -32,9 +29,7 @@ def clone(tmp_path):
 
 
 def set_up(clone) -> list[str]:
-    ran = subprocess.run(
-        [clone / "scripts" / "setup"], capture_output=True, text=True, timeout=30, check=True
-    )
+    ran = subprocess.run([clone / "scripts" / "setup"], capture_output=True, text=True, timeout=30, check=True)
     assert ran.stdout == ""
     return ran.stderr.splitlines()
 

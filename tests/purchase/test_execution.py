@@ -38,9 +38,7 @@ from tests.support.purchases import (
 NO_LIMITS = SpendingLimits()
 
 
-def world(
-    *, now=NOW, inspect=lambda _order, _quote: HASH, limits=NO_LIMITS, exposure=None, **script
-):
+def world(*, now=NOW, inspect=lambda _order, _quote: HASH, limits=NO_LIMITS, exposure=None, **script):
     exposure = exposure or Trusting()
     upstream = ScriptedUpstream(**script)
     journal = MemoryJournal(upstream)
@@ -105,9 +103,7 @@ async def test_a_purchase_cancelled_while_its_intent_is_written_pays_nothing_and
     with pytest.raises(asyncio.CancelledError):
         await executor.execute(purchase)
     assert upstream.calls == []
-    assert journal.states == ["not_paid"], (
-        "the intent may stand in the journal, so it is taken back"
-    )
+    assert journal.states == ["not_paid"], "the intent may stand in the journal, so it is taken back"
 
 
 async def test_a_peer_that_is_not_trusted_is_not_paid():
@@ -179,9 +175,7 @@ async def test_a_quote_that_expires_while_its_intent_is_written_is_not_paid(stre
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_failed_call_is_judged_by_its_evidence_and_never_repeated(
-    failure, states, verdict, streamed
-):
+async def test_a_failed_call_is_judged_by_its_evidence_and_never_repeated(failure, states, verdict, streamed):
     upstream, journal, executor, purchase = world(outcome=failure, events=[failure])
     with pytest.raises(PaymentFailed) as caught:
         await (executor.open_stream(purchase) if streamed else executor.execute(purchase))
@@ -290,9 +284,7 @@ async def test_a_provider_that_sent_nothing_is_not_excused_by_a_client_that_gave
 
 
 async def test_a_stream_without_a_head_is_undelivered():
-    _, journal, executor, purchase = world(
-        events=[result(status=ResultStatus.FAILED, message="no")]
-    )
+    _, journal, executor, purchase = world(events=[result(status=ResultStatus.FAILED, message="no")])
     with pytest.raises(Undelivered, match="no"):
         await executor.open_stream(purchase)
     assert journal.states == ["paying", "settled", "undelivered"]
@@ -334,19 +326,13 @@ async def test_the_intent_holds_what_the_customer_is_charged_at_most():
     assert purchase.customer_msat is None, "nothing is held before"
     await executor.execute(purchase)
     charge = journal.intents[0].charge
-    assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == (
-        "acct_1",
-        5_500,
-        True,
-    )
+    assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == ("acct_1", 5_500, True)
     assert charge.markup == Markup(100_000)
     assert purchase.customer_msat == 5_500
 
 
 async def test_without_an_account_no_customer_is_charged():
-    _, journal, executor, purchase = world(
-        outcome=result(), limits=SpendingLimits(tariff=TEN_PERCENT)
-    )
+    _, journal, executor, purchase = world(outcome=result(), limits=SpendingLimits(tariff=TEN_PERCENT))
     await executor.execute(purchase)
     assert journal.intents[0].charge is purchase.customer_msat is None
 
@@ -366,9 +352,7 @@ async def test_a_result_that_cost_less_is_charged_at_less():
 
 
 @pytest.mark.parametrize(
-    ("failure", "charged_msat"),
-    [(NOT_PAID, 0), (LATE, 5_500)],
-    ids=["nothing was paid", "not known"],
+    ("failure", "charged_msat"), [(NOT_PAID, 0), (LATE, 5_500)], ids=["nothing was paid", "not known"]
 )
 async def test_no_charge_is_reported_for_a_purchase_that_was_surely_not_paid(failure, charged_msat):
     _, _, executor, purchase = sold(outcome=failure)
@@ -416,9 +400,7 @@ async def test_an_orders_own_budgets_are_asked_beside_the_gateways():
 
 
 async def test_a_limit_that_was_set_after_the_quote_was_looked_at_holds_before_it_is_paid():
-    upstream, journal, executor, purchase = world(
-        outcome=result(), limits=SpendingLimits(max_price_msat=1)
-    )
+    upstream, journal, executor, purchase = world(outcome=result(), limits=SpendingLimits(max_price_msat=1))
     purchase.payment_hash = HASH  # as the inspection leaves it, which used the previous limits
     with pytest.raises(PriceLimitExceeded):
         await executor.execute(purchase)

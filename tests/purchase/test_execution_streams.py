@@ -103,15 +103,7 @@ ENDED = stream_events(HELLO, DONE)
         WITHOUT_RESULT,
         stream_events(HELLO, DONE, b": bye\n\n" * 1_500),
     ],
-    ids=[
-        "whole",
-        "open",
-        "broken",
-        "no result, open",
-        "no result, broken",
-        "no result",
-        "comments",
-    ],
+    ids=["whole", "open", "broken", "no result, open", "no result, broken", "no result", "comments"],
 )
 async def test_a_whole_result_with_the_right_hash_is_delivered_however_its_call_ends(events):
     upstream, journal, exposure, executor, purchase = bought(events=events)
@@ -163,9 +155,7 @@ async def test_an_end_mark_before_the_peers_hash_is_never_shown(events, received
     ],
 )
 @pytest.mark.parametrize("source", ProviderSource)
-async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(
-    stream, received, shown, is_told, source
-):
+async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(stream, received, shown, is_told, source):
     _, journal, exposure, executor, purchase = bought(
         events=stream_events(*([stream] if stream else [])), source=source
     )
@@ -219,9 +209,7 @@ async def test_a_result_in_one_piece_is_what_its_bytes_are(kind, good, source):
         (b"{}", Received.EMPTY),
         (json.dumps(good).encode()[:-3], Received.PART),
     ]:
-        _, journal, exposure, executor, purchase = bought(
-            outcome=result(body), source=source, kind=kind, stream=False
-        )
+        _, journal, exposure, executor, purchase = bought(outcome=result(body), source=source, kind=kind, stream=False)
         if received is Received.WHOLE:
             assert (await executor.execute(purchase)).body == body
             assert journal.states[-1] == exposure.states[-1] == "delivered"

@@ -5,12 +5,7 @@ import pytest
 
 from lcp_gateway.purchase import held_quotes as book_module
 from lcp_gateway.purchase.errors import QuoteExpired
-from lcp_gateway.purchase.held_quotes import (
-    HeldQuote,
-    HeldQuotes,
-    QuoteForAnotherBody,
-    UnknownQuote,
-)
+from lcp_gateway.purchase.held_quotes import HeldQuote, HeldQuotes, QuoteForAnotherBody, UnknownQuote
 from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Candidate
 from lcp_gateway.purchase.quoting import Offer

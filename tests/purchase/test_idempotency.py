@@ -1,13 +1,7 @@
 import pytest
 
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
-from lcp_gateway.purchase.idempotency import (
-    CacheLimits,
-    IdempotencyCache,
-    KeyReused,
-    RepeatKeys,
-    ResultLost,
-)
+from lcp_gateway.purchase.idempotency import CacheLimits, IdempotencyCache, KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer, ResultHead
@@ -31,9 +25,7 @@ class CacheUnderTest:
     def find(self, order, repeat):
         return self.cache.find(order, repeat)
 
-    def bought(
-        self, order, repeat=FIRST, body=b"answer", end=PurchaseEvent.DELIVER
-    ) -> ResultBuffer:
+    def bought(self, order, repeat=FIRST, body=b"answer", end=PurchaseEvent.DELIVER) -> ResultBuffer:
         """Return the buffer of a purchase that has ended."""
         answer = self.running(order, repeat)
         purchase = answer.purchase = Purchase(order, quote())

@@ -28,9 +28,7 @@ def takes(limits: SpendingLimits, offer: Quote, *, asks_at_most=None) -> bool:
 
 
 def of_node(price_msat: int) -> Quote:
-    return replace(
-        quote(price_msat), peer_id="node:n", source=ProviderSource.NODE, payment_request=""
-    )
+    return replace(quote(price_msat), peer_id="node:n", source=ProviderSource.NODE, payment_request="")
 
 
 def test_the_fee_is_estimated_as_a_share_and_a_base_rounded_up():
@@ -112,9 +110,7 @@ def test_the_refusal_says_price_limit_and_that_nothing_was_paid():
 
 
 def test_budgets_are_those_of_the_gateway_and_of_the_key():
-    limits = SpendingLimits(
-        budgets={Period.HOUR: 1, Period.DAY: 0, Period.MONTH: 3}, key_budgets={Period.DAY: 2}
-    )
+    limits = SpendingLimits(budgets={Period.HOUR: 1, Period.DAY: 0, Period.MONTH: 3}, key_budgets={Period.DAY: 2})
     whole = [Budget(Period.HOUR, Msat(1)), Budget(Period.MONTH, Msat(3))]
     assert limits.budgets_for("") == whole
     assert limits.budgets_for("alice") == [*whole, Budget(Period.DAY, Msat(2), "alice")]
@@ -160,9 +156,7 @@ def test_a_client_that_pays_nothing_gets_what_is_free():
 
 # -- customers ------------------------------------------------------------------------------------
 
-SELLING = SpendingLimits(
-    tariff=Tariff(Markup(100_000), {"dear": Markup(0, Msat(9_000))}), refund_undelivered=True
-)
+SELLING = SpendingLimits(tariff=Tariff(Markup(100_000), {"dear": Markup(0, Msat(9_000))}), refund_undelivered=True)
 
 
 def of_customer(limit_msat=None, model: str = "m"):
@@ -172,11 +166,7 @@ def of_customer(limit_msat=None, model: str = "m"):
 
 def test_a_customer_is_charged_the_price_and_the_models_mark_up():
     charge = SELLING.charge_for(of_customer(), quote(10_000))
-    assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == (
-        "acct_1",
-        11_000,
-        True,
-    )
+    assert (charge.account_id, charge.amount_msat, charge.refund_undelivered) == ("acct_1", 11_000, True)
     assert SELLING.charge_for(of_customer(model="dear"), quote(10_000)).amount_msat == 19_000
     assert SELLING.charge_for(of_customer(model="dear"), of_node(0)).amount_msat == 9_000
 

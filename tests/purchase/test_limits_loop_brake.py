@@ -70,10 +70,7 @@ def test_it_remembers_a_bounded_number_of_bodies(monkeypatch):
     assert len(requests.brake._seen) == 10
 
 
-@given(
-    per_minute=st.integers(1, 5),
-    gaps=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=40),
-)
+@given(per_minute=st.integers(1, 5), gaps=st.lists(st.floats(0, 40, allow_nan=False), min_size=1, max_size=40))
 def test_in_no_minute_do_more_pass_than_allowed(per_minute, gaps):
     requests = Requests(per_minute)
     passed = []

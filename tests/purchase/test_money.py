@@ -30,9 +30,7 @@ def test_amounts_are_shown_exactly(msat, text):
         (50_000, 7, 0, 7),
     ],
 )
-def test_a_markup_is_a_share_and_a_fixed_amount_rounded_up(
-    ppm, fixed_msat, price_msat, charge_msat
-):
+def test_a_markup_is_a_share_and_a_fixed_amount_rounded_up(ppm, fixed_msat, price_msat, charge_msat):
     assert Markup(ppm, Msat(fixed_msat)).charge_msat(price_msat) == charge_msat
 
 
@@ -95,7 +93,6 @@ def test_outside_of_that_range_no_purchase_is_a_loss_except_for_rounding(
     fee_msat = FeeEstimate(fee_ppm, fee_base_msat).fee_msat(price_msat)
     gain_msat = markup.charge_msat(price_msat) - price_msat - fee_msat
     inside = losses is not None and (
-        losses.from_msat <= price_msat
-        and (losses.below_msat is None or price_msat < losses.below_msat)
+        losses.from_msat <= price_msat and (losses.below_msat is None or price_msat < losses.below_msat)
     )
     assert gain_msat <= 1 if inside else gain_msat >= -1

@@ -9,15 +9,7 @@ import pytest
 from lcp_gateway.purchase.errors import PurchaseError, UpstreamError
 from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.limits import SpendingLimits
-from lcp_gateway.purchase.outcome import (
-    FOUND_PAID,
-    LOST_BY_CRASH,
-    RULINGS,
-    EndedBy,
-    Ending,
-    Received,
-    no_judge,
-)
+from lcp_gateway.purchase.outcome import FOUND_PAID, LOST_BY_CRASH, RULINGS, EndedBy, Ending, Received, no_judge
 from lcp_gateway.purchase.ports import ResultStatus, StreamEnd
 from lcp_gateway.purchase.purchase import InterruptReason, Purchase
 from lcp_gateway.purchase.quote import ProviderSource
@@ -49,10 +41,7 @@ def test_every_ending_has_a_ruling():
 
 def test_the_documented_table_is_the_one_that_is_executed():
     printed = PAGE.read_text().split("<!-- endings:begin -->")[1].split("<!-- endings:end -->")[0]
-    rows = [
-        tuple(cell.strip() for cell in line.strip("| ").split("|"))
-        for line in printed.strip().splitlines()[2:]
-    ]
+    rows = [tuple(cell.strip() for cell in line.strip("| ").split("|")) for line in printed.strip().splitlines()[2:]]
     documented = {
         (received, ended_by): (event.strip("`"), charge, blamed)
         for received, ended_by, event, charge, blamed in (row[:5] for row in rows)
@@ -74,9 +63,7 @@ def test_only_a_whole_result_is_delivered_and_only_it_clears_its_provider_of_eve
         for ruling in row.values():
             whole = received is Received.WHOLE
             assert (ruling.event is PurchaseEvent.DELIVER) is whole
-            assert TRANSITIONS[State.SETTLED][ruling.event] is (
-                State.DELIVERED if whole else State.UNDELIVERED
-            )
+            assert TRANSITIONS[State.SETTLED][ruling.event] is (State.DELIVERED if whole else State.UNDELIVERED)
 
 
 def test_only_a_client_that_leaves_before_the_end_pays_for_what_it_did_not_get():
@@ -87,10 +74,7 @@ def test_only_a_client_that_leaves_before_the_end_pays_for_what_it_did_not_get()
         for ended_by, ruling in row.items()
         if ruling.keeps_charge and received is not Received.WHOLE
     }
-    assert kept == {
-        Ending(EndedBy.CLIENT, Received.NOTHING),
-        Ending(EndedBy.CLIENT, Received.PART),
-    }
+    assert kept == {Ending(EndedBy.CLIENT, Received.NOTHING), Ending(EndedBy.CLIENT, Received.PART)}
 
 
 @pytest.mark.parametrize("ending", [LOST_BY_CRASH, FOUND_PAID])
@@ -194,9 +178,7 @@ GOOD = stream_events(b"one", b"two")
     ],
 )
 @pytest.mark.parametrize("slow", [False, True])
-async def test_a_providers_stream_is_classified_the_same_however_slow_the_reader(
-    events, received, slow
-):
+async def test_a_providers_stream_is_classified_the_same_however_slow_the_reader(events, received, slow):
     """Regression: wrong results were charged to clients that read slowly, and never counted against the provider."""
     executor, exposure, purchase = bought(events=events, stream=True)
     purchase.held_up_by_readers = lambda: slow
@@ -220,9 +202,7 @@ async def test_a_timeout_is_charged_to_readers_that_held_the_stream_up(slow):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_judge_of_the_bytes_takes_part_in_the_classification(received, stream):
     judge = Fixed(received)
-    executor, exposure, purchase = bought(
-        judge=judge, stream=stream, outcome=result(b"onetwo"), events=GOOD
-    )
+    executor, exposure, purchase = bought(judge=judge, stream=stream, outcome=result(b"onetwo"), events=GOOD)
     assert await end_of(executor, purchase) == Ending(EndedBy.PROVIDER, received)
     assert judge.read == b"onetwo"
     assert exposure.states[-1] == ("delivered" if received is Received.WHOLE else "undelivered")

@@ -111,12 +111,8 @@ class Endings(RuleBasedStateMachine):
             grace_s=0.0,
         )
         self.w.upstream.quotes.extend([None] * len(self.past))
-        self.w.exposure.ended = lambda quote, state: self.blame.setdefault(quote.job_id, []).append(
-            state.value
-        )
-        self.w.exposure.released = lambda quote: self.blame.setdefault(quote.job_id, []).append(
-            "left"
-        )
+        self.w.exposure.ended = lambda quote, state: self.blame.setdefault(quote.job_id, []).append(state.value)
+        self.w.exposure.released = lambda quote: self.blame.setdefault(quote.job_id, []).append("left")
 
     def _problem(self, problem):
         raise AssertionError(problem)
@@ -177,9 +173,7 @@ class Endings(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(
         pick=picks,
-        how=st.sampled_from(
-            ["whole", "whole", "hash", "length", "status", "cut", "silent", "late", "order"]
-        ),
+        how=st.sampled_from(["whole", "whole", "hash", "length", "status", "cut", "silent", "late", "order"]),
     )
     def a_provider_ends(self, pick, how):
         job = self._pick(self.jobs, pick)
@@ -240,9 +234,7 @@ class Endings(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(
         pick=picks,
-        how=st.sampled_from(
-            ["leaves", InterruptReason.CANCELLED, InterruptReason.TIMED_OUT, InterruptReason.ENDED]
-        ),
+        how=st.sampled_from(["leaves", InterruptReason.CANCELLED, InterruptReason.TIMED_OUT, InterruptReason.ENDED]),
     )
     def it_is_ended_before_its_time(self, pick, how):
         job = self._pick(self.jobs, pick)
@@ -252,10 +244,7 @@ class Endings(RuleBasedStateMachine):
             party = EndedBy.CLIENT
         else:
             self.w.service.interrupt(job.answer, how)
-            party = {
-                InterruptReason.CANCELLED: EndedBy.CLIENT,
-                InterruptReason.ENDED: EndedBy.GATEWAY,
-            }.get(how)
+            party = {InterruptReason.CANCELLED: EndedBy.CLIENT, InterruptReason.ENDED: EndedBy.GATEWAY}.get(how)
         if party is None:
             party = EndedBy.CLIENT if job.stream and job.is_held_up(now) else EndedBy.PROVIDER
         self._ended(job, party, job.came)
@@ -299,11 +288,7 @@ class Endings(RuleBasedStateMachine):
         assert job.answer.ended and job.answer.purchase.state is State.DELIVERED
         job.state = State.SETTLED
         self.run(self._check())
-        job.state, job.ended_by, job.received = (
-            State.UNDELIVERED,
-            EndedBy.OPERATOR,
-            Received.UNKNOWN,
-        )
+        job.state, job.ended_by, job.received = (State.UNDELIVERED, EndedBy.OPERATOR, Received.UNKNOWN)
         for other in self.jobs:
             self._ended(other, EndedBy.OPERATOR, Received.UNKNOWN)
         self.run(self._restart(killed=True))
@@ -433,7 +418,5 @@ def _ends(sent, how):
             return [end, done]
 
 
-Endings.TestCase.settings = settings(
-    max_examples=examples(0.25), stateful_step_count=25, deadline=None
-)
+Endings.TestCase.settings = settings(max_examples=examples(0.25), stateful_step_count=25, deadline=None)
 TestEndings = Endings.TestCase

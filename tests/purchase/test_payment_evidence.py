@@ -20,20 +20,10 @@ LND_STOPPED = (
 TEXTS = [
     ("payment failed: FAILURE_REASON_NO_ROUTE", FINAL, Verdict.NONE, "no_route"),
     ("payment failed: FAILURE_REASON_NO_ROUTE: no route", FINAL, Verdict.NONE, "no_route"),
-    (
-        "payment failed: FAILURE_REASON_INSUFFICIENT_BALANCE",
-        FINAL,
-        Verdict.NONE,
-        "insufficient_balance",
-    ),
+    ("payment failed: FAILURE_REASON_INSUFFICIENT_BALANCE", FINAL, Verdict.NONE, "insufficient_balance"),
     ("payment failed: FAILURE_REASON_TIMEOUT", FINAL, Verdict.NONE, "timeout"),
     ("payment failed: FAILURE_REASON_ERROR", FINAL, Verdict.NONE, "error"),
-    (
-        "payment failed: FAILURE_REASON_INCORRECT_PAYMENT_DETAILS",
-        FINAL,
-        Verdict.NONE,
-        "incorrect_payment_details",
-    ),
+    ("payment failed: FAILURE_REASON_INCORRECT_PAYMENT_DETAILS", FINAL, Verdict.NONE, "incorrect_payment_details"),
     (LND_STOPPED, {"UNAVAILABLE"}, Verdict.NONE, "lnd_away"),
     (
         "DecodePayReq: rpc error: code = Unknown desc = wallet locked, unlock it to enable full RPC access",
@@ -50,32 +40,17 @@ TEXTS = [
     ("quote expired", REFUSED, Verdict.NONE, "quote_expired"),
     ("job not found", REFUSED, Verdict.NONE, "unknown_job"),
     ("unknown job", REFUSED, Verdict.NONE, "unknown_job"),
-    (
-        "invoice description_hash does not match terms_hash",
-        REFUSED,
-        Verdict.NONE,
-        "invoice_refused",
-    ),
+    ("invoice description_hash does not match terms_hash", REFUSED, Verdict.NONE, "invoice_refused"),
     ("invoice description_hash mismatch", REFUSED, Verdict.NONE, "invoice_refused"),
     ("invoice amount does not match price_msat", REFUSED, Verdict.NONE, "invoice_refused"),
     ("invoice expiry exceeds quote_expiry", REFUSED, Verdict.NONE, "invoice_refused"),
     ("invoice expiry overflows", REFUSED, Verdict.NONE, "invoice_refused"),
     ("decode invoice: bad checksum", REFUSED, Verdict.NONE, "invoice_refused"),
-    (
-        "lcp_error code=7: backend unavailable: x",
-        set(GRPC_CODES),
-        Verdict.SETTLED,
-        "peer_error",
-    ),
+    ("lcp_error code=7: backend unavailable: x", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
     ("lcp_error code=3: quote expired", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
     ("lcp_error code=12: checksum mismatch", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
     # A peer that copies lnd's error text was paid nevertheless.
-    (
-        "lcp_error code=7: payment failed: FAILURE_REASON_NO_ROUTE",
-        set(GRPC_CODES),
-        Verdict.SETTLED,
-        "peer_error",
-    ),
+    ("lcp_error code=7: payment failed: FAILURE_REASON_NO_ROUTE", set(GRPC_CODES), Verdict.SETTLED, "peer_error"),
     (
         "SendPaymentV2 recv: rpc error: code = AlreadyExists desc = invoice is already paid",
         set(GRPC_CODES),
@@ -86,9 +61,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("status", GRPC_CODES)
-@pytest.mark.parametrize(
-    ("message", "statuses", "verdict", "name"), TEXTS, ids=[text[0][:60] for text in TEXTS]
-)
+@pytest.mark.parametrize(("message", "statuses", "verdict", "name"), TEXTS, ids=[text[0][:60] for text in TEXTS])
 def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_other(
     status, message, statuses, verdict, name
 ):
@@ -134,9 +107,7 @@ def test_an_unlisted_error_text_is_unknown(status, message):
 
 
 def test_every_row_says_how_it_is_known_and_has_a_name_of_its_own():
-    assert all(
-        row.source.startswith(("observed", "by the daemon's code")) and row.says for row in EVIDENCE
-    )
+    assert all(row.source.startswith(("observed", "by the daemon's code")) and row.says for row in EVIDENCE)
     assert len({row.name for row in EVIDENCE}) == len(EVIDENCE)
 
 

@@ -4,13 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase.result_buffer import (
-    BufferLimits,
-    BufferPool,
-    ResultBuffer,
-    ResultGone,
-    ResultHead,
-)
+from lcp_gateway.purchase.result_buffer import BufferLimits, BufferPool, ResultBuffer, ResultGone, ResultHead
 from lcp_gateway.purchase.states import Verdict
 from tests.support.scripted_peers import ordered, settle
 
@@ -491,10 +485,7 @@ async def test_a_producer_does_not_wait_for_readers_to_take_what_they_cannot_hav
     assert len(await reading) == 103
 
 
-@given(
-    st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.integers(0, 12)), max_size=20),
-    st.booleans(),
-)
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), st.integers(0, 12)), max_size=20), st.booleans())
 def test_readers_get_exactly_the_free_bytes_before_the_end_and_all_after_it(blocks, is_good):
     async def run():
         source = answer(window=10**6, whole=10**6)

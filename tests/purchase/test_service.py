@@ -4,11 +4,7 @@ import asyncio
 
 import pytest
 
-from lcp_gateway.purchase.errors import (
-    PaymentFailed,
-    Undelivered,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Budget, Msat, Period
@@ -324,9 +320,7 @@ async def test_a_slow_reader_holds_the_peer_back():
 
 
 @pytest.mark.parametrize(("stands_s", "seen"), [(80.0, "released"), (10.0, "undelivered")])
-async def test_a_stream_that_times_out_because_of_its_reader_is_charged_to_the_reader(
-    stands_s, seen
-):
+async def test_a_stream_that_times_out_because_of_its_reader_is_charged_to_the_reader(stands_s, seen):
     w = world(bounds=BufferLimits(window_bytes=10, whole_bytes=1_000))
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
@@ -357,9 +351,7 @@ async def test_budgets_are_asked_for_the_credential():
     asked = spawn(w.ask(ordered(key_id="alice")))
     (await w.work()).deliver()
     await asked
-    assert w.journal.budgets == [
-        [Budget(Period.DAY, Msat(100_000)), Budget(Period.HOUR, Msat(50_000), "alice")]
-    ]
+    assert w.journal.budgets == [[Budget(Period.DAY, Msat(100_000)), Budget(Period.HOUR, Msat(50_000), "alice")]]
 
 
 # The loop brake.

@@ -92,14 +92,9 @@ async def test_a_purchase_cancelled_while_its_intent_is_written_is_known_to_be_u
 
 @pytest.mark.parametrize(
     ("stream", "verdict", "states"),
-    [
-        (False, Verdict.UNKNOWN, ["paying", "unknown"]),
-        (True, Verdict.SETTLED, ["paying", "settled", "undelivered"]),
-    ],
+    [(False, Verdict.UNKNOWN, ["paying", "unknown"]), (True, Verdict.SETTLED, ["paying", "settled", "undelivered"])],
 )
-async def test_a_purchase_cancelled_after_its_payment_reports_its_state_and_cancels_the_job(
-    stream, verdict, states
-):
+async def test_a_purchase_cancelled_after_its_payment_reports_its_state_and_cancels_the_job(stream, verdict, states):
     w = world()
     answer = w.service.start(ordered(stream=stream), KEY)
     work = await w.work()

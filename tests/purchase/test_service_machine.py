@@ -153,9 +153,7 @@ class ServiceMachine(RuleBasedStateMachine):
     def a_job_is_cancelled(self, pick, times) -> None:
         running = list(self.world.life.service._running)
         for _ in range(times):
-            self.world.life.service.interrupt(
-                running[pick % len(running)], InterruptReason.CANCELLED
-            )
+            self.world.life.service.interrupt(running[pick % len(running)], InterruptReason.CANCELLED)
         self.world.loop.turn()
 
     # Events outside the gateway.

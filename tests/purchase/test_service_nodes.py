@@ -13,15 +13,7 @@ from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.purchase.states import Verdict
 from tests.support.purchases import result, stream_events
-from tests.support.scripted_peers import (
-    NO_REPEAT,
-    Peer,
-    PlainJournal,
-    ScriptedPeers,
-    ordered,
-    settle,
-    world,
-)
+from tests.support.scripted_peers import NO_REPEAT, Peer, PlainJournal, ScriptedPeers, ordered, settle, world
 
 FREE, PRICED = Peer(0), Peer(5_000)
 DOWN = UpstreamError("UNAVAILABLE", "connection refused", retryable=True, evidence=Verdict.NONE)
@@ -242,12 +234,7 @@ async def test_each_candidate_gets_the_task_as_it_is_adapted_for_it():
     (await w.work(1)).deliver()
     await asked
     plain, adapted = b'{"model":"m","messages":[1]}', b'{"model":"real","messages":[1]}'
-    assert seen == [
-        ("n1", "m", plain),
-        ("execute", "m", plain),
-        ("p1", "real", adapted),
-        ("execute", "real", adapted),
-    ]
+    assert seen == [("n1", "m", plain), ("execute", "m", plain), ("p1", "real", adapted), ("execute", "real", adapted)]
     (intent,) = w.journal.intents
     assert (intent.model, intent.request_bytes) == ("real", len(adapted))
     await settle()

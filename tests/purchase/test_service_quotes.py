@@ -6,18 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.errors import (
-    PriceLimitExceeded,
-    QuoteExpired,
-    Refused,
-)
+from lcp_gateway.purchase.errors import PriceLimitExceeded, QuoteExpired, Refused
 from lcp_gateway.purchase.held_quotes import QuoteForAnotherBody, UnknownQuote
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
-from lcp_gateway.purchase.journal import (
-    BudgetExceeded,
-    DuplicateIntent,
-    JournalUnavailable,
-)
+from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, JournalUnavailable
 from lcp_gateway.purchase.limits import LoopDetected, SpendingLimits
 from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.quoting import QuotingRules
@@ -107,9 +99,7 @@ async def test_a_quote_that_may_pass_later_can_be_taken_later(refusal):
     quote = held.offer.quote
     budget = Budget(Period.DAY, Msat(1))
     w.journal.refusal = (
-        BudgetExceeded(quote, budget, Msat(0))
-        if refusal == "budget"
-        else JournalUnavailable("full", quote=quote)
+        BudgetExceeded(quote, budget, Msat(0)) if refusal == "budget" else JournalUnavailable("full", quote=quote)
     )
     with pytest.raises(Refused):
         await w.ask(ordered(), quote_id=held.id)
@@ -134,10 +124,7 @@ async def test_the_loop_brake_does_not_use_up_a_quote():
 
 
 async def test_the_runner_up_price_is_written_down():
-    w = world(
-        upstream=ScriptedPeers({"p1": Peer(5_000), "p2": Peer(4_000)}),
-        asking=QuotingRules(at_once=2),
-    )
+    w = world(upstream=ScriptedPeers({"p1": Peer(5_000), "p2": Peer(4_000)}), asking=QuotingRules(at_once=2))
     asked = spawn(w.ask(ordered()))
     work = await w.work()
     assert work.quote.price_msat == 4_000

@@ -5,29 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.purchase.errors import (
-    PaymentFailed,
-    PurchaseError,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, UpstreamError
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys, ResultLost
-from lcp_gateway.purchase.journal import (
-    EarlierPurchase,
-)
+from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.limits import LoopDetected
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.shared_purchases import BoughtBefore
 from lcp_gateway.purchase.states import State, Verdict
-from tests.support.scripted_peers import (
-    KEY,
-    NO_REPEAT,
-    OTHER_BODY,
-    bought_elsewhere,
-    ordered,
-    settle,
-    spawn,
-    world,
-)
+from tests.support.scripted_peers import KEY, NO_REPEAT, OTHER_BODY, bought_elsewhere, ordered, settle, spawn, world
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -65,9 +50,7 @@ async def test_a_repeat_of_a_purchase_that_failed_after_payment_fails_alike():
 async def test_an_order_that_was_certainly_not_paid_is_bought_again():
     w = world()
     first = spawn(w.ask(ordered(), KEY))
-    no_route = UpstreamError(
-        "FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route"
-    )
+    no_route = UpstreamError("FAILED_PRECONDITION", "payment failed: FAILURE_REASON_NO_ROUTE: no route")
     (await w.work()).put(no_route)
     with pytest.raises(PaymentFailed) as caught:
         await first
@@ -75,10 +58,7 @@ async def test_an_order_that_was_certainly_not_paid_is_bought_again():
     second = spawn(w.ask(ordered(), KEY))
     (await w.work(1)).deliver()
     assert await second == b"answer"
-    assert sorted(map(tuple, w.journal.states.values())) == [
-        ("paying", "not_paid"),
-        ("paying", "settled", "delivered"),
-    ]
+    assert sorted(map(tuple, w.journal.states.values())) == [("paying", "not_paid"), ("paying", "settled", "delivered")]
 
 
 async def test_the_same_key_with_another_body_is_refused_while_it_runs_and_after():
@@ -246,9 +226,7 @@ async def test_a_key_whose_payment_was_unknown_buys_once_it_is_found_not_to_be_p
 
 
 @pytest.mark.parametrize("refund", [Refund.GIVEN, Refund.WITHHELD])
-async def test_a_key_whose_payment_was_unknown_reports_the_resolution_once_it_is_found_to_be_paid(
-    refund,
-):
+async def test_a_key_whose_payment_was_unknown_reports_the_resolution_once_it_is_found_to_be_paid(refund):
     """Regression: the process whose payment had been unknown kept reporting "unknown" and the charge for as long as it cached the key."""
     w = world()
     asked = spawn(w.ask(ordered(), KEY))
@@ -268,12 +246,8 @@ async def test_a_key_whose_payment_was_unknown_reports_the_resolution_once_it_is
     assert len(w.journal.intents) == 1, "it is not paid again"
 
 
-@pytest.mark.parametrize(
-    ("decided", "customer_msat"), [(Refund.GRANTED, 0), (Refund.DENIED, 5_500)]
-)
-async def test_a_key_whose_charge_was_withheld_reports_the_operators_decision(
-    decided, customer_msat
-):
+@pytest.mark.parametrize(("decided", "customer_msat"), [(Refund.GRANTED, 0), (Refund.DENIED, 5_500)])
+async def test_a_key_whose_charge_was_withheld_reports_the_operators_decision(decided, customer_msat):
     """Regression: the process that made the purchase kept reporting "withheld" after the charge had been refunded."""
     w = world()
     asked = spawn(w.ask(ordered(), KEY))

@@ -12,15 +12,7 @@ from lcp_gateway.purchase.result_buffer import ResultHead
 from lcp_gateway.purchase.shared_purchases import BoughtElsewhere, LostElsewhere
 from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from tests.support.purchases import quote
-from tests.support.scripted_peers import (
-    NO_REPEAT,
-    OTHER_BODY,
-    Peer,
-    ScriptedPeers,
-    ordered,
-    settle,
-    world,
-)
+from tests.support.scripted_peers import NO_REPEAT, OTHER_BODY, Peer, ScriptedPeers, ordered, settle, world
 
 KEY = RepeatKeys(key="k")
 

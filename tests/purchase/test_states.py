@@ -4,15 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase.states import (
-    TRANSITIONS,
-    VERDICTS,
-    IllegalTransition,
-    PurchaseEvent,
-    State,
-    Verdict,
-    step,
-)
+from lcp_gateway.purchase.states import TRANSITIONS, VERDICTS, IllegalTransition, PurchaseEvent, State, Verdict, step
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -26,9 +18,7 @@ def test_only_a_quoted_purchase_may_be_paid():
 
 
 def test_no_row_leads_back_to_quoted_or_paying():
-    targets = {
-        target for state, row in TRANSITIONS.items() for target in row.values() if state != "quoted"
-    }
+    targets = {target for state, row in TRANSITIONS.items() for target in row.values() if state != "quoted"}
     assert State.QUOTED not in targets
     assert State.PAYING not in targets
 
@@ -68,9 +58,5 @@ def test_an_end_is_an_end(state, event):
 def test_the_documented_diagram_is_the_table():
     drawn = PAGE.read_text().split("<!-- states:begin -->")[1].split("<!-- states:end -->")[0]
     arrows = [line.strip() for line in drawn.splitlines() if "-->" in line and "[*]" not in line]
-    table = [
-        f"{state} --> {target}: {event}"
-        for state, row in TRANSITIONS.items()
-        for event, target in row.items()
-    ]
+    table = [f"{state} --> {target}: {event}" for state, row in TRANSITIONS.items() for event, target in row.items()]
     assert sorted(arrows) == sorted(table)

@@ -3,27 +3,13 @@ import asyncio
 import pytest
 from opentelemetry.trace import StatusCode
 
-from lcp_gateway.purchase.errors import (
-    PaymentFailed,
-    PeerNotTrusted,
-    PriceLimitExceeded,
-    Undelivered,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PaymentFailed, PeerNotTrusted, PriceLimitExceeded, Undelivered, UpstreamError
 from lcp_gateway.purchase.idempotency import RepeatKeys
 from lcp_gateway.purchase.quoting import QuotingRules
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, error_type, paid_facts
 from tests.support.purchases import quote, stream_events
-from tests.support.scripted_peers import (
-    NO_REPEAT,
-    Peer,
-    ScriptedPeers,
-    World,
-    ordered,
-    settle,
-    world,
-)
+from tests.support.scripted_peers import NO_REPEAT, Peer, ScriptedPeers, World, ordered, settle, world
 from tests.support.spans import Kept
 
 KEY = RepeatKeys(key="k")
@@ -46,11 +32,7 @@ async def ask(w: World, kept: Kept, order, *, name: str = "request", repeat=NO_R
 
 def children_of(kept: Kept, name: str = "request") -> list[str]:
     root = kept[name]
-    return [
-        span.name
-        for span in kept.spans
-        if span.parent and span.parent.span_id == root.context.span_id
-    ]
+    return [span.name for span in kept.spans if span.parent and span.parent.span_id == root.context.span_id]
 
 
 async def test_a_purchase_is_routed_quoted_and_paid():
@@ -63,11 +45,7 @@ async def test_a_purchase_is_routed_quoted_and_paid():
     pay = kept["pay"].attributes
     assert pay["lcp.payment"] == "settled" and pay["lcp.state"] == "delivered"
     assert pay["lcp.price_msat"] == 5_000 and pay["lcp.peer_id"] == "p1"
-    assert (
-        pay["lcp.job_id"]
-        == kept["quote"].attributes["lcp.job_id"]
-        == w.upstream.quotes[0].job_id.hex()
-    )
+    assert pay["lcp.job_id"] == kept["quote"].attributes["lcp.job_id"] == w.upstream.quotes[0].job_id.hex()
     assert pay["gen_ai.request.model"] == "m" and pay["gen_ai.provider.name"] == "lcp"
     assert "MARKER" not in kept.everything()
 
@@ -87,11 +65,7 @@ async def test_a_stream_has_a_span_that_ends_with_its_last_byte():
 
 async def test_each_provider_that_is_asked_has_a_span():
     upstream = ScriptedPeers(
-        {
-            "dear": Peer(9_000),
-            "away": Peer(error=UpstreamError("UNAVAILABLE", "MARKER")),
-            "good": Peer(),
-        }
+        {"dear": Peer(9_000), "away": Peer(error=UpstreamError("UNAVAILABLE", "MARKER")), "good": Peer()}
     )
     w, kept = traced(upstream=upstream, asking=QuotingRules(at_once=3))
     asked = asyncio.ensure_future(ask(w, kept, ordered()))
@@ -211,12 +185,7 @@ async def test_the_cancellation_of_a_job_has_no_span():
     [
         (asyncio.CancelledError("MARKER"), "cancelled"),
         (UpstreamError("UNAVAILABLE", "MARKER", code="MARKER"), "UNAVAILABLE"),
-        (
-            PaymentFailed(
-                UpstreamError("ABORTED", "MARKER", code="MARKER"), Verdict.NONE, quote=quote()
-            ),
-            "ABORTED",
-        ),
+        (PaymentFailed(UpstreamError("ABORTED", "MARKER", code="MARKER"), Verdict.NONE, quote=quote()), "ABORTED"),
         (Undelivered("MARKER"), "undelivered"),
         (PriceLimitExceeded(quote(), 1), "price_limit_exceeded"),
         (PeerNotTrusted("MARKER"), "peer_not_trusted"),

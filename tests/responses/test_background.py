@@ -6,12 +6,7 @@ from openai.types.responses import Response
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import PurchaseEvent
-from lcp_gateway.responses.background import (
-    BackgroundJob,
-    ResponseStatus,
-    echoed_fields,
-    response_object,
-)
+from lcp_gateway.responses.background import BackgroundJob, ResponseStatus, echoed_fields, response_object
 from tests.support.purchases import quote
 from tests.support.result_buffers import PAID, begun, came
 
@@ -84,50 +79,24 @@ def test_one_whose_result_could_not_be_kept_has_failed():
 def test_it_is_shown_as_openai_shows_one():
     shown = json.loads(job(begun()).document())
     found = Response.model_validate(shown)
-    assert (found.id, found.status, found.background, found.output) == (
-        "resp_bg_1",
-        "queued",
-        True,
-        [],
-    )
-    assert (found.instructions, found.temperature, found.previous_response_id) == (
-        "be brief",
-        0.5,
-        "resp_1",
-    )
-    assert (found.tool_choice, found.parallel_tool_calls, found.metadata) == (
-        "required",
-        False,
-        {"a": "b"},
-    )
+    assert (found.id, found.status, found.background, found.output) == ("resp_bg_1", "queued", True, [])
+    assert (found.instructions, found.temperature, found.previous_response_id) == ("be brief", 0.5, "resp_1")
+    assert (found.tool_choice, found.parallel_tool_calls, found.metadata) == ("required", False, {"a": "b"})
     assert shown["error"] is None and "lcp" not in shown
 
 
 def test_a_bare_request_is_shown_with_openais_defaults():
-    found = Response.model_validate(
-        json.loads(job(begun(), {"model": "m", "input": "x"}).document())
-    )
-    assert (found.tool_choice, found.parallel_tool_calls, found.tools, found.metadata) == (
-        "auto",
-        True,
-        [],
-        {},
-    )
+    found = Response.model_validate(json.loads(job(begun(), {"model": "m", "input": "x"}).document()))
+    assert (found.tool_choice, found.parallel_tool_calls, found.tools, found.metadata) == ("auto", True, [], {})
 
 
 def test_the_reason_of_a_failure_and_the_state_of_its_payment_are_shown():
     failed = begun(None, *PAID)
     failed.fail(Undelivered("cut"))
     shown = json.loads(
-        job(failed).document(
-            error={"code": "undelivered", "message": "cut"}, money={"payment": "settled"}
-        )
+        job(failed).document(error={"code": "undelivered", "message": "cut"}, money={"payment": "settled"})
     )
-    assert (shown["status"], shown["error"]["code"], shown["lcp"]) == (
-        "failed",
-        "undelivered",
-        {"payment": "settled"},
-    )
+    assert (shown["status"], shown["error"]["code"], shown["lcp"]) == ("failed", "undelivered", {"payment": "settled"})
 
 
 def test_the_input_is_not_repeated_and_not_in_a_repr():

@@ -2,10 +2,7 @@ from openai.types.chat.chat_completion_store_message import ChatCompletionStoreM
 
 from lcp_gateway.responses.chats import message_object
 
-PARTS = [
-    {"type": "text", "text": "look"},
-    {"type": "image_url", "image_url": {"url": "http://i.invalid/"}},
-]
+PARTS = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "http://i.invalid/"}}]
 
 
 def listed(*messages):
@@ -32,15 +29,8 @@ def test_an_id_of_its_own_stays():
 
 def test_a_call_and_its_output_are_listed_whole():
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
-    found = listed(
-        {"role": "assistant", "tool_calls": calls},
-        {"role": "tool", "tool_call_id": "c", "content": "1"},
-    )
-    assert (found[0]["tool_calls"], found[0]["content"], found[1]["tool_call_id"]) == (
-        calls,
-        None,
-        "c",
-    )
+    found = listed({"role": "assistant", "tool_calls": calls}, {"role": "tool", "tool_call_id": "c", "content": "1"})
+    assert (found[0]["tool_calls"], found[0]["content"], found[1]["tool_call_id"]) == (calls, None, "c")
 
 
 def test_an_item_that_is_no_message_is_listed_too():

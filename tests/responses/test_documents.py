@@ -9,12 +9,7 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 
-from lcp_gateway.responses.documents import (
-    chat_document,
-    find_id,
-    response_document,
-    response_output,
-)
+from lcp_gateway.responses.documents import chat_document, find_id, response_document, response_output
 from tests.adapters.cuts import SIZES, cut
 from tests.adapters.raw_json import VALUES
 
@@ -276,16 +271,11 @@ CALLS = [
     chunk(delta(reason="tool_calls")),
 ]  # fmt: skip
 LOGPROBS = [
-    chunk(
-        delta(role="assistant", content="a", logprobs={"content": [token("a")], "refusal": None})
-    ),
+    chunk(delta(role="assistant", content="a", logprobs={"content": [token("a")], "refusal": None})),
     chunk(delta(content="b", logprobs={"content": [token("b")], "refusal": None})),
     chunk(delta(reason="stop")),
 ]
-REFUSAL = [
-    chunk(delta(role="assistant", refusal="I ")),
-    chunk(delta(refusal="cannot", reason="stop")),
-]
+REFUSAL = [chunk(delta(role="assistant", refusal="I ")), chunk(delta(refusal="cannot", reason="stop"))]
 REASONED = [
     chunk(delta(role="assistant", reasoning_content="I ")),
     chunk(delta(reasoning_content="think")),
@@ -302,9 +292,7 @@ def test_chunks_make_what_openais_client_makes_of_them(chunks):
             # Added by openai-python: the index of the piece, and the parsed arguments.
             del each["index"]
             each["function"].pop("parsed_arguments", None)
-    assert ours.model_dump(exclude_none=True) == (
-        ChatCompletion.model_validate(theirs).model_dump(exclude_none=True)
-    )
+    assert ours.model_dump(exclude_none=True) == (ChatCompletion.model_validate(theirs).model_dump(exclude_none=True))
 
 
 @given(SIZES)
@@ -333,17 +321,12 @@ def test_a_chat_completion_of_text():
 
 
 def said(*deltas):
-    return assembled(*[chunk({"index": 0, "delta": each}) for each in deltas])["choices"][0][
-        "message"
-    ]
+    return assembled(*[chunk({"index": 0, "delta": each}) for each in deltas])["choices"][0]["message"]
 
 
 def test_values_that_servers_repeat_are_kept_once():
     function = {"name": "f", "arguments": "1"}
-    piece = {
-        "role": "assistant",
-        "tool_calls": [call(0, id="call_1", type="function", function=function)],
-    }
+    piece = {"role": "assistant", "tool_calls": [call(0, id="call_1", type="function", function=function)]}
     assert said(piece, piece, {"role": "", "tool_calls": [call(0, id="", function={"name": None})]}) == {
         "role": "assistant", "content": None,
         "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "11"}}],
@@ -354,9 +337,7 @@ def test_calls_without_an_index_are_told_apart_by_their_ids():
     first = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{"}}
     second = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": "{}"}}
     more = {"function": {"arguments": "}"}}
-    found = said({"tool_calls": [first]}, {"tool_calls": [more]}, {"tool_calls": [second]})[
-        "tool_calls"
-    ]
+    found = said({"tool_calls": [first]}, {"tool_calls": [more]}, {"tool_calls": [second]})["tool_calls"]
     assert [(each["id"], each["function"]["arguments"]) for each in found] == [("call_1", "{}"), ("call_2", "{}")]  # fmt: skip
 
 
@@ -379,18 +360,12 @@ def test_custom_tools_and_indexed_lists_are_joined():
          "reasoning_details": [{"index": 0, "text": "x"}]},
         {"tool_calls": [call(0, custom={"input": "b"})], "reasoning_details": [{"index": 0, "text": "y"}]},
     )  # fmt: skip
-    assert found["tool_calls"] == [
-        {"id": "c", "type": "custom", "custom": {"name": "t", "input": "ab"}}
-    ]
+    assert found["tool_calls"] == [{"id": "c", "type": "custom", "custom": {"name": "t", "input": "ab"}}]
     assert found["reasoning_details"] == [{"index": 0, "text": "xy"}]
 
 
 def test_a_message_that_came_in_one_event_is_kept():
-    whole = {
-        "index": 0,
-        "message": {"role": "assistant", "content": "all"},
-        "finish_reason": "stop",
-    }
+    whole = {"index": 0, "message": {"role": "assistant", "content": "all"}, "finish_reason": "stop"}
     assert assembled(chunk(whole))["choices"][0]["message"]["content"] == "all"
 
 
@@ -440,9 +415,7 @@ TYPES = st.sampled_from(["response.completed", "response.output_item.done", "res
 ODD_EVENTS = st.dictionaries(
     st.sampled_from(["choices", "response", "item", "output_index", "id", "type"]), ODD
 ) | st.builds(lambda kind, body: {"type": kind, "response": body, "item": body}, TYPES, ODD)
-ODD_STREAMS = st.lists(ODD_EVENTS, max_size=6).map(lambda values: sse(*values)) | st.binary(
-    max_size=80
-)
+ODD_STREAMS = st.lists(ODD_EVENTS, max_size=6).map(lambda values: sse(*values)) | st.binary(max_size=80)
 
 
 @given(ODD_STREAMS, st.booleans())
@@ -478,9 +451,10 @@ def went_on(arguments, index=0, **more):
 
 def test_parallel_calls_that_all_have_the_index_0_are_kept_apart_by_their_ids():
     """Regression: they became one call with the arguments of both."""
-    assert calls_of(
-        started("a"), went_on('{"x"'), went_on(":1}"), started("b", "g"), went_on("{}")
-    ) == [("a", "f", '{"x":1}'), ("b", "g", "{}")]
+    assert calls_of(started("a"), went_on('{"x"'), went_on(":1}"), started("b", "g"), went_on("{}")) == [
+        ("a", "f", '{"x":1}'),
+        ("b", "g", "{}"),
+    ]
     # The pieces of both calls may alternate.
     assert calls_of(
         started("a"), started("b", "g"), went_on("1", id="a"), went_on("2", id="b"), went_on("3", id="a")
@@ -488,9 +462,10 @@ def test_parallel_calls_that_all_have_the_index_0_are_kept_apart_by_their_ids():
 
 
 def test_calls_with_indices_of_their_own_are_put_together_by_those():
-    assert calls_of(
-        started("a"), started("b", "g", 1), went_on("1"), went_on("2", 1), went_on("3", id="")
-    ) == [("a", "f", "13"), ("b", "g", "2")]
+    assert calls_of(started("a"), started("b", "g", 1), went_on("1"), went_on("2", 1), went_on("3", id="")) == [
+        ("a", "f", "13"),
+        ("b", "g", "2"),
+    ]
     # An id that arrives late belongs to the call that has begun.
     assert calls_of(went_on("1"), went_on("2", id="a"), went_on("3")) == [("a", None, "123")]
 

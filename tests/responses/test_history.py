@@ -28,15 +28,9 @@ def bodies(draw, subject="input", inputs=None):
     """Return the raw text of a request: members that the gateway handles, each at most twice, among any others."""
     values = VALUES | deep()
     if inputs is None:
-        inputs = tokens() | st.lists(values, max_size=3).flatmap(
-            lambda items: raw_joined("[", items, "]")
-        )
+        inputs = tokens() | st.lists(values, max_size=3).flatmap(lambda items: raw_joined("[", items, "]"))
     parts = draw(st.lists(raw_member(tokens(), values), max_size=4))
-    for name, drawn in (
-        (subject, inputs),
-        ("previous_response_id", tokens()),
-        ("background", values),
-    ):
+    for name, drawn in ((subject, inputs), ("previous_response_id", tokens()), ("background", values)):
         for _ in range(draw(st.integers(0, 2))):
             place = draw(st.integers(0, len(parts)))
             parts.insert(place, draw(raw_member(tokens(st.just(name)), drawn)))
@@ -54,9 +48,7 @@ def value_of(body, key):
     return values[-1] if values else None
 
 
-@given(
-    bodies(), st.lists(st.sampled_from([FIRST, SECOND, b"", b"1 , 2"]), max_size=3), st.booleans()
-)
+@given(bodies(), st.lists(st.sampled_from([FIRST, SECOND, b"", b"1 , 2"]), max_size=3), st.booleans())
 def test_all_but_what_the_gateway_answers_for_keeps_its_bytes(body, context, in_background):
     sent = request_for_provider(body, context, without_background=in_background)
     kept = OURS if in_background else OURS[:2]
@@ -86,9 +78,7 @@ def test_new_items_stand_there_as_they_were_written(body):
     if given_input is None:
         assert array_elements(sent) == [FIRST]
     elif given_input.startswith(b'"'):
-        assert array_elements(sent)[1:] == [
-            b'{"type":"message","role":"user","content":' + given_input + b"}"
-        ]
+        assert array_elements(sent)[1:] == [b'{"type":"message","role":"user","content":' + given_input + b"}"]
     else:
         assert array_elements(sent) == [FIRST, *array_elements(given_input)]
 
@@ -108,11 +98,7 @@ def test_a_request_that_asks_for_nothing_is_the_same_object(body):
 @given(bodies("messages"))
 def test_messages_are_kept_as_they_were_written(body):
     given_messages = value_of(body, "messages")
-    expected = (
-        []
-        if given_messages is None or given_messages.startswith(b'"')
-        else array_elements(given_messages)
-    )
+    expected = [] if given_messages is None or given_messages.startswith(b'"') else array_elements(given_messages)
     assert array_elements(join_segments([messages_segment(body)])) == expected
 
 

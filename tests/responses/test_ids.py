@@ -52,11 +52,7 @@ def test_what_has_an_id_or_no_place_for_one_passes_as_it_came(raw, size):
 def test_every_response_and_chunk_of_a_stream_without_one_gets_it(own, size):
     raw = response(**own, n=1) + event({"type": "ping"}) + response(**own, n=2)
     told = [json.loads(line[6:]) for line in passed(raw, size).splitlines() if line]
-    assert [one.get("response") for one in told] == [
-        {"id": OURS, "n": 1},
-        None,
-        {"id": OURS, "n": 2},
-    ]
+    assert [one.get("response") for one in told] == [{"id": OURS, "n": 1}, None, {"id": OURS, "n": 2}]
     raw = chunk(**own) + chunk(**own) + b"data: [DONE]\n\n"
     *told, done = [line for line in passed(raw, size).splitlines() if line]
     assert [json.loads(line[6:])["id"] for line in told] == [OURS, OURS]
@@ -78,16 +74,7 @@ def test_nothing_is_held_back_once_a_stream_has_its_own():
 
 @given(
     st.lists(
-        st.sampled_from(
-            [
-                response(id="resp_own"),
-                response(),
-                chunk(),
-                chunk(id="a"),
-                b": c\n\n",
-                b"data: x\n\n",
-            ]
-        ),
+        st.sampled_from([response(id="resp_own"), response(), chunk(), chunk(id="a"), b": c\n\n", b"data: x\n\n"]),
         max_size=6,
     ),
     st.integers(1, 40),

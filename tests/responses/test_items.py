@@ -8,9 +8,7 @@ DOCUMENT = b'{ "id":"resp_1", "output":[ {"type":"message","n":1.0E0} ],"x":"\\u
 
 
 def item(*blocks, kind=ItemKind.RESPONSE, stream=False, **fields):
-    return Item(
-        kind=kind, id="resp_1", created_at=7, model="m", blocks=blocks, stream=stream, **fields
-    )
+    return Item(kind=kind, id="resp_1", created_at=7, model="m", blocks=blocks, stream=stream, **fields)
 
 
 def event(value):
@@ -30,12 +28,7 @@ def test_what_the_gateway_answers_for_is_put_in_and_nothing_else_changes():
 def test_a_streamed_response_is_shown_as_its_last_event_has_it():
     blocks = (
         event({"type": "response.created", "response": {"id": "r"}}),
-        event(
-            {
-                "type": "response.completed",
-                "response": {"id": "r", "output": [1], "status": "completed"},
-            }
-        ),
+        event({"type": "response.completed", "response": {"id": "r", "output": [1], "status": "completed"}}),
     )
     assert json.loads(item(*blocks, stream=True).document())["output"] == [1]
 
@@ -43,9 +36,7 @@ def test_a_streamed_response_is_shown_as_its_last_event_has_it():
 def test_a_chat_is_shown_with_its_metadata_even_where_it_has_none():
     document = b'{"id":"chatcmpl-1","choices":[]}'
     assert json.loads(item(document, kind=ItemKind.CHAT).document())["metadata"] == {}
-    other = item(document, kind=ItemKind.CHAT, attached=metadata_text({"a": "b"})).with_metadata(
-        {"c": "d"}
-    )
+    other = item(document, kind=ItemKind.CHAT, attached=metadata_text({"a": "b"})).with_metadata({"c": "d"})
     assert json.loads(other.document())["metadata"] == {"c": "d"}
 
 
@@ -65,13 +56,7 @@ def test_a_later_turn_holds_on_to_the_same_bytes_as_the_earlier_one():
 
 def test_items_of_a_stream_that_only_its_events_tell_are_part_of_what_was_said():
     blocks = (
-        event(
-            {
-                "type": "response.output_item.done",
-                "output_index": 0,
-                "item": {"type": "function_call"},
-            }
-        ),
+        event({"type": "response.output_item.done", "output_index": 0, "item": {"type": "function_call"}}),
         event({"type": "response.completed", "response": {"id": "r", "output": []}}),
     )
     assert item(*blocks, stream=True).context() == (b'{"type": "function_call"}',)
@@ -79,9 +64,7 @@ def test_items_of_a_stream_that_only_its_events_tell_are_part_of_what_was_said()
 
 @pytest.mark.parametrize("kind", list(ItemKind))
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    "block", [b"", b"[]", b"nonsense", b"data: nonsense\n\n", b"{", b"\xff\xfe"]
-)
+@pytest.mark.parametrize("block", [b"", b"[]", b"nonsense", b"data: nonsense\n\n", b"{", b"\xff\xfe"])
 def test_an_unreadable_result_is_a_value_error(kind, stream, block):
     with pytest.raises(ValueError, match=r"."):
         item(block, kind=kind, stream=stream, changes={"id": "x"}).document()
@@ -94,9 +77,7 @@ def test_an_output_that_is_no_array_cannot_be_built_on(output):
 
 
 def test_neither_prompt_nor_output_is_in_a_repr():
-    shown = repr(
-        item(b'{"output":"SECRET"}', inputs=(b'"SECRET"',), attached=metadata_text({"k": "SECRET"}))
-    )
+    shown = repr(item(b'{"output":"SECRET"}', inputs=(b'"SECRET"',), attached=metadata_text({"k": "SECRET"})))
     assert "SECRET" not in shown
 
 

@@ -2,13 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.responses.paging import (
-    InvalidPageQuery,
-    PageRequest,
-    list_object,
-    read_page,
-    select_page,
-)
+from lcp_gateway.responses.paging import InvalidPageQuery, PageRequest, list_object, read_page, select_page
 
 FIVE = [(name, name.upper()) for name in "abcde"]
 

@@ -82,9 +82,7 @@ def test_cut_and_failed_results_are_not_stored(verdict):
 def test_a_chat_is_kept_under_its_own_kind_with_its_metadata():
     keeping = Keeping()
     body = b'{"messages":[ {"role":"user"} ],"store":true}'
-    keeping.keep(
-        came(b'{"id":"chatcmpl-1"}'), kind=TaskKind.CHAT_COMPLETIONS, body=body, metadata={"a": "b"}
-    )
+    keeping.keep(came(b'{"id":"chatcmpl-1"}'), kind=TaskKind.CHAT_COMPLETIONS, body=body, metadata={"a": "b"})
     item = keeping.get("chatcmpl-1", ItemKind.CHAT)
     assert (item.inputs, dict(item.metadata)) == ((b'{"role":"user"}',), {"a": "b"})
     assert keeping.get("chatcmpl-1") is None
@@ -100,9 +98,7 @@ def test_a_result_without_an_id_is_kept_under_the_one_given_if_one_was():
 
 def test_a_job_in_the_background_goes_by_its_own_id_whatever_its_result_says():
     keeping = Keeping()
-    keeping.keep(
-        came(DOCUMENT), fixed_id="resp_bg_1", given_id="resp_2", changes={"background": True}
-    )
+    keeping.keep(came(DOCUMENT), fixed_id="resp_bg_1", given_id="resp_2", changes={"background": True})
     item = keeping.get("resp_bg_1")
     assert item.background and json.loads(item.document())["id"] == "resp_bg_1"
     assert keeping.get("resp_1") is None
@@ -174,27 +170,17 @@ async def test_a_result_stays_delivered_whatever_the_provider_sends(block, conte
     answer.end()
     assert answer.ended and answer.error is None
     assert complaints.heard == []
-    item = keeping.get(
-        "resp_bg_1", ItemKind.RESPONSE if kind is TaskKind.RESPONSES else ItemKind.CHAT
-    )
+    item = keeping.get("resp_bg_1", ItemKind.RESPONSE if kind is TaskKind.RESPONSES else ItemKind.CHAT)
     for read in (item.document, item.context):
         with suppress(ValueError):
             read()
 
 
-@given(
-    st.lists(st.binary(max_size=40) | VALUES.map(str.encode) | deep().map(str.encode), max_size=4),
-    st.booleans(),
-)
+@given(st.lists(st.binary(max_size=40) | VALUES.map(str.encode) | deep().map(str.encode), max_size=4), st.booleans())
 def test_no_bytes_make_keeping_fail(blocks, stream):
     keeping = Keeping()
     content_type = EVENTS if stream else JSON
-    keeping.keep(
-        came(
-            *(b"data: " * stream + block + b"\n\n" * stream for block in blocks),
-            content_type=content_type,
-        )
-    )
+    keeping.keep(came(*(b"data: " * stream + block + b"\n\n" * stream for block in blocks), content_type=content_type))
     assert len(keeping.store) + keeping.lost == 1
 
 

@@ -12,12 +12,7 @@ from pydantic import TypeAdapter
 
 from lcp_gateway.adapters.sse import EventReader
 from lcp_gateway.responses.documents import response_document
-from lcp_gateway.responses.replay import (
-    ReplayedStream,
-    opening_event,
-    to_events,
-    with_changes,
-)
+from lcp_gateway.responses.replay import ReplayedStream, opening_event, to_events, with_changes
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import VALUES
 
@@ -66,9 +61,7 @@ def message(*parts, **fields):
 
 CREATED = b'{"type":"response.created","response":{ "id":"resp_1", "n" : 1.0E0,"previous_response_id":"x"},"sequence_number": 0}'
 DELTA = b'{"type":"response.output_text.delta","delta":"\\u0061" ,"sequence_number":1}'
-END = (
-    b'{"sequence_number":2,"type":"response.completed","response":{"id":"resp_1","output":[1.50]} }'
-)
+END = b'{"sequence_number":2,"type":"response.completed","response":{"id":"resp_1","output":[1.50]} }'
 STREAM = (
     b": note\n\n"
     + sse("response.created", CREATED)
@@ -109,9 +102,7 @@ def test_events_without_numbers_get_them_and_get_the_same_ones_each_time():
     stream = b": note\n\n" + b"".join(sse("x", {"n": n}) for n in range(4)) + b"data: [DONE]\n\n"
     numbered = changed(stream)
     assert [(event["n"], event["sequence_number"]) for event in read(numbered)] == [(n, n) for n in range(4)]  # fmt: skip
-    assert numbered.endswith(
-        b'event: x\ndata: {"type": "x","n": 3,"sequence_number":3}\n\ndata: [DONE]\n\n'
-    )
+    assert numbered.endswith(b'event: x\ndata: {"type": "x","n": 3,"sequence_number":3}\n\ndata: [DONE]\n\n')
     assert read(changed(stream, starting_after=1)) == read(numbered)[2:]
 
 
@@ -191,9 +182,7 @@ def test_what_is_no_whole_event_at_the_end_passes_as_it_came():
 
 
 @given(
-    st.binary(max_size=100)
-    | st.text('{}":,[]dataresponsequence_number0123\n\r ', max_size=100).map(str.encode),
-    SIZES,
+    st.binary(max_size=100) | st.text('{}":,[]dataresponsequence_number0123\n\r ', max_size=100).map(str.encode), SIZES
 )
 def test_whatever_comes_is_passed_on(stream, sizes):
     step = ReplayedStream({}, starting_after=-(2**60))
@@ -226,10 +215,7 @@ def test_a_step_shows_nothing_of_what_it_holds():
 
 
 def test_a_document_gets_other_members_and_keeps_its_bytes():
-    assert (
-        with_changes(b' { "id" : "a","n":1.0E0 }', {"id": "b", "x": None})
-        == b'{"id" : "b","n":1.0E0,"x":null}'
-    )
+    assert with_changes(b' { "id" : "a","n":1.0E0 }', {"id": "b", "x": None}) == b'{"id" : "b","n":1.0E0,"x":null}'
     assert with_changes(b' { "id" : "a" }', {}) == b' { "id" : "a" }'
     with pytest.raises(ValueError, match="not a JSON object"):
         with_changes(b"[]", {"id": "b"})
@@ -267,9 +253,7 @@ def accumulated(stream):
 
 
 def test_a_messages_events_come_in_openais_order():
-    found = read(
-        unrolled(response(message(text_part("Hello", annotations=[NOTE], logprobs=[LOGPROB]))))
-    )
+    found = read(unrolled(response(message(text_part("Hello", annotations=[NOTE], logprobs=[LOGPROB])))))
     assert [event["sequence_number"] for event in found] == list(range(10))
     place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
     begun = response(status="in_progress", usage=None)
@@ -302,19 +286,8 @@ def test_other_items_have_their_own_events():
         "output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done", "output_item.done",
     ]  # fmt: skip
     part = ["reasoning_summary_part.added", "reasoning_summary_text.delta", "reasoning_summary_text.done", "reasoning_summary_part.done"]  # fmt: skip
-    thought = [
-        "content_part.added",
-        "reasoning_text.delta",
-        "reasoning_text.done",
-        "content_part.done",
-    ]
-    assert kinds(unrolled(response(REASONING))) == [
-        "output_item.added",
-        *part,
-        *part,
-        *thought,
-        "output_item.done",
-    ]
+    thought = ["content_part.added", "reasoning_text.delta", "reasoning_text.done", "content_part.done"]
+    assert kinds(unrolled(response(REASONING))) == ["output_item.added", *part, *part, *thought, "output_item.done"]
     refusal = message({"type": "refusal", "refusal": "no"})
     assert kinds(unrolled(response(refusal))) == [
         "output_item.added", "content_part.added", "refusal.delta", "refusal.done", "content_part.done", "output_item.done",
@@ -470,7 +443,5 @@ def test_openais_client_retrieves_a_response_as_events(client):
 
 def test_openais_streaming_helper_takes_up_a_response(client):
     with client.responses.stream(response_id="resp_1") as stream:
-        text = "".join(
-            event.delta for event in stream if event.type == "response.output_text.delta"
-        )
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
         assert stream.get_final_response().output_text == text == "Hello é😀"

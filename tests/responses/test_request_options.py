@@ -1,13 +1,7 @@
 import pytest
 
 from lcp_gateway.purchase.order import TaskKind
-from lcp_gateway.responses.request_options import (
-    NO_OPTIONS,
-    InvalidOption,
-    RequestOptions,
-    read_metadata,
-    read_options,
-)
+from lcp_gateway.responses.request_options import NO_OPTIONS, InvalidOption, RequestOptions, read_metadata, read_options
 
 RESPONSE, CHAT = TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS
 
@@ -71,11 +65,7 @@ def test_a_response_that_is_not_for_the_background_need_not_be_stored(background
         (RESPONSE, {"previous_response_id": 7}, ("previous_response_id", "invalid_type")),
         (RESPONSE, {"previous_response_id": ""}, ("previous_response_id", "invalid_value")),
         (RESPONSE, {"previous_response_id": "r" * 257}, ("previous_response_id", "invalid_value")),
-        (
-            RESPONSE,
-            {"previous_response_id": "r", "conversation": "conv_1"},
-            ("previous_response_id", "invalid_value"),
-        ),
+        (RESPONSE, {"previous_response_id": "r", "conversation": "conv_1"}, ("previous_response_id", "invalid_value")),
         (CHAT, {"store": True, "metadata": []}, ("metadata", "invalid_type")),
     ],
 )

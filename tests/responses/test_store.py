@@ -73,11 +73,7 @@ def make(clock, told):
 
 
 def _as_dict(limits):
-    return {
-        "items_per_owner": limits.items_per_owner,
-        "bytes_in_all": limits.bytes_in_all,
-        "keep_s": limits.keep_s,
-    }
+    return {"items_per_owner": limits.items_per_owner, "bytes_in_all": limits.bytes_in_all, "keep_s": limits.keep_s}
 
 
 def cost(*held):
@@ -227,10 +223,7 @@ def test_an_expired_item_is_dropped_without_a_lookup(make, clock, told, purged):
 
 def test_an_expired_item_is_neither_removed_nor_replaced(make, clock):
     store = make(keep_s=60)
-    for change in (
-        lambda: store.remove("me", "response", "a"),
-        lambda: store.replace("me", Thing("a")),
-    ):
+    for change in (lambda: store.remove("me", "response", "a"), lambda: store.replace("me", Thing("a"))):
         store.put("me", Thing("a"))
         clock.now += 60
         assert not change()
@@ -410,9 +403,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock = Clock()
         self.told = Callbacks()
         limits = StoreLimits(3, 12_000, 50.0)
-        self.store = ResponseStore(
-            limits, clock=self.clock, on_change=self.told.change, on_removed=self.told.remove
-        )
+        self.store = ResponseStore(limits, clock=self.clock, on_change=self.told.change, on_removed=self.told.remove)
         self.model = Model(limits, self.clock)
 
     @rule(owner=OWNERS, thing=THINGS)
@@ -475,9 +466,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 TestStoreMachine = StoreMachine.TestCase
-TestStoreMachine.settings = settings(
-    max_examples=examples(1.5), stateful_step_count=40, deadline=None
-)
+TestStoreMachine.settings = settings(max_examples=examples(1.5), stateful_step_count=40, deadline=None)
 
 
 def test_the_memory_of_ten_thousand_large_items_stays_near_the_budget():

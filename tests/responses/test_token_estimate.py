@@ -24,25 +24,13 @@ WEATHER = {
 # Each with its exact counts in o200k_base and in cl100k_base.
 NEAR = {
     "The old man walked slowly along the shore, thinking about everything that had happened during the summer. "
-    "His daughter had left for the city, and nobody in the village knew when she would come back.": (
-        39,
-        39,
-    ),
+    "His daughter had left for the city, and nobody in the village knew when she would come back.": (39, 39),
     "def mean(values: list[float]) -> float:\n    if not values:\n        raise ValueError('nothing to average')\n"
     "    return sum(values) / len(values)\n": (34, 32),
-    "2026-11-21T14:02:09.113Z INFO request id=4f2a91c0 status=200 path=/v1/responses took=0.482\n": (
-        41,
-        41,
-    ),
+    "2026-11-21T14:02:09.113Z INFO request id=4f2a91c0 status=200 path=/v1/responses took=0.482\n": (41, 41),
     json.dumps(WEATHER, separators=(",", ":")): (61, 59),
-    "Der alte Mann ging langsam am Ufer entlang und dachte an alles, was im Sommer geschehen war.": (
-        21,
-        25,
-    ),
-    "Le vieil homme marchait lentement le long du rivage en pensant à tout ce qui s'était passé.": (
-        24,
-        24,
-    ),
+    "Der alte Mann ging langsam am Ufer entlang und dachte an alles, was im Sommer geschehen war.": (21, 25),
+    "Le vieil homme marchait lentement le long du rivage en pensant à tout ce qui s'était passé.": (24, 24),
 }
 BETWEEN = {
     "Старик медленно шёл вдоль берега и думал обо всём, что случилось летом.": (23, 35),
@@ -141,11 +129,7 @@ def test_tools_and_schemas_count():
 def test_the_turns_of_a_conversation_with_tools_count():
     call = {"type": "function_call", "call_id": "c", "name": "f", "arguments": '{"town":"Ulm"}'}
     thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hello you"}]}
-    said = {
-        "type": "message",
-        "role": "assistant",
-        "content": [{"type": "refusal", "refusal": "no"}],
-    }
+    said = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
     asked = {
         "role": "assistant",
         "content": None,
@@ -164,22 +148,13 @@ FIELDS = [
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
     lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(FIELDS) | st.text(max_size=3),
-            inner,
-            max_size=4,
-        )
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=3), inner, max_size=4)
     ),
     max_leaves=12,
 )
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from(["input", "messages", "instructions", "tools", "text", "functions"]), JSON
-    )
-)
+@given(st.dictionaries(st.sampled_from(["input", "messages", "instructions", "tools", "text", "functions"]), JSON))
 def test_whatever_stands_in_a_request_it_is_counted(document):
     assert estimate_input_tokens(document) > 0
 

@@ -35,29 +35,15 @@ class Bench:
         )
         self.offers = Offers.of(Catalog(tuple(providers), 0.0), self.registry, **rules)
 
-    def decide(
-        self,
-        model="auto",
-        *,
-        draw=0.0,
-        kind=CHAT,
-        mode=Mode.WHOLE,
-        tokens=0,
-        needs=(),
-        size=ORDINARY_SIZE,
-    ):
+    def decide(self, model="auto", *, draw=0.0, kind=CHAT, mode=Mode.WHOLE, tokens=0, needs=(), size=ORDINARY_SIZE):
         wish = parse_preferences(model, self.offers.capabilities)
-        return self.auto.decide(
-            self.offers, kind, mode, wish, Requirements(frozenset(needs), tokens), draw, size=size
-        )
+        return self.auto.decide(self.offers, kind, mode, wish, Requirements(frozenset(needs), tokens), draw, size=size)
 
     def chosen(self, model="auto", **more) -> str:
         return self.decide(model, **more).chosen.entry.provider.peer_id
 
     def measured(self, provider_id, model, seconds, *, price_msat=None, tokens=100) -> None:
         """Record an answer of a hundred tokens that took so long."""
-        self.records.delivered(
-            provider_id, model, Mode.WHOLE, first_byte_s=None, tokens_per_s=tokens / seconds
-        )
+        self.records.delivered(provider_id, model, Mode.WHOLE, first_byte_s=None, tokens_per_s=tokens / seconds)
         if price_msat is not None:
             self.records.quoted(provider_id, model, price_msat)

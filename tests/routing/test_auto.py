@@ -104,10 +104,7 @@ def test_a_provider_that_has_much_to_do_gets_less():
 
 
 def test_a_node_with_a_price_list_is_known_before_it_was_asked():
-    bench = Bench(
-        provider("node:free", "m", list_price_msat=0),
-        provider("node:dear", "m", list_price_msat=50_000),
-    )
+    bench = Bench(provider("node:free", "m", list_price_msat=0), provider("node:dear", "m", list_price_msat=50_000))
     assert choices(bench, 100)["node:free"] > 90
     assert choices(bench, 100, model="auto:free") == {"node:free": 100}
 
@@ -120,11 +117,7 @@ def test_no_provider_is_free_where_all_ask_a_price():
 
 @given(st.floats(0, 1, exclude_max=True))
 def test_tools_never_go_to_a_model_without_them_when_one_with_them_is_there(draw):
-    bench = Bench(
-        provider("a", "fast", "unsaid"),
-        provider("b", "able"),
-        cards={"able": TOOLS, "fast": NO_TOOLS},
-    )
+    bench = Bench(provider("a", "fast", "unsaid"), provider("b", "able"), cards={"able": TOOLS, "fast": NO_TOOLS})
     for _ in range(4):
         bench.measured("a", "fast", 0.1, price_msat=1)
         bench.measured("b", "able", 50, price_msat=90_000)
@@ -306,9 +299,7 @@ def test_a_reason_claims_nothing_that_is_not_known():
 
 @given(st.floats(0, 0.999999), st.integers(1, 100_000))
 def test_beside_a_free_node_no_draw_chooses_a_peer_whose_price_is_known(draw, price_msat):
-    bench = Bench(
-        provider("a", "x-14b"), provider("b", "x-8b"), provider("node:n", "m", list_price_msat=0)
-    )
+    bench = Bench(provider("a", "x-14b"), provider("b", "x-8b"), provider("node:n", "m", list_price_msat=0))
     for _ in range(3):
         bench.measured("node:n", "m", 3)
     bench.records.quoted("a", "x-14b", price_msat)
@@ -318,9 +309,7 @@ def test_beside_a_free_node_no_draw_chooses_a_peer_whose_price_is_known(draw, pr
 
 def test_where_the_price_of_the_chosen_one_is_not_known_the_best_that_is_known_comes_next():
     bench = Bench(
-        provider("a", "m1-14b", "m2-14b"),
-        provider("b", "m-14b"),
-        provider("node:n", "m-1b", list_price_msat=0),
+        provider("a", "m1-14b", "m2-14b"), provider("b", "m-14b"), provider("node:n", "m-1b", list_price_msat=0)
     )
     for draw in (0.99, 0.5):
         ranked = [one.entry.provider.peer_id for one in bench.decide(draw=draw).ranked]
@@ -396,14 +385,10 @@ def test_where_no_provider_offers_a_keys_models_none_is_chosen():
 @pytest.mark.parametrize("seen", [0, 1, 13, 40])
 @pytest.mark.parametrize("wish", ["auto", "auto:small", "auto:large"])
 @pytest.mark.parametrize("policy", [None, AutoPolicy(Weights(1.0, 0.0, 0.0, 0.0, 0.0))])
-def test_leaving_providers_out_before_the_scoring_changes_no_choice(
-    monkeypatch, policy, wish, seen
-):
+def test_leaving_providers_out_before_the_scoring_changes_no_choice(monkeypatch, policy, wish, seen):
     """Regression: thousands of models of one provider were scored, though at most twelve can be on the shortlist."""
     names = [f"model-{number}-{1 + number % 7}b" for number in range(60)]
-    bench = Bench(
-        provider("a", *names), provider("b", *names), provider("c", "model-0-1b"), policy=policy
-    )
+    bench = Bench(provider("a", *names), provider("b", *names), provider("c", "model-0-1b"), policy=policy)
     for number in range(seen):
         bench.measured("ab"[number % 2], names[-1 - number], 0.1 + number)
     weighed = bench.decide(wish)

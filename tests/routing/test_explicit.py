@@ -3,13 +3,7 @@ import pytest
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog, Provider, empty_catalog, merge_kinds
-from lcp_gateway.routing.explicit import (
-    ModelNotFound,
-    NoProvider,
-    RoutingRules,
-    explicit_providers,
-    kinds_of,
-)
+from lcp_gateway.routing.explicit import ModelNotFound, NoProvider, RoutingRules, explicit_providers, kinds_of
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
 COMPLETIONS, EMBEDDINGS = TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS
@@ -91,10 +85,7 @@ def test_without_peers_there_is_no_provider():
 
 def test_every_model_is_listed_once_with_all_providers_that_offer_it():
     models = CATALOG.models()
-    assert {m: [p.peer_id for p in ps] for m, ps in models.items()} == {
-        "small": [ALICE, BOB],
-        "big": [BOB],
-    }
+    assert {m: [p.peer_id for p in ps] for m, ps in models.items()} == {"small": [ALICE, BOB], "big": [BOB]}
 
 
 def test_all_providers_that_advertise_the_model_may_be_asked_in_turn():

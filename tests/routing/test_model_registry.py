@@ -21,10 +21,7 @@ def traits(model="some-model", facts=(), **card):
 
 def test_an_alias_is_resolved_and_any_other_name_stays():
     registry = ModelRegistry(
-        {
-            "qwen2.5-coder:14b": ModelCard(aliases=("gpt-4o-mini", "coder")),
-            AUTO: ModelCard(aliases=("default",)),
-        }
+        {"qwen2.5-coder:14b": ModelCard(aliases=("gpt-4o-mini", "coder")), AUTO: ModelCard(aliases=("default",))}
     )
     assert registry.resolve("gpt-4o-mini") == "qwen2.5-coder:14b"
     assert registry.resolve("default") == AUTO
@@ -53,9 +50,7 @@ def test_later_changes_of_what_was_given_change_nothing():
 
 
 def test_without_a_card_the_name_and_the_list_speak():
-    found = traits(
-        "Qwen2.5-Coder-14B", [ModelFacts(context_length=32_768, capabilities=frozenset({"tools"}))]
-    )
+    found = traits("Qwen2.5-Coder-14B", [ModelFacts(context_length=32_768, capabilities=frozenset({"tools"}))])
     assert found == Traits(
         type="",
         context_length=32_768,
@@ -85,9 +80,7 @@ def test_the_operators_word_beats_list_and_name():
 
 
 def test_a_card_that_says_nothing_of_something_leaves_it_to_the_others():
-    found = traits(
-        "llava:13b", [ModelFacts(context_length=4_096)], owned_by="me", aliases=("eyes",)
-    )
+    found = traits("llava:13b", [ModelFacts(context_length=4_096)], owned_by="me", aliases=("eyes",))
     assert (found.params_b, found.context_length, found.complete) == (13, 4_096, False)
     assert found.capabilities == {"vision"}
 
@@ -152,6 +145,4 @@ def test_a_card_says_what_the_configuration_can_say():
     of_the_tariff = {"markup_percent", "markup_msat"}
     said = dataclasses.asdict(ModelConfig())
     assert of_the_tariff <= said.keys()
-    assert dataclasses.asdict(ModelCard()) == {
-        name: value for name, value in said.items() if name not in of_the_tariff
-    }
+    assert dataclasses.asdict(ModelCard()) == {name: value for name, value in said.items() if name not in of_the_tariff}

@@ -143,10 +143,7 @@ NAMES = {
 def test_a_name_tells_size_abilities_maker_and_type(name):
     params_b, capabilities, vendor, kind = NAMES[name]
     assert read_name(name) == NameFacts(
-        pytest.approx(params_b) if params_b else None,
-        frozenset(capabilities.split()),
-        vendor,
-        kind,
+        pytest.approx(params_b) if params_b else None, frozenset(capabilities.split()), vendor, kind
     )
 
 

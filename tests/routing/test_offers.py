@@ -4,11 +4,7 @@ from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.offers import Offers
 from tests.routing.offering import CHAT, provider
 
-RESPONSES, COMPLETIONS, EMBEDDINGS = (
-    TaskKind.RESPONSES,
-    TaskKind.COMPLETIONS,
-    TaskKind.EMBEDDINGS,
-)
+RESPONSES, COMPLETIONS, EMBEDDINGS = (TaskKind.RESPONSES, TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS)
 
 
 def offered(*providers, cards=None, **rules) -> Offers:
@@ -38,9 +34,7 @@ def test_entries_of_one_model_share_what_is_known_of_it():
 
 
 def test_a_provider_that_chats_counts_for_completions_too_and_once():
-    offers = offered(
-        provider("a", "m"), of_kinds("b", (COMPLETIONS, "m"), (CHAT, "m"), (CHAT, "other"))
-    )
+    offers = offered(provider("a", "m"), of_kinds("b", (COMPLETIONS, "m"), (CHAT, "m"), (CHAT, "other")))
     assert pairs(offers, COMPLETIONS) == [("a", "m"), ("b", "m"), ("b", "other")]
     assert pairs(offers) == [("a", "m"), ("b", "m"), ("b", "other")]
 
@@ -76,11 +70,7 @@ def test_a_model_that_calls_itself_auto_is_no_offer():
 def test_what_providers_say_of_a_model_is_put_together():
     facts = {"m": ModelFacts(8_192, 0, frozenset({"tools"}))}
     other = {"m": ModelFacts(4_096, 0, frozenset({"vision"}))}
-    offers = offered(
-        provider("node:n", "m", facts=facts),
-        provider("node:o", "m", facts=other),
-        provider("a", "plain"),
-    )
+    offers = offered(provider("node:n", "m", facts=facts), provider("node:o", "m", facts=other), provider("a", "plain"))
     assert offers.traits["m"].context_length == 4_096
     assert offers.traits["m"].capabilities == {"tools", "vision"}
     assert offers.capabilities == {"tools", "vision"}

@@ -18,12 +18,7 @@ from tests.support.purchases import PEER, quote
 
 DAY_S = 86_400
 OTHER_PEER = "03" + "cd" * 32
-RULES = TrustRules(
-    exposure_base_msat=10_000,
-    exposure_share_ppm=100_000,
-    breaker_failures=3,
-    breaker_pause_s=10.0,
-)
+RULES = TrustRules(exposure_base_msat=10_000, exposure_share_ppm=100_000, breaker_failures=3, breaker_pause_s=10.0)
 NUMBERS = count(1)
 
 
@@ -176,9 +171,7 @@ def test_a_loss_is_worked_off_by_deliveries(standings):
     assert room(standings) == 8_000
     for _ in range(4):
         buy(standings, 5_000, State.DELIVERED)
-    assert room(standings) == 8_000, (
-        "20,000 delivered outweigh 2,000 lost, and more is earned on top"
-    )
+    assert room(standings) == 8_000, "20,000 delivered outweigh 2,000 lost, and more is earned on top"
     for _ in range(4):
         buy(standings, 5_000, State.DELIVERED)
     assert room(standings) == 10_000
@@ -406,17 +399,13 @@ def test_a_restart_forgives_no_loss_to_unproven_peers_of_today(clock):
     assert not refuses(after, 6_000, peer=third)
 
 
-def test_a_choice_among_many_unproven_peers_adds_up_their_exposure_once(
-    together, clock, monkeypatch
-):
+def test_a_choice_among_many_unproven_peers_adds_up_their_exposure_once(together, clock, monkeypatch):
     peers = strangers(100)
     for peer in peers:
         buy(together, 10, peer=peer)
     added_up = []
     add_up = together._exposed_to_strangers_msat
-    monkeypatch.setattr(
-        together, "_exposed_to_strangers_msat", lambda now: added_up.append(now) or add_up(now)
-    )
+    monkeypatch.setattr(together, "_exposed_to_strangers_msat", lambda now: added_up.append(now) or add_up(now))
     assert all(together.readiness(peer) == 1.0 and together.available(peer) for peer in peers)
     assert len(added_up) == 1
     clock.now += 1
@@ -442,11 +431,7 @@ def test_the_history_in_the_journal_survives_a_restart(standings):
     standings.load(
         [
             PeerHistory(
-                PEER,
-                delivered_msat=50_000,
-                delivered_count=9,
-                undelivered_msat=2_000,
-                unknown={job_id: 1_500},
+                PEER, delivered_msat=50_000, delivered_count=9, undelivered_msat=2_000, unknown={job_id: 1_500}
             ),
             PeerHistory(OTHER_PEER, failures=3),
         ]
@@ -471,9 +456,7 @@ def test_a_standing_is_the_same_after_a_restart_as_before(clock):
 
 def test_peer_trust_implements_the_exposure_of_the_purchase_service(standings):
     exposure: Exposure = standings
-    assert all(
-        callable(getattr(exposure, name)) for name in ("check", "paying", "ended", "released")
-    )
+    assert all(callable(getattr(exposure, name)) for name in ("check", "paying", "ended", "released"))
 
 
 # -- random histories ---------------------------------------------------------------------------
@@ -533,9 +516,7 @@ class AnyHistory(RuleBasedStateMachine):
     @precondition(lambda self: self.paying)
     @rule(
         data=st.data(),
-        state=st.sampled_from(
-            [State.DELIVERED, State.UNDELIVERED, State.UNKNOWN, State.NOT_PAID, State.DELIVERED]
-        ),
+        state=st.sampled_from([State.DELIVERED, State.UNDELIVERED, State.UNKNOWN, State.NOT_PAID, State.DELIVERED]),
     )
     def end(self, data, state):
         quoted = self.pick(self.paying, data)
@@ -597,10 +578,7 @@ AnyHistory.TestCase.settings = settings(
 test_no_history_breaks_the_rules = AnyHistory.TestCase
 
 
-@given(
-    prices=st.lists(PRICES, max_size=60),
-    deliver=st.lists(st.booleans(), min_size=60, max_size=60),
-)
+@given(prices=st.lists(PRICES, max_size=60), deliver=st.lists(st.booleans(), min_size=60, max_size=60))
 @settings(deadline=None, database=None)
 def test_a_price_passes_exactly_when_base_and_earned_share_cover_it_and_all_losses(prices, deliver):
     rules = replace(RULES, breaker_failures=0, exposure_share_ppm=500_000)
@@ -618,10 +596,7 @@ def test_a_price_passes_exactly_when_base_and_earned_share_cover_it_and_all_loss
 def test_amounts_stay_whole(standings):
     buy(standings, Msat(3), State.DELIVERED)
     standing = standings.standing(PEER)
-    assert all(
-        isinstance(msat, int)
-        for msat in (standing.out_msat, standing.undelivered_msat, standing.limit_msat)
-    )
+    assert all(isinstance(msat, int) for msat in (standing.out_msat, standing.undelivered_msat, standing.limit_msat))
 
 
 # -- changed rules ----------------------------------------------------------------------------------

@@ -95,10 +95,7 @@ class Operator:
         self.jobs += 1
         job_id = hashlib.sha256(str(self.jobs).encode()).digest()
         quoted = replace(
-            quote(price_msat),
-            peer_id=peer_id,
-            job_id=job_id,
-            expires_at=self.clock.now() + timedelta(seconds=300),
+            quote(price_msat), peer_id=peer_id, job_id=job_id, expires_at=self.clock.now() + timedelta(seconds=300)
         )
         purchase = Purchase(replace(order(), account_id=account_id), quoted)
         try:
@@ -149,9 +146,7 @@ def test_the_documented_figures_are_those_of_the_default_settings():
 
 
 @pytest.mark.parametrize("price_sat", [1, 777, 9_000, 120_000])
-async def test_twenty_colluding_peers_and_one_customer_take_no_more_than_its_daily_refunds(
-    operator, price_sat
-):
+async def test_twenty_colluding_peers_and_one_customer_take_no_more_than_its_daily_refunds(operator, price_sat):
     """Regression: with the default settings 720,000 sat could be lost in 45 seconds."""
     account_id = await operator.customer()
     for _ in range(300 if price_sat == 1 else 40):
@@ -182,9 +177,7 @@ async def test_peers_that_first_proved_themselves_take_no_more_either(operator):
     operator.peers.honest = True
     for _ in range(25):
         # All peers at once, in one commit: they stay within the joint limit of unproven peers.
-        assert all(
-            await asyncio.gather(*(operator.buy(account_id, peer, 1_900 * SAT) for peer in PEERS))
-        )
+        assert all(await asyncio.gather(*(operator.buy(account_id, peer, 1_900 * SAT) for peer in PEERS)))
     operator.peers.honest = False
     for account in accounts:
         for peer in PEERS:
@@ -206,9 +199,7 @@ async def test_the_limits_of_refunds_hold_by_themselves(tmp_path):
     await operator.close()
 
 
-async def test_unproven_peers_take_no_more_of_the_operators_own_purchases_than_is_documented(
-    operator,
-):
+async def test_unproven_peers_take_no_more_of_the_operators_own_purchases_than_is_documented(operator):
     """Without accounts there are no refunds: undelivered purchases are the operator's loss."""
     for _ in range(40):
         for peer in PEERS:

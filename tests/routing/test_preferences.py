@@ -30,8 +30,7 @@ def test_the_operators_own_capabilities_can_be_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("word", "name"),
-    [("fast", "speed"), ("cheap", "price"), ("reliable", "delivery"), ("small", "fit")],
+    ("word", "name"), [("fast", "speed"), ("cheap", "price"), ("reliable", "delivery"), ("small", "fit")]
 )
 def test_a_word_makes_its_weight_heavier(word, name):
     plain = parse_preferences("auto").weights(Weights())

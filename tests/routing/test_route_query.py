@@ -101,9 +101,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )
-FIELDS = st.sampled_from(
-    ["providers", "min_params_b", "max_params_b", "capabilities", "prefer_size", "limit", "x"]
-)
+FIELDS = st.sampled_from(["providers", "min_params_b", "max_params_b", "capabilities", "prefer_size", "limit", "x"])
 MARKET = market()
 
 
@@ -128,12 +126,7 @@ def test_every_model_is_named_once_at_its_best_provider():
         bench.measured("a", "llama3.1:8b", 20)
         bench.measured("node:Lab", "llama3.1:8b", 1)
     documents = found(bench, limit=100)
-    assert sorted(one["model"] for one in documents) == [
-        "Qwen2.5-Coder-14B",
-        "llama3.1:70b",
-        "llama3.1:8b",
-        "mystery",
-    ]
+    assert sorted(one["model"] for one in documents) == ["Qwen2.5-Coder-14B", "llama3.1:70b", "llama3.1:8b", "mystery"]
     (small,) = [one for one in documents if one["model"] == "llama3.1:8b"]
     assert (small["provider"], small["source"]) == ("node:Lab", "node")
     assert small["providers"] == ["node:Lab", "a"]
@@ -247,9 +240,7 @@ def test_endpoints_are_told_by_their_words():
 
 def test_each_condition_says_how_many_it_left_out_and_how_many_for_want_of_knowledge():
     assert reasons(providers=["missing"]) == ["providers: 4 of 4 models left out"]
-    assert reasons(min_params_b=100) == [
-        "min_params_b: 4 of 4 models left out, 1 of them because it is not known"
-    ]
+    assert reasons(min_params_b=100) == ["min_params_b: 4 of 4 models left out, 1 of them because it is not known"]
     assert reasons(max_params_b=20, capabilities=["singing"], providers=["a", "b"]) == [
         "providers: 2 of 4 models left out",
         "max_params_b: 2 of 4 models left out, 1 of them because it is not known",

@@ -90,8 +90,7 @@ def test_a_full_provider_has_no_room_and_one_without_a_limit_always_has_some():
 
 
 @pytest.mark.parametrize(
-    ("size", "order"),
-    [("small", [1, 14, 120]), ("large", [120, 14, 1]), ("balanced", [14, 120, 1])],
+    ("size", "order"), [("small", [1, 14, 120]), ("large", [120, 14, 1]), ("balanced", [14, 120, 1])]
 )
 def test_sizes_are_preferred_as_asked(size, order):
     fits = [fit_feature(params, size) for params in order]

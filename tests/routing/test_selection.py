@@ -18,11 +18,7 @@ from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.routing.selection import Selector
 from tests.routing.offering import CHAT, provider
 
-RESPONSES, COMPLETIONS, EMBEDDINGS = (
-    TaskKind.RESPONSES,
-    TaskKind.COMPLETIONS,
-    TaskKind.EMBEDDINGS,
-)
+RESPONSES, COMPLETIONS, EMBEDDINGS = (TaskKind.RESPONSES, TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS)
 FIELDS = {
     CHAT: b'"messages" : [1]',
     RESPONSES: b'"input" : "x"',
@@ -69,22 +65,14 @@ class SelectorUnderTest:
 
     def __post_init__(self):
         self.catalogs = CatalogSource(
-            Catalog(tuple(self.providers), 0.0),
-            None if self.fresh is None else Catalog(tuple(self.fresh), 1.0),
+            Catalog(tuple(self.providers), 0.0), None if self.fresh is None else Catalog(tuple(self.fresh), 1.0)
         )
         self.records = Measurements(half_life_s=300, clock=lambda: self.now)
         self.standings = PeerTrust(
-            TrustRules(
-                exposure_base_msat=0,
-                exposure_share_ppm=0,
-                breaker_failures=2,
-                breaker_pause_s=10,
-            ),
+            TrustRules(exposure_base_msat=0, exposure_share_ppm=0, breaker_failures=2, breaker_pause_s=10),
             clock=lambda: self.now,
         )
-        self.auto = AutoChoice(
-            AutoPolicy(), self.records, self.standings.readiness, clock=lambda: self.now
-        )
+        self.auto = AutoChoice(AutoPolicy(), self.records, self.standings.readiness, clock=lambda: self.now)
         self.selector = Selector(
             self.catalogs,
             adapters=BODY_ADAPTERS,
@@ -112,9 +100,7 @@ class SelectorUnderTest:
 
     def measured(self, provider_id, model, seconds):
         for _ in range(3):
-            self.records.delivered(
-                provider_id, model, Mode.WHOLE, first_byte_s=None, tokens_per_s=100 / seconds
-            )
+            self.records.delivered(provider_id, model, Mode.WHOLE, first_byte_s=None, tokens_per_s=100 / seconds)
 
     def rests(self, provider_id):
         for _ in range(2):
@@ -130,9 +116,7 @@ def among(*providers, **more) -> SelectorUnderTest:
 
 async def test_a_named_model_gives_every_provider_once_and_its_task_is_not_touched():
     wanted = task()
-    found = await among(
-        provider("a", "m"), provider("b", "other"), provider("node:n", "m")
-    ).selector(order(wanted))
+    found = await among(provider("a", "m"), provider("b", "other"), provider("node:n", "m")).selector(order(wanted))
     assert sorted(one.provider_id for one in found) == ["a", "node:n"]
     assert all(one.adapt(wanted) is wanted for one in found)
     assert all((one.adapter, one.routing) == ("", None) for one in found)
@@ -146,9 +130,7 @@ async def test_a_card_without_defaults_changes_nothing():
 
 async def test_an_alias_is_replaced_in_the_body_and_nothing_else_is():
     wanted = task("gpt-4o-mini", more=b', "metadata":{"model":"gpt-4o-mini"}')
-    bought = await among(
-        provider("a", "real"), cards={"real": {"aliases": ("gpt-4o-mini",)}}
-    ).bought(wanted)
+    bought = await among(provider("a", "real"), cards={"real": {"aliases": ("gpt-4o-mini",)}}).bought(wanted)
     assert bought.model == "real"
     assert bought.body == wanted.body.replace(b'"gpt-4o-mini"', b'"real"', 1)
 
@@ -196,18 +178,13 @@ async def test_by_score_only_providers_that_may_be_asked_are_there():
 
 
 async def test_a_mapped_model_has_one_provider_which_may_be_a_node():
-    choosing = among(
-        provider("a", "m"), provider("node:n", "m"), rules={"model_peers": {"m": "node:n"}}
-    )
+    choosing = among(provider("a", "m"), provider("node:n", "m"), rules={"model_peers": {"m": "node:n"}})
     assert await choosing.ids(task()) == ["node:n"]
 
 
 async def test_an_alias_of_a_mapped_model_goes_where_the_model_goes():
     choosing = among(
-        provider("a", "m"),
-        provider("b", "m"),
-        cards={"m": {"aliases": ("x",)}},
-        rules={"model_peers": {"m": "b"}},
+        provider("a", "m"), provider("b", "m"), cards={"m": {"aliases": ("x",)}}, rules={"model_peers": {"m": "b"}}
     )
     assert await choosing.ids(task("x")) == ["b"]
 
@@ -223,10 +200,7 @@ async def test_an_allowlist_may_name_the_model_or_its_alias():
 
 async def test_a_default_peer_gets_what_peers_can_take_and_nodes_keep_their_own():
     choosing = among(
-        provider("a", "m"),
-        provider("b", "other"),
-        provider("node:n", "mine"),
-        rules={"default_peer_id": "b"},
+        provider("a", "m"), provider("b", "other"), provider("node:n", "mine"), rules={"default_peer_id": "b"}
     )
     assert await choosing.ids(task("m")) == ["b"]
     assert await choosing.ids(task("mine")) == ["node:n"]
@@ -239,8 +213,7 @@ DEFAULTS = {"default_temperature": 0.2, "default_max_tokens": 300}
 
 
 @pytest.mark.parametrize(
-    ("kind", "limit"),
-    [(CHAT, "max_tokens"), (RESPONSES, "max_output_tokens"), (COMPLETIONS, "max_tokens")],
+    ("kind", "limit"), [(CHAT, "max_tokens"), (RESPONSES, "max_output_tokens"), (COMPLETIONS, "max_tokens")]
 )
 async def test_defaults_are_added_where_there_is_nothing(kind, limit):
     wanted = task(kind=kind)
@@ -303,13 +276,8 @@ async def test_alias_defaults_and_adapter_go_together():
 
 async def test_the_adapter_is_for_providers_that_only_chat_and_the_others_get_every_byte():
     wanted = task(kind=COMPLETIONS)
-    found = await among(provider("a", "m"), provider("b", "m", kind=COMPLETIONS)).selector(
-        order(wanted)
-    )
-    assert [(one.provider_id, one.adapter) for one in found] == [
-        ("b", ""),
-        ("a", COMPLETIONS_AS_CHAT),
-    ]
+    found = await among(provider("a", "m"), provider("b", "m", kind=COMPLETIONS)).selector(order(wanted))
+    assert [(one.provider_id, one.adapter) for one in found] == [("b", ""), ("a", COMPLETIONS_AS_CHAT)]
     assert found[0].adapt(wanted) is wanted
     assert found[1].adapt(wanted).kind is CHAT
 
@@ -324,11 +292,7 @@ async def test_features_that_chat_lacks_are_refused_before_any_quote(model):
 
 @pytest.mark.parametrize("model", ["m", "auto"])
 async def test_a_provider_that_takes_completions_gets_what_no_chat_can_do(model):
-    choosing = among(
-        provider("a", "m"),
-        provider("node:n", "m", kind=COMPLETIONS),
-        provider("c", "m"),
-    )
+    choosing = among(provider("a", "m"), provider("node:n", "m", kind=COMPLETIONS), provider("c", "m"))
     assert await choosing.ids(task(model, COMPLETIONS, more=b',"suffix":"end"')) == ["node:n"]
 
 
@@ -555,10 +519,7 @@ def test_a_choice_of_auto_is_explained_as_it_would_be_made():
 def test_a_named_model_is_explained_with_its_providers_in_the_order_of_asking():
     for by_score, expected in ((True, ["b", "a"]), (False, ["a", "b"])):
         choosing = among(
-            provider("a", "m"),
-            provider("b", "m"),
-            cards={"m": {"aliases": ("x",)}},
-            rules={"by_score": by_score},
+            provider("a", "m"), provider("b", "m"), cards={"m": {"aliases": ("x",)}}, rules={"by_score": by_score}
         )
         choosing.measured("a", "m", 10)
         choosing.measured("b", "m", 1)
@@ -605,9 +566,7 @@ def chat_of(text, model="m", kind=CHAT):
 @pytest.mark.parametrize("model", ["m", "alias", "auto"])
 async def test_a_request_that_is_clearly_too_long_for_its_model_is_refused(kind, model):
     """Regression: a prompt of 24 KB was bought for a context of 4,096 tokens."""
-    choosing = among(
-        provider("a", "m", kind=kind), cards={"m": {"context_length": 4_096, "aliases": ("alias",)}}
-    )
+    choosing = among(provider("a", "m", kind=kind), cards={"m": {"context_length": 4_096, "aliases": ("alias",)}})
     wanted = chat_of(PROSE, model, kind)
     with pytest.raises(ContextTooLong, match="4096 tokens") as caught:
         await choosing.selector(order(wanted))
@@ -633,17 +592,12 @@ async def test_a_request_that_may_just_fit_is_not_refused(text):
 
 
 async def test_each_of_several_inputs_to_embed_has_the_context_for_itself():
-    choosing = among(
-        provider("a", "m", kind=EMBEDDINGS),
-        cards={"m": {"context_length": 512, "type": "embedding"}},
-    )
+    choosing = among(provider("a", "m", kind=EMBEDDINGS), cards={"m": {"context_length": 512, "type": "embedding"}})
     assert await choosing.ids(chat_of([PROSE[:1_000]] * 50, kind=EMBEDDINGS)) == ["a"]
 
 
 async def test_the_dimensions_of_a_model_are_written_into_requests_that_do_not_say():
-    choosing = among(
-        provider("a", "m", kind=EMBEDDINGS), cards={"m": {"dimensions": 256, "type": "embedding"}}
-    )
+    choosing = among(provider("a", "m", kind=EMBEDDINGS), cards={"m": {"dimensions": 256, "type": "embedding"}})
     wanted = task("m", EMBEDDINGS)
     bought = await choosing.bought(wanted)
     assert bought.body == wanted.body.rstrip()[:-1] + b',"dimensions":256}' + b"\n"

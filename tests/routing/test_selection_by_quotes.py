@@ -31,9 +31,7 @@ class QuotedSelection:
 
     def __init__(self, *providers, asking=None, cards=None, **prices) -> None:
         self.choosing = SelectorUnderTest(providers, cards or {})
-        self.upstream = PricedUpstream(
-            {one.peer_id: Peer(_price(one, prices)) for one in providers}
-        )
+        self.upstream = PricedUpstream({one.peer_id: Peer(_price(one, prices)) for one in providers})
         self.background: list = []
         self.requester = QuoteRequester(
             self.upstream,
@@ -45,9 +43,7 @@ class QuotedSelection:
         )
 
     def _quoted(self, order, quote, _duration_s):
-        self.choosing.records.quoted(
-            quote.peer_id, order.task.model, quote.price_msat, request_size(order.task)
-        )
+        self.choosing.records.quoted(quote.peer_id, order.task.model, quote.price_msat, request_size(order.task))
 
     async def offer(self, model="auto", draw=0.0):
         self.choosing.draw = draw
@@ -61,11 +57,7 @@ class QuotedSelection:
         """Take an offer and record its delivery."""
         offer = await self.offer(model, draw)
         self.choosing.records.delivered(
-            offer.quote.peer_id,
-            offer.order.task.model,
-            Mode.WHOLE,
-            first_byte_s=None,
-            tokens_per_s=100 / seconds,
+            offer.quote.peer_id, offer.order.task.model, Mode.WHOLE, first_byte_s=None, tokens_per_s=100 / seconds
         )
         self.choosing.now += 0.5
         return offer
@@ -153,9 +145,7 @@ async def test_a_price_that_has_risen_is_compared_before_it_is_paid():
 
 async def test_the_number_of_calls_to_peers_keeps_its_limit_and_a_node_needs_none():
     one_call = QuotingRules(at_most=1)
-    selection = QuotedSelection(
-        provider("a", "m"), provider("b", "m"), asking=one_call, a=9_000, b=1_000
-    )
+    selection = QuotedSelection(provider("a", "m"), provider("b", "m"), asking=one_call, a=9_000, b=1_000)
     assert (await selection.offer()).candidate.provider_id == "a"
     selection = QuotedSelection(provider("a", "best-14b"), free(), asking=one_call, a=9_000)
     for number in range(10):
@@ -171,9 +161,7 @@ async def test_one_that_fails_in_the_comparison_leaves_the_quote_that_is_there()
 
 async def test_peers_of_like_prices_are_all_tried():
     """Selection still explores: the first prices are seen, and no provider is left out because it is unknown."""
-    selection = QuotedSelection(
-        *(provider(name, "m") for name in "abcd"), a=5_000, b=5_200, c=4_900, d=5_100
-    )
+    selection = QuotedSelection(*(provider(name, "m") for name in "abcd"), a=5_000, b=5_200, c=4_900, d=5_100)
     seen = Counter()
     for number in range(40):
         seen[(await selection.buy(draw=(number * 0.618034) % 1)).quote.peer_id] += 1
@@ -192,9 +180,6 @@ async def test_a_peer_that_was_measured_to_be_better_is_bought_beside_a_free_nod
 async def test_the_same_draws_and_quotes_lead_to_the_same_choices():
     async def run() -> list[str]:
         selection = QuotedSelection(*PEERS, **PRICES)
-        return [
-            (await selection.buy(draw=(number * 0.618034) % 1)).quote.peer_id
-            for number in range(30)
-        ]
+        return [(await selection.buy(draw=(number * 0.618034) % 1)).quote.peer_id for number in range(30)]
 
     assert await run() == await run()

@@ -15,13 +15,9 @@ SELECT job_id, state, account_id, key_id, model, price_msat, fee_cap_msat, fee_m
        paying_at, ended_by, received, refund, owner
 FROM purchases
 """
-ENTRIES = (
-    "SELECT book, cause, cause_id, amount_msat FROM ledger_entries WHERE book LIKE 'customer:%'"
-)
+ENTRIES = "SELECT book, cause, cause_id, amount_msat FROM ledger_entries WHERE book LIKE 'customer:%'"
 BALANCES = "SELECT account_id, balance_msat, held_msat FROM balances"
-COUNTED = (
-    "SELECT coalesce(sum(spent_msat), 0) FROM budget_spend WHERE scope = '' AND period = 'month'"
-)
+COUNTED = "SELECT coalesce(sum(spent_msat), 0) FROM budget_spend WHERE scope = '' AND period = 'month'"
 
 
 @dataclass(frozen=True)
@@ -88,9 +84,7 @@ def _books(connection: Connection) -> Books:
         for account_id, balance_msat, held_msat in connection.execute(text(BALANCES))
     }
     counted_msat = int(connection.execute(text(COUNTED)).scalar_one())
-    return Books(
-        purchases, taken, adjusted, balances, counted_msat, list(audit(connection).problems)
-    )
+    return Books(purchases, taken, adjusted, balances, counted_msat, list(audit(connection).problems))
 
 
 async def read_books(journal: str) -> Books:

@@ -24,12 +24,7 @@ from tests.soak.model import Facts, Verdict, compare
 from tests.support.gateway import gateway
 from tests.support.holding_node import LONGEST_HOLD_S
 from tests.support.journaled import TestedNode, money_node, on_node
-from tests.support.killing import (
-    LONGEST_START_S,
-    kill_under_load,
-    kill_while_starting,
-    resolve_later,
-)
+from tests.support.killing import LONGEST_START_S, kill_under_load, kill_while_starting, resolve_later
 from tests.support.lnd_standin import LndStandin, lnd_settings
 from tests.support.postgres import running_postgres
 from tests.system.selling.seller import Office, selling
@@ -93,9 +88,7 @@ def run(
     done = Run()
     until = time.monotonic() + seconds
     with ExitStack() as stack:
-        node = stack.enter_context(
-            money_node(folder, toml=NODE, faults=True, module="tests.support.holding_node")
-        )
+        node = stack.enter_context(money_node(folder, toml=NODE, faults=True, module="tests.support.holding_node"))
         lnd = stack.enter_context(lnd_beside(node.events_file, folder))
         settings = {
             **on_node(node, journal_url=journal, budget_month_msat=HUGE_BUDGET_MSAT),
@@ -166,15 +159,11 @@ def _answers(load: Load) -> Counter:
             elif attempt.complete:
                 found["complete"] += 1
             else:
-                found[
-                    f"{attempt.status or 'cut off'} {attempt.code or attempt.verdict}".strip()
-                ] += 1
+                found[f"{attempt.status or 'cut off'} {attempt.code or attempt.verdict}".strip()] += 1
     return found
 
 
-def _reconciled(
-    node: TestedNode, lnd: LndStandin, journal: str, at_kill: dict[str, str], done: Run
-) -> Books:
+def _reconciled(node: TestedNode, lnd: LndStandin, journal: str, at_kill: dict[str, str], done: Run) -> Books:
     """Return the books once all unknown payments are resolved; those without a record in lnd after their invoices have expired."""
     before = asyncio.run(read_books(journal))
     left = {job for job, bought in before.purchases.items() if bought.state == "unknown"}

@@ -27,12 +27,7 @@ MODELS = {
     "fault/stream-cut": 6,
     "fault/wrong-hash": 6,
 }
-NEVER_WHOLE = {
-    "fault/execute-code-unavailable",
-    "fault/result-failed",
-    "fault/stream-cut",
-    "fault/wrong-hash",
-}
+NEVER_WHOLE = {"fault/execute-code-unavailable", "fault/result-failed", "fault/stream-cut", "fault/wrong-hash"}
 WITH_KEY = 0.5
 REPEATED_AFTER_SUCCESS = 0.2
 WITH_REVOKED_KEY = 0.1
@@ -275,10 +270,7 @@ def customers(accounts: Accounts, number: int, dice: random.Random) -> Iterator[
     """Run so many customers and one administrator."""
     load = Load(accounts)
     work = [load.administrate, *[load.buy] * number]
-    threads = [
-        threading.Thread(target=it, args=(random.Random(dice.random()),), daemon=True)
-        for it in work
-    ]
+    threads = [threading.Thread(target=it, args=(random.Random(dice.random()),), daemon=True) for it in work]
     for thread in threads:
         thread.start()
     try:

@@ -88,9 +88,7 @@ def _wallet(facts: Facts, verdict: Verdict) -> dict[str, str]:
     return did
 
 
-def _check_order(
-    order: Order, found: Sequence[Bought], wallet: Mapping[str, str], verdict: Verdict
-) -> None:
+def _check_order(order: Order, found: Sequence[Bought], wallet: Mapping[str, str], verdict: Verdict) -> None:
     """Check that an order was paid at most once, however often it was requested."""
     settled = [bought for bought in found if wallet[bought.job_id] == "settled"]
     if len(settled) > 1:
@@ -102,17 +100,11 @@ def _check_order(
     known = {bought.job_id for bought in found}
     for attempt in order.attempts:
         if attempt.verdict == "settled" and attempt.job_id not in known:
-            verdict.discrepancies.append(
-                f"a client got the job {attempt.job_id}, which is not in the journal"
-            )
+            verdict.discrepancies.append(f"a client got the job {attempt.job_id}, which is not in the journal")
         if attempt.verdict == "none" and wallet.get(attempt.job_id) == "settled":
-            verdict.discrepancies.append(
-                f"a client got `none` for {attempt.job_id}, which was paid"
-            )
+            verdict.discrepancies.append(f"a client got `none` for {attempt.job_id}, which was paid")
         if attempt.verdict == "settled" and wallet.get(attempt.job_id) in {"unpaid", ""}:
-            verdict.discrepancies.append(
-                f"a client got `settled` for {attempt.job_id}, which was not paid"
-            )
+            verdict.discrepancies.append(f"a client got `settled` for {attempt.job_id}, which was not paid")
         if attempt.complete and order.model in NEVER_WHOLE:
             verdict.discrepancies.append(f"{order.model} passed for whole: {attempt.job_id}")
         if order.with_revoked_key and attempt.status not in {0, 401}:

@@ -14,13 +14,7 @@ from tests.store.journals import charged, intent, job, written
 
 
 async def burst(
-    where: str,
-    name: str,
-    purchases: int,
-    limit_msat: int,
-    source: str = "lcp",
-    account_id: str = "",
-    clients: int = 16,
+    where: str, name: str, purchases: int, limit_msat: int, source: str = "lcp", account_id: str = "", clients: int = 16
 ) -> None:
     database = await open_database(where)
     journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
@@ -32,9 +26,7 @@ async def burst(
         for number in numbers:
             kind = {"source": ProviderSource(source)}
             wanted = (
-                charged(f"{name}-{number}", account_id, **kind)
-                if account_id
-                else intent(f"{name}-{number}", **kind)
+                charged(f"{name}-{number}", account_id, **kind) if account_id else intent(f"{name}-{number}", **kind)
             )
             try:
                 await journal.intend(wanted, [Budget(Period.HOUR, Msat(limit_msat))])

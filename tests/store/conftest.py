@@ -112,9 +112,7 @@ def customer(accounts: Accounts, ledger: Ledger):
     async def make(balance_msat: int = 10_000) -> str:
         account = await accounts.create("a customer", actor="test", at=NOW)
         if balance_msat:
-            await ledger.adjust(
-                account.id, Msat(balance_msat), reason="to begin with", actor="test", at=NOW
-            )
+            await ledger.adjust(account.id, Msat(balance_msat), reason="to begin with", actor="test", at=NOW)
         return account.id
 
     return make

@@ -99,9 +99,7 @@ async def test_the_state_of_its_charge_is_that_of_its_purchase(jobs, journal, st
     }
 
 
-async def test_what_a_dead_process_was_paying_is_unknown_until_there_is_evidence(
-    jobs, database, where
-):
+async def test_what_a_dead_process_was_paying_is_unknown_until_there_is_evidence(jobs, database, where):
     other = await open_database(where, gone_after_s=0)
     journal = JournalWriter(other, on_problem=print)
     journal.start()
@@ -169,9 +167,7 @@ async def test_old_ones_are_cleared_away_and_young_ones_stay(jobs):
     assert await jobs.find(ID, "key_1") is not None
 
 
-async def test_a_client_that_polls_a_missing_id_does_not_wait_for_a_writer(
-    jobs, database, monkeypatch
-):
+async def test_a_client_that_polls_a_missing_id_does_not_wait_for_a_writer(jobs, database, monkeypatch):
     async def busy(_work):
         raise AssertionError("a write for a missing job")
 

@@ -105,11 +105,7 @@ class Machine:
     def processes(self) -> list[psutil.Process]:
         """Every process of this machine that still runs: commands, gateways and nodes."""
         commands = {command.pid for command in self.commands if command.poll() is None}
-        return [
-            process
-            for process in psutil.process_iter()
-            if process.pid in commands or _carries(process, self.mark)
-        ]
+        return [process for process in psutil.process_iter() if process.pid in commands or _carries(process, self.mark)]
 
     def wait_empty(self, timeout_s: float = 60.0) -> list[psutil.Process]:
         """Wait until all processes have ended, and return those that have not."""
@@ -169,9 +165,7 @@ def post_chat(port: int, words: str) -> dict:
         model = json.load(response)["data"][0]["id"]
     body = {"model": model, "messages": [{"role": "user", "content": words}]}
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
+        f"http://127.0.0.1:{port}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         return json.load(response)

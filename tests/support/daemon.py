@@ -58,9 +58,7 @@ class Daemon:
 
 
 @contextmanager
-def daemon(
-    *flags: str, address: str = "", module: str = "lcp_gateway", **variables: str
-) -> Iterator[Daemon]:
+def daemon(*flags: str, address: str = "", module: str = "lcp_gateway", **variables: str) -> Iterator[Daemon]:
     """Run a node for the block; ``module`` may be another program with the same command line."""
     running = Daemon(address or free_address(), flags, module, variables)
     try:

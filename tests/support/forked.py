@@ -123,12 +123,7 @@ def start_module(
             ours[name] = None
             theirs.append(os.open(os.devnull, os.O_RDWR))
     process = ForkedProcess(**ours)
-    request = {
-        "module": module,
-        "arguments": arguments,
-        "environment": dict(env),
-        "folder": str(cwd or Path.cwd()),
-    }
+    request = {"module": module, "arguments": arguments, "environment": dict(env), "folder": str(cwd or Path.cwd())}
     try:
         _template().fork(request, theirs, process)
     finally:

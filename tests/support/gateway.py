@@ -29,9 +29,7 @@ def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **extra}
 
 
-def run_command(
-    *arguments: str, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_command(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run `lcp-gateway` with these arguments to its end; ``env`` is added to a clean environment."""
     process = start_module(
         "lcp_gateway",
@@ -113,10 +111,7 @@ class RunningGateway:
 
 @contextmanager
 def gateway(
-    *,
-    embedded: bool = True,
-    args: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
+    *, embedded: bool = True, args: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> Iterator[RunningGateway]:
     """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept."""
     with tempfile.TemporaryDirectory(prefix="lcp-gateway-test-") as folder:
@@ -140,17 +135,10 @@ def gateway(
         if embedded:
             command.append("--embedded")
         process = start_module(
-            "lcp_gateway",
-            *command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=clean_environment(settings),
+            "lcp_gateway", *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(settings)
         )
         running = RunningGateway(process, 0, events_file)
-        readers = [
-            _collect(process.stdout, running.output),
-            _collect(process.stderr, running.log_lines),
-        ]
+        readers = [_collect(process.stdout, running.output), _collect(process.stderr, running.log_lines)]
         try:
             running.port = _wait_for_port(running)
             yield running

@@ -6,17 +6,7 @@ from dataclasses import dataclass
 
 from tests.support.raw_node import End, Scripted
 
-WORDS = (
-    "error",
-    "completed",
-    "data: [DONE]",
-    "é",
-    "\u2028",
-    "event: response.completed",
-    " ",
-    "\n\n",
-    "",
-)
+WORDS = ("error", "completed", "data: [DONE]", "é", "\u2028", "event: response.completed", " ", "\n\n", "")
 
 
 @dataclass(frozen=True)
@@ -95,17 +85,10 @@ def _chat(chance):
     for _ in range(chance.randint(0, 6)):
         shapes.append({"content": chance.choice(WORDS) + str(chance.random())})
     if chance.random() < 0.2:
-        call = {
-            "index": 0,
-            "id": "x",
-            "type": "function",
-            "function": {"name": "f", "arguments": "{}"},
-        }
+        call = {"index": 0, "id": "x", "type": "function", "function": {"name": "f", "arguments": "{}"}}
         shapes.append({"tool_calls": [call]})
     chunks = [{**base, "choices": [_choice(delta, None)]} for delta in shapes]
-    chunks.append(
-        {**base, "choices": [_choice({}, chance.choice(["stop", "length", "tool_calls"]))]}
-    )
+    chunks.append({**base, "choices": [_choice({}, chance.choice(["stop", "length", "tool_calls"]))]})
     if chance.random() < 0.5:
         usage = {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
         chunks.append({**base, "choices": [], "usage": usage})
@@ -129,36 +112,22 @@ def _responses(chance):
     kind = chance.choice(["completed", "completed", "incomplete"])
     named_events.append((f"response.{kind}", {"response": {**response, "status": kind}}))
     return [
-        (name, {"type": name, "sequence_number": number, **value})
-        for number, (name, value) in enumerate(named_events)
+        (name, {"type": name, "sequence_number": number, **value}) for number, (name, value) in enumerate(named_events)
     ]
 
 
 def _error(is_chat):
     if is_chat:
-        return (
-            "",
-            {"error": {"message": "no", "type": "server_error", "param": None, "code": "no"}},
-        )
-    return (
-        "error",
-        {"type": "error", "code": "no", "message": "no", "param": None, "sequence_number": 9},
-    )
+        return ("", {"error": {"message": "no", "type": "server_error", "param": None, "code": "no"}})
+    return ("error", {"type": "error", "code": "no", "message": "no", "param": None, "sequence_number": 9})
 
 
 def _failed(is_chat, events):
     name, last = events[-1] if not is_chat else events[-2]
     if is_chat:
         return [*events[:-2], (name, {**last, "choices": [_choice({}, "error")]}), events[-1]]
-    response = {
-        **last["response"],
-        "status": "failed",
-        "error": {"code": "server_error", "message": "no"},
-    }
-    return [
-        *events[:-1],
-        ("response.failed", {**last, "type": "response.failed", "response": response}),
-    ]
+    response = {**last["response"], "status": "failed", "error": {"code": "server_error", "message": "no"}}
+    return [*events[:-1], ("response.failed", {**last, "type": "response.failed", "response": response})]
 
 
 def _some(chance, events):
@@ -201,9 +170,7 @@ def _written(chance, events, *, may_begin=True):
         text = (
             value
             if isinstance(value, str)
-            else json.dumps(
-                value, sort_keys=sort, separators=spaced, ensure_ascii=ascii_only, indent=indent
-            )
+            else json.dumps(value, sort_keys=sort, separators=spaced, ensure_ascii=ascii_only, indent=indent)
         )
         lines += [b"data" + colon + line.encode() for line in text.split("\n")]
         if name and names and chance.random() < 0.2:

@@ -143,10 +143,7 @@ class StandIn:
         if b.models_raw is not None:
             return web.Response(text=b.models_raw, content_type="application/json")
         owner = "library" if self.is_ollama else self.name
-        listed = [
-            {"id": m, "object": "model", "created": int(time.time()), "owned_by": owner}
-            for m in self.models
-        ]
+        listed = [{"id": m, "object": "model", "created": int(time.time()), "owned_by": owner} for m in self.models]
         return web.json_response({"object": "list", "data": listed})
 
     def _serve(self, answer):
@@ -172,18 +169,14 @@ class StandIn:
         if b.redirect:
             return web.Response(status=307, headers={"Location": b.redirect})
         if b.fail_status:
-            return web.Response(
-                status=b.fail_status, text=b.fail_body, content_type="application/json"
-            )
+            return web.Response(status=b.fail_status, text=b.fail_body, content_type="application/json")
         if b.cut == "before_head":
             request.transport.abort()
             return web.Response()
         await asyncio.sleep(b.delay_s)
         if b.raw is not None:
             pieces = [b.raw[at : at + _PIECE_BYTES] for at in range(0, len(b.raw), _PIECE_BYTES)]
-            return await self._stream(
-                request, b.content_type or "application/json", pieces, content_length=len(b.raw)
-            )
+            return await self._stream(request, b.content_type or "application/json", pieces, content_length=len(b.raw))
         asked = json.loads(body)
         model = asked.get("model", "")
         if not self._has(model):
@@ -198,9 +191,7 @@ class StandIn:
             return await self._stream(request, "text/event-stream", events)
         text = json.dumps(document).encode()
         half = len(text) // 2
-        return await self._stream(
-            request, "application/json", [text[:half], text[half:]], content_length=len(text)
-        )
+        return await self._stream(request, "application/json", [text[:half], text[half:]], content_length=len(text))
 
     async def _stream(self, request, content_type, pieces, *, content_length=None):
         b = self.behaviour
@@ -273,10 +264,7 @@ class StandIn:
         else:
             deltas += [{"content": token} for token in _tokens(text)]
         count = asked.get("n") or 1
-        choices = [
-            {"index": i, "message": message, "logprobs": None, "finish_reason": finish}
-            for i in range(count)
-        ]
+        choices = [{"index": i, "message": message, "logprobs": None, "finish_reason": finish} for i in range(count)]
         document = {**base, "object": "chat.completion", "choices": choices}
         chunk = {**base, "object": "chat.completion.chunk"}
         steps = [(delta, None) for delta in deltas]
@@ -306,8 +294,7 @@ class StandIn:
         ]
         usage = _usage("prompt_tokens", "completion_tokens", asked, " ".join(texts))
         choices = [
-            {"index": i, "text": text, "logprobs": None, "finish_reason": "stop"}
-            for i, text in enumerate(texts)
+            {"index": i, "text": text, "logprobs": None, "finish_reason": "stop"} for i, text in enumerate(texts)
         ]
         events = [
             {**base, "choices": [{"index": i, "text": t, "logprobs": None, "finish_reason": None}]}
@@ -367,8 +354,7 @@ class StandIn:
             whole = {**part, "text": text}
             events.append(("response.content_part.added", {**place, "part": part}))
             events += [
-                ("response.output_text.delta", {**place, "delta": token, "logprobs": []})
-                for token in _tokens(text)
+                ("response.output_text.delta", {**place, "delta": token, "logprobs": []}) for token in _tokens(text)
             ]
             events.append(("response.output_text.done", {**place, "text": text, "logprobs": []}))
             events.append(("response.content_part.done", {**place, "part": whole}))
@@ -392,13 +378,7 @@ class StandIn:
         for index, one in enumerate(inputs):
             vector = vector_of(json.dumps(one), size)
             packed = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
-            rows.append(
-                {
-                    "object": "embedding",
-                    "index": index,
-                    "embedding": packed if as_base64 else vector,
-                }
-            )
+            rows.append({"object": "embedding", "index": index, "embedding": packed if as_base64 else vector})
         tokens = max(len(json.dumps(given)) // 4, 1)
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         document = {"object": "list", "data": rows, "model": asked["model"], "usage": usage}
@@ -476,13 +456,7 @@ def _instance(schema, name: str):
 
 def _message_item(text: str) -> dict:
     part = {"type": "output_text", "text": text, "annotations": []}
-    return {
-        "id": "msg_1",
-        "type": "message",
-        "role": "assistant",
-        "status": "completed",
-        "content": [part],
-    }
+    return {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [part]}
 
 
 def _call_item(name: str, arguments: str) -> dict:
@@ -528,9 +502,7 @@ class HttpNodeThread:
 
     def start(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="http-node", daemon=True
-        )
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http-node", daemon=True)
         self._thread.start()
         self._runner, self.port = self._run(serve(self.server, self.port))
 
@@ -569,9 +541,7 @@ def http_nodes(*nodes: HttpNodeThread):
 
 async def serve(server: StandIn, port: int) -> tuple[web.AppRunner, int]:
     """Listen on the loopback; return the port where 0 was asked for."""
-    runner = web.AppRunner(
-        server.application(), handler_cancellation=True, shutdown_timeout=0.1, access_log=None
-    )
+    runner = web.AppRunner(server.application(), handler_cancellation=True, shutdown_timeout=0.1, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()

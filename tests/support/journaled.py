@@ -53,12 +53,7 @@ class Since:
 
 @contextmanager
 def money_node(
-    folder: Path,
-    *,
-    toml: str = "",
-    faults: bool = False,
-    module: str = "lcp_gateway",
-    **variables: str,
+    folder: Path, *, toml: str = "", faults: bool = False, module: str = "lcp_gateway", **variables: str
 ) -> Iterator[TestedNode]:
     """Run a node as ``toml`` describes it; ``variables`` are added to its environment."""
     events_file = folder / "events.jsonl"
@@ -114,9 +109,7 @@ def state_counts(journal: Path) -> Counter:
 def counted_msat(journal: Path, scope: str = "", period: str = "month") -> int:
     """The budget counters of a scope."""
     found = query(
-        journal,
-        "SELECT coalesce(sum(spent_msat), 0) FROM budget_spend WHERE scope = ? AND period = ?",
-        (scope, period),
+        journal, "SELECT coalesce(sum(spent_msat), 0) FROM budget_spend WHERE scope = ? AND period = ?", (scope, period)
     )
     return found[0][0]
 

@@ -29,9 +29,7 @@ class Load(Protocol):
 
 def kill_while_starting(settings: Mapping[str, str], after_s: float) -> None:
     process = start_module(
-        "lcp_gateway",
-        "serve",
-        env=clean_environment({"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", **settings}),
+        "lcp_gateway", "serve", env=clean_environment({"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", **settings})
     )
     time.sleep(after_s)
     process.kill()
@@ -54,9 +52,7 @@ async def resolve_later(journal: Path | str, lnd: LndStandin) -> None:
 
     async def unknowns():
         for record in await Books(database).unknowns(limit=10_000):
-            yield open_payment(
-                record.job_id, record.payment_request, record.expires_at, record.paying_at
-            )
+            yield open_payment(record.job_id, record.payment_request, record.expires_at, record.paying_at)
 
     async def write(payment, resolution) -> bool:
         await resolve(database, payment.job_id, resolution.state, resolution.at, resolution.update)

@@ -159,17 +159,13 @@ class LndStandin:
         """Listen, on the port of the last start if there was one."""
         self._server = grpc.aio.server()
         STUBS.lightning_grpc.add_LightningServicer_to_server(
-            type("Lightning", (_Lightning, STUBS.lightning_grpc.LightningServicer), {})(self),
-            self._server,
+            type("Lightning", (_Lightning, STUBS.lightning_grpc.LightningServicer), {})(self), self._server
         )
         if self.with_router:
             STUBS.router_grpc.add_RouterServicer_to_server(
-                type("Router", (_Router, STUBS.router_grpc.RouterServicer), {})(self),
-                self._server,
+                type("Router", (_Router, STUBS.router_grpc.RouterServicer), {})(self), self._server
             )
-        credentials = grpc.ssl_server_credentials(
-            [(self._tls_key.read_bytes(), self._certificate.read_bytes())]
-        )
+        credentials = grpc.ssl_server_credentials([(self._tls_key.read_bytes(), self._certificate.read_bytes())])
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self._server.start()
         self._running = True
@@ -259,8 +255,7 @@ class LndStandin:
             await context.abort(grpc.StatusCode.UNKNOWN, f"expected 1 macaroon, got {len(given)}")
         if given[0] not in self._baked:
             await context.abort(
-                grpc.StatusCode.UNKNOWN,
-                "verification failed: signature mismatch after caveat verification",
+                grpc.StatusCode.UNKNOWN, "verification failed: signature mismatch after caveat verification"
             )
         allows = self._baked[given[0]]
         if allows is not None and name not in allows:
@@ -298,8 +293,7 @@ class _Lightning:
         else:
             page = [it for it in known if it[0] > request.index_offset][:limit]
         answer = LN.ListPaymentsResponse(
-            first_index_offset=page[0][0] if page else 0,
-            last_index_offset=page[-1][0] if page else 0,
+            first_index_offset=page[0][0] if page else 0, last_index_offset=page[-1][0] if page else 0
         )
         for index, payment in page:
             listed = answer.payments.add()
@@ -340,9 +334,7 @@ class _Lightning:
     async def AddInvoice(self, request, context):  # noqa: N802 - lnd's name
         await self._lnd.admit("AddInvoice", context)
         if request.value and request.value_msat:
-            await context.abort(
-                grpc.StatusCode.UNKNOWN, "sat and msat arguments are mutually exclusive"
-            )
+            await context.abort(grpc.StatusCode.UNKNOWN, "sat and msat arguments are mutually exclusive")
         try:
             invoice = await self._lnd.add(request)
         except bolt11.InvoiceError as error:

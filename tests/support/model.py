@@ -196,17 +196,12 @@ class Life:
             return [Candidate("p1"), Candidate("p2")]
 
         self.memory = IdempotencyCache(
-            CacheLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50),
-            loop.time,
+            CacheLimits(bytes_in_all=60, bytes_for_s=100, keys_for_s=KEYS_FOR_S, repeats_for_s=50), loop.time
         )
         inspector = ScriptedInspector(inspect=inspect)
         self.service = PurchaseService(
             quoting=QuoteRequester(
-                self,
-                QuotingRules(at_most=2),
-                inspector=inspector,
-                background=spawn,
-                cancel_timeout_s=1,
+                self, QuotingRules(at_most=2), inspector=inspector, background=spawn, cancel_timeout_s=1
             ),
             executor=PurchaseExecutor(
                 self,
@@ -273,12 +268,7 @@ class Life:
         client.task = self.universe.loop.create_task(self._serve(client))
 
     async def _serve(self, client: Client) -> None:
-        order = Order.of(
-            _task(client.body, client.stream),
-            request_id="r",
-            key_id=client.key_id,
-            limit_msat=None,
-        )
+        order = Order.of(_task(client.body, client.stream), request_id="r", key_id=client.key_id, limit_msat=None)
         self.leases += 1
         is_handed_over = False
         try:
@@ -323,12 +313,7 @@ class Life:
         """Ask for a quote only, to be taken by ``client`` later."""
 
         async def shown():
-            order = Order.of(
-                _task(client.body, client.stream),
-                request_id="r",
-                key_id=client.key_id,
-                limit_msat=None,
-            )
+            order = Order.of(_task(client.body, client.stream), request_id="r", key_id=client.key_id, limit_msat=None)
             self.held.append(((await self.service.quote(order)).id, client))
 
         self.background.append(self.universe.loop.create_task(shown()))
@@ -367,11 +352,7 @@ class Universe:
 
     def working(self) -> list[Job]:
         """The jobs of this life whose execute call is open."""
-        running = {
-            answer.purchase.quote.job_id
-            for answer in self.life.service._running
-            if answer.purchase is not None
-        }
+        running = {answer.purchase.quote.job_id for answer in self.life.service._running if answer.purchase is not None}
         return [job for id_, job in self.jobs.items() if job.open is not None and id_ in running]
 
     def advance(self, seconds: float) -> None:

@@ -53,8 +53,7 @@ def shops(folder: Path, *lines: str) -> str:
         parts.append(f'[[peers]]\nalias = "{alias}"')
         parts += [setting.replace("=", " = ") for setting in more]
         parts.append(
-            '[[peers.models]]\nname = "echo-1"\n'
-            f"base_msat = {base}\nprompt_token_msat = 0\noutput_token_msat = 0"
+            f'[[peers.models]]\nname = "echo-1"\nbase_msat = {base}\nprompt_token_msat = 0\noutput_token_msat = 0'
         )
     file = folder / "peers.toml"
     file.write_text("\n".join(parts) + "\n")

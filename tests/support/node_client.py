@@ -78,9 +78,7 @@ class NodeClient:
         return (await self.stub.RequestQuote(request, timeout=timeout)).terms
 
     async def accept(self, terms, alias="Alice", *, timeout=5.0, pay=True):
-        request = lcpd_pb2.AcceptAndExecuteRequest(
-            peer_id=self.peer_id(alias), job_id=terms.job_id, pay_invoice=pay
-        )
+        request = lcpd_pb2.AcceptAndExecuteRequest(peer_id=self.peer_id(alias), job_id=terms.job_id, pay_invoice=pay)
         return await self.stub.AcceptAndExecute(request, timeout=timeout)
 
     def open_stream(self, terms, alias="Alice", *, timeout=5.0):
@@ -104,9 +102,7 @@ class NodeClient:
         return streamed
 
     async def cancel(self, terms, alias="Alice", reason="request canceled"):
-        request = lcpd_pb2.CancelJobRequest(
-            peer_id=self.peer_id(alias), job_id=terms.job_id, reason=reason
-        )
+        request = lcpd_pb2.CancelJobRequest(peer_id=self.peer_id(alias), job_id=terms.job_id, reason=reason)
         return await self.stub.CancelJob(request, timeout=5.0)
 
     async def ask(self, task, alias="Alice", **how):

@@ -94,14 +94,7 @@ def _recording(received: Received) -> type[LcpdService]:
 
         return method
 
-    names = [
-        "ListLCPPeers",
-        "GetLocalInfo",
-        "RequestQuote",
-        "AcceptAndExecute",
-        "AcceptAndExecuteStream",
-        "CancelJob",
-    ]
+    names = ["ListLCPPeers", "GetLocalInfo", "RequestQuote", "AcceptAndExecute", "AcceptAndExecuteStream", "CancelJob"]
     return type("RecordingService", (LcpdService,), {name: noting(name) for name in names})
 
 

@@ -223,9 +223,7 @@ class RunningPostgres:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "log").read_text(errors="replace")
             asked = subprocess.run(
-                [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)],
-                check=False,
-                timeout=10,
+                [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False, timeout=10
             )
             if asked.returncode == 0:
                 return

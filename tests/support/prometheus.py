@@ -73,9 +73,7 @@ def configuration(target: str, *, key_file: Path | None = None) -> dict:
     config = yaml.safe_load(text)
     config["global"] = dict.fromkeys(config["global"], "1s")
     config["rule_files"] = [str(ALERTS)]
-    config["scrape_configs"] = [
-        job for job in config["scrape_configs"] if job["job_name"] == "lcp-gateway"
-    ]
+    config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "lcp-gateway"]
     config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
     return config
 

@@ -32,9 +32,7 @@ def dashboard_queries() -> Iterator[Query]:
 
 
 def alert_rules() -> list[dict]:
-    return [
-        rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
-    ]
+    return [rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
 
 
 def names_and_labels(expr: str) -> Iterator[tuple[str, set[str]]]:

@@ -149,9 +149,5 @@ class ScriptedInspector(QuoteInspector):
     """The checks before a payment, with ``inspect(order, quote)`` in place of the checks of a quote."""
 
     def __init__(self, limits=None, exposure=None, inspect=lambda _order, _quote: HASH) -> None:
-        super().__init__(
-            limits=limits or SpendingLimits(),
-            exposure=exposure or Trusting(),
-            check_invoice=inspect,
-        )
+        super().__init__(limits=limits or SpendingLimits(), exposure=exposure or Trusting(), check_invoice=inspect)
         self.at_quote = inspect

@@ -18,19 +18,12 @@ CLOSE = b"<close>"
 
 
 def frame(kind, flags, stream_id, payload=b""):
-    return (
-        len(payload).to_bytes(3, "big")
-        + bytes((kind, flags))
-        + stream_id.to_bytes(4, "big")
-        + payload
-    )
+    return len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream_id.to_bytes(4, "big") + payload
 
 
 def settings(**values):
     names = {"push": 2, "streams": 3, "window": 4, "frame": 5, "headers": 6}
-    payload = b"".join(
-        names[name].to_bytes(2, "big") + value.to_bytes(4, "big") for name, value in values.items()
-    )
+    payload = b"".join(names[name].to_bytes(2, "big") + value.to_bytes(4, "big") for name, value in values.items())
     return frame(SETTINGS, 0, 0, payload)
 
 
@@ -99,9 +92,7 @@ class RawServer:
     async def __call__(self, reader, writer):
         self.connections += 1
         bodies: dict[int, bytes] = {}
-        with contextlib.suppress(
-            asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError
-        ):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             await reader.readexactly(PREFACE_BYTES)
             writer.write(self.greeting)
             while True:

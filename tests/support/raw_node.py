@@ -70,9 +70,7 @@ class RawNode:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**22)
-        )
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**22))
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()
         self._loop.run_forever()
@@ -100,8 +98,7 @@ class RawNode:
             listed = {"object": "list", "data": [{"id": self.model, "object": "model"}]}
             body = json.dumps(listed).encode()
             writer.write(
-                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
-                % (len(body), body)
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
             )
             return True
         length = _LENGTH.search(head)
@@ -110,9 +107,7 @@ class RawNode:
         self.calls.append(number)
         case = self.cases[number]
         framing = b"" if case.end is End.CLOSE else b"Transfer-Encoding: chunked\r\n"
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b\r\n" % (case.content_type.encode(), framing)
-        )
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%b\r\n" % (case.content_type.encode(), framing))
         for piece in case.pieces:
             writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if framing else piece)
             await writer.drain()

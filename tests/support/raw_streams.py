@@ -12,9 +12,7 @@ MIB = 2**20
 
 def request_bytes(model, text):
     """A streamed chat request as it goes over the wire; the connection ends with its answer."""
-    body = json.dumps(
-        {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
-    )
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": text}]})
     return (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n{body}"

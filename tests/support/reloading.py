@@ -28,9 +28,7 @@ class Reloadable:
 
     def outcomes(self) -> list[dict[str, Any]]:
         """Return the log lines with the result of each reload."""
-        return [
-            line for line in self.running.json_logs() if line["event"] in {RELOADED, NOT_RELOADED}
-        ]
+        return [line for line in self.running.json_logs() if line["event"] in {RELOADED, NOT_RELOADED}]
 
     def hang_up(self) -> None:
         os.kill(self.running.pid, signal.SIGHUP)

@@ -24,9 +24,7 @@ def order_of(
     return Order.of(task, request_id="req_1", key_id=key_id, limit_msat=None)
 
 
-def begun(
-    order: Order | None = None, *events: PurchaseEvent, bounds: BufferLimits | None = None
-) -> ResultBuffer:
+def begun(order: Order | None = None, *events: PurchaseEvent, bounds: BufferLimits | None = None) -> ResultBuffer:
     """Return a buffer without any bytes; ``events`` are those of its purchase, if it has one."""
     answer = ResultBuffer(order or order_of(), bounds or BufferLimits(), BufferPool(10**9))
     if events:
@@ -57,6 +55,4 @@ class Complaints:
 
     def __init__(self) -> None:
         self.heard: list[dict] = []
-        asyncio.get_running_loop().set_exception_handler(
-            lambda _loop, context: self.heard.append(context)
-        )
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: self.heard.append(context))

@@ -10,21 +10,14 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
-from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import (
-    LCPDServiceServicer,
-    add_LCPDServiceServicer_to_server,
-)
+from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceServicer, add_LCPDServiceServicer_to_server
 
 PEER = "02" + "ab" * 32
 
 
 def terms(**changes) -> pb.Terms:
     made = pb.Terms(
-        protocol_version=2,
-        job_id=b"\x11" * 32,
-        price_msat=5_000,
-        terms_hash=b"\x22" * 32,
-        payment_request="lnbcrt1",
+        protocol_version=2, job_id=b"\x11" * 32, price_msat=5_000, terms_hash=b"\x22" * 32, payment_request="lnbcrt1"
     )
     made.quote_expiry.FromJsonString("2100-01-01T00:00:00Z")
     for name, value in changes.items():

@@ -17,15 +17,7 @@ from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.quoting import PaidJobs, QuoteRequester, QuotingRules
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer
 from lcp_gateway.purchase.service import Observer, PurchaseService, Timeouts
-from tests.support.purchases import (
-    HASH,
-    NOW,
-    ScriptedInspector,
-    Trusting,
-    quote,
-    result,
-    stream_events,
-)
+from tests.support.purchases import HASH, NOW, ScriptedInspector, Trusting, quote, result, stream_events
 
 BODY = b'{"model":"m","messages":[1]}'
 OTHER_BODY = b'{"model":"m","messages":[2]}'
@@ -37,9 +29,7 @@ def spawn(coroutine) -> asyncio.Task:
     return asyncio.ensure_future(coroutine)
 
 
-def ordered(
-    body: bytes = BODY, *, stream: bool = False, key_id: str = "", limit_msat=None
-) -> Order:
+def ordered(body: bytes = BODY, *, stream: bool = False, key_id: str = "", limit_msat=None) -> Order:
     task = Task(TaskKind.CHAT_COMPLETIONS, "m", body, stream=stream)
     return Order.of(task, request_id="req_1", key_id=key_id, limit_msat=limit_msat)
 
@@ -296,9 +286,7 @@ def world(
         observer=observer,
         clock=lambda: clock[0],
     )
-    return World(
-        service, upstream, journal, memory, observer, exposure, clock, now, limits, running
-    )
+    return World(service, upstream, journal, memory, observer, exposure, clock, now, limits, running)
 
 
 def price(amount: int) -> Msat:
@@ -309,9 +297,7 @@ def bought_elsewhere(w, state, *, body=None, key_id="", number=99):
     """Put a purchase of another process for the same request into the journal, which then refuses an intent for it."""
     identity = w.memory.identity(ordered() if body is None else ordered(body), KEY)
     job_id = bytes([number]) * 32
-    earlier = EarlierPurchase(
-        replace(quote(), job_id=job_id), state, key_id, "req_elsewhere", identity.body
-    )
+    earlier = EarlierPurchase(replace(quote(), job_id=job_id), state, key_id, "req_elsewhere", identity.body)
     w.journal.elsewhere[job_id] = earlier
     w.journal.refusal = RequestRepeated(quote(), earlier)
     return earlier

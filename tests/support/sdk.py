@@ -24,9 +24,7 @@ async def every(given: Any) -> list:
     return list(found)
 
 
-async def polled(
-    client: Any, response_id: str, is_there: Callable[[Any], bool], timeout_s: float = 60.0
-) -> Any:
+async def polled(client: Any, response_id: str, is_there: Callable[[Any], bool], timeout_s: float = 60.0) -> Any:
     """Poll a response until the condition holds; return it."""
     deadline = time.monotonic() + timeout_s
     while not is_there(found := await done(client.responses.retrieve(response_id))):

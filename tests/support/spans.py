@@ -19,9 +19,7 @@ class Kept:
     exporter: InMemorySpanExporter = field(default_factory=InMemorySpanExporter)
 
     def __post_init__(self) -> None:
-        provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(self.ratio)), shutdown_on_exit=False
-        )
+        provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(self.ratio)), shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self.tracing = OtelTracing(provider.get_tracer("test"), error_type)
 

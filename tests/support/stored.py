@@ -8,16 +8,7 @@ from typing import Any
 from tests.support.gateway import RunningGateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.node_thread import eventually
-from tests.support.wire import (
-    CHAT,
-    RESPONSES,
-    Answer,
-    document,
-    exchange,
-    get,
-    post,
-    request_bytes,
-)
+from tests.support.wire import CHAT, RESPONSES, Answer, document, exchange, get, post, request_bytes
 from tests.system.routing.providers import row, served_by
 
 ENDED = {"completed", "failed", "cancelled", "incomplete"}
@@ -105,13 +96,7 @@ def wait_for(
 
 def ended(port: int, response_id: str, *, headers=None, timeout_s: float = 60.0) -> Answer:
     """Wait until a background response has ended with any status."""
-    return wait_for(
-        port,
-        response_id,
-        lambda found: found["status"] in ENDED,
-        headers=headers,
-        timeout_s=timeout_s,
-    )
+    return wait_for(port, response_id, lambda found: found["status"] in ENDED, headers=headers, timeout_s=timeout_s)
 
 
 def numbers(answer: Answer) -> list[int]:

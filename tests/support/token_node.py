@@ -49,9 +49,7 @@ class CountingStandIn(StandIn):
             return web.Response()
         document = {"object": "response.input_tokens", "input_tokens": c.tokens}
         text = json.dumps(document) if c.text is None else c.text
-        return web.Response(
-            status=c.status, text=text, content_type="application/json", headers=c.headers
-        )
+        return web.Response(status=c.status, text=text, content_type="application/json", headers=c.headers)
 
 
 class CountingNode(HttpNodeThread):

@@ -81,10 +81,7 @@ class Wire:
         """Read one answer, interim ones included."""
         head = self.read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")
         status = int(head[0].split(" ")[1])
-        fields = tuple(
-            (name, value.strip())
-            for name, _, value in (line.partition(":") for line in head[1:] if line)
-        )
+        fields = tuple((name, value.strip()) for name, _, value in (line.partition(":") for line in head[1:] if line))
         names = {name.lower(): value for name, value in fields}
         if method == "HEAD" or status in {100, 204, 304}:
             return Answer(status, fields, b"", True)
@@ -150,9 +147,7 @@ def wire(port: int, timeout_s: float = 60.0):
         connection.close()
 
 
-def request_bytes(
-    method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> bytes:
+def request_bytes(method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> bytes:
     """Write a request; a body gets its Content-Length."""
     fields = {"Host": "localhost", **(headers or {})}
     if body is not None:
@@ -168,13 +163,7 @@ def document(path: str = CHAT, model: str = "echo-1", text: str = "hello", **mor
     return {"model": model, **subject, **more}
 
 
-def exchange(
-    port: int,
-    raw: bytes,
-    *,
-    method: str = "POST",
-    timeout_s: float = 60.0,
-) -> Answer:
+def exchange(port: int, raw: bytes, *, method: str = "POST", timeout_s: float = 60.0) -> Answer:
     """Send bytes on a connection of their own and read one answer."""
     with wire(port, timeout_s) as connection:
         connection.send(raw)
@@ -186,11 +175,7 @@ def get(port: int, path: str, headers: Mapping[str, str] | None = None, method: 
 
 
 def post(
-    port: int,
-    path: str,
-    body: bytes | dict,
-    headers: Mapping[str, str] | None = None,
-    timeout_s: float = 60.0,
+    port: int, path: str, body: bytes | dict, headers: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     return exchange(port, request_bytes("POST", path, raw, headers), timeout_s=timeout_s)

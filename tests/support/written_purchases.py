@@ -70,9 +70,7 @@ class Bought:
             description_hash=terms,
             expiry_s=300,
         )
-        return Quote(
-            PEER, self.job_id, Msat(self.price_msat), expires_at, terms, payment_request, 2
-        )
+        return Quote(PEER, self.job_id, Msat(self.price_msat), expires_at, terms, payment_request, 2)
 
     @property
     def intent(self) -> Intent:

@@ -6,17 +6,7 @@ import time
 import pytest
 
 from tests.support.gateway import gateway
-from tests.support.wire import (
-    CHAT,
-    RESPONSES,
-    document,
-    exchange,
-    get,
-    is_refused,
-    post,
-    request_bytes,
-    wire,
-)
+from tests.support.wire import CHAT, RESPONSES, document, exchange, get, is_refused, post, request_bytes, wire
 
 HEAD_LIMIT = 32 * 1024
 BODY = json.dumps(document()).encode()
@@ -35,8 +25,7 @@ def port(served):
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["//", "/v2", "/v1/chat", "/v1/audio/speech", "/v1/chat/completions/", "/v1//models", "/%00"],
+    "path", ["//", "/v2", "/v1/chat", "/v1/audio/speech", "/v1/chat/completions/", "/v1//models", "/%00"]
 )
 def test_an_unknown_route_is_404(port, path):
     is_refused(get(port, path), 404)
@@ -131,10 +120,7 @@ LYING_LENGTHS = {
     "an unknown encoding": (b"Transfer-Encoding: x-odd\r\n", BODY),
     "chunks that are not last": (b"Transfer-Encoding: chunked, gzip\r\n", BODY),
     "a chunk size that is none": (b"Transfer-Encoding: chunked\r\n", b"xyz\r\nabc\r\n0\r\n\r\n"),
-    "a chunk longer than its size": (
-        b"Transfer-Encoding: chunked\r\n",
-        b"2\r\nabcdef\r\n0\r\n\r\n",
-    ),
+    "a chunk longer than its size": (b"Transfer-Encoding: chunked\r\n", b"2\r\nabcdef\r\n0\r\n\r\n"),
 }
 
 

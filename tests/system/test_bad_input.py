@@ -67,9 +67,7 @@ UNREADABLE = {
     "60,000 arrays": body(more=b'"deep":' + b"[" * 60_000 + b"]" * 60_000),
     "60,000 objects": body(more=b'"deep":' + b'{"a":' * 60_000 + b"1" + b"}" * 60_000),
     "60,000 arrays, never closed": b"[" * 60_000,
-    "60,000 arrays beside a lone surrogate": body(
-        more=b'"user":"\\ud800","deep":' + b"[" * 60_000 + b"]" * 60_000
-    ),
+    "60,000 arrays beside a lone surrogate": body(more=b'"user":"\\ud800","deep":' + b"[" * 60_000 + b"]" * 60_000),
     "nothing": b"",
     "white space": b" \n\t ",
     "null": b"null",
@@ -198,9 +196,7 @@ def test_a_chunked_body_of_one_byte_more_is_not(port, asks_no_peer):
     is_refused(exchange(port, chunked(sized(MIB + 1))), 413)
 
 
-def test_a_body_that_only_says_that_it_is_too_large_is_refused_before_it_is_sent(
-    port, asks_no_peer
-):
+def test_a_body_that_only_says_that_it_is_too_large_is_refused_before_it_is_sent(port, asks_no_peer):
     with wire(port) as connection:
         connection.send(request_bytes("POST", CHAT, headers={"Content-Length": str(MIB + 1)}))
         is_refused(connection.answer(), 413)

@@ -88,11 +88,7 @@ def test_the_requests_content_type_does_not_matter(node, port, content_type):
 
 
 ANY_JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
@@ -249,9 +245,7 @@ def test_an_odd_content_type_is_passed_on(port, stream):
 
 
 @STREAMED_OR_NOT
-@pytest.mark.parametrize(
-    "hostile", ["", " ", "text/plain\r\nX-Evil: 1", "a\x00b", "caf\u00e9", "x" * 5_000]
-)
+@pytest.mark.parametrize("hostile", ["", " ", "text/plain\r\nX-Evil: 1", "a\x00b", "caf\u00e9", "x" * 5_000])
 def test_a_content_type_that_is_no_header_is_replaced(port, stream, hostile):
     good = GOOD[CHAT, stream]
     with answering([good], content_type=hostile, content_encoding=hostile):

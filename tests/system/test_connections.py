@@ -106,9 +106,7 @@ def test_no_other_expectation_is_met(port, path):
 def test_http_1_0_is_answered_and_closed(port, stream):
     raw = json.dumps(document(stream=stream)).encode()
     with wire(port) as connection:
-        connection.send(
-            f"POST {CHAT} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
-        )
+        connection.send(f"POST {CHAT} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
         answer = connection.answer()
         assert answer.status == 200
         assert "transfer-encoding" not in answer.headers
@@ -119,9 +117,7 @@ def test_http_1_0_is_answered_and_closed(port, stream):
 def test_a_stream_that_fails_over_http_1_0_says_so_last_and_is_reset(served):
     raw = json.dumps(document(model="fault/stream-cut", stream=True)).encode()
     with wire(served.port) as connection:
-        connection.send(
-            f"POST {CHAT} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
-        )
+        connection.send(f"POST {CHAT} HTTP/1.0\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
         answer = connection.answer()
         assert connection.was_reset, "without chunks, only a reset is not a clean end"
     assert answer.status == 200 and b"[DONE]" not in answer.body
@@ -193,8 +189,7 @@ def test_no_answer_discloses_the_server_software(port, raw):
 
 def test_pipelined_requests_are_answered_in_order(port):
     requests = [
-        request_bytes("POST", CHAT, json.dumps(document(text=f"n{n}", stream=n % 2 == 1)).encode())
-        for n in range(6)
+        request_bytes("POST", CHAT, json.dumps(document(text=f"n{n}", stream=n % 2 == 1)).encode()) for n in range(6)
     ]
     with wire(port) as connection:
         connection.send(b"".join([*requests, request_bytes("GET", "/v1/models")]))

@@ -8,15 +8,7 @@ import pytest
 from lcp_gateway.node.config import FaultConfig, NodeConfig
 from tests.support.gateway import gateway
 from tests.support.node_thread import eventually, threaded_node
-from tests.support.wire import (
-    CHAT,
-    RESPONSES,
-    document,
-    get,
-    post,
-    request_bytes,
-    wire,
-)
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
 BOTH = pytest.mark.parametrize("path", [CHAT, RESPONSES])
 STATUS_OF_CODE = {
@@ -41,19 +33,14 @@ STATUS_OF_CODE = {
 
 @pytest.fixture(scope="module")
 def node():
-    config = NodeConfig(
-        listen="127.0.0.1:0", faults=True, fault_settings=FaultConfig(slow_chunk_s=0.3)
-    )
+    config = NodeConfig(listen="127.0.0.1:0", faults=True, fault_settings=FaultConfig(slow_chunk_s=0.3))
     with threaded_node(config) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def served(node):
-    settings = {
-        "OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0",
-        "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address,
-    }
+    settings = {"OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0", "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address}
     with gateway(embedded=False, env=settings) as running:
         yield running
 
@@ -89,8 +76,7 @@ def test_healthz_is_open(port):
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_requests_bytes_go_through_unchanged(port, node, path, stream):
     body = json.dumps(
-        document(path, text="caf\u00e9", stream=stream, an_unknown_field={"b": 1, "a": [None]}),
-        indent=3,
+        document(path, text="caf\u00e9", stream=stream, an_unknown_field={"b": 1, "a": [None]}), indent=3
     ).encode()
     answer = post(port, path, b"  " + body + b"\n")
     assert answer.status == 200
@@ -235,12 +221,7 @@ def test_a_client_that_goes_away_has_its_job_cancelled(port, node, model, stream
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_job_leaves_one_log_line_with_openai_serves_fields(served, node, path, stream):
     name = f"log-{path[-4:]}-{stream}"
-    answer = post(
-        served.port,
-        path,
-        document(path, text="a-word-to-find", stream=stream),
-        {"x-request-id": name},
-    )
+    answer = post(served.port, path, document(path, text="a-word-to-find", stream=stream), {"x-request-id": name})
     served.wait_for_log(name)
     (line,) = [entry for entry in served.json_logs() if entry.get("request_id") == name]
     terms = node.received.last_answer("RequestQuote").terms

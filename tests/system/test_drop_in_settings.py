@@ -42,11 +42,7 @@ def plain(node):
 def keyed(node):
     address = free_address()
     with serving(
-        node,
-        HTTP_ADDR=address,
-        API_KEYS="sk-first, sk-second",
-        MAX_PRICE_MSAT="20000",
-        LOG_LEVEL="error",
+        node, HTTP_ADDR=address, API_KEYS="sk-first, sk-second", MAX_PRICE_MSAT="20000", LOG_LEVEL="error"
     ) as running:
         assert f"127.0.0.1:{running.port}" == address
         yield running
@@ -55,9 +51,7 @@ def keyed(node):
 @pytest.fixture(scope="module")
 def mapped(node):
     bob, asleep = node.peer_id("Bob"), node.peer_id("Asleep")
-    with serving(
-        node, MODEL_MAP=f"shared={bob};hers={asleep}", DEFAULT_PEER_ID=node.peer_id("Alice")
-    ) as running:
+    with serving(node, MODEL_MAP=f"shared={bob};hers={asleep}", DEFAULT_PEER_ID=node.peer_id("Alice")) as running:
         yield running.port
 
 
@@ -107,8 +101,7 @@ def test_each_key_of_the_list_is_accepted(keyed, key):
 
 
 @pytest.mark.parametrize(
-    "header",
-    ["Bearer sk-firs", "Bearer sk-first, sk-second", "Basic sk-first", "sk-first", "Bearer"],
+    "header", ["Bearer sk-firs", "Bearer sk-first, sk-second", "Basic sk-first", "sk-first", "Bearer"]
 )
 def test_an_invalid_key_is_refused(keyed, header):
     assert get(keyed.port, "/v1/models", {"Authorization": header}).status == 401

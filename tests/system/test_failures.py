@@ -234,9 +234,7 @@ def test_every_fault_of_the_node_is_tested():
 @BOTH
 @STREAMED_OR_NOT
 @pytest.mark.parametrize("name", sorted(INVOICE_FAILURES))
-def test_a_quote_that_does_not_fit_its_invoice_is_never_said_to_be_unpaid_when_it_was_paid(
-    ask, name, path, stream
-):
+def test_a_quote_that_does_not_fit_its_invoice_is_never_said_to_be_unpaid_when_it_was_paid(ask, name, path, stream):
     answer, kinds = ask(name, path, stream=stream)
     assert kinds.count("accept") <= 1
     if answer.verdict == "none":

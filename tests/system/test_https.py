@@ -36,10 +36,7 @@ def ask(port, context, path="/v1/models", body=None):
 def shown_at(port) -> bytes:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with (
-        socket.create_connection(("127.0.0.1", port), 5) as raw,
-        context.wrap_socket(raw) as wrapped,
-    ):
+    with socket.create_connection(("127.0.0.1", port), 5) as raw, context.wrap_socket(raw) as wrapped:
         return wrapped.getpeercert(binary_form=True)
 
 
@@ -54,9 +51,7 @@ def served(tmp_path_factory):
 def test_clients_that_trust_the_certificate_are_served(served):
     it, pair = served
     assert any("listening on https://127.0.0.1:" in line for line in it.running.output)
-    assert any(
-        "base URL for OpenAI clients: https://127.0.0.1:" in line for line in it.running.output
-    )
+    assert any("base URL for OpenAI clients: https://127.0.0.1:" in line for line in it.running.output)
     said = ask(it.port, pair.trusting, "/v1/chat/completions", BODY)
     assert said["choices"][0]["message"]["content"]
 
@@ -73,9 +68,7 @@ def test_a_stream_goes_through_openais_client(served):
 
     it, pair = served
     client = openai.OpenAI(
-        base_url=f"https://127.0.0.1:{it.port}/v1",
-        api_key="x",
-        http_client=httpx.Client(verify=pair.trusting),
+        base_url=f"https://127.0.0.1:{it.port}/v1", api_key="x", http_client=httpx.Client(verify=pair.trusting)
     )
     with client, client.chat.completions.create(**BODY, stream=True) as stream:
         pieces = [chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices]
@@ -131,9 +124,7 @@ def test_many_clients_that_never_finish_their_handshake_hold_up_no_other(served)
     idle = [socket.create_connection(("127.0.0.1", it.port), 5) for _ in range(200)]
     try:
         for number, connection in enumerate(idle):
-            connection.sendall(
-                b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"GET / HTTP/1.1\r\n\r\n"
-            )
+            connection.sendall(b"\x16\x03\x01\x02\x00\x01" if number % 2 else b"GET / HTTP/1.1\r\n\r\n")
         assert ask(it.port, pair.trusting)["data"]
         # A client that speaks plain HTTP is disconnected at once.
         with suppress(ConnectionResetError):
@@ -159,9 +150,7 @@ def lcp_gateway(*arguments, **environment):
 
 def test_the_command_line_finds_a_gateway_that_speaks_https(served):
     it, pair = served
-    settings = Settings(
-        http_addr=f":{it.port}", http_tls_cert=pair.certificate, http_tls_key=pair.key
-    )
+    settings = Settings(http_addr=f":{it.port}", http_tls_cert=pair.certificate, http_tls_key=pair.key)
     found = find_gateway(settings)
     assert found.url == f"https://127.0.0.1:{it.port}"
     assert "echo-1" in {model["id"] for model in found.models()}
@@ -211,6 +200,4 @@ def test_invalid_files_are_a_clear_error_at_the_start(tmp_path, wrong, status, w
     )
     assert reported.returncode == status
     assert word in reported.stderr and "Traceback" not in reported.stderr
-    assert (
-        len([line for line in reported.stderr.splitlines() if line.startswith("lcp-gateway:")]) == 1
-    )
+    assert len([line for line in reported.stderr.splitlines() if line.startswith("lcp-gateway:")]) == 1

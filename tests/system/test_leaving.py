@@ -95,8 +95,5 @@ def test_every_payment_is_in_the_log_and_none_is_denied(left):
 def test_nothing_went_wrong_inside(left):
     events = Counter((line["level"], line["event"]) for line in left.json_logs())
     assert not [event for level, event in events if level == "error"]
-    assert {event for level, event in events if level == "warning"} <= {
-        "chat completion",
-        "response",
-    }
+    assert {event for level, event in events if level == "warning"} <= {"chat completion", "response"}
     assert all(line.startswith("{") for line in left.log_lines)

@@ -31,9 +31,7 @@ def crowd(number):
 def test_lists_and_choices_among_very_many_models_are_quick():
     """Once /v1/models took 30 s, auto 34 s, and /readyz was unavailable meanwhile."""
     daemon = Daemon()
-    daemon.answers["ListLCPPeers"] = [
-        pb.ListLCPPeersResponse(peers=[crowd(number) for number in range(PEERS)])
-    ]
+    daemon.answers["ListLCPPeers"] = [pb.ListLCPPeersResponse(peers=[crowd(number) for number in range(PEERS)])]
     daemon.answers["RequestQuote"] = [(grpc.StatusCode.INVALID_ARGUMENT, "not now")]
     settings = {
         "LCP_GATEWAY_PEERS_REFRESH_S": "2",
@@ -52,9 +50,7 @@ def test_lists_and_choices_among_very_many_models_are_quick():
                     assert post(served.port, CHAT, document(CHAT, "auto")).verdict == "none"
                     time.sleep(2)
             assert get(served.port, "/readyz").status == 200
-            reported = [
-                line for line in served.json_logs() if "listed in part" in str(line["event"])
-            ]
+            reported = [line for line in served.json_logs() if "listed in part" in str(line["event"])]
             assert len(reported) == PEERS
             # On a machine that does other things as well; without the bounds it is half a minute.
             assert slowest.s < 15

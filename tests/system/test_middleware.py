@@ -34,10 +34,7 @@ def plain():
 @pytest.fixture(scope="module")
 def guarded():
     """With keys, and an origin whose pages may call."""
-    settings = {
-        "LCP_GATEWAY_API_KEYS": KEY,
-        "LCP_GATEWAY_CORS_ORIGINS": f"{ORIGIN},https://other.example",
-    }
+    settings = {"LCP_GATEWAY_API_KEYS": KEY, "LCP_GATEWAY_CORS_ORIGINS": f"{ORIGIN},https://other.example"}
     with gateway(env=settings) as running:
         yield running.port
 
@@ -56,9 +53,7 @@ KINDS_OF_ANSWER = {
 }
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"), KINDS_OF_ANSWER.values(), ids=KINDS_OF_ANSWER.keys()
-)
+@pytest.mark.parametrize(("path", "body", "status"), KINDS_OF_ANSWER.values(), ids=KINDS_OF_ANSWER.keys())
 def test_every_answer_has_an_id_a_time_and_a_verdict(plain, path, body, status):
     own = post(plain.port, path, body)
     assert own.status == status
@@ -76,9 +71,7 @@ def test_every_answer_to_a_get_has_them_too(plain, path):
     assert answer.verdict == "none"
 
 
-@pytest.mark.parametrize(
-    "claimed", ["", "x" * 129, "a b", "a\tb", 'a"b', "<script>", "caf\u00e9", "a{b}", "a\x7f"]
-)
+@pytest.mark.parametrize("claimed", ["", "x" * 129, "a b", "a\tb", 'a"b', "<script>", "caf\u00e9", "a{b}", "a\x7f"])
 def test_an_invalid_request_id_is_replaced(plain, claimed):
     answer = get(plain.port, "/healthz", {"x-request-id": claimed})
     assert re.fullmatch(r"req_[0-9a-f]{32}", answer.headers["x-request-id"])

@@ -39,9 +39,7 @@ def test_nothing_on_this_machine_is_reached_through_a_proxy(asked, tmp_path):
             for model in ("echo-1", "home-1"):
                 answer = post(served.port, CHAT, document(CHAT, model, "hello"))
                 assert answer.status == 200, answer.body
-            counted = post(
-                served.port, "/v1/responses/input_tokens", {"model": "home-1", "input": "hello"}
-            )
+            counted = post(served.port, "/v1/responses/input_tokens", {"model": "home-1", "input": "hello"})
             assert counted.status == 200
             eventually(lambda: seen.spans)
             assert "/v1/models" in {request.path for request in http_node.requests}

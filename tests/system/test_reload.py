@@ -158,10 +158,7 @@ def test_a_client_gets_another_time_for_its_body(now):
 @pytest.mark.parametrize("setting", ["timeout_execute_s", "timeout_s"])
 def test_a_purchase_gets_another_time_and_one_that_runs_keeps_its_own(tmp_path, setting):
     words = "one two three four five six seven eight nine ten"
-    with (
-        reloadable(tmp_path, args=["--node-tokens-per-second", "10"]) as it,
-        wire(it.port) as early,
-    ):
+    with reloadable(tmp_path, args=["--node-tokens-per-second", "10"]) as it, wire(it.port) as early:
         early.send(stream_request(words))
         early.read_until(b"data: ")
         it.take(f'{setting} = "300ms"')
@@ -235,15 +232,7 @@ def test_a_missing_file_is_logged(tmp_path):
 
 def node_table(server, **fields):
     lines = [f'{name} = "{value}"' for name, value in fields.items()]
-    return "\n".join(
-        [
-            "[[nodes]]",
-            f'name = "{server.server.name}"',
-            f'base_url = "{server.base_url}"',
-            *lines,
-            "",
-        ]
-    )
+    return "\n".join(["[[nodes]]", f'name = "{server.server.name}"', f'base_url = "{server.base_url}"', *lines, ""])
 
 
 def stream_request(text, model="echo-1"):
@@ -268,11 +257,7 @@ def test_nodes_come_change_and_go_and_their_streams_end_as_they_would_have(tmp_p
         assert 'lcpgateway_node_up{node="beta"} 1.0' in metrics
         assert 'lcpgateway_node_up{node="alpha"}' not in metrics
         # Another price, and another key, hold for the next request.
-        it.take(
-            node_table(quick, api_key="sk-node").replace(
-                "[[nodes]]", "[[nodes]]\nprice_per_request_msat = 5"
-            )
-        )
+        it.take(node_table(quick, api_key="sk-node").replace("[[nodes]]", "[[nodes]]\nprice_per_request_msat = 5"))
         answer = ask(it, model="b-model")
         assert answer.headers["x-lcp-price-msat"] == "5"
         assert quick.calls()[-1].headers["Authorization"] == "Bearer sk-node"
@@ -309,10 +294,7 @@ def test_of_200_streams_none_breaks_while_the_settings_change_20_times(tmp_path)
             connector = aiohttp.TCPConnector(limit=0)
             async with aiohttp.ClientSession(connector=connector) as session:
                 url = f"{it.running.api_url}/chat/completions"
-                streams = [
-                    asyncio.create_task(stream_whole(session, url, number))
-                    for number in range(STREAMS)
-                ]
+                streams = [asyncio.create_task(stream_whole(session, url, number)) for number in range(STREAMS)]
                 await in_flight(session, it.running.base_url, STREAMS)
                 for number in range(HANG_UPS):
                     write(it.file, files[number % len(files)])
@@ -373,9 +355,7 @@ def test_signals_at_once_are_answered_one_after_the_other(now):
 
 
 def test_a_signal_during_the_start_does_no_harm(tmp_path):
-    environment = clean_environment(
-        {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", "XDG_STATE_HOME": str(tmp_path)}
-    )
+    environment = clean_environment({"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", "XDG_STATE_HOME": str(tmp_path)})
     process = subprocess.Popen(
         [sys.executable, "-m", "lcp_gateway", "serve", "--embedded"],
         stdout=subprocess.PIPE,
@@ -419,9 +399,7 @@ def wait_until_ignored(pid):
 
 def test_a_terminal_that_is_closed_ends_a_gateway_that_was_started_in_it(tmp_path):
     master, slave = pty.openpty()
-    environment = clean_environment(
-        {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", "XDG_STATE_HOME": str(tmp_path)}
-    )
+    environment = clean_environment({"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", "XDG_STATE_HOME": str(tmp_path)})
     process = subprocess.Popen(
         [sys.executable, "-c", IN_A_TERMINAL],
         stdin=slave,
@@ -462,9 +440,7 @@ def test_a_proxy_is_trusted_once_it_is_configured(now):
     def client_told():
         ask(now, headers=said)
         time.sleep(0.1)
-        return [line for line in now.running.json_logs() if line["event"] == "chat completion"][
-            -1
-        ].get("client")
+        return [line for line in now.running.json_logs() if line["event"] == "chat completion"][-1].get("client")
 
     assert client_told() is None
     now.take('trusted_proxies = ["127.0.0.1"]')

@@ -43,9 +43,7 @@ def test_a_reader_that_stops_does_not_grow_the_gateway_and_gets_all_of_it_later(
             stopped_peak = memory.growth_mib
             raw = head + _rest(client)
         body = chunked_body(raw)
-    print(
-        f"stopped for {STOP_S:g} s: {stopped_peak:+.1f} MiB, whole stream: {memory.growth_mib:+.1f}"
-    )
+    print(f"stopped for {STOP_S:g} s: {stopped_peak:+.1f} MiB, whole stream: {memory.growth_mib:+.1f}")
     assert len(body) >= FLOOD_BYTES
     assert memory.growth_mib < 32
 
@@ -121,9 +119,7 @@ async def test_clients_that_vanish_leave_nothing_behind(tmp_path):
 async def _vanish(running, node, count):
     """Let clients start a stream, and disconnect when it has begun: every other one with a reset."""
     before = len(node.events("cancel"))
-    clients = await asyncio.gather(
-        *(open_stream(running.port, "echo-1", _words(n)) for n in range(count))
-    )
+    clients = await asyncio.gather(*(open_stream(running.port, "echo-1", _words(n)) for n in range(count)))
     assert await _metric_soon(running.port, "jobs_in_flight") == count
     for number, (first, _, writer) in enumerate(clients):
         assert first.startswith(b"HTTP/1.1 200")
@@ -132,10 +128,7 @@ async def _vanish(running, node, count):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.close()
     deadline = time.monotonic() + 60
-    while (
-        await _metric_soon(running.port, "jobs_in_flight")
-        or len(node.events("cancel")) < before + count
-    ):
+    while await _metric_soon(running.port, "jobs_in_flight") or len(node.events("cancel")) < before + count:
         assert time.monotonic() < deadline, "jobs or cancellations are missing"
         await asyncio.sleep(0.1)
 

@@ -25,14 +25,7 @@ TOKEN_S = 0.05
 @contextmanager
 def traced(**more: str) -> Iterator[tuple[RunningGateway, Collector, HttpNodeThread]]:
     with collector() as seen, HttpNodeThread("home", ("home-1",), api_key=NODE_KEY) as node:
-        nodes = [
-            {
-                "name": "home",
-                "base_url": node.base_url,
-                "api_key": NODE_KEY,
-                "endpoints": ["chat", "responses"],
-            }
-        ]
+        nodes = [{"name": "home", "base_url": node.base_url, "api_key": NODE_KEY, "endpoints": ["chat", "responses"]}]
         settings = {
             "LCP_GATEWAY_OTLP_ENDPOINT": seen.endpoint,
             "LCP_GATEWAY_OTLP_HEADERS": f"x-otlp-key={OTLP_KEY}",
@@ -129,11 +122,7 @@ def test_the_log_line_names_the_trace(served, seen):
     answer = ask(served)
     trace = seen.wait_for(["chat echo-1", *WHOLE])
     eventually(lambda: answer.headers["x-request-id"] in served.logs)
-    (line,) = [
-        line
-        for line in served.json_logs()
-        if line.get("request_id") == answer.headers["x-request-id"]
-    ]
+    (line,) = [line for line in served.json_logs() if line.get("request_id") == answer.headers["x-request-id"]]
     assert line["trace_id"] == trace.root.trace_id
 
 
@@ -198,9 +187,7 @@ def test_a_joined_request_points_to_the_trace_that_bought(served, seen):
         ("fault/stream-cut", True, STREAMED, "settled", "undelivered"),
     ],
 )
-def test_a_failure_is_a_complete_trace_with_its_payment(
-    served, seen, model, stream, spans, payment, word
-):
+def test_a_failure_is_a_complete_trace_with_its_payment(served, seen, model, stream, spans, payment, word):
     ask(served, model=model, stream=stream)
     trace = seen.wait_for([f"chat {model}", *spans])
     check_whole(trace, "chat", model)
@@ -215,11 +202,7 @@ def test_a_nodes_error_text_is_not_in_the_trace(served, seen, node):
     node.behave(fail_status=400, fail_body=json.dumps({"error": error}))
     assert ask(served, model="home-1").error["code"] == "its_own_word"
     trace = seen.wait_for(["chat home-1", *WHOLE])
-    assert (
-        trace.root.attributes["error.type"]
-        == trace["pay"].attributes["error.type"]
-        == "INVALID_ARGUMENT"
-    )
+    assert trace.root.attributes["error.type"] == trace["pay"].attributes["error.type"] == "INVALID_ARGUMENT"
     assert not trace.root.is_error and trace["pay"].is_error
     assert b"its_own_word" not in b"".join(seen.raw)
 

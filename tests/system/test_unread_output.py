@@ -77,9 +77,7 @@ def keep_asking(port, seconds, statuses):
 
 def under_load(port, seconds):
     statuses = []
-    workers = [
-        threading.Thread(target=keep_asking, args=(port, seconds, statuses)) for _ in range(4)
-    ]
+    workers = [threading.Thread(target=keep_asking, args=(port, seconds, statuses)) for _ in range(4)]
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
@@ -105,9 +103,7 @@ def test_requests_health_and_sigterm_go_on_while_nothing_reads_the_log(tmp_path)
         reader = threading.Thread(target=read_until, args=(read, text, b"log lines were lost"))
         reader.start()
         reader.join(60)
-        reported = json.loads(
-            next(line for line in text.split(b"\n") if b"log lines were lost" in line)
-        )
+        reported = json.loads(next(line for line in text.split(b"\n") if b"log lines were lost" in line))
         assert reported["level"] == "warning"
         assert reported["lines"] > 0
         # The metric follows within a second.

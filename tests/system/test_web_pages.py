@@ -72,9 +72,7 @@ HOSTS_OF_OTHERS = [
 def test_a_name_that_could_have_been_rebound_buys_nothing(open_to_all, host, path):
     """Once a page whose name was rebound to 127.0.0.1, and so of the gateway's origin, could read its answers."""
     before = bought(open_to_all)
-    answer = post(
-        open_to_all.port, path, document(path), {"Host": host, "Authorization": "Bearer x"}
-    )
+    answer = post(open_to_all.port, path, document(path), {"Host": host, "Authorization": "Bearer x"})
     is_refused(answer, 421, "host_not_allowed")
     assert "allowed_hosts" in answer.error["message"]
     assert bought(open_to_all) == before
@@ -140,9 +138,7 @@ def test_a_page_of_another_origin_buys_nothing(open_to_all, origin, kind):
 @pytest.mark.parametrize("origin", ORIGINS_OF_OTHERS)
 def test_a_page_of_another_origin_reads_nothing(open_to_all, origin):
     is_refused(
-        get(open_to_all.port, "/v1/models", {"Host": "localhost:8080", "Origin": origin}),
-        403,
-        "origin_not_allowed",
+        get(open_to_all.port, "/v1/models", {"Host": "localhost:8080", "Origin": origin}), 403, "origin_not_allowed"
     )
 
 
@@ -179,9 +175,7 @@ def test_our_own_pages_and_those_of_the_settings_are_served(open_to_all, host, o
 )
 def test_cross_site_requests_without_an_origin_are_refused(open_to_all, site, more):
     for method, path in (("GET", "/v1/models"), ("POST", CHAT)):
-        raw = request_bytes(
-            method, path, BODY, {"Host": "localhost", "Sec-Fetch-Site": site, **more}
-        )
+        raw = request_bytes(method, path, BODY, {"Host": "localhost", "Sec-Fetch-Site": site, **more})
         is_refused(exchange(open_to_all.port, raw), 403, "cross_site_request")
 
 
@@ -212,9 +206,7 @@ def test_probes_are_answered_under_any_name_and_tell_strangers_no_details(open_t
         assert named.status == 200
         assert set(named.json) == {"status"}
     assert "peers" in get(open_to_all.port, "/readyz", {"Host": "localhost"}).json
-    assert set(get(open_to_all.port, "/readyz", {"Origin": "https://evil.example"}).json) == {
-        "status"
-    }
+    assert set(get(open_to_all.port, "/readyz", {"Origin": "https://evil.example"}).json) == {"status"}
 
 
 @pytest.mark.parametrize("path", ["/", "/v1"])
@@ -269,19 +261,14 @@ def test_without_the_key_the_answer_is_401(with_keys):
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE"])
 def test_api_answers_are_not_cached_and_not_sniffed(with_keys, path, method):
     for headers in ({}, BEARER):
-        answer = exchange(
-            with_keys.port, request_bytes(method, path, b"{}", headers), method=method
-        )
+        answer = exchange(with_keys.port, request_bytes(method, path, b"{}", headers), method=method)
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/healthz", "/readyz", "/nowhere", CHAT])
 def test_no_page_may_frame_an_answer_or_take_it_for_something_else(with_keys, path):
-    for answer in (
-        get(with_keys.port, path),
-        post(with_keys.port, path, document(stream=True), BEARER),
-    ):
+    for answer in (get(with_keys.port, path), post(with_keys.port, path, document(stream=True), BEARER)):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["x-frame-options"] == "DENY"
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]

@@ -191,9 +191,7 @@ def test_a_program_that_fails_says_so_before_it_ends():
         "from lcp_gateway.telemetry.log_output import queued_standard_streams\n"
         "with queued_standard_streams():\n    print('hello')\n    raise RuntimeError('it broke')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, timeout=30, check=False, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False, text=True)
     assert done.returncode == 1
     assert done.stdout == "hello\n"
     assert "RuntimeError: it broke" in done.stderr
@@ -227,12 +225,7 @@ def test_lines_lost_at_a_full_pipe_are_reported_before_direct_writes_resume(pipe
     read, write = pipe
     os.set_blocking(write, False)
     told = []
-    lines = queue_before(
-        write,
-        max_bytes=PIPE_BYTES,
-        on_lost=told.append,
-        write_now=writer_without_waiting(write),
-    )
+    lines = queue_before(write, max_bytes=PIPE_BYTES, on_lost=told.append, write_now=writer_without_waiting(write))
     for _ in range(5_000):
         lines.put(b"x" * 99 + b"\n")
     lost = lines.lost

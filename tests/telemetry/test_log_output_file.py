@@ -98,9 +98,7 @@ def test_no_line_is_lost_while_the_log_is_rotated(tmp_path, stream):
             os.write(stream, f"{writer} {number}\n".encode())
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(writers)]
-    log = LogFile(
-        tmp_path / "x.log", max_bytes=1_000, keep=100_000, streams=[stream], interval_s=0.001
-    )
+    log = LogFile(tmp_path / "x.log", max_bytes=1_000, keep=100_000, streams=[stream], interval_s=0.001)
     with log:
         for thread in threads:
             thread.start()

@@ -14,12 +14,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from lcp_gateway.telemetry import log_redaction
-from lcp_gateway.telemetry.logs import (
-    configure_logging,
-    get_logger,
-    log_always,
-    set_log_level,
-)
+from lcp_gateway.telemetry.logs import configure_logging, get_logger, log_always, set_log_level
 
 SECRET = "the quick brown fox"
 
@@ -93,12 +88,7 @@ def test_lines_below_the_level_are_left_out(stream, level, shown):
 
 @pytest.mark.parametrize(
     ("fmt", "make_stream", "is_json"),
-    [
-        ("auto", io.StringIO, True),
-        ("auto", Terminal, False),
-        ("json", Terminal, True),
-        ("console", io.StringIO, False),
-    ],
+    [("auto", io.StringIO, True), ("auto", Terminal, False), ("json", Terminal, True), ("console", io.StringIO, False)],
 )
 def test_auto_is_the_console_on_a_terminal_and_json_elsewhere(fmt, make_stream, is_json):
     stream = make_stream()
@@ -271,14 +261,7 @@ def test_a_client_cannot_forge_a_line_or_move_the_cursor(stream, fmt):
 
 def test_values_that_json_cannot_hold_do_not_lose_the_line(lines):
     get_logger("x").info(
-        "odd",
-        model="a\ud800b",
-        big=2**70,
-        huge=10**9999,
-        price_msat=5,
-        ratio=float("nan"),
-        ok=True,
-        none=None,
+        "odd", model="a\ud800b", big=2**70, huge=10**9999, price_msat=5, ratio=float("nan"), ok=True, none=None
     )
     (line,) = lines()
     assert line["model"] == "a\\ud800b"
@@ -316,9 +299,7 @@ def test_a_closed_pipe_at_standard_error_does_not_stop_the_process():
         "for _ in range(3): get_logger('x').info('hello')\n"
         "print('still here')\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=30, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=30, check=False)
     assert done.stdout == b"still here\n"
 
 
@@ -339,9 +320,7 @@ def test_errors_of_other_libraries_are_told_by_type(lines, stream):
     try:
         int(SECRET)
     except ValueError:
-        logging.getLogger("asyncio").exception(
-            "Task exception was never retrieved\nfuture: %s", SECRET
-        )
+        logging.getLogger("asyncio").exception("Task exception was never retrieved\nfuture: %s", SECRET)
     (line,) = lines()
     assert SECRET not in stream.getvalue()
     assert line["event"] == "Task exception was never retrieved"
@@ -405,12 +384,7 @@ def test_messages_for_the_operator_are_logged_at_any_level(lines):
     log.info("no")
     log_always(log, "yes", names=["a"])
     (line,) = lines()
-    assert (line["event"], line["level"], line["names"], line["logger"]) == (
-        "yes",
-        "info",
-        ["a"],
-        "x",
-    )
+    assert (line["event"], line["level"], line["names"], line["logger"]) == ("yes", "info", ["a"], "x")
 
 
 def test_the_level_of_other_libraries_changes_too(lines):

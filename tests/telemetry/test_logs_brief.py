@@ -49,9 +49,7 @@ def test_a_request_is_one_short_line(lines):
     get_logger("request").info("chat completion", **JOB)
     (line,) = seen()
     assert len(line) <= MOST_CHARACTERS
-    assert line[8:] == (
-        " 200 chat completion echo-1 streamed settled 2.839 sat in 1.2 s from 02ababab… req_01234567…"
-    )
+    assert line[8:] == (" 200 chat completion echo-1 streamed settled 2.839 sat in 1.2 s from 02ababab… req_01234567…")
 
 
 def test_a_request_that_failed_says_why_and_in_colour(lines):
@@ -95,7 +93,5 @@ def test_debug_and_json_show_every_field(lines, level, stream, fmt):
 
 
 def test_nothing_paid_is_said_so():
-    line = brief_line(
-        {**JOB, "event": "response", "logger": "request", "payment": "none"}, colors=False
-    )
+    line = brief_line({**JOB, "event": "response", "logger": "request", "payment": "none"}, colors=False)
     assert "nothing paid" in line

@@ -36,9 +36,7 @@ def nodes():
 
 def literals_of(keyword):
     """Return the strings passed as this keyword anywhere in lcp_gateway/http."""
-    passed = [
-        node.value for node in nodes() if isinstance(node, ast.keyword) and node.arg == keyword
-    ]
+    passed = [node.value for node in nodes() if isinstance(node, ast.keyword) and node.arg == keyword]
     return {value.value for value in passed if isinstance(value, ast.Constant) and value.value}
 
 

@@ -42,11 +42,7 @@ def test_the_plain_format_is_what_it_was():
     assert "trace_id" not in with_trace[0].decode() and with_trace[1] == without[1]
 
     def ours(body: bytes) -> list[str]:
-        return [
-            line
-            for line in body.decode().splitlines()
-            if line.startswith("lcpgateway_") and "_age_" not in line
-        ]
+        return [line for line in body.decode().splitlines() if line.startswith("lcpgateway_") and "_age_" not in line]
 
     assert ours(with_trace[0]) == ours(without[0])
     assert list(plain(with_trace[0].decode()))

@@ -68,9 +68,7 @@ def test_a_false_quote_is_counted_for_its_peer_with_what_does_not_fit(metrics, v
     ],
     ids=["joined", "reconciled", "mismatch"],
 )
-def test_words_are_counted_from_zero_and_unknown_ones_as_other(
-    metrics, value, count, name, label, words
-):
+def test_words_are_counted_from_zero_and_unknown_ones_as_other(metrics, value, count, name, label, words):
     peer = {"peer": "other"} if "peer" in BY_NAME[name].labels else {}
     for word in (*words, "other"):
         assert value(name, **peer, **{label: word}) == 0
@@ -120,10 +118,7 @@ def test_answers_that_are_held_are_counted_in_bytes(metrics, value):
 def test_a_budget_has_its_limit_and_its_rest(metrics):
     metrics.budget("day", 1_000, 400)
     metrics.budget("month", 30_000, 40_000)
-    assert exposed(metrics, "budget_limit_msat") == {
-        'period="day"': 1_000,
-        'period="month"': 30_000,
-    }
+    assert exposed(metrics, "budget_limit_msat") == {'period="day"': 1_000, 'period="month"': 30_000}
     assert exposed(metrics, "budget_left_msat") == {'period="day"': 600, 'period="month"': 0}
 
 

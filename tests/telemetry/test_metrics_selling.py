@@ -19,14 +19,10 @@ def value(metrics):
     return read
 
 
-@pytest.mark.parametrize(
-    "name", ["customers", "customers_balance_msat", "customers_held_msat", "settlements_leader"]
-)
+@pytest.mark.parametrize("name", ["customers", "customers_balance_msat", "customers_held_msat", "settlements_leader"])
 def test_a_gateway_without_accounts_exposes_no_metric_of_customers(metrics, name):
     lines = metrics.render()[0].decode().splitlines()
-    assert not [
-        line for line in lines if line.startswith((f"{PREFIX}{name} ", f"{PREFIX}{name}{{"))
-    ]
+    assert not [line for line in lines if line.startswith((f"{PREFIX}{name} ", f"{PREFIX}{name}{{"))]
 
 
 def test_customers_balances_are_current(metrics, value):

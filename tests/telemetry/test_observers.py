@@ -56,12 +56,7 @@ class World:
         self.told = RecordingMetrics()
         self.records = Measurements(half_life_s=300, clock=lambda: self.now)
         self.standings = PeerTrust(
-            TrustRules(
-                exposure_base_msat=0,
-                exposure_share_ppm=0,
-                breaker_failures=1,
-                breaker_pause_s=30,
-            ),
+            TrustRules(exposure_base_msat=0, exposure_share_ppm=0, breaker_failures=1, breaker_pause_s=30),
             clock=lambda: self.now,
         )
         self.measuring = PurchaseObserver(self.told, self.records, self.standings, None)

@@ -20,10 +20,7 @@ class Counts:
     def __init__(self):
         self.now, self.exported, self.lost = 0.0, 0, 0
         self.counts = ExportCounts(
-            on_exported=self._exported,
-            on_lost=self._lost,
-            log=get_logger("test"),
-            clock=lambda: self.now,
+            on_exported=self._exported, on_lost=self._lost, log=get_logger("test"), clock=lambda: self.now
         )
 
     def _exported(self, count):
@@ -92,9 +89,7 @@ def test_a_full_queue_turns_spans_away():
 
 
 async def test_spans_come_with_the_service_that_sent_them(soon, monkeypatch):
-    monkeypatch.setenv(
-        "OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.version=9"
-    )
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.version=9")
     counts = Counts()
     with collector() as seen:
         export = export_to(seen.endpoint, counts, headers={"X-Key": "k"})
@@ -130,9 +125,7 @@ async def test_queued_spans_are_exported_at_the_end():
 
 
 @pytest.mark.parametrize("status", [500, 503, 400, 302])
-async def test_a_collector_that_refuses_costs_spans_and_nothing_else(
-    soon, status, caplog, monkeypatch
-):
+async def test_a_collector_that_refuses_costs_spans_and_nothing_else(soon, status, caplog, monkeypatch):
     monkeypatch.setattr(trace_export, "_FLUSH_S", 0.5)
     counts = Counts()
     with collector() as seen, capture_logs() as lines:

@@ -70,11 +70,7 @@ async def test_steps_of_a_task_that_outlives_its_request_are_still_of_its_trace(
 
 def test_an_error_is_told_by_its_word_and_nothing_else():
     kept = Kept()
-    with (
-        contextlib.suppress(UpstreamError),
-        kept.tracing.request([], []),
-        kept.tracing.span(TraceStep.PAY),
-    ):
+    with contextlib.suppress(UpstreamError), kept.tracing.request([], []), kept.tracing.span(TraceStep.PAY):
         raise UpstreamError("UNAVAILABLE", "SECRET in a message")
     pay = kept["pay"]
     assert pay.attributes == {"error.type": "UNAVAILABLE"}
@@ -84,11 +80,7 @@ def test_an_error_is_told_by_its_word_and_nothing_else():
 
 def test_what_is_cancelled_has_not_failed():
     kept = Kept()
-    with (
-        contextlib.suppress(asyncio.CancelledError),
-        kept.tracing.request([], []),
-        kept.tracing.span(TraceStep.QUOTE),
-    ):
+    with contextlib.suppress(asyncio.CancelledError), kept.tracing.request([], []), kept.tracing.span(TraceStep.QUOTE):
         raise asyncio.CancelledError
     assert kept["quote"].attributes == {"error.type": "cancelled"}
     assert kept["quote"].status.status_code is StatusCode.UNSET
@@ -166,9 +158,7 @@ def test_a_parent_that_is_not_valid_is_none(parents, caplog):
 
 @given(
     parents=st.lists(st.text(max_size=600) | st.just(PARENT), max_size=2),
-    states=st.lists(
-        st.text(max_size=600) | st.from_regex(r"[a-z]{1,8}=[ -~]{0,40}", fullmatch=True), max_size=3
-    ),
+    states=st.lists(st.text(max_size=600) | st.from_regex(r"[a-z]{1,8}=[ -~]{0,40}", fullmatch=True), max_size=3),
 )
 def test_whatever_the_headers_are_a_request_is_traced_and_what_goes_on_is_safe(parents, states):
     kept = Kept()

@@ -33,9 +33,7 @@ async def test_a_node_is_told_and_gets_the_same_bytes(stream):
     kept = Kept()
     task = STREAM if stream else TASK
     with HttpNodeThread("alpha", ("m",)) as server:
-        upstream = OpenAIHttpUpstream(
-            [VirtualNode("a", server.base_url, api_key="sk-key")], tracing=kept.tracing
-        )
+        upstream = OpenAIHttpUpstream([VirtualNode("a", server.base_url, api_key="sk-key")], tracing=kept.tracing)
         quote = await upstream.request_quote(task, "node:a", 1)
         with kept.tracing.request([PARENT], STATES), kept.tracing.span(TraceStep.PAY):
             if stream:
@@ -71,11 +69,7 @@ async def test_the_daemon_is_told_beside_the_operators_own_metadata(daemon):
     assert daemon.metadata["macaroon"] == "abc"
     assert daemon.metadata["traceparent"].startswith(f"00-{TRACE}-")
     assert daemon.metadata["tracestate"] == ",".join(STATES)
-    with (
-        kept.tracing.request([], []),
-        kept.tracing.span(TraceStep.PAY),
-        pytest.raises(UpstreamError),
-    ):
+    with kept.tracing.request([], []), kept.tracing.span(TraceStep.PAY), pytest.raises(UpstreamError):
         # The scripted daemon has no response for this; that it was called is enough.
         [event async for event in upstream.execute_stream(quote, TASK, 1)]
     assert daemon.metadata["macaroon"] == "abc" and "traceparent" in daemon.metadata
@@ -84,9 +78,7 @@ async def test_the_daemon_is_told_beside_the_operators_own_metadata(daemon):
 
 async def test_metadata_that_the_operator_sets_is_not_sent_twice(daemon):
     kept = Kept()
-    upstream = LcpdUpstream(
-        LcpdAddress(daemon.address, metadata=(("traceparent", PARENT),)), tracing=kept.tracing
-    )
+    upstream = LcpdUpstream(LcpdAddress(daemon.address, metadata=(("traceparent", PARENT),)), tracing=kept.tracing)
     with kept.tracing.request([], ["a=1"]):
         await upstream.request_quote(TASK, PEER, 1)
     assert daemon.metadata["traceparent"] == PARENT

@@ -31,9 +31,7 @@ class _Bucket:
 class AddressLimits:
     """Counts by address. A bucket begins full and fills within a minute; the least recently used are dropped."""
 
-    def __init__(
-        self, *, max_buckets: int = _MAX_BUCKETS, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, max_buckets: int = _MAX_BUCKETS, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_buckets = max_buckets
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
@@ -43,10 +41,7 @@ class AddressLimits:
 
     def take(self, address: str | None, per_minute: int) -> float:
         """Count one request of an address and return 0, or return the seconds until one fits and count nothing."""
-        bounds = [
-            (self._bucket(network, bound), bound)
-            for network, bound in _networks(address, per_minute)
-        ]
+        bounds = [(self._bucket(network, bound), bound) for network, bound in _networks(address, per_minute)]
         wait_s = max((1 - bucket.left) * _S_PER_MINUTE / bound for bucket, bound in bounds)
         if wait_s > 0:
             return wait_s

@@ -135,11 +135,7 @@ class Lease:
     """A job that may run; it is counted until it is released, once, at the end of the ``async with``."""
 
     def __init__(
-        self,
-        leases: Leases | None,
-        key_id: str,
-        lease_id: str,
-        start_task: StartTask = start_unsupervised,
+        self, leases: Leases | None, key_id: str, lease_id: str, start_task: StartTask = start_unsupervised
     ) -> None:
         self._leases = leases
         self._key_id = key_id
@@ -148,18 +144,13 @@ class Lease:
         self._renewing: asyncio.Task[None] | None = None
         if leases is not None and leases.lease_s is not None:
             every_s = leases.lease_s / 3
-            self._renewing = start_task(
-                lambda: self._renew(leases, every_s), may_return=self._has_ended.is_set
-            )
+            self._renewing = start_task(lambda: self._renew(leases, every_s), may_return=self._has_ended.is_set)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.release()
 

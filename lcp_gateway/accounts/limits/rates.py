@@ -257,8 +257,7 @@ class RedisCounters:
         """Count a request in every window if it fits into all, at once for all gateways."""
         amounts = [limit.amount for limit in limits]
         fits, left_ms, windows = await self._count(
-            [_redis_key(limit.key) for limit in limits],
-            [*amounts, *(limit.limit for limit in limits)],
+            [_redis_key(limit.key) for limit in limits], [*amounts, *(limit.limit for limit in limits)]
         )
         return bool(fits), [RateWindow(last, this, left_ms / _MS_PER_S) for last, this in windows]
 
@@ -358,10 +357,7 @@ def _redis_key(key: str) -> str:
 
 
 def _fit(limits: Sequence[RateLimit], windows: Sequence[RateWindow]) -> bool:
-    return all(
-        window.used + limit.amount <= limit.limit
-        for limit, window in zip(limits, windows, strict=True)
-    )
+    return all(window.used + limit.amount <= limit.limit for limit, window in zip(limits, windows, strict=True))
 
 
 def _refusal(limits: Sequence[RateLimit], windows: Sequence[RateWindow]) -> RateLimited:

@@ -8,13 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.outage import (
-    REDIS_KEY_PREFIX,
-    Outage,
-    ShieldedCalls,
-    connect,
-    redis_errors,
-)
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
 
 _ID_BYTES: Final = 16
 _CLAIMS: Final = f"{REDIS_KEY_PREFIX}:claim:".encode()
@@ -247,12 +241,7 @@ class RedisClaims:
         """Let another gateway buy. While Redis is unreachable, the claim runs out there."""
         with suppress(ClaimsUnavailable):
             await asyncio.shield(
-                self._start(
-                    claim.lock,
-                    self._release,
-                    [_CLAIMS + claim.id, *_keys(claim.names.all)],
-                    [claim.id],
-                )
+                self._start(claim.lock, self._release, [_CLAIMS + claim.id, *_keys(claim.names.all)], [claim.id])
             )
 
     async def body(self, claim_id: bytes) -> bytes | None:
@@ -262,9 +251,7 @@ class RedisClaims:
             ClaimsUnavailable: they cannot be read now.
         """
         body: bytes | None = await asyncio.shield(
-            self._start(
-                asyncio.Lock(), lambda _keys, _values: self._redis.get(_BODIES + claim_id), [], []
-            )
+            self._start(asyncio.Lock(), lambda _keys, _values: self._redis.get(_BODIES + claim_id), [], [])
         )
         return body
 
@@ -274,11 +261,7 @@ class RedisClaims:
         await self._pool.disconnect()
 
     def _start(
-        self,
-        lock: asyncio.Lock,
-        script: Callable[..., Any],
-        keys: Sequence[bytes],
-        values: Sequence[object],
+        self, lock: asyncio.Lock, script: Callable[..., Any], keys: Sequence[bytes], values: Sequence[object]
     ) -> asyncio.Task[Any]:
         """Start a call in a task of its own, to be shielded: the client of Redis takes a cancellation for a lost connection.
 

@@ -32,24 +32,16 @@ class Encryption:
             raise ValueError(f"the secret needs {MIN_SECRET_BYTES} bytes at least")
         try:
             from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional extra
-            from cryptography.hazmat.primitives.ciphers.aead import (  # noqa: PLC0415 - an optional extra
-                AESGCM,
-            )
+            from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - an optional extra
             from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415 - an optional extra
-            from cryptography.hazmat.primitives.kdf.hkdf import (  # noqa: PLC0415 - an optional extra
-                HKDF,
-            )
+            from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415 - an optional extra
         except ImportError:
-            raise RedisNotInstalled(
-                "shared answers need the extra: pip install 'lcp-gateway[redis]'"
-            ) from None
+            raise RedisNotInstalled("shared answers need the extra: pip install 'lcp-gateway[redis]'") from None
         self._aes = AESGCM
         self._invalid = InvalidTag
 
         def derive(purpose: bytes) -> bytes:
-            return HKDF(SHA256(), _KEY_BYTES, salt=None, info=b"lcp-gateway " + purpose).derive(
-                secret
-            )
+            return HKDF(SHA256(), _KEY_BYTES, salt=None, info=b"lcp-gateway " + purpose).derive(secret)
 
         self._derive = derive
         self._name_key = derive(b"names")

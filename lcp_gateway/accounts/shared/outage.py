@@ -122,11 +122,7 @@ class ShieldedCalls:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def run(
-        self,
-        call: Coroutine[Any, Any, T],
-        undo: Callable[[T], Awaitable[None]] | None = None,
-    ) -> T:
+    async def run(self, call: Coroutine[Any, Any, T], undo: Callable[[T], Awaitable[None]] | None = None) -> T:
         """Await a call. If the caller is cancelled meanwhile, ``undo`` gets the result as soon as it is known."""
         task = self.start(call)
         try:

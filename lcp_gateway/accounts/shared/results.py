@@ -17,13 +17,7 @@ from typing import Final
 
 import orjson
 
-from lcp_gateway.accounts.shared.claims import (
-    ClaimNames,
-    ClaimsUnavailable,
-    FoundClaim,
-    OwnClaim,
-    RedisClaims,
-)
+from lcp_gateway.accounts.shared.claims import ClaimNames, ClaimsUnavailable, FoundClaim, OwnClaim, RedisClaims
 from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
 from lcp_gateway.accounts.shared.serialization import SerializedResult, serialize
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys
@@ -122,18 +116,12 @@ class RedisResults:
     def _claimed(self, own: OwnClaim, repeat: RepeatKeys) -> Claim:
         limits = self._limits
         keep_s = limits.bytes_for_s if repeat.key is not None else limits.repeats_for_s
-        return _Claim(
-            self._claims, self._encryption, own, keep_s, self._max_bytes, self._start_task
-        )
+        return _Claim(self._claims, self._encryption, own, keep_s, self._max_bytes, self._start_task)
 
     def _own_claim(self, order: Order, repeat: RepeatKeys) -> OwnClaim:
         own = OwnClaim(self._names(order, repeat))
-        description = orjson.dumps(
-            {"request_id": order.request_id, "at": datetime.now(UTC).isoformat()}
-        )
-        own.description = self._encryption.encrypt(
-            _part(own.id, b"about"), description, own.names.fingerprint
-        )
+        description = orjson.dumps({"request_id": order.request_id, "at": datetime.now(UTC).isoformat()})
+        own.description = self._encryption.encrypt(_part(own.id, b"about"), description, own.names.fingerprint)
         return own
 
     def _names(self, order: Order, repeat: RepeatKeys) -> ClaimNames:
@@ -165,9 +153,7 @@ class RedisResults:
         """
         try:
             description = orjson.loads(
-                self._encryption.decrypt(
-                    _part(found.claim_id, b"about"), found.description, found.fingerprint
-                )
+                self._encryption.decrypt(_part(found.claim_id, b"about"), found.description, found.fingerprint)
             )
         except DecryptionFailed:
             raise self._unreadable() from None
@@ -212,9 +198,7 @@ class RedisResults:
     def _unreadable(self) -> LostElsewhere:
         return self._lost("the record of this request cannot be read", Verdict.UNKNOWN)
 
-    def _lost(
-        self, message: str, verdict: Verdict, purchase: Purchase | None = None
-    ) -> LostElsewhere:
+    def _lost(self, message: str, verdict: Verdict, purchase: Purchase | None = None) -> LostElsewhere:
         self._on_joined("lost")
         quote = None if purchase is None else purchase.quote
         return LostElsewhere(message, verdict=verdict, quote=quote)

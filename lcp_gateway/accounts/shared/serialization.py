@@ -8,12 +8,7 @@ from typing import Any, Final
 
 import orjson
 
-from lcp_gateway.purchase.errors import (
-    PaymentFailed,
-    PurchaseError,
-    Undelivered,
-    UpstreamError,
-)
+from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, Undelivered, UpstreamError
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
@@ -121,15 +116,11 @@ class SerializedResult:
             replace(order, task=task),
             _quote_of(facts["quote"]),
             runner_up_msat=facts["runner_up_msat"],
-            candidate=Candidate(
-                facts["provider_id"], adapter=facts["adapter"], routing=facts["routing"]
-            ),
+            candidate=Candidate(facts["provider_id"], adapter=facts["adapter"], routing=facts["routing"]),
         )
         if (charge := facts["charge"]) is not None:
             account_id, amount_msat, ppm, fixed_msat, refund_undelivered = charge
-            purchase.charge = Charge(
-                account_id, Msat(amount_msat), Markup(ppm, Msat(fixed_msat)), refund_undelivered
-            )
+            purchase.charge = Charge(account_id, Msat(amount_msat), Markup(ppm, Msat(fixed_msat)), refund_undelivered)
         purchase.charged_msat = facts["charged_msat"]
         for event in _WAYS[State(facts["state"])]:
             purchase.apply(event)
@@ -184,9 +175,7 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
         case "payment_failed":
             # A gateway of an earlier version does not say whether anything was reached.
             away = facts.get("is_away", False)
-            cause = UpstreamError(
-                facts["status"], facts["message"], code=facts["code"], is_away=away
-            )
+            cause = UpstreamError(facts["status"], facts["message"], code=facts["code"], is_away=away)
             return PaymentFailed(cause, verdict, quote=quote)
         case "undelivered":
             # A gateway of an earlier version records no more than that.

@@ -15,19 +15,8 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.limits.addresses import AddressLimits
-from lcp_gateway.accounts.limits.concurrency import (
-    ConcurrencyLimits,
-    Leases,
-    MemoryLeases,
-    RedisLeases,
-)
-from lcp_gateway.accounts.limits.rates import (
-    MemoryCounters,
-    RateCounters,
-    RateLimits,
-    Rates,
-    RedisCounters,
-)
+from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Leases, MemoryLeases, RedisLeases
+from lcp_gateway.accounts.limits.rates import MemoryCounters, RateCounters, RateLimits, Rates, RedisCounters
 from lcp_gateway.accounts.models import Credit
 from lcp_gateway.accounts.repositories import (
     AccountRepository,
@@ -87,9 +76,7 @@ def l402_secret(settings: Settings) -> bytes:
         return hashlib.sha256(settings.l402_secret.encode()).digest()
     place = journal_place(settings)
     if not isinstance(place, Path):
-        raise WiringError(
-            "l402 with a database server needs l402_secret, the same for all gateways"
-        )
+        raise WiringError("l402 with a database server needs l402_secret, the same for all gateways")
     file = place.with_suffix(".l402")
     with contextlib.suppress(FileExistsError):
         file.touch(mode=0o600, exist_ok=False)
@@ -130,10 +117,7 @@ class Limits:
         return Admission(
             self._rate_limits(settings),
             ConcurrencyLimits(
-                self._leases,
-                default=settings.key_concurrent_jobs,
-                outage=self._outage,
-                start_task=self._start_task,
+                self._leases, default=settings.key_concurrent_jobs, outage=self._outage, start_task=self._start_task
             ),
             registry.resolve,
             shielded=self._shielded,
@@ -154,9 +138,7 @@ class Limits:
         if gateway == account == key == Rates() and auth_mode(settings) != "accounts":
             # Without accounts no key has a limit of its own, so there is nothing to count.
             return None
-        return RateLimits(
-            self._rate_counters, gateway=gateway, account=account, key=key, outage=self._outage
-        )
+        return RateLimits(self._rate_counters, gateway=gateway, account=account, key=key, outage=self._outage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +183,7 @@ async def _open_customers(
         raise WiringError("accounts need a journal")
     topups, keys, ledger = Topups(database), Keys(database), Ledger(database)
     cache = KeyCache(settings.api_keys, ANONYMOUS.rules)
-    key_sync = KeySync(
-        keys, cache, log, unavailable=(DatabaseUnavailable,), stale_s=settings.keys_stale_s
-    )
+    key_sync = KeySync(keys, cache, log, unavailable=(DatabaseUnavailable,), stale_s=settings.keys_stale_s)
     try:
         await key_sync.load()
     except DatabaseUnavailable as error:
@@ -297,11 +277,7 @@ class Access:
     """The customers' accounts, if there are any, and the counters of limits; both outlive a change of settings."""
 
     def __init__(
-        self,
-        limits: Limits,
-        customers: CustomerParts | None,
-        api_limits: ApiLimits,
-        log: FilteringBoundLogger,
+        self, limits: Limits, customers: CustomerParts | None, api_limits: ApiLimits, log: FilteringBoundLogger
     ) -> None:
         self._limits = limits
         self._customers = customers
@@ -332,12 +308,7 @@ class Access:
         charges, payment_required = ChargeReport(None, self._log), PaymentRequired(None, self._log)
         if auth_mode(settings) == "none":
             return AccessParts(OpenAuthenticator(), admission, charges, payment_required)
-        return AccessParts(
-            StaticKeyAuthenticator(StaticKeys(settings.api_keys)),
-            admission,
-            charges,
-            payment_required,
-        )
+        return AccessParts(StaticKeyAuthenticator(StaticKeys(settings.api_keys)), admission, charges, payment_required)
 
     def use(self, settings: Settings) -> None:
         """Accept the static keys of the settings from now on, beside those of customers, within other limits."""
@@ -345,27 +316,17 @@ class Access:
         if self._customers is not None:
             self._customers.key_sync.use(settings.api_keys, settings.keys_stale_s)
 
-    def _for_customers(
-        self, settings: Settings, customers: CustomerParts, admission: Admission
-    ) -> AccessParts:
+    def _for_customers(self, settings: Settings, customers: CustomerParts, admission: Admission) -> AccessParts:
         rules = TopupRules(
             settings.topup_min_msat,
             settings.topup_max_msat,
             max(1, round(settings.topup_expiry_s)),
             settings.topups_open_max,
         )
-        wallet = Wallet(
-            customers.ledger,
-            customers.topups,
-            customers.invoices,
-            rules,
-            on_credit=customers.on_credit,
-        )
+        wallet = Wallet(customers.ledger, customers.topups, customers.invoices, rules, on_credit=customers.on_credit)
         l402 = None
         if settings.l402 and customers.invoices is not None:
-            l402 = _l402_authenticator(
-                settings, customers, wallet, self._l402_limits, self.api_limits
-            )
+            l402 = _l402_authenticator(settings, customers, wallet, self._l402_limits, self.api_limits)
         return AccessParts(
             authenticator=AccountAuthenticator(
                 find=customers.key_sync.find,
@@ -380,9 +341,7 @@ class Access:
                 wallet,
                 read_timeout_s=settings.request_read_timeout_s,
                 api_limits=self.api_limits,
-                pay_for_demo=partial(_pay_for_demo, settings.lcpd_grpc_addr)
-                if settings.embedded
-                else None,
+                pay_for_demo=partial(_pay_for_demo, settings.lcpd_grpc_addr) if settings.embedded else None,
             ),
             admin_routes=AdminRoutes(
                 accounts=customers.accounts,
@@ -392,25 +351,17 @@ class Access:
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             key_routes=KeyRoutes(
-                customers.keys,
-                on_change=customers.key_sync.refresh,
-                read_timeout_s=settings.request_read_timeout_s,
+                customers.keys, on_change=customers.key_sync.refresh, read_timeout_s=settings.request_read_timeout_s
             ),
             refund_routes=RefundRoutes(
-                customers.refunds,
-                on_decision=customers.on_refund,
-                read_timeout_s=settings.request_read_timeout_s,
+                customers.refunds, on_decision=customers.on_refund, read_timeout_s=settings.request_read_timeout_s
             ),
         )
 
 
 @contextlib.asynccontextmanager
 async def open_access(
-    settings: Settings,
-    journal: JournalParts,
-    metrics: Metrics,
-    tasks: BackgroundTasks,
-    log: FilteringBoundLogger,
+    settings: Settings, journal: JournalParts, metrics: Metrics, tasks: BackgroundTasks, log: FilteringBoundLogger
 ) -> AsyncIterator[Access]:
     """Open the counters and, with ``auth = "accounts"``, the accounts.
 
@@ -422,19 +373,13 @@ async def open_access(
         stack.push_async_callback(limits.close)
         customers = None
         if auth_mode(settings) == "accounts":
-            customers = await stack.enter_async_context(
-                _open_customers(settings, journal, metrics, log)
-            )
+            customers = await stack.enter_async_context(_open_customers(settings, journal, metrics, log))
         api_limits = ApiLimits(settings.api_concurrent_per_caller, settings.api_concurrent)
         yield Access(limits, customers, api_limits, log)
 
 
 def _l402_authenticator(
-    settings: Settings,
-    customers: CustomerParts,
-    wallet: Wallet,
-    limits: AddressLimits,
-    api_limits: ApiLimits,
+    settings: Settings, customers: CustomerParts, wallet: Wallet, limits: AddressLimits, api_limits: ApiLimits
 ) -> "L402Routes":
     from lcp_gateway.accounts.l402 import Issuer  # noqa: PLC0415 - few gateways sell like this
     from lcp_gateway.http.gateway.l402 import L402Routes  # noqa: PLC0415 - as above

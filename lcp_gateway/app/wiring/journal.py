@@ -12,22 +12,12 @@ from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import PurchaseJournal
-from lcp_gateway.purchase.money import (
-    NO_REFUND_LIMITS,
-    Budget,
-    RefundDecision,
-    RefundLimits,
-)
+from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, RefundDecision, RefundLimits
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.peer_trust import LOSSES_COUNT_FOR, PeerHistory, PeerTrust
 from lcp_gateway.store.background_responses import BackgroundRows
-from lcp_gateway.store.database.engines import (
-    BadDatabaseUrl,
-    Database,
-    DatabaseUnavailable,
-    open_database,
-)
+from lcp_gateway.store.database.engines import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
 from lcp_gateway.store.database.schema import TooNew
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import SweepResult, sweep
@@ -125,9 +115,7 @@ async def open_journal(
         write = log.error if problem.kind.is_grave else log.info
         write("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
-    writer = JournalWriter(
-        database, on_problem=report, on_commit=metrics.journal_commit, on_refund=refunds
-    )
+    writer = JournalWriter(database, on_problem=report, on_commit=metrics.journal_commit, on_refund=refunds)
     writer.refunds = limits
     journal = JournalParts(writer, Books(database), database, writer, on_refund=refunds)
     # Read at each scrape: the task that reads the books may itself wait for the database.
@@ -146,17 +134,12 @@ def refund_limits(settings: Settings) -> RefundLimits:
 
 
 def record_swept(
-    swept: SweepResult,
-    metrics: Metrics,
-    on_refund: Callable[[RefundDecision], None],
-    log: FilteringBoundLogger,
+    swept: SweepResult, metrics: Metrics, on_refund: Callable[[RefundDecision], None], log: FilteringBoundLogger
 ) -> None:
     """Count and log the result of a sweep."""
     if len(swept):
         log.warning(
-            "purchases of a gateway that ended were moved on",
-            unknown=swept.unknown,
-            undelivered=len(swept.lost),
+            "purchases of a gateway that ended were moved on", unknown=swept.unknown, undelivered=len(swept.lost)
         )
     for lost in swept.lost:
         metrics.undelivered(lost.peer_id, lost.price_msat)
@@ -219,8 +202,6 @@ def journal_tasks(
     yield BackgroundTask("owner_lock", lambda: workers.keep_alive(database, writer, log))
     yield BackgroundTask(
         "sweep",
-        lambda: workers.sweep_regularly(
-            database, writer, limits=lambda: journal.refund_limits, on_swept=on_swept
-        ),
+        lambda: workers.sweep_regularly(database, writer, limits=lambda: journal.refund_limits, on_swept=on_swept),
     )
     yield BackgroundTask("books", lambda: workers.measure_books(books, budgets, metrics))

@@ -71,9 +71,7 @@ async def open_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIssue
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     try:
-        invoices = LndInvoices(
-            invoice_address(settings, settings.lcpd_grpc_addr), network=settings.network or None
-        )
+        invoices = LndInvoices(invoice_address(settings, settings.lcpd_grpc_addr), network=settings.network or None)
     except (LndNotInstalled, OSError) as error:
         raise WiringError(f"lnd cannot be used for top-ups: {error}") from error
     async with invoices:
@@ -120,10 +118,7 @@ class LndParts:
         if (reconciler := self.reconciler) is not None:
             observer = self.observer
             tasks.append(
-                BackgroundTask(
-                    "reconciler",
-                    lambda: reconciler.run(observer.reconciled, observer.reconcile_failed),
-                )
+                BackgroundTask("reconciler", lambda: reconciler.run(observer.reconciled, observer.reconcile_failed))
             )
         return tasks
 

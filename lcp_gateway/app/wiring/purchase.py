@@ -108,9 +108,7 @@ def purchase_parts(
         quoting=QuoteRequester(
             upstream,
             QuotingRules(
-                at_once=settings.quote_fanout,
-                at_most=settings.quote_attempts,
-                timeout_s=settings.timeout_quote_s,
+                at_once=settings.quote_fanout, at_most=settings.quote_attempts, timeout_s=settings.timeout_quote_s
             ),
             inspector=inspector,
             background=background,

@@ -117,10 +117,7 @@ def responses_parts(
             ask_timeout_s=settings.timeout_quote_s,
         ),
         responses=ResponseRoutes(
-            stored.store,
-            stored.background,
-            heartbeat_s=settings.heartbeat_s,
-            relay_limit_s=relay_limit_s,
+            stored.store, stored.background, heartbeat_s=settings.heartbeat_s, relay_limit_s=relay_limit_s
         ),
         chats=ChatRoutes(stored.store, read_timeout_s=settings.request_read_timeout_s),
     )

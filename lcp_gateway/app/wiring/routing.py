@@ -61,10 +61,7 @@ class NodeParts:
         self.upstream.use(nodes)
         self.counter.use(nodes)
         self.watch.use(
-            nodes,
-            refresh_s=settings.nodes_refresh_s,
-            timeout_s=settings.timeout_quote_s,
-            describe=_describe(registry),
+            nodes, refresh_s=settings.nodes_refresh_s, timeout_s=settings.timeout_quote_s, describe=_describe(registry)
         )
 
 
@@ -130,11 +127,7 @@ def trust_rules(settings: Settings) -> TrustRules:
 
 
 def node_parts(
-    settings: Settings,
-    metrics: Metrics,
-    tracing: Tracing,
-    start_task: StartTask,
-    log: FilteringBoundLogger,
+    settings: Settings, metrics: Metrics, tracing: Tracing, start_task: StartTask, log: FilteringBoundLogger
 ) -> NodeParts:
     """Make the parts of the nodes, of which a reload may bring the first. Opens nothing."""
     nodes = http_nodes(settings)

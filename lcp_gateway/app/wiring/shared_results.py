@@ -34,12 +34,7 @@ class SharedResults:
     """The results of repeated requests that several gateways share in Redis; a single gateway shares none."""
 
     def __init__(
-        self,
-        redis_url: str,
-        journal: JournalParts,
-        metrics: Metrics,
-        start_task: StartTask,
-        log: FilteringBoundLogger,
+        self, redis_url: str, journal: JournalParts, metrics: Metrics, start_task: StartTask, log: FilteringBoundLogger
     ) -> None:
         """``start_task`` starts the task that renews a claim."""
         self._start_task = start_task
@@ -120,6 +115,4 @@ class RequestStates:
         try:
             return await state_of_request(self._journal.database, key_id, request_id, since)
         except DatabaseUnavailable as error:
-            raise JournalUnavailable(
-                f"the journal cannot be read ({error.reason}); nothing was paid here"
-            ) from error
+            raise JournalUnavailable(f"the journal cannot be read ({error.reason}); nothing was paid here") from error

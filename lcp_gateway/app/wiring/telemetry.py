@@ -13,9 +13,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 
 @asynccontextmanager
-async def open_tracing(
-    settings: Settings, metrics: Metrics, log: FilteringBoundLogger
-) -> AsyncIterator[Tracing]:
+async def open_tracing(settings: Settings, metrics: Metrics, log: FilteringBoundLogger) -> AsyncIterator[Tracing]:
     """Trace for the block, at whose end all spans are exported. Without a collector OpenTelemetry is not imported.
 
     Raises:
@@ -34,18 +32,12 @@ async def open_tracing(
             ratio=settings.trace_ratio,
             version=__version__,
             proxy=may_use_proxy(settings, settings.otlp_endpoint),
-            counts=ExportCounts(
-                on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log
-            ),
+            counts=ExportCounts(on_exported=metrics.spans_exported, on_lost=metrics.spans_lost, log=log),
         )
     except ImportError as error:
-        raise WiringError(
-            "otlp_endpoint needs the extra: pip install 'lcp-gateway[tracing]'"
-        ) from error
+        raise WiringError("otlp_endpoint needs the extra: pip install 'lcp-gateway[tracing]'") from error
     except ValueError as error:
-        raise WiringError(
-            f"the environment's settings of OpenTelemetry (OTEL_…) are invalid: {error}"
-        ) from error
+        raise WiringError(f"the environment's settings of OpenTelemetry (OTEL_…) are invalid: {error}") from error
     tracing = OtelTracing(export.tracer, error_type)
     metrics.exemplar = tracing.exemplar
     try:

@@ -41,9 +41,7 @@ from lcp_gateway.cli.output import (
 )
 from lcp_gateway.purchase.money import Msat
 
-NameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", show_default=False, callback=utf8_text)
-]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", show_default=False, callback=utf8_text)]
 
 app = command_group("Manage the accounts of customers.")
 
@@ -68,9 +66,7 @@ async def list_accounts(
 ) -> None:
     """List accounts and their balances, the newest first."""
     await print_listing(
-        lambda most, following: books.accounts.page(
-            limit=most, after=following, with_deleted=deleted
-        ),
+        lambda most, following: books.accounts.page(limit=most, after=following, with_deleted=deleted),
         ACCOUNT_COLUMNS,
         account_document,
         limit=limit,
@@ -81,9 +77,7 @@ async def list_accounts(
 
 @app.command()
 @with_books()
-async def show(
-    books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
-) -> None:
+async def show(books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False) -> None:
     """Print one account and its balance."""
     print_document(account_document(await books.account(account_id)), json=json)
 
@@ -91,11 +85,7 @@ async def show(
 @app.command()
 @with_books()
 async def rename(
-    books: AccountBooks,
-    account_id: AccountArgument,
-    name: NameArgument,
-    *,
-    json: JsonOption = False,
+    books: AccountBooks, account_id: AccountArgument, name: NameArgument, *, json: JsonOption = False
 ) -> None:
     """Change the name of an account."""
     await books.accounts.rename(account_id, name, actor=actor(), at=datetime.now(UTC))
@@ -105,11 +95,7 @@ async def rename(
 @app.command()
 @with_books()
 async def delete(
-    books: AccountBooks,
-    account_id: AccountArgument,
-    *,
-    yes: YesOption = False,
-    json: JsonOption = False,
+    books: AccountBooks, account_id: AccountArgument, *, yes: YesOption = False, json: JsonOption = False
 ) -> None:
     """Delete the name of an account and revoke its keys. The books keep its bare id, and the rest of its balance."""
     account = await books.account(account_id)
@@ -129,18 +115,12 @@ async def adjust(
     account_id: AccountArgument,
     amount_msat: Annotated[int, typer.Argument(metavar="AMOUNT_MSAT", show_default=False)],
     *,
-    reason: Annotated[
-        str, text_option(metavar="TEXT", help="The reason; it is stored in the log.")
-    ],
+    reason: Annotated[str, text_option(metavar="TEXT", help="The reason; it is stored in the log.")],
     json: JsonOption = False,
 ) -> None:
     """Add an amount to a balance by hand, or take it where it is negative: never more than is available."""
     balance = await books.ledger.adjust(
-        account_id,
-        Msat(amount_msat),
-        reason=reason,
-        actor=actor(),
-        at=datetime.now(UTC),
+        account_id, Msat(amount_msat), reason=reason, actor=actor(), at=datetime.now(UTC)
     )
     print_document({"id": account_id, **balance_document(balance)}, json=json)
 
@@ -152,10 +132,7 @@ async def statement(
     account_id: AccountArgument,
     *,
     limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help=f"At most N; {USUAL_LIMIT} if not given, with --csv all."
-        ),
+        int | None, typer.Option(min=1, metavar="N", help=f"At most N; {USUAL_LIMIT} if not given, with --csv all.")
     ] = None,
     after: AfterNumberOption = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -186,11 +163,7 @@ async def audit(books: AccountBooks, *, json: JsonOption = False) -> int:
 @app.command()
 @with_books()
 async def log(
-    books: AccountBooks,
-    *,
-    limit: LimitOption = USUAL_LIMIT,
-    after: AfterNumberOption = None,
-    json: JsonOption = False,
+    books: AccountBooks, *, limit: LimitOption = USUAL_LIMIT, after: AfterNumberOption = None, json: JsonOption = False
 ) -> None:
     """List the actions of administrators, the latest first."""
     await print_listing(

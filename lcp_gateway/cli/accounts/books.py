@@ -10,13 +10,7 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.accounts.models import (
-    Account,
-    AccountError,
-    AccountNotFound,
-    InvalidAmount,
-    InvalidText,
-)
+from lcp_gateway.accounts.models import Account, AccountError, AccountNotFound, InvalidAmount, InvalidText
 from lcp_gateway.cli.books.journal import opened_journal, with_journal
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
@@ -47,14 +41,10 @@ KeyArgument = Annotated[str, _id_argument("KEY_ID")]
 USUAL_LIMIT = 50
 LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")]
 AfterOption = Annotated[
-    str | None,
-    typer.Option("--after", metavar="ID", help="Only those after this one.", callback=_an_id),
+    str | None, typer.Option("--after", metavar="ID", help="Only those after this one.", callback=_an_id)
 ]
 AfterNumberOption = Annotated[
-    int | None,
-    typer.Option(
-        "--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Only those after this one."
-    ),
+    int | None, typer.Option("--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Only those after this one.")
 ]
 
 
@@ -86,11 +76,7 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
     async with opened_journal(settings) as database:
         try:
             yield AccountBooks(
-                Accounts(database),
-                Keys(database),
-                Ledger(database),
-                Topups(database),
-                AdminLog(database),
+                Accounts(database), Keys(database), Ledger(database), Topups(database), AdminLog(database)
             )
         except (InvalidAmount, InvalidText) as error:
             raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None

@@ -9,14 +9,7 @@ from typing import TypeVar
 
 from lcp_gateway.accounts import documents
 from lcp_gateway.accounts.documents import KEY_LIMITS, LINE_FIELDS, Document
-from lcp_gateway.accounts.models import (
-    Account,
-    AdminAction,
-    KeyRecord,
-    Listing,
-    StatementLine,
-    Topup,
-)
+from lcp_gateway.accounts.models import Account, AdminAction, KeyRecord, Listing, StatementLine, Topup
 from lcp_gateway.cli.accounts.books import AccountBooks
 from lcp_gateway.cli.output import Columns, format_time, print_json, print_list, print_pairs, report
 from lcp_gateway.purchase.money import Msat, format_sat
@@ -75,9 +68,7 @@ TOPUP_COLUMNS: Columns[Topup] = {
     "status": lambda topup: topup.state.value,
     "amount msat": lambda topup: str(topup.amount_msat),
     "amount": lambda topup: format_sat(topup.amount_msat),
-    "received msat": lambda topup: (
-        _NOTHING if topup.received_msat is None else str(topup.received_msat)
-    ),
+    "received msat": lambda topup: _NOTHING if topup.received_msat is None else str(topup.received_msat),
     "created": lambda topup: format_time(topup.created_at),
     "expires": lambda topup: format_time(topup.expires_at),
     "memo": lambda topup: topup.memo or _NOTHING,
@@ -88,9 +79,7 @@ ACTION_COLUMNS: Columns[AdminAction] = {
     "actor": lambda action: action.actor,
     "action": lambda action: action.action,
     "target": lambda action: action.target,
-    "detail": lambda action: "; ".join(
-        f"{name}: {_words(name, value)}" for name, value in action.detail.items()
-    ),
+    "detail": lambda action: "; ".join(f"{name}: {_words(name, value)}" for name, value in action.detail.items()),
 }
 
 
@@ -149,9 +138,7 @@ async def print_listing(
     _report_more(following)
 
 
-async def print_statement(
-    books: AccountBooks, account_id: str, *, limit: int, after: int | None, json: bool
-) -> None:
+async def print_statement(books: AccountBooks, account_id: str, *, limit: int, after: int | None, json: bool) -> None:
     """Print lines of an account's statement, the newest first, as a table or as JSON.
 
     Raises:
@@ -168,9 +155,7 @@ async def print_statement(
     )
 
 
-async def print_csv(
-    books: AccountBooks, account_id: str, *, limit: int | None, after: int | None
-) -> None:
+async def print_csv(books: AccountBooks, account_id: str, *, limit: int | None, after: int | None) -> None:
     """Print the same as CSV, line by line: all of it where no limit is given.
 
     Raises:
@@ -194,9 +179,7 @@ async def print_csv(
 async def _statement_page(
     books: AccountBooks, account_id: str, limit: int, after: str | None
 ) -> Listing[StatementLine]:
-    found = await books.ledger.statement(
-        account_id, limit=limit, after=None if after is None else int(after)
-    )
+    found = await books.ledger.statement(account_id, limit=limit, after=None if after is None else int(after))
     return Listing(found.lines, None if found.after is None else str(found.after))
 
 

@@ -19,12 +19,7 @@ from lcp_gateway.cli.accounts.books import (
     actor,
     with_books,
 )
-from lcp_gateway.cli.accounts.documents import (
-    KEY_COLUMNS,
-    key_document,
-    print_document,
-    print_listing,
-)
+from lcp_gateway.cli.accounts.documents import KEY_COLUMNS, key_document, print_document, print_listing
 from lcp_gateway.cli.books.journal import read_time
 from lcp_gateway.cli.options import JsonOption, command_group, text_option
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
@@ -47,9 +42,7 @@ async def create(
     books: AccountBooks,
     account_id: AccountArgument,
     *,
-    name: Annotated[
-        str, text_option("--name", metavar="NAME", help="Its name, for display.")
-    ] = "key",
+    name: Annotated[str, text_option("--name", metavar="NAME", help="Its name, for display.")] = "key",
     scope: Annotated[
         list[Scope] | None,
         typer.Option(
@@ -60,11 +53,7 @@ async def create(
     ] = None,
     model: Annotated[
         list[str] | None,
-        text_option(
-            "--model",
-            metavar="MODEL",
-            help="Only this model may be bought with it; may be repeated.",
-        ),
+        text_option("--model", metavar="MODEL", help="Only this model may be bought with it; may be repeated."),
     ] = None,
     max_price_msat: Annotated[int, _limit("The price of one purchase")] = 0,
     requests_per_minute: Annotated[int, _limit("Requests in one minute")] = 0,
@@ -74,12 +63,9 @@ async def create(
     budget_month_msat: Annotated[int, _limit("The spending in a month (UTC)")] = 0,
     concurrent_jobs: Annotated[int, _limit("Jobs at one time")] = 0,
     expires: Annotated[
-        str | None,
-        typer.Option(metavar="WHEN", help='Its expiry: "2027-01-31", or "30d" for days from now.'),
+        str | None, typer.Option(metavar="WHEN", help='Its expiry: "2027-01-31", or "30d" for days from now.')
     ] = None,
-    agent: Annotated[
-        bool, typer.Option("--agent", help="For a tool that takes only a URL.")
-    ] = False,
+    agent: Annotated[bool, typer.Option("--agent", help="For a tool that takes only a URL.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Make a key of an account, and print it: only now, since its text is not stored."""
@@ -97,9 +83,7 @@ async def create(
         expires_at=_read_expiry(expires, now),
     )
     kind = KeyKind.AGENT if agent else KeyKind.API
-    made = await books.keys.create(
-        account_id, name=name, actor=actor(), at=now, rules=rules, kind=kind
-    )
+    made = await books.keys.create(account_id, name=name, actor=actor(), at=now, rules=rules, kind=kind)
     document: Document = {"key": made.text, **key_document(made.record)}
     if agent:
         document["agent_path"] = f"/api/agent/{made.text}/v1"

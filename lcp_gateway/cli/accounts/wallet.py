@@ -32,19 +32,8 @@ from lcp_gateway.cli.accounts.documents import (
     print_statement,
     topup_document,
 )
-from lcp_gateway.cli.lnd import (
-    INVOICE_SETTINGS,
-    OWN_NODE_SETTINGS,
-    opened_invoice_issuer,
-    own_node,
-)
-from lcp_gateway.cli.options import (
-    JsonOption,
-    command_group,
-    load_settings,
-    setting_flags,
-    text_option,
-)
+from lcp_gateway.cli.lnd import INVOICE_SETTINGS, OWN_NODE_SETTINGS, opened_invoice_issuer, own_node
+from lcp_gateway.cli.options import JsonOption, command_group, load_settings, setting_flags, text_option
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json
 from lcp_gateway.config import Settings
 from lcp_gateway.constants import MSAT_PER_SAT
@@ -61,17 +50,11 @@ app = command_group("Show the wallets of accounts, and top them up.")
 
 @app.command()
 @with_books()
-async def show(
-    books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False
-) -> None:
+async def show(books: AccountBooks, account_id: AccountArgument, *, json: JsonOption = False) -> None:
     """Print the balance of an account, the part that open purchases hold, and the number of invoices that can be paid."""
     account = await books.account(account_id)
     payable = await books.topups.open_count(datetime.now(UTC), account_id=account_id)
-    document = {
-        "account_id": account_id,
-        **balance_document(account.balance),
-        "open_topups": payable,
-    }
+    document = {"account_id": account_id, **balance_document(account.balance), "open_topups": payable}
     print_document(document, json=json)
 
 
@@ -119,10 +102,7 @@ async def topup(
     account_id: AccountArgument,
     amount_sat: Annotated[int, typer.Argument(metavar="AMOUNT_SAT", min=1, show_default=False)],
     *,
-    memo: Annotated[
-        str,
-        text_option(metavar="TEXT", help="The payer can read it in the invoice."),
-    ] = "",
+    memo: Annotated[str, text_option(metavar="TEXT", help="The payer can read it in the invoice.")] = "",
     json: JsonOption = False,
 ) -> None:
     """Make an invoice that tops an account up. A running gateway credits it when it is paid."""
@@ -155,26 +135,19 @@ def pay(
     except LndError as error:
         if error.status in _NO_WALLET:
             raise CommandFailed(
-                f"there is no simulated node at {node} ({error.status}): only the wallet of one pays, "
-                "and no real money"
+                f"there is no simulated node at {node} ({error.status}): only the wallet of one pays, and no real money"
             ) from None
         if error.status == UpstreamStatus.DEADLINE_EXCEEDED:
-            raise CommandFailed(
-                f"the node at {node} did not answer in time: it may be paid all the same"
-            ) from None
+            raise CommandFailed(f"the node at {node} did not answer in time: it may be paid all the same") from None
         raise CommandFailed(f"the node at {node}: {error}") from None
     if json:
         print_json({"amount_msat": paid.amount_msat, "node": node, "real_money": False})
     else:
-        typer.echo(
-            f"paid {format_amount(paid.amount_msat)} out of the node's play wallet; no real money moved"
-        )
+        typer.echo(f"paid {format_amount(paid.amount_msat)} out of the node's play wallet; no real money moved")
     return 0
 
 
-async def _top_up(
-    settings: Settings, books: AccountBooks, account_id: str, amount_sat: int, memo: str
-) -> Topup:
+async def _top_up(settings: Settings, books: AccountBooks, account_id: str, amount_sat: int, memo: str) -> Topup:
     # Checked before lnd is asked: an invoice that the store then refuses would be made for nothing.
     memo = check_text(memo, "memo", may_be_empty=True)
     if (await books.account(account_id)).deleted_at is not None:
@@ -192,12 +165,7 @@ async def _top_up(
         except InvoiceServiceUnavailable as error:
             raise CommandFailed(str(error)) from None
     await books.acts.add(
-        "topup.create",
-        made.id,
-        actor=actor(),
-        at=made.created_at,
-        account_id=account_id,
-        amount_msat=made.amount_msat,
+        "topup.create", made.id, actor=actor(), at=made.created_at, account_id=account_id, amount_msat=made.amount_msat
     )
     return made
 

@@ -15,12 +15,7 @@ import typer
 from lcp_gateway.cli.options import load_settings, parameters_of, setting_flags, with_parameters
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report, user_name
 from lcp_gateway.config import Settings, journal_place, without_password
-from lcp_gateway.store.database.engines import (
-    BadDatabaseUrl,
-    Database,
-    DatabaseUnavailable,
-    open_database,
-)
+from lcp_gateway.store.database.engines import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
 from lcp_gateway.store.database.schema import TooNew
 
 JOURNAL_SETTINGS = ("journal_url", "embedded")
@@ -29,12 +24,7 @@ JOURNAL_SETTINGS = ("journal_url", "embedded")
 _JOB_ID = re.compile(r"[0-9a-f]{64}")
 _JOB_PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _AGE = re.compile(r"(\d{1,6})(m|h|d|w)")
-_AGE_UNITS = {
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-    "w": timedelta(weeks=1),
-}
+_AGE_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 def read_only_settings(settings: Settings) -> Settings:
@@ -145,8 +135,7 @@ def read_job_prefix(text: str) -> str:
     lowered = text.strip().lower().rstrip("…")
     if not _JOB_PREFIX.fullmatch(lowered):
         raise CommandFailed(
-            "a job id is 64 hexadecimal digits; the first 8 or more of them are enough here",
-            exit_code=USAGE_ERROR,
+            "a job id is 64 hexadecimal digits; the first 8 or more of them are enough here", exit_code=USAGE_ERROR
         )
     return lowered
 
@@ -165,15 +154,11 @@ def read_age(text: str) -> timedelta:
     """Read an age such as ``90d``, ``12h`` or ``2w``."""
     matched = _AGE.fullmatch(text.strip().lower())
     if matched is None or not int(matched[1]):
-        raise CommandFailed(
-            f'{text!r:.40} is not an age: write "90d", "12h" or "2w"', exit_code=USAGE_ERROR
-        )
+        raise CommandFailed(f'{text!r:.40} is not an age: write "90d", "12h" or "2w"', exit_code=USAGE_ERROR)
     return int(matched[1]) * _AGE_UNITS[matched[2]]
 
 
-def read_time(
-    text: str | None, now: datetime, *, ahead: bool = False, option: str = ""
-) -> datetime | None:
+def read_time(text: str | None, now: datetime, *, ahead: bool = False, option: str = "") -> datetime | None:
     """Read a date or a time (UTC where it names no zone), or an age, counted from ``now`` back or ahead."""
     if text is None:
         return None
@@ -187,9 +172,7 @@ def read_time(
             example = '"2027-01-31", "2027-01-31T12:00Z" or "30d"'
             if not ahead:
                 example = '"2026-01-31", "2026-01-31T12:00Z" or "7d"'
-            raise CommandFailed(
-                f"{option}{text!r:.40} is not a time: write {example}", exit_code=USAGE_ERROR
-            ) from None
+            raise CommandFailed(f"{option}{text!r:.40} is not a time: write {example}", exit_code=USAGE_ERROR) from None
 
 
 def _past(text: str) -> datetime | None:
@@ -197,9 +180,6 @@ def _past(text: str) -> datetime | None:
 
 
 SinceOption = Annotated[
-    datetime | None,
-    typer.Option(
-        metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.', parser=_past
-    ),
+    datetime | None, typer.Option(metavar="WHEN", help='Not before: "2026-01-31", or "7d" for days ago.', parser=_past)
 ]
 UntilOption = Annotated[datetime | None, typer.Option(metavar="WHEN", help="Before.", parser=_past)]

@@ -26,14 +26,10 @@ PlainValue = str | int | bool | None
 
 COLUMNS: Columns[PurchaseRecord] = {
     "time": lambda record: format_time(record.paying_at),
-    "state": lambda record: (
-        f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value
-    ),
+    "state": lambda record: f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value,
     "price msat": lambda record: str(record.price_msat),
     # An estimated fee is written in brackets.
-    "fee msat": lambda record: (
-        f"({record.fee_cap_msat})" if record.fee_msat is None else str(record.fee_msat)
-    ),
+    "fee msat": lambda record: f"({record.fee_cap_msat})" if record.fee_msat is None else str(record.fee_msat),
     "model": lambda record: record.model,
     "peer": lambda record: record.peer_id[:_SHORT_PEER_CHARACTERS],
     "key": lambda record: record.key_id or "-",

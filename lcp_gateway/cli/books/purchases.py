@@ -22,21 +22,8 @@ from lcp_gateway.cli.books.journal import (
     read_age,
     with_journal,
 )
-from lcp_gateway.cli.books.purchase_fields import (
-    COLUMNS,
-    FIELDS,
-    csv_cells,
-    fields_of,
-    written_field,
-)
-from lcp_gateway.cli.options import (
-    JsonOption,
-    YesOption,
-    command_group,
-    parameters_of,
-    text_option,
-    with_parameters,
-)
+from lcp_gateway.cli.books.purchase_fields import COLUMNS, FIELDS, csv_cells, fields_of, written_field
+from lcp_gateway.cli.options import JsonOption, YesOption, command_group, parameters_of, text_option, with_parameters
 from lcp_gateway.cli.output import (
     USAGE_ERROR,
     CommandFailed,
@@ -54,12 +41,7 @@ from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund, RefundLimits
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.refunds import Refunds
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.journal.purchases import (
-    PurchaseCursor,
-    PurchaseFilter,
-    PurchaseRecord,
-    StateChange,
-)
+from lcp_gateway.store.journal.purchases import PurchaseCursor, PurchaseFilter, PurchaseRecord, StateChange
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import NotUnknown, resolve
 from lcp_gateway.store.journal.retention import forget
@@ -111,8 +93,7 @@ def _filter_options(command: Callable[..., T]) -> Callable[..., T]:
 def _filter(
     *,
     state: Annotated[
-        list[State] | None,
-        typer.Option("--state", metavar="STATE", help="In this state; may be repeated."),
+        list[State] | None, typer.Option("--state", metavar="STATE", help="In this state; may be repeated.")
     ] = None,
     model: Annotated[str | None, text_option(metavar="MODEL", help="Of this model.")] = None,
     peer: Annotated[str | None, text_option(metavar="PEER_ID", help="From this peer.")] = None,
@@ -180,9 +161,7 @@ async def export(
     journal: Database,
     which: PurchaseFilter,
     *,
-    form: Annotated[
-        ExportFormat, typer.Option("--format", help="The format.")
-    ] = ExportFormat.JSONL,
+    form: Annotated[ExportFormat, typer.Option("--format", help="The format.")] = ExportFormat.JSONL,
 ) -> None:
     """Write purchases to standard output, the newest first, as JSON Lines or CSV."""
     table = csv.writer(sys.stdout, lineterminator="\n")
@@ -202,9 +181,7 @@ async def resolve_purchase(
     journal: Database,
     settings: Settings,
     job_id: JobArgument,
-    evidence: Annotated[
-        ResolvedState, typer.Argument(metavar="settled|undelivered|not_paid", show_default=False)
-    ],
+    evidence: Annotated[ResolvedState, typer.Argument(metavar="settled|undelivered|not_paid", show_default=False)],
     *,
     why: Annotated[str, text_option(metavar="TEXT", help="The evidence for the outcome.")],
     yes: YesOption = False,
@@ -215,9 +192,7 @@ async def resolve_purchase(
     One that a gateway left settled when it died can be resolved so as well.
     """
     if not why.strip() or len(why) > _LONGEST_REASON:
-        raise CommandFailed(
-            f"--why: say in 1 to {_LONGEST_REASON} characters how you know", exit_code=USAGE_ERROR
-        )
+        raise CommandFailed(f"--why: say in 1 to {_LONGEST_REASON} characters how you know", exit_code=USAGE_ERROR)
     record, _ = await one_purchase(journal, job_id)
     if record.state not in _RESOLVED_FROM:
         raise CommandFailed(f"the purchase is {record.state}, not unknown; nothing was changed")
@@ -254,9 +229,7 @@ async def refund_purchase(
     """Decide on a refund that is withheld because a limit was reached: refund the charge, or keep it for good."""
     record, _ = await one_purchase(journal, job_id)
     if record.charge is None or record.refund is None:
-        raise CommandFailed(
-            f"no refund of this purchase is withheld: it is {record.state}; nothing was changed"
-        )
+        raise CommandFailed(f"no refund of this purchase is withheld: it is {record.state}; nothing was changed")
     typer.echo(
         f"{format_time(record.paying_at)}  {printable(record.model)} from {record.peer_id}, of "
         f"{record.charge.account_id}: {record.charge.amount_msat} msat"
@@ -280,9 +253,7 @@ async def refund_purchase(
 async def forget_purchases(
     journal: Database,
     *,
-    older_than: Annotated[
-        str, typer.Option(metavar="AGE", help='Such as "90d".', show_default=False)
-    ],
+    older_than: Annotated[str, typer.Option(metavar="AGE", help='Such as "90d".', show_default=False)],
     yes: YesOption = False,
 ) -> None:
     """Delete purchases that ended long ago. Open ones stay, however old, and so do budgets of periods that still run."""
@@ -308,15 +279,11 @@ def _record_reason(job_id: bytes, state: State, why: str, at: datetime) -> Path:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise CommandFailed(
-            f"{path}: the reason cannot be stored, so nothing was changed: {error.strerror}"
-        ) from None
+        raise CommandFailed(f"{path}: the reason cannot be stored, so nothing was changed: {error.strerror}") from None
     return path
 
 
-async def one_purchase(
-    journal: Database, job_id: str
-) -> tuple[PurchaseRecord, Sequence[StateChange]]:
+async def one_purchase(journal: Database, job_id: str) -> tuple[PurchaseRecord, Sequence[StateChange]]:
     """Read one purchase, by its job id or the beginning of that, and its changes of state."""
     books = Books(journal)
     found = await books.beginning_with(job_id)

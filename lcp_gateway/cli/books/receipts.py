@@ -8,13 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.options import (
-    JsonOption,
-    command_group,
-    load_settings,
-    read_input,
-    setting_flags,
-)
+from lcp_gateway.cli.options import JsonOption, command_group, load_settings, read_input, setting_flags
 from lcp_gateway.cli.output import RUNTIME_ERROR, CommandFailed, print_json, printable
 
 _LARGEST_RECEIPT_BYTES = 1_000_000
@@ -24,16 +18,12 @@ app = command_group("Write and check receipts.")
 
 @app.command()
 def verify(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help='The receipt; "-" is standard input.')
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help='The receipt; "-" is standard input.')],
     *,
     request: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The request's bytes, to check them too.")
     ] = None,
-    result: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The result's bytes, to check them too.")
-    ] = None,
+    result: Annotated[Path | None, typer.Option(metavar="FILE", help="The result's bytes, to check them too.")] = None,
     json: JsonOption = False,
 ) -> int:
     """Recompute all fields of a receipt that can be recomputed. Offline; ends with 1 when one does not hold."""
@@ -70,11 +60,7 @@ def show(
     flags: Mapping[str, object],
 ) -> int:
     """Write the receipt of a purchase to standard output."""
-    from lcp_gateway.cli.books.journal import (  # noqa: PLC0415 - `verify` needs no database
-        opened_journal,
-        read_job_prefix,
-        read_only_settings,
-    )
+    from lcp_gateway.cli.books.journal import opened_journal, read_job_prefix, read_only_settings  # noqa: PLC0415 - `verify` needs no database
     from lcp_gateway.cli.books.purchases import one_purchase  # noqa: PLC0415 - as above
     from lcp_gateway.lightning.receipts import document  # noqa: PLC0415 - as above
     from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - as above

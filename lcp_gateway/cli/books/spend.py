@@ -57,8 +57,7 @@ async def spend(
     journal: Database,
     *,
     by: Annotated[
-        list[GroupBy] | None,
-        typer.Option("--by", help="Add up by this; may be repeated. By day if not given."),
+        list[GroupBy] | None, typer.Option("--by", help="Add up by this; may be repeated. By day if not given.")
     ] = None,
     period: Annotated[Period | None, typer.Option(help="Add up by this period (UTC) too.")] = None,
     since: SinceOption = None,
@@ -72,12 +71,7 @@ async def spend(
     names = ([time.value] if time else []) + [way.value for way in others]
     sums = add_up(found, time, others)
     if json:
-        print_json(
-            [
-                {**dict(zip(names, heading, strict=True)), **asdict(total)}
-                for heading, total in sums.items()
-            ]
-        )
+        print_json([{**dict(zip(names, heading, strict=True)), **asdict(total)} for heading, total in sums.items()])
         return
     whole = SpendTotal()
     for item in found:
@@ -88,9 +82,7 @@ async def spend(
     print_table((*names, *amounts), rows)
 
 
-def add_up(
-    found: Iterable[Spend], time: Period | None, others: Sequence[GroupBy]
-) -> dict[tuple[str, ...], SpendTotal]:
+def add_up(found: Iterable[Spend], time: Period | None, others: Sequence[GroupBy]) -> dict[tuple[str, ...], SpendTotal]:
     """Add up by heading: the time first, if any, then the others in their order. Sorted by heading."""
     sums: dict[tuple[str, ...], SpendTotal] = {}
     for item in found:
@@ -101,14 +93,10 @@ def add_up(
     return dict(sorted(sums.items()))
 
 
-def _read_ways(
-    by: Sequence[GroupBy], period: Period | None
-) -> tuple[Period | None, Sequence[GroupBy]]:
+def _read_ways(by: Sequence[GroupBy], period: Period | None) -> tuple[Period | None, Sequence[GroupBy]]:
     times = {_TIMES[way] for way in by if way in _TIMES} | ({period} if period else set())
     if len(times) > 1:
-        raise CommandFailed(
-            "only one of hour, day and month can be added up by", exit_code=USAGE_ERROR
-        )
+        raise CommandFailed("only one of hour, day and month can be added up by", exit_code=USAGE_ERROR)
     others = [way for way in dict.fromkeys(by) if way not in _TIMES]
     if not times and not others:
         return Period.DAY, others

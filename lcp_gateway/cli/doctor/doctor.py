@@ -24,14 +24,7 @@ from lcp_gateway.cli.market.requests import first_servable
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, printable
 from lcp_gateway.cli.serve.embedded import daemon_for
-from lcp_gateway.config import (
-    NodeConfig,
-    Settings,
-    all_nodes,
-    journal_place,
-    spending_cautions,
-    without_password,
-)
+from lcp_gateway.config import NodeConfig, Settings, all_nodes, journal_place, spending_cautions, without_password
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Task
@@ -154,9 +147,7 @@ async def _examine_daemon(report: Report, settings: Settings, nodes: Sequence[Pr
         report.fail("daemon", f"cannot read{file}: {error.strerror}", "see lcpd_tls_*")
 
 
-async def _examine_peers(
-    report: Report, upstream: LcpdUpstream, settings: Settings, nodes: Sequence[Provider]
-) -> None:
+async def _examine_peers(report: Report, upstream: LcpdUpstream, settings: Settings, nodes: Sequence[Provider]) -> None:
     try:
         providers = await upstream.list_peers(settings.preflight_timeout_s)
     except UpstreamError as error:
@@ -248,9 +239,7 @@ def _missing_providers(catalog: Catalog, settings: Settings) -> list[str]:
         (settings.default_peer_id, "as the default peer"),
     ]
     return [
-        f"{provider_id} {purpose}"
-        for provider_id, purpose in named
-        if provider_id and not catalog.peer(provider_id)
+        f"{provider_id} {purpose}" for provider_id, purpose in named if provider_id and not catalog.peer(provider_id)
     ]
 
 

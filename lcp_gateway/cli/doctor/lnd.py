@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.client import LndClient, LndInfo
     from lcp_gateway.lightning.lnd.permissions import Permission
 
-_BAD_CERTIFICATE = re.compile(
-    r"CERTIFICATE_VERIFY_FAILED|not in peer certificate|Hostname Verification", re.IGNORECASE
-)
+_BAD_CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED|not in peer certificate|Hostname Verification", re.IGNORECASE)
 _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|handshake", re.IGNORECASE)
 
 
@@ -81,11 +79,7 @@ async def _examine_macaroons(report: Report, settings: Settings) -> bool:
 
 
 async def _examine_macaroon(
-    report: Report,
-    settings: Settings,
-    setting: str,
-    macaroon: Path,
-    wanted: Sequence["Permission"],
+    report: Report, settings: Settings, setting: str, macaroon: Path, wanted: Sequence["Permission"]
 ) -> bool:
     from lcp_gateway.lightning.lnd.permissions import MacaroonNotAccepted, MacaroonProbe  # noqa: PLC0415 - loads gRPC
 
@@ -94,8 +88,7 @@ async def _examine_macaroon(
     proxy = may_use_proxy(settings, target)
     try:
         probe = MacaroonProbe(
-            LndAddress(target, settings.lnd_tls_cert, macaroon, proxy),
-            timeout_s=settings.preflight_timeout_s,
+            LndAddress(target, settings.lnd_tls_cert, macaroon, proxy), timeout_s=settings.preflight_timeout_s
         )
     except OSError as error:
         report.fail(name, f"{setting}: {error.filename}: {error.strerror}")

@@ -75,11 +75,7 @@ _COLUMNS: Columns[ModelRow] = {
 @app.command()
 @setting_flags((Group.DAEMON, Group.ROUTING, Group.NODE), also=("http_addr", "timeout_quote_s"))
 def models(
-    config: Path | None,
-    flags: Mapping[str, object],
-    *,
-    direct: DirectOption = False,
-    json: JsonOption = False,
+    config: Path | None, flags: Mapping[str, object], *, direct: DirectOption = False, json: JsonOption = False
 ) -> int:
     """Print the models of peers and nodes. Scores are as the running gateway measured; without one, daemon and nodes are asked."""
     loaded = load_settings(flags, config)
@@ -103,17 +99,10 @@ def _rows_of_running(gateway: RunningGateway, settings: Settings) -> Sequence[Mo
     return _in_order([*rows, *_missing(rows, settings, there)])
 
 
-def rows_of_gateway(
-    listed: Iterable[Mapping[str, Any]], ranking: Iterable[Mapping[str, Any]]
-) -> Sequence[ModelRow]:
+def rows_of_gateway(listed: Iterable[Mapping[str, Any]], ranking: Iterable[Mapping[str, Any]]) -> Sequence[ModelRow]:
     """Join the gateway's list of models with its ranking, which has the most about each model's best provider."""
     best = {entry["model"]: entry for entry in ranking}
-    return [
-        row
-        for model in listed
-        if not is_auto(model["id"])
-        for row in _rows_of_model(model, best.get(model["id"]))
-    ]
+    return [row for model in listed if not is_auto(model["id"]) for row in _rows_of_model(model, best.get(model["id"]))]
 
 
 def _rows_of_model(model: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterator[ModelRow]:
@@ -166,11 +155,7 @@ def rows_of_providers(reachable: ReachableProviders, settings: Settings) -> Sequ
 
 def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]:
     """Return the score of each model at each provider, by the provider's id and the model's name."""
-    entries = {
-        (entry.provider.peer_id, entry.model): entry
-        for offered in offers.by_kind.values()
-        for entry in offered
-    }
+    entries = {(entry.provider.peer_id, entry.model): entry for offered in offers.by_kind.values() for entry in offered}
     scores = {}
     for embeds in (False, True):
         alike = [e for e in entries.values() if (e.traits.type == EMBEDDING) is embeds]
@@ -182,11 +167,7 @@ def _scores(offers: Offers, auto: AutoChoice) -> Mapping[tuple[str, str], float]
 def _missing(rows: Iterable[ModelRow], settings: Settings, there: set[str]) -> Iterator[ModelRow]:
     """Return rows for models that the settings name and no provider offers now: those of nodes that are down, and mapped ones."""
     known = {(row.model, row.provider_id) for row in rows}
-    if any(
-        (model, NODE_PREFIX + node.name) not in known
-        for node in all_nodes(settings)
-        for model in node.models
-    ):
+    if any((model, NODE_PREFIX + node.name) not in known for node in all_nodes(settings) for model in node.models):
         from lcp_gateway.app.wiring.routing import http_nodes, model_registry  # noqa: PLC0415 - imports the whole gateway
 
         registry = model_registry(settings)
@@ -236,9 +217,4 @@ def _in_order(rows: Iterable[ModelRow]) -> Sequence[ModelRow]:
 
 def _as_json(row: ModelRow) -> object:
     fields = asdict(row)
-    return {
-        "model": row.model,
-        "peer_id": fields.pop("provider_id"),
-        "source": _source(row),
-        **fields,
-    }
+    return {"model": row.model, "peer_id": fields.pop("provider_id"), "source": _source(row), **fields}

@@ -93,8 +93,7 @@ NOTHING_MEASURED = "nothing measured yet: scores are those of untried providers"
 DirectOption = Annotated[
     bool,
     typer.Option(
-        "--direct",
-        help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too.",
+        "--direct", help="Ask daemon and nodes, also where a gateway runs; any other flag for them does so too."
     ),
 ]
 
@@ -116,26 +115,18 @@ class UnmeasuredRouting:
     selector: "Selector"
 
 
-def gateway_to_ask(
-    settings: Settings, flags: Mapping[str, object], *, direct: bool
-) -> RunningGateway | None:
+def gateway_to_ask(settings: Settings, flags: Mapping[str, object], *, direct: bool) -> RunningGateway | None:
     """Return the running gateway, which has measured; None where daemon and nodes are to be asked.
 
     Those are asked where no gateway runs, with ``direct``, and where flags describe them and name no gateway.
     """
-    describing = [
-        specs()[name].flag
-        for name, value in flags.items()
-        if value is not None and name != "http_addr"
-    ]
+    describing = [specs()[name].flag for name, value in flags.items() if value is not None and name != "http_addr"]
     if direct or (describing and flags.get("http_addr") is None):
         return None
     gateway = find_gateway(settings)
     if gateway is not None and describing:
         names = ", ".join(describing)
-        report(
-            f"the running gateway has settings of its own: not used here: {names} (see --direct)"
-        )
+        report(f"the running gateway has settings of its own: not used here: {names} (see --direct)")
     return gateway
 
 
@@ -158,8 +149,7 @@ async def reachable_providers(settings: Settings) -> AsyncIterator[ReachableProv
         states = nodes.watch.states
         report(*(f"node {name}: {s.problem}" for name, s in states.items() if not s.up))
         yield ReachableProviders(
-            UpstreamBySource(peers, nodes.upstream),
-            Catalog((*found, *nodes.watch.providers), time.monotonic()),
+            UpstreamBySource(peers, nodes.upstream), Catalog((*found, *nodes.watch.providers), time.monotonic())
         )
 
 
@@ -181,11 +171,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
 
     upstream = OpenAIHttpUpstream(nodes)
     watch = NodeWatch(
-        upstream,
-        nodes,
-        refresh_s=settings.nodes_refresh_s,
-        timeout_s=settings.timeout_quote_s,
-        describe=describe_model,
+        upstream, nodes, refresh_s=settings.nodes_refresh_s, timeout_s=settings.timeout_quote_s, describe=describe_model
     )
     try:
         yield NodeParts(upstream, watch, TokenCounter())
@@ -195,12 +181,7 @@ async def opened_nodes(settings: Settings) -> "AsyncIterator[NodeParts | None]":
 
 def unmeasured_routing(settings: Settings, catalog: Catalog) -> UnmeasuredRouting:
     """Build the parts that choose a provider, over a catalog that does not change."""
-    from lcp_gateway.app.wiring.routing import (  # noqa: PLC0415 - as above
-        BODY_ADAPTERS,
-        model_registry,
-        routing_rules,
-        routing_weights,
-    )
+    from lcp_gateway.app.wiring.routing import BODY_ADAPTERS, model_registry, routing_rules, routing_weights  # noqa: PLC0415 - as above
     from lcp_gateway.routing.selection import Selector  # noqa: PLC0415 - imports the whole gateway
 
     registry = model_registry(settings)
@@ -238,9 +219,7 @@ class _FixedCatalog:
         return self._catalog
 
 
-async def _peers(
-    upstream: LcpdUpstream, settings: Settings, nodes: "NodeParts | None"
-) -> tuple[Provider, ...]:
+async def _peers(upstream: LcpdUpstream, settings: Settings, nodes: "NodeParts | None") -> tuple[Provider, ...]:
     try:
         return await retry_until_up(settings, upstream.list_peers)
     except UpstreamError as error:

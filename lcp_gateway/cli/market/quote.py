@@ -12,11 +12,7 @@ import typer
 
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.cli.lnd import invoice_network
-from lcp_gateway.cli.market.providers import (
-    ReachableProviders,
-    reachable_providers,
-    unmeasured_routing,
-)
+from lcp_gateway.cli.market.providers import ReachableProviders, reachable_providers, unmeasured_routing
 from lcp_gateway.cli.market.requests import (
     BodyArgument,
     KindOption,
@@ -26,13 +22,7 @@ from lcp_gateway.cli.market.requests import (
     read_request,
     task_from_prompt,
 )
-from lcp_gateway.cli.options import (
-    JsonOption,
-    command_app,
-    load_settings,
-    setting_flags,
-    text_option,
-)
+from lcp_gateway.cli.options import JsonOption, command_app, load_settings, setting_flags, text_option
 from lcp_gateway.cli.output import (
     RUNTIME_ERROR,
     USAGE_ERROR,
@@ -46,13 +36,7 @@ from lcp_gateway.cli.output import (
 from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.checks import (
-    MISMATCH_TEXTS,
-    PROTOCOL_VERSIONS,
-    Mismatch,
-    mismatch_of,
-    mismatches,
-)
+from lcp_gateway.lightning.checks import MISMATCH_TEXTS, PROTOCOL_VERSIONS, Mismatch, mismatch_of, mismatches
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.errors import PriceLimitExceeded, UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
@@ -122,8 +106,7 @@ class CheckedQuote:
 
 @app.command()
 @setting_flags(
-    (Group.DAEMON, Group.ROUTING, Group.MONEY, Group.LND, Group.NODE),
-    also=("quote_attempts", "timeout_quote_s"),
+    (Group.DAEMON, Group.ROUTING, Group.MONEY, Group.LND, Group.NODE), also=("quote_attempts", "timeout_quote_s")
 )
 def quote(
     config: Path | None,
@@ -131,12 +114,8 @@ def quote(
     *,
     body: BodyArgument = None,
     kind: KindOption = None,
-    model: Annotated[
-        str | None, text_option(metavar="MODEL", help="With --prompt: the model; else the first.")
-    ] = None,
-    prompt: Annotated[
-        str | None, text_option(metavar="TEXT", help="A prompt in place of a file.")
-    ] = None,
+    model: Annotated[str | None, text_option(metavar="MODEL", help="With --prompt: the model; else the first.")] = None,
+    prompt: Annotated[str | None, text_option(metavar="TEXT", help="A prompt in place of a file.")] = None,
     max_tokens: Annotated[
         int, typer.Option(min=1, metavar="N", help="With --prompt: how long the answer may be.")
     ] = 512,
@@ -154,9 +133,7 @@ def quote(
     return 0 if quoted.may_be_bought else RUNTIME_ERROR
 
 
-def _read(
-    body: str | None, kind: str | None, model: str | None, prompt: str | None, max_tokens: int
-) -> QuotedRequest:
+def _read(body: str | None, kind: str | None, model: str | None, prompt: str | None, max_tokens: int) -> QuotedRequest:
     chosen = read_kind("--kind", kind)
     if (body is None) is (prompt is None):
         raise CommandFailed("give either a file (or -) or --prompt", exit_code=USAGE_ERROR)
@@ -184,14 +161,10 @@ async def _ask(wanted: QuotedRequest, settings: Settings) -> CheckedQuote:
         return await _first_quote(reachable, task, candidates, settings)
 
 
-def _task(
-    wanted: QuotedRequest, catalog: Catalog, settings: Settings, resolve: Callable[[str], str]
-) -> Task:
+def _task(wanted: QuotedRequest, catalog: Catalog, settings: Settings, resolve: Callable[[str], str]) -> Task:
     if wanted.model is None:
         kinds = (wanted.kind,) if wanted.kind else tuple(TaskKind)
-        served = first_servable(
-            catalog, settings, prompt=wanted.prompt, max_tokens=wanted.max_tokens, kinds=kinds
-        )
+        served = first_servable(catalog, settings, prompt=wanted.prompt, max_tokens=wanted.max_tokens, kinds=kinds)
         if served is None:
             raise CommandFailed("no model can be asked for: see lcp-gateway models")
         return served[0]
@@ -211,26 +184,20 @@ async def _first_quote(
     for candidate in candidates[: settings.quote_attempts]:
         task, provider_id = candidate.adapt(asked), candidate.provider_id
         try:
-            found = await reachable.upstream.request_quote(
-                task, provider_id, settings.timeout_quote_s
-            )
+            found = await reachable.upstream.request_quote(task, provider_id, settings.timeout_quote_s)
         except UpstreamError as error:
             report(f"{provider_id} returns no quote: {printable(error.message)} ({error.status})")
             failure = error
             continue
         with contextlib.suppress(UpstreamError):
-            await reachable.upstream.cancel(
-                found, "only a price was wanted", settings.cancel_timeout_s
-            )
+            await reachable.upstream.cancel(found, "only a price was wanted", settings.cancel_timeout_s)
         return await _check_quote(task, found, reachable.catalog, settings)
     if failure is None:
         raise CommandFailed("no provider can be asked")
     raise CommandFailed("no provider returned a quote; see above") from failure
 
 
-async def _check_quote(
-    task: Task, found: Quote, catalog: Catalog, settings: Settings
-) -> CheckedQuote:
+async def _check_quote(task: Task, found: Quote, catalog: Catalog, settings: Settings) -> CheckedQuote:
     from lcp_gateway.app import spending_limits  # noqa: PLC0415 - imports the whole gateway
 
     limits = spending_limits(settings)
@@ -265,14 +232,11 @@ def _print(quoted: CheckedQuote) -> None:
         ("terms hash", found.terms_hash.hex()),
     ]
     rows += [
-        (f"check {check.name}", " ".join(filter(None, (_MARKS[check.ok], check.words))))
-        for check in quoted.checks
+        (f"check {check.name}", " ".join(filter(None, (_MARKS[check.ok], check.words)))) for check in quoted.checks
     ]
     rows.append(("limits", quoted.over_limit or "ok"))
     print_pairs(rows)
-    typer.echo(
-        "nothing was paid" if quoted.may_be_bought else "it would NOT be bought; nothing was paid"
-    )
+    typer.echo("nothing was paid" if quoted.may_be_bought else "it would NOT be bought; nothing was paid")
 
 
 def _peer_rows(quoted: CheckedQuote) -> list[tuple[str, str]]:

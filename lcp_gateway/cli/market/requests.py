@@ -26,15 +26,11 @@ def _body_argument(words: str) -> object:
 
 
 def _kind_option(flag: str) -> object:
-    return typer.Option(
-        flag, metavar="|".join(_KINDS), help="The endpoint that it is for.", show_default=False
-    )
+    return typer.Option(flag, metavar="|".join(_KINDS), help="The endpoint that it is for.", show_default=False)
 
 
 BodyArgument = Annotated[str | None, _body_argument(_REQUEST)]
-BodyOrShortArgument = Annotated[
-    str | None, _body_argument(f"{_REQUEST} A short one when left out.")
-]
+BodyOrShortArgument = Annotated[str | None, _body_argument(f"{_REQUEST} A short one when left out.")]
 KindOption = Annotated[str | None, _kind_option("--kind")]
 EndpointOption = Annotated[str | None, _kind_option("--endpoint")]
 

@@ -26,13 +26,7 @@ from lcp_gateway.cli.market.requests import (
     read_request,
     task_from_prompt,
 )
-from lcp_gateway.cli.options import (
-    JsonOption,
-    command_app,
-    load_settings,
-    setting_flags,
-    text_option,
-)
+from lcp_gateway.cli.options import JsonOption, command_app, load_settings, setting_flags, text_option
 from lcp_gateway.cli.output import CommandFailed, print_json, print_pairs, print_table, report
 from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings
@@ -56,9 +50,7 @@ def route(
     flags: Mapping[str, object],
     *,
     body: BodyOrShortArgument = None,
-    model: Annotated[
-        str | None, text_option(metavar="MODEL", help="The model in place of the request's own.")
-    ] = None,
+    model: Annotated[str | None, text_option(metavar="MODEL", help="The model in place of the request's own.")] = None,
     endpoint: EndpointOption = None,
     direct: DirectOption = False,
     json: JsonOption = False,
@@ -84,9 +76,7 @@ def route(
 def _request(body: str | None, model: str | None, endpoint: str | None) -> tuple[TaskKind, bytes]:
     kind = read_kind("--endpoint", endpoint)
     if body is None:
-        task = task_from_prompt(
-            kind or TaskKind.CHAT_COMPLETIONS, model or AUTO, SHORT_PROMPT, SHORT_ANSWER_TOKENS
-        )
+        task = task_from_prompt(kind or TaskKind.CHAT_COMPLETIONS, model or AUTO, SHORT_PROMPT, SHORT_ANSWER_TOKENS)
         return task.kind, task.body
     raw, fields = read_request(body)
     if model is not None:

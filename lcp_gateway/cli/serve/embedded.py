@@ -17,17 +17,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
-from lcp_gateway.cli.serve.node_process import (
-    CONFIG_ERROR,
-    FOLDER_PREFIX,
-    KEY_VARIABLE,
-    NodeOptions,
-)
+from lcp_gateway.cli.serve.node_process import CONFIG_ERROR, FOLDER_PREFIX, KEY_VARIABLE, NodeOptions
 from lcp_gateway.config import Settings
 
-NO_REAL_MONEY = (
-    "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
-)
+NO_REAL_MONEY = "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
 
 # The longest path of a socket on any system, less one byte for its end.
 _MAX_SOCKET_BYTES = 103
@@ -149,10 +142,7 @@ class EmbeddedNode:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End the child and remove its socket."""
         self._stopping.set()
@@ -177,12 +167,7 @@ class EmbeddedNode:
                 # A node that ended in good order removed it.
                 self._folder.mkdir(mode=0o700, exist_ok=True)
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [
-                    sys.executable,
-                    "-m",
-                    "lcp_gateway.cli.serve.node_process",
-                    self._options.to_json(),
-                ],
+                [sys.executable, "-m", "lcp_gateway.cli.serve.node_process", self._options.to_json()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 env=environment,
@@ -202,12 +187,8 @@ class EmbeddedNode:
             if code == CONFIG_ERROR or failures > self._restarts.in_a_row:
                 self._tell(f"the embedded node ended with code {code} and is not started again")
                 return
-            pause_s = min(
-                self._restarts.first_pause_s * 2.0 ** (failures - 1), self._restarts.longest_pause_s
-            )
-            self._tell(
-                f"the embedded node ended with code {code}; it starts again in {pause_s:g} s"
-            )
+            pause_s = min(self._restarts.first_pause_s * 2.0 ** (failures - 1), self._restarts.longest_pause_s)
+            self._tell(f"the embedded node ended with code {code}; it starts again in {pause_s:g} s")
             if self._stopping.wait(pause_s):
                 return
             try:

@@ -8,13 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lcp_gateway.cli.options import (
-    CONFIG_OPTION,
-    command_app,
-    load_settings,
-    parameters_of,
-    with_parameters,
-)
+from lcp_gateway.cli.options import CONFIG_OPTION, command_app, load_settings, parameters_of, with_parameters
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve.embedded import node_options
 from lcp_gateway.cli.serve.node_process import STANDALONE_LISTEN
@@ -23,14 +17,8 @@ app = command_app()
 
 # By setting: its short flag here, the form of its value (none for a switch), and its help.
 _FLAGS = (
-    (
-        *("node_listen", "listen", "ADDRESS"),
-        f"host:port or unix:/path; {STANDALONE_LISTEN} if not given.",
-    ),
-    (
-        *("node_backend", "backend", "BACKEND"),
-        "`echo`, or a base URL of an OpenAI-compatible server.",
-    ),
+    (*("node_listen", "listen", "ADDRESS"), f"host:port or unix:/path; {STANDALONE_LISTEN} if not given."),
+    (*("node_backend", "backend", "BACKEND"), "`echo`, or a base URL of an OpenAI-compatible server."),
     ("node_peers_file", "peers", "FILE", "TOML file that describes the peers."),
     ("node_faults", "faults", "", "Add a peer whose models misbehave in scripted ways."),
     ("node_events_file", "events", "FILE", "File to append each event to, as JSON lines."),

@@ -67,9 +67,7 @@ class NodeOptions:
             "tokens_per_second": self.tokens_per_second,
             "protocol_version": self.protocol_version,
         }
-        return dataclasses.replace(
-            base, **{name: value for name, value in changes.items() if value}
-        )
+        return dataclasses.replace(base, **{name: value for name, value in changes.items() if value})
 
 
 KEY_VARIABLE = "LCP_GATEWAY_NODE_BACKEND_API_KEY"

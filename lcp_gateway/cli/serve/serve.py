@@ -63,9 +63,7 @@ def _log_settings(loaded: Loaded) -> None:
         log.debug("setting", name=name, value=value, source=str(loaded.source_of(name)))
 
 
-def _settings_reader(
-    settings: Settings, flags: Mapping[str, object], config: Path | None
-) -> Callable[[], Loaded]:
+def _settings_reader(settings: Settings, flags: Mapping[str, object], config: Path | None) -> Callable[[], Loaded]:
     """Return the function that reads the same flags, the environment and the file as they are then.
 
     It raises ``ConfigError`` where they cannot be used. ``settings`` are those in force.

@@ -10,14 +10,7 @@ from pathlib import Path
 
 from lcp_gateway.cli.options import PartialSettings, partial_settings
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, report
-from lcp_gateway.cli.service.pid_file import (
-    EMPTY,
-    Condition,
-    InstanceRecord,
-    PidFile,
-    read_pid_file,
-    remove_pid_file,
-)
+from lcp_gateway.cli.service.pid_file import EMPTY, Condition, InstanceRecord, PidFile, read_pid_file, remove_pid_file
 from lcp_gateway.cli.service.processes import find_process
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.config.paths import state_folder
@@ -27,9 +20,7 @@ INSTANCE_SETTINGS = ("http_addr", "state_dir", "pid_file")
 """The settings that say which gateway is meant."""
 
 _NAMING = ("http_addr", "pid_file")
-_READ = frozenset(
-    {*INSTANCE_SETTINGS, "log_file", "http_tls_cert", "start_timeout_s", "stop_timeout_s"}
-)
+_READ = frozenset({*INSTANCE_SETTINGS, "log_file", "http_tls_cert", "start_timeout_s", "stop_timeout_s"})
 _PID_SUFFIX, _LOG_SUFFIX, _LAST_SUFFIX = ".pid", ".log", ".last"
 _STEM = "gateway-"
 _PRIVATE_FOLDER = 0o700
@@ -150,9 +141,7 @@ def find_instance(query: InstanceQuery) -> PidFile | None:
 
 def running_elsewhere(query: InstanceQuery) -> Sequence[str]:
     """List the gateways that run, a line each, for an operator that named one that does not."""
-    return [
-        f"running: {describe_instance(one)}" for one in all_instances(query.settings) if one.running
-    ]
+    return [f"running: {describe_instance(one)}" for one in all_instances(query.settings) if one.running]
 
 
 def describe_instance(found: PidFile) -> str:
@@ -177,10 +166,7 @@ def last_start(query: InstanceQuery) -> InstanceRecord | None:
     if len(records) > 1:
         raise CommandFailed(
             "several gateways were started here, and none runs: name one with --http-addr, --port or --pid-file",
-            *(
-                f"{record.url}, last started {record.since:%Y-%m-%d %H:%M} UTC"
-                for record in records
-            ),
+            *(f"{record.url}, last started {record.since:%Y-%m-%d %H:%M} UTC" for record in records),
         )
     return records[0] if records else named
 
@@ -195,9 +181,7 @@ def remove_left_over(found: PidFile) -> None:
     try:
         found.path.unlink(missing_ok=True)
     except OSError as error:
-        raise CommandFailed(
-            f"{found.path}: {found.problem}, and it cannot be removed: {error.strerror}"
-        ) from None
+        raise CommandFailed(f"{found.path}: {found.problem}, and it cannot be removed: {error.strerror}") from None
     kind = "another user's" if found.condition is Condition.FOREIGN else "a stale"
     report(f"removed {kind} PID file, {found.path}: {found.problem}")
 
@@ -213,9 +197,7 @@ def exclusive_access(pid_file: Path, settings: Settings) -> Iterator[None]:
             waiting = "waiting for another command that starts or stops this gateway"
             stack.enter_context(locked(lock, timeout_s, lambda: report(waiting)))
         except LockTimeout:
-            raise CommandFailed(
-                "another command still starts or stops this gateway: try again later"
-            ) from None
+            raise CommandFailed("another command still starts or stops this gateway: try again later") from None
         except OSError as error:
             raise CommandFailed(f"{lock}: cannot be written: {error.strerror}") from None
         yield

@@ -148,14 +148,9 @@ def logs(
     flags: Mapping[str, object],
     *,
     follow: Annotated[
-        bool,
-        typer.Option(
-            "--follow", "-f", help="Continue with the lines that are written from now on."
-        ),
+        bool, typer.Option("--follow", "-f", help="Continue with the lines that are written from now on.")
     ] = False,
-    lines: Annotated[
-        int, typer.Option("--lines", "-n", min=0, metavar="N", help="Begin with the last N lines.")
-    ] = 100,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, metavar="N", help="Begin with the last N lines.")] = 100,
 ) -> int:
     """Print the log of a gateway in the background, running or not."""
     path = _log_of(read_query(flags, config))
@@ -189,9 +184,7 @@ def _log_of(query: InstanceQuery) -> Path:
         return usual
     logs = sorted(run_folder(query.settings).glob("gateway-*.log"))
     if len(logs) > 1:
-        raise CommandFailed(
-            "there are several logs: name one with --http-addr or --log-file", *map(str, logs)
-        )
+        raise CommandFailed("there are several logs: name one with --http-addr or --log-file", *map(str, logs))
     return logs[0] if logs else usual
 
 

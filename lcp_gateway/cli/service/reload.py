@@ -41,9 +41,7 @@ def reload(config: Path | None, flags: Mapping[str, object]) -> int:
         try:
             sent = send(record.process, signal.SIGHUP)
         except OSError as error:
-            raise CommandFailed(
-                f"PID {record.process.pid} cannot be signalled: {error.strerror}"
-            ) from None
+            raise CommandFailed(f"PID {record.process.pid} cannot be signalled: {error.strerror}") from None
         if not sent:
             raise CommandFailed("it has just ended")
         return _show(_answer(log, record), record)
@@ -59,8 +57,7 @@ def _running(query: InstanceQuery) -> InstanceRecord:
         raise CommandFailed(f"it does not run: {found.path} is stale, {found.problem}")
     query.fail_for_problems()
     raise CommandFailed(
-        "no gateway runs in the background here; one that runs elsewhere takes SIGHUP",
-        *running_elsewhere(query),
+        "no gateway runs in the background here; one that runs elsewhere takes SIGHUP", *running_elsewhere(query)
     )
 
 
@@ -95,10 +92,7 @@ def _show(line: str, record: InstanceRecord) -> int:
         sys.stdout.write(f"{printable(line)}\n")
         return 1 if _REFUSED in line else 0
     if event.get("event") == _REFUSED:
-        report(
-            *map(printable, _texts(event.get("problems"))),
-            "not reloaded: the old settings stay in force",
-        )
+        report(*map(printable, _texts(event.get("problems"))), "not reloaded: the old settings stay in force")
         return 1
     changed = ", ".join(_texts(event.get("changed"))) or "nothing"
     typer.echo(f"Reloaded lcp-gateway at {record.url}; changed: {printable(changed)}")

@@ -7,20 +7,9 @@ from pathlib import Path
 
 from lcp_gateway.cli.options import GroupedHelp, command_app, setting_flags
 from lcp_gateway.cli.output import CommandFailed, report
-from lcp_gateway.cli.service.instances import (
-    exclusive_access,
-    find_instance,
-    last_start,
-    read_query,
-)
+from lcp_gateway.cli.service.instances import exclusive_access, find_instance, last_start, read_query
 from lcp_gateway.cli.service.pid_file import Condition, InstanceRecord, read_pid_file
-from lcp_gateway.cli.service.start import (
-    StartPlan,
-    command_line_flags,
-    plan_start,
-    start_planned,
-    typed_flags,
-)
+from lcp_gateway.cli.service.start import StartPlan, command_line_flags, plan_start, start_planned, typed_flags
 from lcp_gateway.cli.service.stop import stop_instance
 
 app = command_app()
@@ -59,9 +48,7 @@ def _last_start_words(record: InstanceRecord | None) -> str:
     )
 
 
-def _plan(
-    flags: Mapping[str, object], config: Path | None, record: InstanceRecord | None
-) -> StartPlan:
+def _plan(flags: Mapping[str, object], config: Path | None, record: InstanceRecord | None) -> StartPlan:
     """Check the new configuration first: a running gateway is not stopped for one that cannot be started."""
     if record is None:
         return plan_start(flags, config)

@@ -30,24 +30,10 @@ from lcp_gateway.cli.service.instances import (
     remove_left_over,
 )
 from lcp_gateway.cli.service.logs import LogFollower
-from lcp_gateway.cli.service.pid_file import (
-    InstanceRecord,
-    PidFile,
-    read_pid_file,
-    remove_pid_file,
-    write_pid_file,
-)
+from lcp_gateway.cli.service.pid_file import InstanceRecord, PidFile, read_pid_file, remove_pid_file, write_pid_file
 from lcp_gateway.cli.service.processes import Process, find_process
 from lcp_gateway.cli.service.stop import end_process
-from lcp_gateway.config import (
-    Loaded,
-    Settings,
-    SourceKind,
-    Spec,
-    parse_host_port,
-    specs,
-    spending_cautions,
-)
+from lcp_gateway.config import Loaded, Settings, SourceKind, Spec, parse_host_port, specs, spending_cautions
 from lcp_gateway.config.addresses import JOURNAL_OFF
 from lcp_gateway.config.sources import CONFIG_VARIABLE
 from lcp_gateway.telemetry.log_output import open_log
@@ -188,11 +174,7 @@ def start_planned(plan: StartPlan) -> int:
         typer.echo(NO_REAL_MONEY)
     typer.echo(f"Started lcp-gateway at {plan.url} ({readiness.peers} peers)")
     print_pairs(
-        (
-            ("PID", str(process.pid)),
-            ("PID file", str(plan.files.pid_file)),
-            ("Log file", str(plan.files.log_file)),
-        )
+        (("PID", str(process.pid)), ("PID file", str(plan.files.pid_file)), ("Log file", str(plan.files.log_file)))
     )
     return 0
 
@@ -200,9 +182,7 @@ def start_planned(plan: StartPlan) -> int:
 def _report_running(plan: StartPlan, found: PidFile) -> int:
     if (record := found.running) is None or record.address != plan.settings.http_addr:
         other = record.url if record is not None else "another address"
-        raise CommandFailed(
-            f"{found.path} is that of a gateway at {other}: choose another --pid-file, or end that one"
-        )
+        raise CommandFailed(f"{found.path} is that of a gateway at {other}: choose another --pid-file, or end that one")
     typer.echo(f"lcp-gateway runs already at {record.url} (PID {record.process.pid})")
     if (plan.flags, plan.config) != (record.flags, record.config):
         report("it was started with other flags: lcp-gateway restart takes these")
@@ -217,9 +197,7 @@ def _failure(error: NotStarted, plan: StartPlan) -> CommandFailed:
         sys.stderr.write("".join(f"  {line}\n" for line in lines[-_SHOWN_LINES:]))
     reasons = [str(error)]
     if _TAKEN in text:
-        reasons.append(
-            f"another program listens at {plan.settings.http_addr}: end it, or choose another --http-addr"
-        )
+        reasons.append(f"another program listens at {plan.settings.http_addr}: end it, or choose another --http-addr")
     reasons.append(f"the log is {plan.files.log_file}")
     return CommandFailed(*reasons, exit_code=error.exit_code)
 
@@ -299,9 +277,7 @@ def _wait(child: subprocess.Popen[bytes], log: LogFollower, plan: StartPlan) -> 
         written += log.read()
         if code is not None:
             how = f"by signal {-code}" if code < 0 else f"with code {code}"
-            raise NotStarted(
-                f"the gateway ended {how} before it was ready", exit_code=max(code, 1), log=written
-            )
+            raise NotStarted(f"the gateway ended {how} before it was ready", exit_code=max(code, 1), log=written)
         listening = listening or LISTENING in written
         written = written[-_KEPT_LOG_BYTES:]
         if listening:
@@ -311,8 +287,7 @@ def _wait(child: subprocess.Popen[bytes], log: LogFollower, plan: StartPlan) -> 
             why = "; ".join(readiness.reasons) if readiness else "it does not answer"
         if time.monotonic() > deadline:
             raise NotStarted(
-                f"the gateway was not ready within {timeout_s:g} s (start_timeout_s) and was ended: {why}",
-                log=written,
+                f"the gateway was not ready within {timeout_s:g} s (start_timeout_s) and was ended: {why}", log=written
             )
         time.sleep(_PAUSE_S)
 

@@ -132,9 +132,7 @@ class GatewayStatus:
         if self.spent is None:
             return f"not known: {self.spent_problem}" if self.spent_problem else ""
         spent = self.spent
-        unknown = (
-            f", and {format_sat(Msat(spent.unknown_msat))} unknown" if spent.unknown_msat else ""
-        )
+        unknown = f", and {format_sat(Msat(spent.unknown_msat))} unknown" if spent.unknown_msat else ""
         return f"{format_sat(Msat(spent.settled_msat))} in {spent.purchases} purchases{unknown}"
 
 
@@ -194,11 +192,7 @@ def _status_of(found: PidFile) -> GatewayStatus:
     state, record, now = _STATES[found.condition], found.record, datetime.now(UTC)
     if (running := found.running) is None:
         return GatewayStatus(
-            state=state,
-            url=record.url if record else "",
-            now=now,
-            pid_file=found.path,
-            problem=found.problem,
+            state=state, url=record.url if record else "", now=now, pid_file=found.path, problem=found.problem
         )
     spent, spent_problem = None, ""
     try:
@@ -244,9 +238,7 @@ def spent_today(record: InstanceRecord, environ: Mapping[str, str]) -> SpendTota
     except CommandFailed as error:
         raise SpendingUnknown("; ".join(error.lines)) from None
     except TimeoutError:
-        raise SpendingUnknown(
-            f"the journal did not answer within {_JOURNAL_TIMEOUT_S:g} s"
-        ) from None
+        raise SpendingUnknown(f"the journal did not answer within {_JOURNAL_TIMEOUT_S:g} s") from None
     except OSError as error:
         raise SpendingUnknown(f"{record.folder}: {error.strerror}") from None
 
@@ -254,9 +246,7 @@ def spent_today(record: InstanceRecord, environ: Mapping[str, str]) -> SpendTota
 def _journal_settings(record: InstanceRecord, environ: Mapping[str, str]) -> Settings:
     problem = "its settings cannot be read any more: see lcp-gateway config check"
     try:
-        found = partial_settings(
-            JOURNAL_SETTINGS, flags=record.flags, environ=environ, config=record.config
-        )
+        found = partial_settings(JOURNAL_SETTINGS, flags=record.flags, environ=environ, config=record.config)
     except ValueError:
         raise SpendingUnknown(problem) from None
     if found.problems:

@@ -17,11 +17,7 @@ from lcp_gateway.accounts.documents import (
     line_document,
 )
 from lcp_gateway.accounts.models import Account, StatementLine
-from lcp_gateway.accounts.repositories import (
-    AccountRepository,
-    AdminLogRepository,
-    LedgerRepository,
-)
+from lcp_gateway.accounts.repositories import AccountRepository, AdminLogRepository, LedgerRepository
 from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
@@ -103,9 +99,7 @@ class AdminRoutes:
         reason = fields.text("reason", required=True)
         fields.done()
         if amount_msat is None:
-            raise bad_request(
-                "amount_msat is required", "amount_msat", "missing_required_parameter"
-            )
+            raise bad_request("amount_msat is required", "amount_msat", "missing_required_parameter")
         adjustment_id = _adjustment_id(request)
         with account_errors():
             balance = await self._ledger.adjust(
@@ -136,11 +130,7 @@ class AdminRoutes:
         limit, after = read_numbered_page(request)
         page = await self._actions.page(limit=limit, after=None if after is None else str(after))
         return list_response(
-            (
-                {**action_document(action, datetime.isoformat), "id": str(action.id)}
-                for action in page.items
-            ),
-            page.after,
+            ({**action_document(action, datetime.isoformat), "id": str(action.id)} for action in page.items), page.after
         )
 
     async def _read_name(self, request: web.Request) -> str:
@@ -201,9 +191,7 @@ def _adjustment_id(request: web.Request) -> str | None:
         return None
     if not _ADJUSTMENT_ID.fullmatch(key):
         raise bad_request(
-            "Idempotency-Key must have 1 to 128 visible ASCII characters",
-            "Idempotency-Key",
-            "invalid_header",
+            "Idempotency-Key must have 1 to 128 visible ASCII characters", "Idempotency-Key", "invalid_header"
         )
     return f"adj_{key}"
 

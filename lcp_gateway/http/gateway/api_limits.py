@@ -126,10 +126,7 @@ class ApiLimits:
         return run
 
     def _is_free(self, caller: ApiCaller) -> bool:
-        return (
-            self._running[caller] < self._per_caller
-            and self._running_in[caller.group] < self._in_all
-        )
+        return self._running[caller] < self._per_caller and self._running_in[caller.group] < self._in_all
 
     def _take(self, caller: ApiCaller) -> None:
         self._running[caller] += 1
@@ -137,10 +134,7 @@ class ApiLimits:
 
     async def _wait(self, caller: ApiCaller) -> None:
         queue = self._waiting[caller.group]
-        if (
-            self._waiting_of[caller] >= self._per_caller * _WAITING_EACH
-            or len(queue) >= self._in_all * _WAITING_EACH
-        ):
+        if self._waiting_of[caller] >= self._per_caller * _WAITING_EACH or len(queue) >= self._in_all * _WAITING_EACH:
             raise _too_many()
         waiting = _Waiting(caller, asyncio.get_running_loop().create_future())
         queue.append(waiting)

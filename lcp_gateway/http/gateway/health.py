@@ -107,10 +107,7 @@ class HealthRoutes:
         report: dict[str, object] = {
             "status": "unavailable" if reasons else "ready",
             "reasons": reasons,
-            "daemon": {
-                "reachable": self._daemon_problem() is None,
-                "transport": self._transport,
-            },
+            "daemon": {"reachable": self._daemon_problem() is None, "transport": self._transport},
             "peers": peers,
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),
@@ -118,9 +115,7 @@ class HealthRoutes:
         if tasks := self._tasks():
             report["tasks"] = tasks
         if nodes := self._nodes():
-            report["nodes"] = {
-                name: {"up": node.up, "models": node.models} for name, node in nodes.items()
-            }
+            report["nodes"] = {name: {"up": node.up, "models": node.models} for name, node in nodes.items()}
         if self._lnd_report is not None:
             # Reported, but not a reason: the daemon may pay through another node, or before lnd has caught up.
             report["lnd"] = self._lnd_report()

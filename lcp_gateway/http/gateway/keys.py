@@ -29,13 +29,7 @@ _SCOPES = frozenset(scope.value for scope in Scope)
 class KeyRoutes:
     """Serves the administrator."""
 
-    def __init__(
-        self,
-        keys: KeyRepository,
-        *,
-        on_change: Callable[[], Awaitable[None]],
-        read_timeout_s: float,
-    ) -> None:
+    def __init__(self, keys: KeyRepository, *, on_change: Callable[[], Awaitable[None]], read_timeout_s: float) -> None:
         """``on_change`` makes this process reload the keys, so that a revoked one is refused at once."""
         self._keys = keys
         self._on_change = on_change
@@ -51,12 +45,7 @@ class KeyRoutes:
         fields.done()
         with account_errors():
             made = await self._keys.create(
-                account_id,
-                name=name,
-                actor=actor_of(request),
-                at=datetime.now(UTC),
-                rules=rules,
-                kind=kind,
+                account_id, name=name, actor=actor_of(request), at=datetime.now(UTC), rules=rules, kind=kind
             )
         await self._on_change()
         document = {**_key(made.record), "key": made.text}

@@ -7,12 +7,7 @@ from datetime import UTC, datetime, timedelta
 from aiohttp import web
 
 from lcp_gateway.accounts.callers import L402_KEY_PREFIX, Caller, KeyRules
-from lcp_gateway.accounts.l402 import (
-    Issuer,
-    L402Error,
-    challenge_header,
-    parse_authorization,
-)
+from lcp_gateway.accounts.l402 import Issuer, L402Error, challenge_header, parse_authorization
 from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.models import AccountError, TopupPurpose, TopupState
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable, TopupRepository
@@ -82,23 +77,13 @@ class L402Routes:
             return _too_many(self._per_minute, wait_s)
         try:
             async with self._api_limits.place(anonymous_caller(request.remote)):
-                await self._topups.make_room(
-                    self._now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN
-                )
+                await self._topups.make_room(self._now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN)
                 topup = await self._wallet.top_up(
-                    None,
-                    self._amount_msat,
-                    "access",
-                    purpose=TopupPurpose.L402,
-                    expiry_s=_INVOICE_EXPIRY_S,
+                    None, self._amount_msat, "access", purpose=TopupPurpose.L402, expiry_s=_INVOICE_EXPIRY_S
                 )
         except (TopupsDisabled, InvoiceServiceUnavailable, AccountError):
-            return ApiError(
-                503, "no invoice can be made right now", code="topups_unavailable", retry=True
-            )
-        macaroon = self._issuer.issue(
-            topup.payment_hash, topup.account_id, self._now() + self._lasts
-        )
+            return ApiError(503, "no invoice can be made right now", code="topups_unavailable", retry=True)
+        macaroon = self._issuer.issue(topup.payment_hash, topup.account_id, self._now() + self._lasts)
         return ApiError(
             402,
             f"pay the invoice and come again with its preimage: Authorization: L402 <macaroon>:<preimage>; it buys "

@@ -28,7 +28,5 @@ class ReceiptRoutes:
         if _JOB_ID.fullmatch(job_id):
             found = await self._source(bytes.fromhex(job_id), request[CONTEXT].key_id)
         if found is None:
-            raise ApiError(
-                404, "there is no such receipt", code="receipt_not_found", param="job_id"
-            )
+            raise ApiError(404, "there is no such receipt", code="receipt_not_found", param="job_id")
         return web.Response(body=orjson.dumps(found), content_type="application/json")

@@ -10,14 +10,7 @@ from lcp_gateway.accounts.models import PurchaseNotFound, RefundRecord
 from lcp_gateway.accounts.repositories import RefundRepository
 from lcp_gateway.http.error_mapping import account_errors, map_account_error
 from lcp_gateway.http.errors import ApiError, bad_request
-from lcp_gateway.http.fields import (
-    account_of,
-    actor_of,
-    json_response,
-    list_response,
-    read_fields,
-    read_page,
-)
+from lcp_gateway.http.fields import account_of, actor_of, json_response, list_response, read_fields, read_page
 from lcp_gateway.purchase.money import Refund, RefundDecision
 
 _JOB_ID = re.compile(r"[0-9a-f]{64}")
@@ -28,11 +21,7 @@ class RefundRoutes:
     """Serves customers and the administrator."""
 
     def __init__(
-        self,
-        refunds: RefundRepository,
-        *,
-        on_decision: Callable[[RefundDecision], None],
-        read_timeout_s: float,
+        self, refunds: RefundRepository, *, on_decision: Callable[[RefundDecision], None], read_timeout_s: float
     ) -> None:
         """``on_decision`` is called once for each decision."""
         self._refunds = refunds
@@ -65,23 +54,14 @@ class RefundRoutes:
             raise bad_request("decision may be grant or deny", "decision", "invalid_value")
         with account_errors():
             decided, is_new = await self._refunds.decide(
-                job_id,
-                grant=_DECISIONS[decision],
-                reason=reason,
-                actor=actor_of(request),
-                at=datetime.now(UTC),
+                job_id, grant=_DECISIONS[decision], reason=reason, actor=actor_of(request), at=datetime.now(UTC)
             )
         if is_new:
-            self._on_decision(
-                RefundDecision(job_id, decided.account_id, decided.amount_msat, decided.refund)
-            )
+            self._on_decision(RefundDecision(job_id, decided.account_id, decided.amount_msat, decided.refund))
         return json_response(_document(decided))
 
     async def _page(
-        self,
-        request: web.Request,
-        account_id: str | None,
-        document: Callable[[RefundRecord], dict[str, object]],
+        self, request: web.Request, account_id: str | None, document: Callable[[RefundRecord], dict[str, object]]
     ) -> web.Response:
         limit, after = read_page(request)
         page = await self._refunds.page(
@@ -124,8 +104,4 @@ def _customer_document(record: RefundRecord) -> dict[str, object]:
 
 
 def _document(record: RefundRecord) -> dict[str, object]:
-    return {
-        **_customer_document(record),
-        "account_id": record.account_id,
-        "peer_id": record.peer_id,
-    }
+    return {**_customer_document(record), "account_id": record.account_id, "peer_id": record.peer_id}

@@ -57,9 +57,7 @@ class WalletRoutes:
         memo = fields.text("memo")
         fields.done()
         if (amount_msat is None) is (amount_sat is None):
-            raise bad_request(
-                "give either amount_sat or amount_msat", "amount_sat", "missing_required_parameter"
-            )
+            raise bad_request("give either amount_sat or amount_msat", "amount_sat", "missing_required_parameter")
         if amount_msat is None:
             amount_msat = (amount_sat or 0) * MSAT_PER_SAT
         # Only once the body is read: a client that sends it slowly must not occupy the limit meanwhile.
@@ -76,9 +74,7 @@ class WalletRoutes:
         """Serve POST /api/wallet/topups/{id}/demo-payment: the embedded node pays, so that a demo needs no wallet."""
         if self._pay_for_demo is None:
             raise ApiError(
-                404,
-                "only the embedded node can pay an invoice by itself, with play money",
-                code="not_found",
+                404, "only the embedded node can pay an invoice by itself, with play money", code="not_found"
             )
         topup = await self._find(request)
         if topup.state is not TopupState.SETTLED:

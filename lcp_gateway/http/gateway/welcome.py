@@ -41,9 +41,7 @@ class WelcomeRoutes:
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET / and GET /v1: a page for browsers, JSON for everything else."""
         # The page does not repeat a host name that another site made resolve to this address.
-        base_url = (
-            f"{request.scheme}://{request.host}/v1" if request[CONTEXT].may_read_details else "/v1"
-        )
+        base_url = f"{request.scheme}://{request.host}/v1" if request[CONTEXT].may_read_details else "/v1"
         if "text/html" in request.headers.get("Accept", ""):
             endpoints = "\n".join(f"<li><code>{escape(one)}</code></li>" for one in _ENDPOINTS)
             page = _PAGE.format(

@@ -61,9 +61,7 @@ class Admission:
         # A request is counted, even if its client has left meanwhile.
         return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
 
-    async def release(
-        self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int
-    ) -> None:
+    async def release(self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int) -> None:
         """Release the lease, and count the result, whose size is known now, against the rates."""
 
         async def end() -> None:
@@ -77,9 +75,7 @@ class Admission:
     async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
         return await (call if self.shielded is None else self.shielded.run(call))
 
-    def order(
-        self, caller: Caller, task: Task, *, request_id: str, limit_msat: Msat | None
-    ) -> Order:
+    def order(self, caller: Caller, task: Task, *, request_id: str, limit_msat: Msat | None) -> Order:
         """Return the order that a caller may place.
 
         Raises:
@@ -109,11 +105,7 @@ class Admission:
         names = {requested, self.resolve(requested)}
         if not names & allowed and not any(map(is_auto, names)):
             raise ApiError(
-                403,
-                "this key is not good for that model",
-                code="model_not_allowed",
-                param="model",
-                reason="auth",
+                403, "this key is not good for that model", code="model_not_allowed", param="model", reason="auth"
             )
         return allowed
 
@@ -214,9 +206,7 @@ class AdmissionTicket:
 
     __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_lease", "_task", "_until")
 
-    def __init__(
-        self, admission: Admission, in_flight: JobsInFlight, context: RequestContext
-    ) -> None:
+    def __init__(self, admission: Admission, in_flight: JobsInFlight, context: RequestContext) -> None:
         self._admission = admission
         self._in_flight = in_flight
         self._context = context
@@ -243,10 +233,7 @@ class AdmissionTicket:
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._until is not None:
             return
@@ -268,9 +255,7 @@ class AdmissionTicket:
         """Release the lease, and count the result: that of ``answer``, by default the response's."""
         context = self._context
         result_bytes = context.result_bytes if answer is None else answer.size
-        await self._admission.release(
-            self._lease, self._allowance, context.request_bytes, result_bytes
-        )
+        await self._admission.release(self._lease, self._allowance, context.request_bytes, result_bytes)
 
     def hand_over(self, until: "asyncio.Task[None]") -> None:
         """Hold the place until a task has ended, which has to await ``release``, and not only until the request ends."""

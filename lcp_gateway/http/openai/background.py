@@ -147,24 +147,13 @@ class BackgroundResponses:
         job.opening = opening_event(job.document())
         answer.retained_for = job
         self._running[job.owner, job.id] = job
-        fixed = replace(
-            plan,
-            fixed_id=job.id,
-            changes=job.changes,
-            headers=headers_of,
-            opening=job.opening,
-        )
+        fixed = replace(plan, fixed_id=job.id, changes=job.changes, headers=headers_of, opening=job.opening)
         answer.when_ended(lambda _answer: self._ended(job, fixed))
         self._on_change(len(self._running), "")
         return job
 
     async def _record(
-        self,
-        repository: BackgroundRepository,
-        response_id: str,
-        order: Order,
-        repeat: RepeatKeys,
-        now: datetime,
+        self, repository: BackgroundRepository, response_id: str, order: Order, repeat: RepeatKeys, now: datetime
     ) -> None:
         """Write a job to the database, unless another process, or this one before a restart, bought its request.
 
@@ -174,9 +163,7 @@ class BackgroundResponses:
         """
         identity = self._service.identity(order, repeat)
         try:
-            await repository.record(
-                response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity
-            )
+            await repository.record(response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity)
         except RequestRepeated as repeated:
             raise refusal_of(repeated.earlier, identity) from None
 
@@ -301,10 +288,7 @@ class BackgroundResponses:
             job.release()
         self._on_change(len(self._running), job.status.value)
         self._log.info(
-            "background job ended",
-            response_id=job.id,
-            status=job.status.value,
-            payment=answer.verdict.value,
+            "background job ended", response_id=job.id, status=job.status.value, payment=answer.verdict.value
         )
         is_known = answer.verdict is not Verdict.UNKNOWN
         if is_stored and is_known and not self._is_ending():

@@ -43,12 +43,7 @@ class ChatRoutes:
             raise bad_request(error.message, error.param, error.code) from None
         # The documents go out as they are: only the list around them is written here.
         around = dump_json(
-            {
-                "object": "list",
-                "first_id": found.first_id,
-                "last_id": found.last_id,
-                "has_more": found.has_more,
-            }
+            {"object": "list", "first_id": found.first_id, "last_id": found.last_id, "has_more": found.has_more}
         )
         documents = b",".join(_document(item) for item in found.data)
         body = around[:-1] + b',"data":[' + documents + b"]}"
@@ -77,16 +72,12 @@ class ChatRoutes:
         completion_id = request.match_info["completion_id"]
         if self._store.remove(request[CONTEXT].key_id, ItemKind.CHAT, completion_id) is None:
             raise self._not_found()
-        return json_response(
-            {"object": "chat.completion.deleted", "id": completion_id, "deleted": True}
-        )
+        return json_response({"object": "chat.completion.deleted", "id": completion_id, "deleted": True})
 
     async def messages(self, request: web.Request) -> web.Response:
         """Serve GET /v1/chat/completions/{completion_id}/messages: the messages of its request."""
         item = self._find(request)
-        return page_response(
-            request.query, join_segments(item.inputs), item.id, message_object, order="asc"
-        )
+        return page_response(request.query, join_segments(item.inputs), item.id, message_object, order="asc")
 
     def _find(self, request: web.Request) -> Item:
         completion_id = request.match_info["completion_id"]

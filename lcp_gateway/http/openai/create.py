@@ -134,9 +134,7 @@ class CreateRoutes:
         if (undecided := self._service.find_undecided(order, headers.repeat)) is not None:
             await self._service.learn_outcome(undecided)
         if options.background:
-            return await self._in_background(
-                request, context, parsed.document, order, options, headers, ticket
-            )
+            return await self._in_background(request, context, parsed.document, order, options, headers, ticket)
         answer = self._find(order, headers.repeat)
         if answer is None and headers.quote_id is not None:
             await self._service.check_quote(order, headers.quote_id)
@@ -155,11 +153,7 @@ class CreateRoutes:
             raise
 
     def _start(
-        self,
-        context: RequestContext,
-        order: Order,
-        options: RequestOptions,
-        headers: RequestHeaders,
+        self, context: RequestContext, order: Order, options: RequestOptions, headers: RequestHeaders
     ) -> ResultBuffer:
         """Begin to buy. Nothing is awaited after the answer was looked for: no other request has begun meanwhile."""
         completed = self._history.complete(order, options)

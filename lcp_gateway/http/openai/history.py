@@ -56,19 +56,13 @@ def not_stored(store: ResponseStore[Item], what: str, word: str) -> ApiError:
     if store.limits.items_per_owner == 0:
         why = "this gateway stores nothing (max_stored_items is 0)"
     return ApiError(
-        404,
-        f"there is no such {what}: {why}",
-        code=f"{word}_not_found",
-        param=f"{word}_id",
-        reason="not_found",
+        404, f"there is no such {what}: {why}", code=f"{word}_not_found", param=f"{word}_id", reason="not_found"
     )
 
 
 def unreadable(what: str) -> ApiError:
     """Return the error for stored bytes of a provider that cannot be read."""
-    return ApiError(
-        502, f"the stored {what} cannot be read: its provider sent something else", "unreadable"
-    )
+    return ApiError(502, f"the stored {what} cannot be read: its provider sent something else", "unreadable")
 
 
 _PREVIOUS = "previous_response_id"
@@ -156,9 +150,7 @@ class History:
         answer.given_id = plan.given_id
         self._recorder.record(answer, plan)
 
-    def plan(
-        self, order: Order, completed: CompletedOrder, options: RequestOptions
-    ) -> RecordingPlan | None:
+    def plan(self, order: Order, completed: CompletedOrder, options: RequestOptions) -> RecordingPlan | None:
         """Return how an order's answer is recorded, None if it is not. ``order`` is as the client sent it."""
         if not (options.store and self.is_on):
             return None
@@ -194,8 +186,7 @@ class History:
     def _check_length(self, model: str, body: bytes) -> None:
         if len(body) > self._max_body_bytes:
             raise _too_long(
-                f"with the earlier turns the request has {len(body)} bytes, "
-                f"this gateway takes {self._max_body_bytes}"
+                f"with the earlier turns the request has {len(body)} bytes, this gateway takes {self._max_body_bytes}"
             )
         context_tokens = self._context_tokens(model)
         # The estimate may be twice too high, and a request that would fit is not to be refused for it.
@@ -211,11 +202,7 @@ def _id_for(kind: TaskKind) -> str:
 
 def _too_long(message: str) -> ApiError:
     return ApiError(
-        400,
-        f"{message}; nothing was paid",
-        code="context_length_exceeded",
-        param="input",
-        reason="too_large",
+        400, f"{message}; nothing was paid", code="context_length_exceeded", param="input", reason="too_large"
     )
 
 

@@ -147,6 +147,4 @@ def _with_model(body: bytes, document: Mapping[str, Any], model: str) -> bytes:
     try:
         return replace_model(body, model)
     except ValueError:
-        raise bad_request(
-            "the body names model more than once", "model", "duplicate_parameter"
-        ) from None
+        raise bad_request("the body names model more than once", "model", "duplicate_parameter") from None

@@ -120,12 +120,7 @@ class ModelRoutes:
         return models
 
     def _model(
-        self,
-        shown_as: str,
-        name: str,
-        providers: tuple[Provider, ...],
-        offers: Offers,
-        there: Mapping[str, bool],
+        self, shown_as: str, name: str, providers: tuple[Provider, ...], offers: Offers, there: Mapping[str, bool]
     ) -> dict[str, object]:
         traits = offers.traits.get(name) or self._registry.traits(name)
         created = [p.facts[name].created for p in providers if name in p.facts]
@@ -159,9 +154,7 @@ class ModelRoutes:
         """Return the entry of ``auto``; fields that depend on the chosen model are null."""
         lcp: dict[str, object] = {
             "providers": [*there],
-            "endpoints": [
-                ENDPOINT_NAMES[kind] for kind, entries in offers.by_kind.items() if entries
-            ],
+            "endpoints": [ENDPOINT_NAMES[kind] for kind, entries in offers.by_kind.items() if entries],
             "context_length": None,
             "capabilities": sorted(offers.capabilities),
             "params_b": None,
@@ -171,13 +164,7 @@ class ModelRoutes:
         }
         if self._charge is not None:
             lcp["charge_msat"] = None
-        return {
-            "id": name,
-            "object": "model",
-            "created": self._started,
-            "owned_by": "lcp",
-            "lcp": lcp,
-        }
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "lcp", "lcp": lcp}
 
     def _price_msat(self, name: str, providers: tuple[Provider, ...]) -> int | None:
         """Return the lowest known price of an ordinary request, None where no provider has quoted one yet."""

@@ -15,9 +15,7 @@ from lcp_gateway.purchase.journal import InsufficientBalance
 class PaymentRequired:
     """Makes the 402; without accounts, or where no invoice can be made, it has none."""
 
-    def __init__(
-        self, wallet: Wallet | None, log: FilteringBoundLogger, api_limits: ApiLimits | None = None
-    ) -> None:
+    def __init__(self, wallet: Wallet | None, log: FilteringBoundLogger, api_limits: ApiLimits | None = None) -> None:
         """``api_limits`` bounds how many invoices are made at one time; by default it is one."""
         self._wallet = wallet
         self._log = log

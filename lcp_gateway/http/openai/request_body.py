@@ -145,18 +145,14 @@ def _model(document: Mapping[str, Any]) -> str:
     for key in document:
         # The daemon's JSON reader ignores the case of keys, so a second spelling could change the model that is sent.
         if key != "model" and key.casefold() == "model":
-            raise bad_request(
-                'the body has a key that differs from "model" only in case', "model", "invalid_key"
-            )
+            raise bad_request('the body has a key that differs from "model" only in case', "model", "invalid_key")
     model = document.get("model")
     if model is None:
         raise bad_request("model is required", "model", "missing_required_parameter")
     if not isinstance(model, str):
         raise bad_request("model must be a string", "model", "invalid_type")
     if not model or model != model.strip():
-        raise bad_request(
-            "model must not be empty or begin or end with white space", "model", "invalid_value"
-        )
+        raise bad_request("model must not be empty or begin or end with white space", "model", "invalid_value")
     if not model.isprintable():
         raise bad_request("model holds unprintable characters", "model", "invalid_value")
     return model
@@ -177,9 +173,7 @@ def _check_subject(document: Mapping[str, Any], name: str) -> None:
 def _check_embedding(document: Mapping[str, Any]) -> None:
     encoding = document.get("encoding_format")
     if encoding is not None and encoding not in _ENCODINGS:
-        raise bad_request(
-            "encoding_format must be float or base64", "encoding_format", "invalid_value"
-        )
+        raise bad_request("encoding_format must be float or base64", "encoding_format", "invalid_value")
     dimensions = document.get("dimensions")
     if dimensions is None:
         return

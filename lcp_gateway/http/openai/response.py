@@ -111,14 +111,7 @@ def quote_response(held: HeldQuote, limits: SpendingLimits) -> web.Response:
 class ResultTransform:
     """Changes a result only where the client asked for it: adapter, given id, routing information."""
 
-    def __init__(
-        self,
-        order: Order,
-        purchase: Purchase,
-        content_encoding: str,
-        *,
-        given_id: str = "",
-    ) -> None:
+    def __init__(self, order: Order, purchase: Purchase, content_encoding: str, *, given_id: str = "") -> None:
         """``order`` is as the client sent it; ``given_id`` is the id of a result that has none."""
         candidate = purchase.candidate
         plain = is_uncompressed(content_encoding)
@@ -188,9 +181,7 @@ class ResultTransform:
 
     def _undelivered(self, error: ValueError) -> Undelivered:
         return Undelivered(
-            f"the result cannot be adapted: {error}",
-            quote=self._purchase.quote,
-            verdict=self._purchase.verdict,
+            f"the result cannot be adapted: {error}", quote=self._purchase.quote, verdict=self._purchase.verdict
         )
 
 
@@ -230,20 +221,14 @@ class ResponseWriter:
             head = await answer.wait_head()
             purchase = answer.purchase
             assert purchase is not None  # noqa: S101 - every head belongs to a purchase
-            transform = ResultTransform(
-                order, purchase, head.content_encoding, given_id=answer.given_id
-            )
+            transform = ResultTransform(order, purchase, head.content_encoding, given_id=answer.given_id)
             await self._charges.add_headers(context)
             if not purchase.order.task.stream:
                 headers = {**result_headers(purchase, head, JSON), **transform.headers()}
                 body = transform.whole(b"".join([block async for block in answer.chunks()]))
                 return await self._whole(request, context, answer, body, headers)
             response = web.StreamResponse(
-                headers={
-                    **result_headers(purchase, head, EVENTS),
-                    **transform.headers(),
-                    **STREAM_HEADERS,
-                }
+                headers={**result_headers(purchase, head, EVENTS), **transform.headers(), **STREAM_HEADERS}
             )
             relay = SseRelay(
                 request,

@@ -37,12 +37,7 @@ class ResponseRoutes:
     """Serves stored and background responses to their clients; an id of another credential is unknown here."""
 
     def __init__(
-        self,
-        store: ResponseStore[Item],
-        jobs: BackgroundResponses,
-        *,
-        heartbeat_s: float,
-        relay_limit_s: float,
+        self, store: ResponseStore[Item], jobs: BackgroundResponses, *, heartbeat_s: float, relay_limit_s: float
     ) -> None:
         self._store = store
         self._jobs = jobs
@@ -79,9 +74,7 @@ class ResponseRoutes:
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
-        found = (
-            self._store.remove(owner, ItemKind.RESPONSE, response_id) is not None or job is not None
-        )
+        found = self._store.remove(owner, ItemKind.RESPONSE, response_id) is not None or job is not None
         # A job of another process is not in the store, and one that has just ended is still in the database.
         was_left = await self._jobs.forget(owner, response_id)
         if not (found or was_left):
@@ -115,14 +108,10 @@ class ResponseRoutes:
     async def input_items(self, request: web.Request) -> web.Response:
         """Serve GET /v1/responses/{response_id}/input_items: its whole input, with the earlier turns."""
         owner, response_id = _owner_and_id(request)
-        found = self._store.get(owner, ItemKind.RESPONSE, response_id) or self._jobs.find(
-            owner, response_id
-        )
+        found = self._store.get(owner, ItemKind.RESPONSE, response_id) or self._jobs.find(owner, response_id)
         if found is None:
             raise self._not_found()
-        return page_response(
-            request.query, join_segments(found.inputs), response_id, input_item, order="desc"
-        )
+        return page_response(request.query, join_segments(found.inputs), response_id, input_item, order="desc")
 
     def _not_found(self) -> ApiError:
         return not_stored(self._store, "response", "response")
@@ -133,17 +122,13 @@ class ResponseRoutes:
         """Stream the events of a job, also of one that has ended."""
         if job.answer.ended:
             item = self._jobs.item(job)
-            return await self._stream(
-                request, _events_of(item, starting_after), lambda: item.headers
-            )
+            return await self._stream(request, _events_of(item, starting_after), lambda: item.headers)
         # The headers are of the moment at which they go out, which may be long after this.
         with self._jobs.reading(job):
             events = self._events_of_job(job, starting_after)
             return await self._stream(request, events, lambda: headers_of(job.answer))
 
-    async def _events_of_job(
-        self, job: BackgroundJob, starting_after: int
-    ) -> AsyncGenerator[bytes, None]:
+    async def _events_of_job(self, job: BackgroundJob, starting_after: int) -> AsyncGenerator[bytes, None]:
         """Yield the events of a job as they come; where it does not stream, all of them at its end."""
         answer = job.answer
         head = None
@@ -187,10 +172,7 @@ class ResponseRoutes:
         return end_event(_document(item), number)
 
     async def _stream(
-        self,
-        request: web.Request,
-        chunks: AsyncGenerator[bytes, None],
-        headers: Callable[[], Mapping[str, str]],
+        self, request: web.Request, chunks: AsyncGenerator[bytes, None], headers: Callable[[], Mapping[str, str]]
     ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": EVENTS, **STREAM_HEADERS})
         relay = SseRelay(
@@ -230,9 +212,7 @@ def _read_stream_query(query: Mapping[str, str]) -> tuple[bool, int]:
     if word != "true":
         raise bad_request("starting_after needs stream", "starting_after", "invalid_value")
     if not (after.isascii() and after.isdigit() and len(after) <= 18):  # noqa: PLR2004 - fits into 64 bits
-        raise bad_request(
-            "starting_after must be the number of an event", "starting_after", "invalid_value"
-        )
+        raise bad_request("starting_after must be the number of an event", "starting_after", "invalid_value")
     return True, int(after)
 
 

@@ -45,9 +45,7 @@ class SseRelay:
         self._on_bytes = on_bytes
         self._on_head = on_head
         # Nothing can be put between the events of a stream that is compressed.
-        self._sse = (
-            is_event_stream(response.content_type) and "Content-Encoding" not in response.headers
-        )
+        self._sse = is_event_stream(response.content_type) and "Content-Encoding" not in response.headers
 
     @property
     def begun(self) -> bool:
@@ -137,10 +135,7 @@ class _Heartbeats:
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -25,21 +25,9 @@ def close_if_http10(request: web.Request, response: web.StreamResponse) -> None:
 class GatewayConnection(web.RequestHandler):
     """One connection, as aiohttp's, with a limit to the time that a request's head may take."""
 
-    __slots__ = (
-        "_first_line_bytes",
-        "_first_line_ended",
-        "_first_line_is_too_long",
-        "_head_timeout_s",
-        "_head_timer",
-    )
+    __slots__ = ("_first_line_bytes", "_first_line_ended", "_first_line_is_too_long", "_head_timeout_s", "_head_timer")
 
-    def __init__(
-        self,
-        manager: web.Server,
-        *,
-        head_timeout_s: float,
-        **options: Any,
-    ) -> None:
+    def __init__(self, manager: web.Server, *, head_timeout_s: float, **options: Any) -> None:
         super().__init__(manager, **options)
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
@@ -74,11 +62,7 @@ class GatewayConnection(web.RequestHandler):
         super().connection_lost(exc)
 
     def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
         """Answer a request that could not be parsed, or that failed below the application; close the connection.
 
@@ -103,9 +87,7 @@ class GatewayConnection(web.RequestHandler):
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self.transport is not None and not self.transport.is_closing():
-            error = ApiError(
-                408, "the request's head took too long", code="request_timeout", retry=True
-            )
+            error = ApiError(408, "the request's head took too long", code="request_timeout", retry=True)
             self.transport.write(_raw(error))
         self.force_close()
 
@@ -115,9 +97,7 @@ class GatewayConnection(web.RequestHandler):
             self._head_timer = None
 
 
-def _of_parse_error(
-    status: int, exc: BaseException | None, first_line_is_too_long: bool
-) -> ApiError:
+def _of_parse_error(status: int, exc: BaseException | None, first_line_is_too_long: bool) -> ApiError:
     if isinstance(exc, LineTooLong):
         if first_line_is_too_long:
             return ApiError(414, "the request's target is too long", code="uri_too_long")

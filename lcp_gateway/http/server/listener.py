@@ -115,11 +115,7 @@ async def prepare_application(app: web.Application) -> web.Server:
 
 @contextlib.asynccontextmanager
 async def listen(
-    app: web.Application,
-    host: str,
-    port: int,
-    options: ServerOptions,
-    tls: ssl.SSLContext | None = None,
+    app: web.Application, host: str, port: int, options: ServerOptions, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[Listener]:
     """Serve on an address for the block. An empty ``host`` is all addresses; for port 0 the system chooses one.
 
@@ -135,9 +131,7 @@ async def listen(
             await site.start()
         except OSError as error:
             shown = f"[{host}]" if ":" in host else host
-            raise CannotListen(
-                f"cannot listen on {shown}:{port}: {error.strerror or error}"
-            ) from error
+            raise CannotListen(f"cannot listen on {shown}:{port}: {error.strerror or error}") from error
         yield Listener(runner.addresses[0][1], server)
     finally:
         await runner.cleanup()

@@ -30,9 +30,7 @@ _KEEPALIVE: tuple[tuple[str, Any], ...] = (
 )
 _MAX_MESSAGE_CHARS = 300
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
-NOT_READY: Final = re.compile(
-    r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE
-)
+NOT_READY: Final = re.compile(r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE)
 """lnd's texts while it starts or waits for its wallet to be unlocked: it has checked no macaroon yet."""
 _NOT_ALLOWED = re.compile(
     r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon|data format of binary-encoded macaroon"

@@ -14,13 +14,7 @@ import grpc.aio
 
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.lightning.lnd.channel import LndAddress, call_metadata, lnd_errors, open_channel
-from lcp_gateway.lightning.lnd.records import (
-    FailureReason,
-    LndError,
-    PaymentPage,
-    PaymentRecord,
-    PaymentState,
-)
+from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentPage, PaymentRecord, PaymentState
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
 from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
 from lcp_gateway.purchase.money import Msat
@@ -38,14 +32,7 @@ __all__ = [
 ]
 
 INVOICE_PREFIXES: Final = MappingProxyType(
-    {
-        "mainnet": "bc",
-        "testnet": "tb",
-        "testnet4": "tb",
-        "signet": "tbs",
-        "regtest": "bcrt",
-        "simnet": "sb",
-    }
+    {"mainnet": "bc", "testnet": "tb", "testnet4": "tb", "signet": "tbs", "regtest": "bcrt", "simnet": "sb"}
 )
 """The prefix of invoices on each network, by lnd's name of it."""
 
@@ -150,10 +137,7 @@ class LndClient:
         return self
 
     async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         await self.close()
 
@@ -194,10 +178,7 @@ class LndClient:
         request = self._stubs.lightning.ListChannelsRequest()
         answer = await self._ask(self._lightning.ListChannels, request)
         active = [channel for channel in answer.channels if channel.active]
-        spendable = [
-            max(0, channel.local_balance - channel.local_constraints.chan_reserve_sat)
-            for channel in active
-        ]
+        spendable = [max(0, channel.local_balance - channel.local_constraints.chan_reserve_sat) for channel in active]
         return LndChannels(
             active=len(active),
             inactive=len(answer.channels) - len(active),
@@ -244,21 +225,15 @@ class LndClient:
 
     async def _tracked(self, payment_hash: bytes) -> PaymentRecord:
         """Read the first update, the present state; with in-flight updates off it might come in days."""
-        request = self._stubs.router.TrackPaymentRequest(
-            payment_hash=payment_hash, no_inflight_updates=False
-        )
+        request = self._stubs.router.TrackPaymentRequest(payment_hash=payment_hash, no_inflight_updates=False)
         async with lnd_errors():
-            call = self._router.TrackPaymentV2(
-                request, timeout=self._timeout_s, metadata=self._metadata
-            )
+            call = self._router.TrackPaymentV2(request, timeout=self._timeout_s, metadata=self._metadata)
             try:
                 update = await call.read()
             finally:
                 call.cancel()
         if update is grpc.aio.EOF:
-            raise LndError(
-                UpstreamStatus.UNKNOWN, "the answer ended before it began", retryable=True
-            )
+            raise LndError(UpstreamStatus.UNKNOWN, "the answer ended before it began", retryable=True)
         return _record(update)
 
     async def _listed(self, payment_hash: bytes) -> PaymentRecord:
@@ -276,9 +251,7 @@ class LndClient:
                 return PaymentRecord(payment_hash, PaymentState.UNKNOWN_TO_LND)
             before = answer.first_index_offset
         raise LndError(
-            UpstreamStatus.OUT_OF_RANGE,
-            f"the payment is not among the newest {_PAGE * _MAX_PAGES}",
-            retryable=False,
+            UpstreamStatus.OUT_OF_RANGE, f"the payment is not among the newest {_PAGE * _MAX_PAGES}", retryable=False
         )
 
     async def _page(self, **which: int) -> PaymentPage:
@@ -289,9 +262,7 @@ class LndClient:
             # A malformed one, such as a special payment of another program, must not hide the others.
             with suppress(LndError):
                 payments.append((payment.payment_index, _record(payment)))
-        return PaymentPage(
-            payments, len(answer.payments), answer.first_index_offset, answer.last_index_offset
-        )
+        return PaymentPage(payments, len(answer.payments), answer.first_index_offset, answer.last_index_offset)
 
     async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
         async with lnd_errors():
@@ -320,9 +291,7 @@ def _record(payment: Any) -> PaymentRecord:
             created_at=created_at,
         )
     # In every other state, those of a later lnd too, money may still move.
-    return PaymentRecord(
-        payment_hash, PaymentState.IN_FLIGHT, amount_msat=amount_msat, created_at=created_at
-    )
+    return PaymentRecord(payment_hash, PaymentState.IN_FLIGHT, amount_msat=amount_msat, created_at=created_at)
 
 
 def _time(nanoseconds: int) -> datetime | None:
@@ -341,7 +310,5 @@ def _bytes32(text: str) -> bytes:
     except ValueError:
         value = b""
     if len(value) != _HASH_BYTES:
-        raise LndError(
-            UpstreamStatus.INTERNAL, "a hash in its answer is malformed", retryable=False
-        )
+        raise LndError(UpstreamStatus.INTERNAL, "a hash in its answer is malformed", retryable=False)
     return value

@@ -30,9 +30,7 @@ class DemoPayment:
     amount_msat: Msat
 
 
-async def pay(
-    target: str, payment_request: str, *, amount_msat: int = 0, timeout_s: float = 60.0
-) -> DemoPayment:
+async def pay(target: str, payment_request: str, *, amount_msat: int = 0, timeout_s: float = 60.0) -> DemoPayment:
     """Pay an invoice at a node (``host:port`` or ``unix:/path``); ``amount_msat`` is for one that names no amount.
 
     Raises:
@@ -50,9 +48,7 @@ async def pay(
     if answer.payment_error:
         raise DemoPaymentFailed(answer.payment_error)
     if sha256(answer.payment_preimage).digest() != answer.payment_hash:
-        raise LndError(
-            UpstreamStatus.INTERNAL, "the preimage does not fit the payment hash", retryable=False
-        )
+        raise LndError(UpstreamStatus.INTERNAL, "the preimage does not fit the payment hash", retryable=False)
     return DemoPayment(
         payment_hash=answer.payment_hash,
         preimage=answer.payment_preimage,

@@ -81,10 +81,7 @@ class LndInvoices:
         return self
 
     async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         await self.close()
 
@@ -119,9 +116,7 @@ class LndInvoices:
         if len(memo.encode()) > MAX_MEMO_BYTES:
             raise ValueError(f"a memo has at most {MAX_MEMO_BYTES} bytes")
         identity = self._identity or await self.identity()
-        request = self._messages.Invoice(
-            value_msat=amount_msat, memo=memo, expiry=expiry_s, private=self._route_hints
-        )
+        request = self._messages.Invoice(value_msat=amount_msat, memo=memo, expiry=expiry_s, private=self._route_hints)
         answer = await self._ask(self._lightning.AddInvoice, request)
         try:
             invoice = bolt11.decode(answer.payment_request)
@@ -157,15 +152,11 @@ class LndInvoices:
         try:
             invoice = await self._ask(self._lightning.LookupInvoice, request)
         except LndError as error:
-            if error.status == UpstreamStatus.NOT_FOUND or any(
-                text in str(error) for text in _NO_SUCH_INVOICE
-            ):
+            if error.status == UpstreamStatus.NOT_FOUND or any(text in str(error) for text in _NO_SUCH_INVOICE):
                 return InvoiceState(InvoiceStatus.UNKNOWN_TO_LND)
             raise
         if invoice.r_hash != payment_hash:
-            raise LndError(
-                UpstreamStatus.INTERNAL, "the answer is about another invoice", retryable=False
-            )
+            raise LndError(UpstreamStatus.INTERNAL, "the answer is about another invoice", retryable=False)
         state = _STATES.get(invoice.state, InvoiceStatus.OPEN)
         if state is not InvoiceStatus.SETTLED:
             # lnd also returns the preimage of an open invoice, which must stay secret: it proves a payment.
@@ -209,9 +200,7 @@ class LndInvoices:
                         yield _settled(invoice)
         finally:
             call.cancel()
-        raise SettlementsInterrupted(
-            UpstreamStatus.CANCELLED, "lnd ended the subscription", retryable=True
-        )
+        raise SettlementsInterrupted(UpstreamStatus.CANCELLED, "lnd ended the subscription", retryable=True)
 
     async def _newest_settled(self) -> list[Any]:
         """Return the settled ones among lnd's newest invoices, in the order of their settlement."""
@@ -223,9 +212,7 @@ class LndInvoices:
         settled = [
             invoice
             for invoice in answer.invoices
-            if invoice.state == _SETTLED
-            and invoice.settle_index
-            and len(invoice.r_hash) == _HASH_BYTES
+            if invoice.state == _SETTLED and invoice.settle_index and len(invoice.r_hash) == _HASH_BYTES
         ]
         return sorted(settled, key=lambda invoice: invoice.settle_index)
 
@@ -258,9 +245,7 @@ class InvoiceIssuer:
             found = await self._invoices.lookup(payment_hash)
         if found.settled_at is None or found.amount_paid_msat is None:
             return None
-        return SettledInvoice(
-            payment_hash, found.amount_paid_msat, found.settle_index or 0, found.settled_at
-        )
+        return SettledInvoice(payment_hash, found.amount_paid_msat, found.settle_index or 0, found.settled_at)
 
     async def node_id(self) -> str:
         """Return the id of the node that issues the invoices."""

@@ -16,13 +16,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final, Protocol
 
-from lcp_gateway.lightning.lnd.records import (
-    LndError,
-    NodeInfo,
-    PaymentPage,
-    PaymentRecord,
-    PaymentState,
-)
+from lcp_gateway.lightning.lnd.records import LndError, NodeInfo, PaymentPage, PaymentRecord, PaymentState
 from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import Msat
 
@@ -93,9 +87,7 @@ class PaymentDetailsStore(Protocol):
         """
         ...
 
-    async def missing(
-        self, since: datetime, until: datetime, *, after: bytes, limit: int
-    ) -> Sequence[MissingDetails]:
+    async def missing(self, since: datetime, until: datetime, *, after: bytes, limit: int) -> Sequence[MissingDetails]:
         """Return paid purchases without a fee whose rows changed in that time, in order of time and job."""
         ...
 
@@ -103,9 +95,7 @@ class PaymentDetailsStore(Protocol):
         """Return the index up to which a node's payments were read; 0 where none were."""
         ...
 
-    async def learn(
-        self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None
-    ) -> None:
+    async def learn(self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None) -> None:
         """Record the details found, and with them the position in the node's list of payments."""
         ...
 
@@ -290,9 +280,7 @@ class PaymentDetailsReader:
         if followed > 0:
             await self._book.learn((), self._now(), node_id=node_id, followed=followed)
 
-    async def _read(
-        self, page: PaymentPage, reading: "_ListPosition", seen: set[int]
-    ) -> Sequence[FoundDetails]:
+    async def _read(self, page: PaymentPage, reading: "_ListPosition", seen: set[int]) -> Sequence[FoundDetails]:
         """Return the details of missing purchases in a page; ``reading`` advances to the first that may settle soon."""
         open_or_paid = {PaymentState.SETTLED, PaymentState.IN_FLIGHT}
         hashes = {it.payment_hash for it in page.records() if it.state in open_or_paid}
@@ -314,11 +302,7 @@ class PaymentDetailsReader:
         return found
 
     async def _learn(
-        self,
-        summary: ReadSummary,
-        found: Sequence[FoundDetails],
-        node_id: str,
-        followed: int | None,
+        self, summary: ReadSummary, found: Sequence[FoundDetails], node_id: str, followed: int | None
     ) -> None:
         await self._book.learn(found, self._now(), node_id=node_id, followed=followed)
         summary.recorded += len(found)
@@ -334,14 +318,10 @@ class PaymentDetailsReader:
         )
         self._on_missing(len(recent))
         clock = self._clock()
-        self._looked_up = {
-            it.job_id: self._looked_up[it.job_id] for it in recent if it.job_id in self._looked_up
-        }
-        due = [
-            it
-            for it in recent
-            if clock - self._looked_up.get(it.job_id, -times.again_s) >= times.again_s
-        ][: times.at_once]
+        self._looked_up = {it.job_id: self._looked_up[it.job_id] for it in recent if it.job_id in self._looked_up}
+        due = [it for it in recent if clock - self._looked_up.get(it.job_id, -times.again_s) >= times.again_s][
+            : times.at_once
+        ]
         for it in due:
             self._looked_up[it.job_id] = clock
         await self._look_up(summary, due)
@@ -401,9 +381,7 @@ def _details(record: PaymentRecord, jobs: Sequence[bytes]) -> list[FoundDetails]
     ):
         return []
     return [
-        FoundDetails(
-            job_id, PurchaseUpdate(fee_msat=Msat(0) if place else Msat(fee_msat), preimage=preimage)
-        )
+        FoundDetails(job_id, PurchaseUpdate(fee_msat=Msat(0) if place else Msat(fee_msat), preimage=preimage))
         for place, job_id in enumerate(jobs)
         if job_id
     ]

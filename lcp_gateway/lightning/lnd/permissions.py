@@ -11,13 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lcp_gateway.lightning.lnd.channel import (
-    NOT_READY,
-    LndAddress,
-    call_metadata,
-    lnd_errors,
-    open_channel,
-)
+from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress, call_metadata, lnd_errors, open_channel
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
 
@@ -148,16 +142,11 @@ class MacaroonProbe:
             case "Lightning.ListChannels":
                 await self._ask(lightning.ListChannels, messages.ListChannelsRequest())
             case "Lightning.ListPayments":
-                request = messages.ListPaymentsRequest(
-                    include_incomplete=True, max_payments=1, reversed=True
-                )
+                request = messages.ListPaymentsRequest(include_incomplete=True, max_payments=1, reversed=True)
                 await self._ask(lightning.ListPayments, request)
             case "Lightning.AddInvoice":
                 # Two amounts, and a memo longer than any: lnd adds no such invoice.
-                await self._ask(
-                    lightning.AddInvoice,
-                    messages.Invoice(value=1, value_msat=1, memo="x" * 2_000),
-                )
+                await self._ask(lightning.AddInvoice, messages.Invoice(value=1, value_msat=1, memo="x" * 2_000))
             case "Lightning.LookupInvoice":
                 request = messages.PaymentHash(r_hash=secrets.token_bytes(_HASH_BYTES))
                 await self._ask(lightning.LookupInvoice, request)
@@ -170,9 +159,7 @@ class MacaroonProbe:
                 # Without an answer where it is allowed, and ended at once where it is not.
                 await self._listen(stream, _LISTENS_S)
             case "Router.TrackPaymentV2":
-                request = self._stubs.router.TrackPaymentRequest(
-                    payment_hash=secrets.token_bytes(_HASH_BYTES)
-                )
+                request = self._stubs.router.TrackPaymentRequest(payment_hash=secrets.token_bytes(_HASH_BYTES))
                 stream = self._router.TrackPaymentV2(request, metadata=self._metadata)
                 await self._listen(stream, self._timeout_s)
             case _:

@@ -32,12 +32,7 @@ def load_stubs() -> Stubs:
     name = "GRPC_SSL_CIPHER_SUITES"
     before = os.environ.get(name)
     try:
-        from lndgrpc.compiled import (  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and optional
-            lightning_pb2,
-            lightning_pb2_grpc,
-            router_pb2,
-            router_pb2_grpc,
-        )
+        from lndgrpc.compiled import lightning_pb2, lightning_pb2_grpc, router_pb2, router_pb2_grpc  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and optional
     except ImportError as error:
         raise LndNotInstalled("to ask lnd, install lcp-gateway[lnd]") from error
     finally:

@@ -5,13 +5,7 @@ from typing import Any
 
 import orjson
 
-from lcp_gateway.node.compute.backend import (
-    IDENTITY,
-    JSON_TYPE,
-    STREAM_TYPE,
-    ComputeResult,
-    PaidTask,
-)
+from lcp_gateway.node.compute.backend import IDENTITY, JSON_TYPE, STREAM_TYPE, ComputeResult, PaidTask
 from lcp_gateway.node.compute.echo_reply import Reply, compose, paced
 from lcp_gateway.node.tasks import TaskKind
 
@@ -27,21 +21,8 @@ def chat_completion(paid: PaidTask, reply: Reply) -> bytes:
         with_call = message
         if reply.tool is not None:
             with_call = {**message, "tool_calls": [_tool_call(paid, reply, index)]}
-        choices.append(
-            {
-                "index": index,
-                "message": with_call,
-                "logprobs": None,
-                "finish_reason": _finish_reason(reply),
-            }
-        )
-    return orjson.dumps(
-        {
-            **_head(paid, "chat.completion"),
-            "choices": choices,
-            "usage": _chat_usage(paid, reply),
-        }
-    )
+        choices.append({"index": index, "message": with_call, "logprobs": None, "finish_reason": _finish_reason(reply)})
+    return orjson.dumps({**_head(paid, "chat.completion"), "choices": choices, "usage": _chat_usage(paid, reply)})
 
 
 async def chat_chunks(paid: PaidTask, reply: Reply) -> AsyncGenerator[bytes, None]:
@@ -169,11 +150,7 @@ async def response_events(paid: PaidTask, reply: Reply) -> AsyncGenerator[bytes,
     item = _item(paid, reply)
     place: dict[str, Any] = {"item_id": item["id"], "output_index": 0}
     blank: dict[str, Any] = {"arguments": ""} if is_call else {"content": []}
-    yield event(
-        "response.output_item.added",
-        output_index=0,
-        item={**item, **blank, "status": "in_progress"},
-    )
+    yield event("response.output_item.added", output_index=0, item={**item, **blank, "status": "in_progress"})
     if not is_call:
         place["content_index"] = 0
         yield event("response.content_part.added", **place, part=_part(""))
@@ -184,9 +161,7 @@ async def response_events(paid: PaidTask, reply: Reply) -> AsyncGenerator[bytes,
         yield b'%b"sequence_number":%d,"delta":%b%b' % (start, number, orjson.dumps(token), end)
         number += 1
     if is_call:
-        yield event(
-            "response.function_call_arguments.done", **place, name=reply.tool, arguments=reply.text
-        )
+        yield event("response.function_call_arguments.done", **place, name=reply.tool, arguments=reply.text)
     else:
         yield event("response.output_text.done", **place, text=reply.text, logprobs=[])
         yield event("response.content_part.done", **place, part=_part(reply.text))
@@ -204,10 +179,7 @@ def _response(
     paid: PaidTask, status: str, output: list[dict[str, Any]], usage: dict[str, Any] | None
 ) -> dict[str, Any]:
     document = paid.task.document
-    repeated = {
-        key: default if document.get(key) is None else document[key]
-        for key, default in _ECHOED.items()
-    }
+    repeated = {key: default if document.get(key) is None else document[key] for key, default in _ECHOED.items()}
     return {
         "id": f"resp_{paid.job_id[:24].hex()}",
         "object": "response",
@@ -276,17 +248,13 @@ class EchoBackend:
             stream = chat_chunks(paid, reply) if is_chat else response_events(paid, reply)
             return ComputeResult(STREAM_TYPE, IDENTITY, stream)
         body = chat_completion(paid, reply) if is_chat else whole_response(paid, reply)
-        return ComputeResult(
-            JSON_TYPE, IDENTITY, _whole(body, reply.tokens, paid.tokens_per_second)
-        )
+        return ComputeResult(JSON_TYPE, IDENTITY, _whole(body, reply.tokens, paid.tokens_per_second))
 
     async def close(self) -> None:
         """Do nothing: there are no connections."""
 
 
-async def _whole(
-    body: bytes, tokens: tuple[str, ...], tokens_per_second: float
-) -> AsyncGenerator[bytes, None]:
+async def _whole(body: bytes, tokens: tuple[str, ...], tokens_per_second: float) -> AsyncGenerator[bytes, None]:
     if tokens_per_second > 0:
         async for _ in paced(tokens, tokens_per_second):
             pass

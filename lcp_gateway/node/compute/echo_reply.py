@@ -125,11 +125,7 @@ def _choose_tool(document: dict[str, Any]) -> Tool | None:
     if choice == "none":
         return None
     listed = document.get("tools")
-    tools = [
-        tool
-        for entry in (listed if isinstance(listed, list) else ())
-        if (tool := _read_tool(entry))
-    ]
+    tools = [tool for entry in (listed if isinstance(listed, list) else ()) if (tool := _read_tool(entry))]
     if isinstance(choice, dict):
         nested = choice.get("function")
         name = nested.get("name") if isinstance(nested, dict) else choice.get("name")
@@ -188,14 +184,10 @@ def compose(task: Task) -> Reply:
     """Compose the reply to a task: the same for the same request."""
     conversation = read_conversation(task)
     tool = conversation.tool
-    text = (
-        _dump(sample_json(tool.parameters or {"type": "object"})) if tool else _text(conversation)
-    )
+    text = _dump(sample_json(tool.parameters or {"type": "object"})) if tool else _text(conversation)
     parts = split_tokens(text)
     cut = task.max_tokens is not None and len(parts) > task.max_tokens
-    return Reply(
-        tuple(parts[: task.max_tokens] if cut else parts), tool.name if tool else None, cut
-    )
+    return Reply(tuple(parts[: task.max_tokens] if cut else parts), tool.name if tool else None, cut)
 
 
 def _text(conversation: Conversation) -> str:

@@ -54,11 +54,7 @@ class HttpBackend:
         stack = AsyncExitStack()
         try:
             response = await stack.enter_async_context(
-                self._session.post(
-                    self._base_url + _PATHS[paid.task.kind],
-                    data=paid.task.body,
-                    allow_redirects=False,
-                )
+                self._session.post(self._base_url + _PATHS[paid.task.kind], data=paid.task.body, allow_redirects=False)
             )
         except _FAILURES as error:
             raise BackendUnavailable(_name(error)) from error

@@ -98,9 +98,7 @@ class _Sampler:
         if depth > _MAX_DEPTH // 2 and isinstance(required, list):
             names = {name for name in required if isinstance(name, str)}
             wanted = {name: value for name, value in properties.items() if name in names}
-        return {
-            name: self.value(value, depth + 1) for name, value in wanted.items() if self._left > 0
-        }
+        return {name: self.value(value, depth + 1) for name, value in wanted.items() if self._left > 0}
 
 
 def _kind(schema: dict[str, Any]) -> str:
@@ -137,9 +135,7 @@ def _bound(value: Any, default: float) -> float:
 
 
 def _whole(value: Any, default: int) -> int:
-    return (
-        value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
-    )
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else default
 
 
 def _simplest(options: list[Any], depth: int) -> Any:

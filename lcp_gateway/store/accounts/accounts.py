@@ -17,9 +17,7 @@ from lcp_gateway.store.database.times import from_micros, from_micros_or_none, t
 _ACCOUNTS = select(accounts, balances.c.balance_msat, balances.c.held_msat).join_from(
     accounts, balances, balances.c.account_id == accounts.c.id
 )
-_NOT_DELETED = select(accounts.c.id).where(
-    accounts.c.id == bindparam("of_account"), accounts.c.deleted_at.is_(None)
-)
+_NOT_DELETED = select(accounts.c.id).where(accounts.c.id == bindparam("of_account"), accounts.c.deleted_at.is_(None))
 _FORGET_NAME = (
     update(accounts)
     .where(accounts.c.id == bindparam("of_account"), accounts.c.deleted_at.is_(None))
@@ -91,13 +89,9 @@ class Accounts:
 
     async def get(self, account_id: str) -> Account | None:
         """Return an account with its balance, deleted or not; None where there never was one."""
-        return await fetch_one(
-            self._database, _ACCOUNTS.where(accounts.c.id == account_id), _account
-        )
+        return await fetch_one(self._database, _ACCOUNTS.where(accounts.c.id == account_id), _account)
 
-    async def page(
-        self, *, limit: int = 100, after: str | None = None, with_deleted: bool = False
-    ) -> Listing[Account]:
+    async def page(self, *, limit: int = 100, after: str | None = None, with_deleted: bool = False) -> Listing[Account]:
         """Return accounts with their balances, the newest first. ``after`` is an account's id."""
         query = _ACCOUNTS if with_deleted else _ACCOUNTS.where(accounts.c.deleted_at.is_(None))
         query = newest_first(query, accounts.c.created_at, accounts.c.id, after)

@@ -13,18 +13,11 @@ from lcp_gateway.store.database.times import from_micros, to_micros
 
 
 def write_admin_action(
-    connection: Connection,
-    at: datetime,
-    actor: str,
-    action: str,
-    target: str,
-    **detail: str | int | list[str] | None,
+    connection: Connection, at: datetime, actor: str, action: str, target: str, **detail: str | int | list[str] | None
 ) -> None:
     """Insert an entry in the transaction of the action. ``detail`` may hold no name and no secret."""
     row = {"at": to_micros(at), "actor": actor, "action": action, "target": target}
-    connection.execute(
-        insert(admin_log).inline().values(**row, detail=json.dumps(detail, sort_keys=True))
-    )
+    connection.execute(insert(admin_log).inline().values(**row, detail=json.dumps(detail, sort_keys=True)))
 
 
 class AdminLog:
@@ -34,13 +27,7 @@ class AdminLog:
         self._database = database
 
     async def add(
-        self,
-        action: str,
-        target: str,
-        *,
-        actor: str,
-        at: datetime,
-        **detail: str | int | list[str] | None,
+        self, action: str, target: str, *, actor: str, at: datetime, **detail: str | int | list[str] | None
     ) -> None:
         """Record an action outside of the store; ``target`` is the object it was done to."""
         await self._database.write(
@@ -62,10 +49,5 @@ class AdminLog:
 
 def _action(row: RowMapping) -> AdminAction:
     return AdminAction(
-        row["id"],
-        from_micros(row["at"]),
-        row["actor"],
-        row["action"],
-        row["target"],
-        json.loads(row["detail"]),
+        row["id"], from_micros(row["at"]), row["actor"], row["action"], row["target"], json.loads(row["detail"])
     )

@@ -24,12 +24,7 @@ _CUSTOMER = "customer:"
 
 LARGEST_AMOUNT = LARGEST_MSAT
 
-_OPPOSITES = {
-    Cause.TOPUP: LIGHTNING,
-    Cause.PURCHASE: REVENUE,
-    Cause.REFUND: REVENUE,
-    Cause.ADJUSTMENT: ADJUSTMENTS,
-}
+_OPPOSITES = {Cause.TOPUP: LIGHTNING, Cause.PURCHASE: REVENUE, Cause.REFUND: REVENUE, Cause.ADJUSTMENT: ADJUSTMENTS}
 
 
 def book_of(account_id: str) -> str:
@@ -97,9 +92,7 @@ class Balances:
         if found is None:
             return None
         change = self._changes.get(account_id, _Change())
-        return Balance(
-            Msat(found.balance_msat + change.balance_msat), Msat(found.held_msat + change.held_msat)
-        )
+        return Balance(Msat(found.balance_msat + change.balance_msat), Msat(found.held_msat + change.held_msat))
 
     def available_msat(self, account_id: str) -> Msat:
         """Return the available balance; 0 where there is no such account."""
@@ -110,19 +103,12 @@ class Balances:
         """Hold more, or less where it is negative."""
         self._of(account_id).held_msat += amount_msat
 
-    def move(
-        self, account_id: str, amount_msat: int, cause: Cause, cause_id: str, at_micros: int
-    ) -> None:
+    def move(self, account_id: str, amount_msat: int, cause: Cause, cause_id: str, at_micros: int) -> None:
         """Credit the customer, or debit where the amount is negative; an amount of 0 leaves no entry."""
         if not amount_msat:
             return
         self._of(account_id).balance_msat += amount_msat
-        movement = {
-            "tx": secrets.randbits(63),
-            "at": at_micros,
-            "cause": cause.value,
-            "cause_id": cause_id,
-        }
+        movement = {"tx": secrets.randbits(63), "at": at_micros, "cause": cause.value, "cause_id": cause_id}
         self._entries += (
             {**movement, "book": book_of(account_id), "amount_msat": amount_msat},
             {**movement, "book": _OPPOSITES[cause], "amount_msat": -amount_msat},
@@ -135,11 +121,7 @@ class Balances:
             IntegrityError: a cause was counted before, or a balance would be below what is held: roll back.
         """
         changes = [
-            {
-                "of_account": account_id,
-                "more_msat": change.balance_msat,
-                "more_held_msat": change.held_msat,
-            }
+            {"of_account": account_id, "more_msat": change.balance_msat, "more_held_msat": change.held_msat}
             for account_id, change in sorted(self._changes.items())
             if change.balance_msat or change.held_msat
         ]

@@ -10,15 +10,7 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.keys import generate_key
-from lcp_gateway.accounts.models import (
-    InvalidAmount,
-    KeyChanges,
-    KeyKind,
-    KeyRecord,
-    Listing,
-    NewKey,
-    check_text,
-)
+from lcp_gateway.accounts.models import InvalidAmount, KeyChanges, KeyKind, KeyRecord, Listing, NewKey, check_text
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.accounts import check_lives
 from lcp_gateway.store.accounts.admin_log import write_admin_action
@@ -26,13 +18,7 @@ from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import keys
-from lcp_gateway.store.database.statements import (
-    AnySelect,
-    fetch_one,
-    fetch_page,
-    newest_first,
-    read_records,
-)
+from lcp_gateway.store.database.statements import AnySelect, fetch_one, fetch_page, newest_first, read_records
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
 _MOST_MODELS = 100
@@ -97,13 +83,7 @@ class Keys:
             )
             connection.execute(insert(keys).values(_values(record)))
             write_admin_action(
-                connection,
-                at,
-                actor,
-                "key.create",
-                key_id,
-                account_id=account_id,
-                scopes=sorted(rules.scopes),
+                connection, at, actor, "key.create", key_id, account_id=account_id, scopes=sorted(rules.scopes)
             )
             return record
 
@@ -142,9 +122,7 @@ class Keys:
 
     async def changed_since(self, number: int) -> KeyChanges:
         """Return the keys, revoked ones as well, that changed after the change of this number."""
-        return await self._changes(
-            select(keys).where(keys.c.change > number).order_by(keys.c.change)
-        )
+        return await self._changes(select(keys).where(keys.c.change > number).order_by(keys.c.change))
 
     async def _changes(self, query: AnySelect) -> KeyChanges:
         def work(connection: Connection) -> KeyChanges:

@@ -33,14 +33,7 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, Balances, account_of, book_of
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import (
-    OPEN_STATES,
-    accounts,
-    balances,
-    ledger_entries,
-    purchases,
-    topups,
-)
+from lcp_gateway.store.database.schema import OPEN_STATES, accounts, balances, ledger_entries, purchases, topups
 from lcp_gateway.store.database.statements import MAX_ROWS, fetch_one
 from lcp_gateway.store.database.times import from_micros, to_micros
 
@@ -55,9 +48,9 @@ _UNBALANCED = (
     .having(func.sum(ledger_entries.c.amount_msat) != 0)
     .limit(_MOST_PROBLEMS)
 )
-_BOOKS = select(
-    ledger_entries.c.book, func.sum(ledger_entries.c.amount_msat), func.count()
-).group_by(ledger_entries.c.book)
+_BOOKS = select(ledger_entries.c.book, func.sum(ledger_entries.c.amount_msat), func.count()).group_by(
+    ledger_entries.c.book
+)
 _BALANCES = select(balances.c.account_id, balances.c.balance_msat, balances.c.held_msat)
 _HOLDS = (
     select(purchases.c.account_id, func.sum(purchases.c.charge_msat))
@@ -66,12 +59,7 @@ _HOLDS = (
 )
 _TAKEN = case(
     (purchases.c.state.in_((*_OPEN, State.NOT_PAID.value)), 0),
-    (
-        and_(
-            purchases.c.state == State.UNDELIVERED.value, purchases.c.refund_undelivered.is_(True)
-        ),
-        0,
-    ),
+    (and_(purchases.c.state == State.UNDELIVERED.value, purchases.c.refund_undelivered.is_(True)), 0),
     else_=purchases.c.charge_msat,
 )
 _CHARGED = (
@@ -81,9 +69,9 @@ _CHARGED = (
     .limit(_AT_ONCE)
 )
 _HOW_MANY = select(func.count()).where(purchases.c.account_id.is_not(None))
-_OF_PURCHASES = select(
-    ledger_entries.c.cause_id, ledger_entries.c.book, ledger_entries.c.amount_msat
-).where(ledger_entries.c.cause.in_((Cause.PURCHASE.value, Cause.REFUND.value)))
+_OF_PURCHASES = select(ledger_entries.c.cause_id, ledger_entries.c.book, ledger_entries.c.amount_msat).where(
+    ledger_entries.c.cause.in_((Cause.PURCHASE.value, Cause.REFUND.value))
+)
 _CREDITS = (
     select(topups.c.id, topups.c.state, topups.c.received_msat, ledger_entries.c.amount_msat)
     .join_from(
@@ -100,8 +88,7 @@ _CREDITS = (
         case(
             (
                 topups.c.state == TopupState.SETTLED.value,
-                func.coalesce(ledger_entries.c.amount_msat, 0)
-                != func.coalesce(topups.c.received_msat, 0),
+                func.coalesce(ledger_entries.c.amount_msat, 0) != func.coalesce(topups.c.received_msat, 0),
             ),
             else_=ledger_entries.c.amount_msat.is_not(None),
         )
@@ -120,15 +107,10 @@ _CREDITS_OF_NOTHING = (
 def totals(connection: Connection) -> Totals:
     """Return the sums of all balances."""
     lives = select(func.count()).select_from(accounts).where(accounts.c.deleted_at.is_(None))
-    sums = select(
-        func.coalesce(func.sum(balances.c.balance_msat), 0),
-        func.coalesce(func.sum(balances.c.held_msat), 0),
-    )
+    sums = select(func.coalesce(func.sum(balances.c.balance_msat), 0), func.coalesce(func.sum(balances.c.held_msat), 0))
     balance_msat, held_msat = connection.execute(sums).one()
     # Sums of 64-bit numbers come as decimals from PostgreSQL.
-    return Totals(
-        connection.execute(lives).scalar_one(), Msat(int(balance_msat)), Msat(int(held_msat))
-    )
+    return Totals(connection.execute(lives).scalar_one(), Msat(int(balance_msat)), Msat(int(held_msat)))
 
 
 def audit(connection: Connection) -> Audit:
@@ -152,10 +134,7 @@ def _problems(connection: Connection, books: Mapping[str, int]) -> Iterator[str]
         yield f"the entries of movement {tx} do not sum to zero"
     yield from _problems_of_balances(connection, books)
     for topup_id, state, received_msat, credited_msat in connection.execute(_CREDITS):
-        yield (
-            f"top-up {topup_id} is {state} with {received_msat or 0} msat, "
-            f"{credited_msat or 0} msat were credited"
-        )
+        yield (f"top-up {topup_id} is {state} with {received_msat or 0} msat, {credited_msat or 0} msat were credited")
     for topup_id in connection.execute(_CREDITS_OF_NOTHING).scalars():
         yield f"{topup_id} was credited and is no top-up"
     yield from _problems_of_charges(connection)
@@ -164,9 +143,7 @@ def _problems(connection: Connection, books: Mapping[str, int]) -> Iterator[str]
 def _problems_of_balances(connection: Connection, books: Mapping[str, int]) -> Iterator[str]:
     holds = {account_id: int(held) for account_id, held in connection.execute(_HOLDS)}
     entered = {
-        account_id: amount_msat
-        for book, amount_msat in books.items()
-        if (account_id := account_of(book)) is not None
+        account_id: amount_msat for book, amount_msat in books.items() if (account_id := account_of(book)) is not None
     }
     for account_id, balance_msat, held_msat in connection.execute(_BALANCES):
         entered_msat = entered.pop(account_id, 0)
@@ -174,10 +151,7 @@ def _problems_of_balances(connection: Connection, books: Mapping[str, int]) -> I
             yield f"{account_id} has {balance_msat} msat, its entries sum to {entered_msat} msat"
         open_msat = holds.pop(account_id, 0)
         if open_msat != held_msat:
-            yield (
-                f"of {account_id} {held_msat} msat are held, its open purchases are charged at "
-                f"{open_msat} msat"
-            )
+            yield (f"of {account_id} {held_msat} msat are held, its open purchases are charged at {open_msat} msat")
     for account_id in entered:
         yield f"{account_id} has entries and no balance"
     for account_id, open_msat in holds.items():
@@ -220,15 +194,11 @@ class Ledger:
 
     async def balance(self, account_id: str) -> Balance | None:
         """Return the balance of an account; None where there never was one."""
-        query = select(balances.c.balance_msat, balances.c.held_msat).where(
-            balances.c.account_id == account_id
-        )
+        query = select(balances.c.balance_msat, balances.c.held_msat).where(balances.c.account_id == account_id)
 
         return await fetch_one(self._database, query, lambda row: Balance(**row))
 
-    async def statement(
-        self, account_id: str, *, limit: int = 100, after: int | None = None
-    ) -> Statement:
+    async def statement(self, account_id: str, *, limit: int = 100, after: int | None = None) -> Statement:
         """Return the entries of an account, the newest first, with the balance after each. Holds are no entries."""
         limit = max(1, min(limit, MAX_ROWS))
         of_book = ledger_entries.c.book == book_of(account_id)

@@ -4,14 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, bindparam, select, update
 
-from lcp_gateway.accounts.models import (
-    Cause,
-    Listing,
-    PurchaseNotFound,
-    RefundNotWithheld,
-    RefundRecord,
-    check_text,
-)
+from lcp_gateway.accounts.models import Cause, Listing, PurchaseNotFound, RefundNotWithheld, RefundRecord, check_text
 from lcp_gateway.purchase.money import Msat, Refund
 from lcp_gateway.purchase.outcome import EndedBy, Received
 from lcp_gateway.purchase.states import State
@@ -34,11 +27,7 @@ _COLUMNS = (
     purchases.c.paying_at,
     purchases.c.ended_at,
 )
-_ONE = (
-    select(*_COLUMNS, purchases.c.state)
-    .where(purchases.c.job_id == bindparam("of_job"))
-    .with_for_update()
-)
+_ONE = select(*_COLUMNS, purchases.c.state).where(purchases.c.job_id == bindparam("of_job")).with_for_update()
 _DECIDE = (
     update(purchases)
     .where(
@@ -46,11 +35,7 @@ _DECIDE = (
         # The row is locked and was checked; the condition makes the update safe even without that.
         purchases.c.refund == Refund.WITHHELD.value,
     )
-    .values(
-        refund=bindparam("decided"),
-        refund_undelivered=bindparam("given_back"),
-        updated_at=bindparam("now"),
-    )
+    .values(refund=bindparam("decided"), refund_undelivered=bindparam("given_back"), updated_at=bindparam("now"))
 )
 
 
@@ -61,12 +46,7 @@ class Refunds:
         self._database = database
 
     async def page(
-        self,
-        *,
-        account_id: str | None = None,
-        refund: Refund | None = None,
-        limit: int = 100,
-        after: str | None = None,
+        self, *, account_id: str | None = None, refund: Refund | None = None, limit: int = 100, after: str | None = None
     ) -> Listing[RefundRecord]:
         """Return refunds of one account or of all, the newest purchase first. ``after`` is a job id in hexadecimal digits."""
         try:
@@ -81,16 +61,12 @@ class Refunds:
         if refund is not None:
             query = query.where(purchases.c.refund == refund.value)
         query = newest_first(query, purchases.c.paying_at, purchases.c.job_id, behind)
-        page = await fetch_page(
-            self._database, query, _record, limit, lambda last: last.job_id.hex()
-        )
+        page = await fetch_page(self._database, query, _record, limit, lambda last: last.job_id.hex())
         return Listing(*page)
 
     async def get(self, job_id: bytes) -> RefundRecord | None:
         """Return the refund of one purchase, or None."""
-        query = select(*_COLUMNS).where(
-            purchases.c.job_id == job_id, purchases.c.refund.is_not(None)
-        )
+        query = select(*_COLUMNS).where(purchases.c.job_id == job_id, purchases.c.refund.is_not(None))
         return await fetch_one(self._database, query, _record)
 
     async def decide(
@@ -119,8 +95,7 @@ class Refunds:
                 raise RefundNotWithheld(State(row["state"]), found)
             micros, account_id, amount_msat = to_micros(at), row["account_id"], row["charge_msat"]
             connection.execute(
-                _DECIDE,
-                {"of_job": job_id, "decided": decided.value, "given_back": grant, "now": micros},
+                _DECIDE, {"of_job": job_id, "decided": decided.value, "given_back": grant, "now": micros}
             )
             if grant:
                 moved = Balances()

@@ -23,13 +23,7 @@ from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, Balances
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import accounts, topups
-from lcp_gateway.store.database.statements import (
-    MAX_ROWS,
-    fetch,
-    fetch_one,
-    fetch_page,
-    newest_first,
-)
+from lcp_gateway.store.database.statements import MAX_ROWS, fetch, fetch_one, fetch_page, newest_first
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
 _NAME_OF_PAYERS = "L402"
@@ -57,8 +51,7 @@ _EXPIRE = (
     .values(state=TopupState.EXPIRED.value)
 )
 _FORGET = delete(topups).where(
-    topups.c.state.in_((TopupState.EXPIRED.value, TopupState.CANCELED.value)),
-    topups.c.expires_at < bindparam("before"),
+    topups.c.state.in_((TopupState.EXPIRED.value, TopupState.CANCELED.value)), topups.c.expires_at < bindparam("before")
 )
 
 
@@ -121,9 +114,7 @@ class Topups:
 
     async def get(self, topup_id: str) -> Topup | None:
         """Return a top-up, or None."""
-        return await fetch_one(
-            self._database, select(topups).where(topups.c.id == topup_id), _topup
-        )
+        return await fetch_one(self._database, select(topups).where(topups.c.id == topup_id), _topup)
 
     async def by_payment_hash(self, payment_hash: bytes) -> Topup | None:
         """Return the top-up whose invoice has this hash, or None."""
@@ -142,9 +133,7 @@ class Topups:
         )
         return await fetch_one(self._database, query, _topup)
 
-    async def page(
-        self, account_id: str, *, limit: int = 100, after: str | None = None
-    ) -> Listing[Topup]:
+    async def page(self, account_id: str, *, limit: int = 100, after: str | None = None) -> Listing[Topup]:
         """Return an account's top-ups, the newest first. ``after`` is a top-up's id."""
         query = select(topups).where(topups.c.account_id == account_id)
         query = newest_first(query, topups.c.created_at, topups.c.id, after)
@@ -165,18 +154,10 @@ class Topups:
         self, at: datetime, *, account_id: str | None = None, purpose: TopupPurpose | None = None
     ) -> int:
         """Count the unpaid invoices that have not expired: of an account, for a purpose, or all."""
-        return await self._database.read(
-            lambda connection: _count(connection, to_micros(at), account_id, purpose)
-        )
+        return await self._database.read(lambda connection: _count(connection, to_micros(at), account_id, purpose))
 
     async def settle(
-        self,
-        payment_hash: bytes,
-        received_msat: Msat,
-        *,
-        settle_index: int,
-        at: datetime,
-        node_id: str | None = None,
+        self, payment_hash: bytes, received_msat: Msat, *, settle_index: int, at: datetime, node_id: str | None = None
     ) -> Credit | None:
         """Credit a payment once, however often this is called; return None where no top-up has this hash.
 
@@ -210,16 +191,12 @@ class Topups:
 
     async def followed(self, node_id: str) -> int:
         """Return the settle index up to which the settlements of a node were followed; 0 at the beginning."""
-        return await self._database.read(
-            lambda connection: cursors.get(connection, cursors.settlements_of(node_id))
-        )
+        return await self._database.read(lambda connection: cursors.get(connection, cursors.settlements_of(node_id)))
 
     async def cancel(self, topup_id: str) -> bool:
         """Cancel an unpaid top-up; return whether it was one."""
         values = {"of_topup": topup_id, "to_state": TopupState.CANCELED.value}
-        return await self._database.write(
-            lambda connection: connection.execute(_END, values).rowcount > 0
-        )
+        return await self._database.write(lambda connection: connection.execute(_END, values).rowcount > 0)
 
     async def make_room(self, at: datetime, *, purpose: TopupPurpose, most_open: int) -> int:
         """Cancel the oldest unpaid top-ups of a purpose, so that fewer than a bound are left; return how many.
@@ -233,9 +210,7 @@ class Topups:
         oldest = (
             select(topups.c.id)
             .where(
-                topups.c.state == TopupState.OPEN.value,
-                topups.c.expires_at > now,
-                topups.c.purpose == purpose.value,
+                topups.c.state == TopupState.OPEN.value, topups.c.expires_at > now, topups.c.purpose == purpose.value
             )
             .order_by(topups.c.created_at, topups.c.id)
             .limit(count - most_open + 1)
@@ -278,9 +253,7 @@ def _credit(connection: Connection, topup: Topup, received_msat: Msat, at: datet
     moved.write(connection)
 
 
-def _count(
-    connection: Connection, now: int, account_id: str | None, purpose: TopupPurpose | None
-) -> int:
+def _count(connection: Connection, now: int, account_id: str | None, purpose: TopupPurpose | None) -> int:
     query = (
         select(func.count())
         .select_from(topups)

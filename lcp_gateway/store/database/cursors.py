@@ -22,9 +22,7 @@ _NEXT = (
 )
 _ADVANCE = (
     update(watch_state)
-    .where(
-        watch_state.c.name == bindparam("of_name"), watch_state.c.position < bindparam("to_number")
-    )
+    .where(watch_state.c.name == bindparam("of_name"), watch_state.c.position < bindparam("to_number"))
     .values(position=bindparam("to_number"))
 )
 _RESTART = update(watch_state).where(watch_state.c.name == bindparam("of_name")).values(position=0)

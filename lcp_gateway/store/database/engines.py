@@ -116,11 +116,7 @@ class BadDatabaseUrl(ValueError):
 
 
 async def open_database(
-    where: str | Path,
-    *,
-    busy_timeout_s: float = 2.0,
-    write_timeout_s: float = 5.0,
-    gone_after_s: float = GONE_AFTER_S,
+    where: str | Path, *, busy_timeout_s: float = 2.0, write_timeout_s: float = 5.0, gone_after_s: float = GONE_AFTER_S
 ) -> Database:
     """Open a SQLite file (by path or ``sqlite:///…``) or a ``postgresql://…`` URL, and bring its tables up to date.
 
@@ -142,15 +138,10 @@ async def open_database(
 
     try:
         return await PostgresDatabase.open(
-            address,
-            busy_timeout_s=busy_timeout_s,
-            write_timeout_s=write_timeout_s,
-            gone_after_s=gone_after_s,
+            address, busy_timeout_s=busy_timeout_s, write_timeout_s=write_timeout_s, gone_after_s=gone_after_s
         )
     except ModuleNotFoundError as error:
-        raise BadDatabaseUrl(
-            "a journal on PostgreSQL needs its driver: install lcp-gateway[postgres]"
-        ) from error
+        raise BadDatabaseUrl("a journal on PostgreSQL needs its driver: install lcp-gateway[postgres]") from error
 
 
 def _parsed(where: str) -> Path | URL:

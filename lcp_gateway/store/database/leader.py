@@ -142,10 +142,7 @@ class _SessionLock:
             poolclass=NullPool,
             # No transaction: between two checks the session is idle, and does not keep the server from cleaning up.
             isolation_level="AUTOCOMMIT",
-            connect_args={
-                "timeout": _ANSWER_S,
-                "server_settings": {"application_name": "lcp-gateway leader"},
-            },
+            connect_args={"timeout": _ANSWER_S, "server_settings": {"application_name": "lcp-gateway leader"}},
             hide_parameters=True,
         )
         set_after_connecting(self._engine, _SESSION)
@@ -157,9 +154,7 @@ class _SessionLock:
             async with asyncio.timeout(_ANSWER_S):
                 if self._session is None:
                     self._session = await self._engine.connect()
-                self.is_held = bool(
-                    (await self._session.execute(_TAKE, {"key": self._key})).scalar_one()
-                )
+                self.is_held = bool((await self._session.execute(_TAKE, {"key": self._key})).scalar_one())
         except BaseException as error:
             # Also where it was cancelled in the middle: the server may have granted the lock.
             await self.drop()
@@ -200,6 +195,4 @@ def _url_of(connection: Connection) -> URL:
 
 def _key_of(name: str) -> int:
     """Return the signed 64 bits of an advisory lock: the hash of the task's name."""
-    return int.from_bytes(
-        hashlib.sha256(f"lcp-gateway leader {name}".encode()).digest()[:8], signed=True
-    )
+    return int.from_bytes(hashlib.sha256(f"lcp-gateway leader {name}".encode()).digest()[:8], signed=True)

@@ -44,9 +44,7 @@ class Absences:
     other, and on one session: while the server cannot be asked, the owner cannot take its lock again either.
     """
 
-    def __init__(
-        self, gone_after_s: float = GONE_AFTER_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, gone_after_s: float = GONE_AFTER_S, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock`` is a monotonic clock in seconds."""
         self._gone_after_s = gone_after_s
         self._clock = clock
@@ -80,9 +78,7 @@ class Absences:
     def to_look_at(self) -> Sequence[str]:
         """Return the owners to be looked at again, so that no look is too long after the last."""
         now = self._clock()
-        for owner in [
-            owner for owner, found in self._absent.items() if now - found.asked_at > _WATCHED_S
-        ]:
+        for owner in [owner for owner, found in self._absent.items() if now - found.asked_at > _WATCHED_S]:
             del self._absent[owner]
         return tuple(self._absent)
 
@@ -102,9 +98,7 @@ T = TypeVar("T")
 
 # Shared, so that a new session of a live process gets it while the server has not ended the broken one.
 _HOLD = text("SELECT pg_advisory_lock_shared(:key)").bindparams(bindparam("key", type_=BigInteger))
-_IS_FREE = text("SELECT pg_try_advisory_xact_lock(:key)").bindparams(
-    bindparam("key", type_=BigInteger)
-)
+_IS_FREE = text("SELECT pg_try_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 # Held by its owner, or waited for: another gateway that looks takes the lock in another mode.
 _IS_SHOWN = text(
     "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND objsubid = 1"
@@ -116,8 +110,7 @@ _START = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", 
 _START_KEY = 0x6C63705F67617465  # "lcp_gate"
 _LONG_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '60s'")
 _DURABLE = text(
-    "SELECT set_config('synchronous_commit', 'on', false)"
-    " WHERE current_setting('synchronous_commit') = 'off'"
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 )
 
 _READERS = 3
@@ -136,9 +129,7 @@ class PostgresDatabase:
     live process, and is refused at the start.
     """
 
-    def __init__(
-        self, url: URL, *, busy_timeout_s: float, write_timeout_s: float, gone_after_s: float
-    ) -> None:
+    def __init__(self, url: URL, *, busy_timeout_s: float, write_timeout_s: float, gone_after_s: float) -> None:
         self.owner = secrets.token_hex(8)
         self._write_timeout_s = write_timeout_s
         self._absences = Absences(gone_after_s)
@@ -152,13 +143,8 @@ class PostgresDatabase:
             "lock_timeout": f"{int(busy_timeout_s * 1000)}ms",
             "idle_in_transaction_session_timeout": f"{int(write_timeout_s * 4000)}ms",
         }
-        arguments = {
-            "timeout": write_timeout_s,
-            "server_settings": {"application_name": "lcp-gateway"},
-        }
-        self._write_engine = create_async_engine(
-            url, poolclass=NullPool, connect_args=arguments, hide_parameters=True
-        )
+        arguments = {"timeout": write_timeout_s, "server_settings": {"application_name": "lcp-gateway"}}
+        self._write_engine = create_async_engine(url, poolclass=NullPool, connect_args=arguments, hide_parameters=True)
         self._read_engine = create_async_engine(
             url,
             pool_size=_READERS,
@@ -183,12 +169,7 @@ class PostgresDatabase:
 
     @classmethod
     async def open(
-        cls,
-        url: URL,
-        *,
-        busy_timeout_s: float,
-        write_timeout_s: float,
-        gone_after_s: float = GONE_AFTER_S,
+        cls, url: URL, *, busy_timeout_s: float, write_timeout_s: float, gone_after_s: float = GONE_AFTER_S
     ) -> "PostgresDatabase":
         """Connect, and bring the tables up to date.
 
@@ -199,12 +180,7 @@ class PostgresDatabase:
             DatabaseUnavailable: it cannot be reached.
             TooNew: its tables are of a newer gateway.
         """
-        database = cls(
-            url,
-            busy_timeout_s=busy_timeout_s,
-            write_timeout_s=write_timeout_s,
-            gone_after_s=gone_after_s,
-        )
+        database = cls(url, busy_timeout_s=busy_timeout_s, write_timeout_s=write_timeout_s, gone_after_s=gone_after_s)
         try:
             with one_error():
                 await check_sessions_are_own(database._write_engine, url, write_timeout_s)

@@ -42,9 +42,7 @@ def set_after_connecting(engine: AsyncEngine, settings: Mapping[str, str]) -> No
 
     They are not sent with the start of the connection, where a pooler refuses all that it does not know.
     """
-    values = ", ".join(
-        f"set_config('{name}', '{value}', false)" for name, value in settings.items()
-    )
+    values = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
 
     def apply(connection: DBAPIConnection, _record: object) -> None:
         cursor = connection.cursor()
@@ -108,9 +106,7 @@ def _raise_where(comparison: str, mark: str) -> str:
 class Session:
     """A connection that is opened when it is needed, and replaced after an error that may have broken it."""
 
-    def __init__(
-        self, engine: AsyncEngine, prepare: Callable[[AsyncConnection], Awaitable[None]]
-    ) -> None:
+    def __init__(self, engine: AsyncEngine, prepare: Callable[[AsyncConnection], Awaitable[None]]) -> None:
         """``prepare`` is awaited with each new connection."""
         self._engine = engine
         self._prepare = prepare

@@ -117,35 +117,16 @@ purchases = Table(
     ),
     # With the body's hash, so that the first try of a retry is found without reading the rows.
     Index("ix_purchases_paying_at", "paying_at", "job_id", "repeat_body"),
-    Index(
-        "ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN
-    ),
-    Index(
-        "ix_purchases_no_fee",
-        "updated_at",
-        "job_id",
-        sqlite_where=HAS_NO_FEE,
-        postgresql_where=HAS_NO_FEE,
-    ),
+    Index("ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
+    Index("ix_purchases_no_fee", "updated_at", "job_id", sqlite_where=HAS_NO_FEE, postgresql_where=HAS_NO_FEE),
     Index("ix_purchases_settled", "owner", sqlite_where=_SETTLED, postgresql_where=_SETTLED),
-    Index(
-        "ix_purchases_refund",
-        "account_id",
-        "paying_at",
-        sqlite_where=_HAS_REFUND,
-        postgresql_where=_HAS_REFUND,
-    ),
+    Index("ix_purchases_refund", "account_id", "paying_at", sqlite_where=_HAS_REFUND, postgresql_where=_HAS_REFUND),
 )
 
 purchase_states = Table(
     "purchase_states",
     metadata,
-    Column(
-        "job_id",
-        LargeBinary(32),
-        ForeignKey("purchases.job_id", ondelete="CASCADE"),
-        primary_key=True,
-    ),
+    Column("job_id", LargeBinary(32), ForeignKey("purchases.job_id", ondelete="CASCADE"), primary_key=True),
     # No state can be entered twice, so the state itself completes the key.
     Column("state", Text, primary_key=True),
     Column("at", BigInteger, nullable=False),

@@ -23,12 +23,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from lcp_gateway.store.database.engines import DatabaseUnavailable, Work
 from lcp_gateway.store.database.schema import is_current, journal_id, migrate
-from lcp_gateway.store.database.sqlite_files import (
-    JournalFile,
-    OwnerLocks,
-    read_secret,
-    why_replaced,
-)
+from lcp_gateway.store.database.sqlite_files import JournalFile, OwnerLocks, read_secret, why_replaced
 
 T = TypeVar("T")
 
@@ -95,12 +90,7 @@ def _fail(done: asyncio.Future[Any], error: BaseException) -> None:
 _CLOSE_TIMEOUT_S = 10.0
 _RESERVED_READ_S = 3.0
 
-_OF_THE_WORK = (
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.ProgrammingError,
-    sqlite3.InterfaceError,
-)
+_OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 """Errors of a value or a statement, not of the database."""
 
 
@@ -120,10 +110,7 @@ class SqliteDatabase:
         self.secret = b""
         self.replaced: str | None = None
         self._write_connection: Connection | None = None
-        self._readers = (
-            _Reader(self._read_engine, self._file),
-            _Reader(self._read_engine, self._file),
-        )
+        self._readers = (_Reader(self._read_engine, self._file), _Reader(self._read_engine, self._file))
         self._writer = DatabaseThread("journal-writer")
         self._reader = DatabaseThread("journal-reader")
         # Started by the first reserved read: commands do none.
@@ -189,9 +176,7 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         """Finish the work under way, and close the file."""
-        for worker, reader in zip(
-            (self._reader, self._reserved_reader), self._readers, strict=True
-        ):
+        for worker, reader in zip((self._reader, self._reserved_reader), self._readers, strict=True):
             if worker is not None:
                 with suppress(DatabaseUnavailable):
                     await worker.run(reader.drop)

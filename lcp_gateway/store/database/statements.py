@@ -56,9 +56,7 @@ def execute_many(connection: Connection, statement: UpdateBase, rows: Sequence[R
         connection.exec_driver_sql(sql, values)
 
 
-def execute_in(
-    connection: Connection, query: Query, *lists: Sequence[Any]
-) -> Sequence[Sequence[Any]]:
+def execute_in(connection: Connection, query: Query, *lists: Sequence[Any]) -> Sequence[Sequence[Any]]:
     """Execute a query, a function of the module's own, whose lists have one value at least; return all rows."""
     # Few lengths, so that few texts are made; the last value again does not change what is found.
     padded = [[*values, *[values[-1]] * (_length(len(values)) - len(values))] for values in lists]
@@ -88,14 +86,8 @@ def _compiled(
 
 
 @lru_cache(maxsize=256)
-def _compiled_in(
-    query: Query, dialect: Dialect, lengths: tuple[int, ...]
-) -> tuple[str, tuple[tuple[int, int], ...]]:
-    places = {
-        f"p{which}_{at}": (which, at)
-        for which, length in enumerate(lengths)
-        for at in range(length)
-    }
+def _compiled_in(query: Query, dialect: Dialect, lengths: tuple[int, ...]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    places = {f"p{which}_{at}": (which, at) for which, length in enumerate(lengths) for at in range(length)}
     parameters: list[list[BindParameter[Any]]] = [[] for _ in lengths]
     for name, (which, _) in places.items():
         parameters[which].append(bindparam(name))
@@ -103,9 +95,7 @@ def _compiled_in(
     return compiled.string, tuple(places[name] for name in compiled.positiontup or ())
 
 
-def read_records(
-    connection: Connection, query: AnySelect, record: Callable[[RowMapping], T]
-) -> list[T]:
+def read_records(connection: Connection, query: AnySelect, record: Callable[[RowMapping], T]) -> list[T]:
     """Return the rows of a query as records."""
     return [record(row) for row in connection.execute(query).mappings()]
 
@@ -115,20 +105,14 @@ async def fetch(database: Database, query: AnySelect, record: Callable[[RowMappi
     return await database.read(lambda connection: read_records(connection, query, record))
 
 
-async def fetch_one(
-    database: Database, query: AnySelect, record: Callable[[RowMapping], T]
-) -> T | None:
+async def fetch_one(database: Database, query: AnySelect, record: Callable[[RowMapping], T]) -> T | None:
     """Return the one row that a query can find, or None."""
     found = await fetch(database, query, record)
     return found[0] if found else None
 
 
 async def fetch_page(
-    database: Database,
-    query: AnySelect,
-    record: Callable[[RowMapping], T],
-    limit: int,
-    place: Callable[[T], P],
+    database: Database, query: AnySelect, record: Callable[[RowMapping], T], limit: int, place: Callable[[T], P]
 ) -> tuple[list[T], P | None]:
     """Return at most ``limit`` records, no more than ``MAX_ROWS``, and the place of the last where more follow."""
     limit = max(1, min(limit, MAX_ROWS))
@@ -136,9 +120,7 @@ async def fetch_page(
     return found[:limit], place(found[limit - 1]) if len(found) > limit else None
 
 
-def newest_first(
-    query: AnySelect, time: Column[int], key: Column[Any], after: object = None
-) -> AnySelect:
+def newest_first(query: AnySelect, time: Column[int], key: Column[Any], after: object = None) -> AnySelect:
     """Order a query by time and key, the newest first, from behind the row with the key ``after`` on."""
     if after is not None:
         at = select(time).where(key == after).scalar_subquery()

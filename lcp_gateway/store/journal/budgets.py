@@ -49,21 +49,13 @@ def counter_of(budget: Budget, at_micros: int) -> Counter:
 def _counters(key_id: str | None, hour: int) -> Mapping[Period, Counter]:
     """Return the counters of one scope: within an hour, the shortest of the periods, they are the same."""
     at_micros = hour * MICROS_PER_HOUR
-    return {
-        period: Counter(scope_of(key_id), period_start(period, at_micros), period.value)
-        for period in Period
-    }
+    return {period: Counter(scope_of(key_id), period_start(period, at_micros), period.value) for period in Period}
 
 
 def _lock(parameters: Parameters) -> AnySelect:
     scopes, starts = parameters
     return (
-        select(
-            budget_spend.c.scope,
-            budget_spend.c.starts_at,
-            budget_spend.c.period,
-            budget_spend.c.spent_msat,
-        )
+        select(budget_spend.c.scope, budget_spend.c.starts_at, budget_spend.c.period, budget_spend.c.spent_msat)
         .where(budget_spend.c.scope.in_(scopes), budget_spend.c.starts_at.in_(starts))
         # Always in the same order, or two gateways would wait for each other.
         .order_by(budget_spend.c.scope, budget_spend.c.starts_at, budget_spend.c.period)
@@ -93,9 +85,7 @@ class Counters:
         self._spent: dict[Counter, int] = {}
         self._more: dict[Counter, int] = {}
 
-    def lock(
-        self, connection: Connection, needed: Sequence[Counter], also: Iterable[Counter] = ()
-    ) -> None:
+    def lock(self, connection: Connection, needed: Sequence[Counter], also: Iterable[Counter] = ()) -> None:
         """Lock and read counters, inserting those of ``needed`` that are missing, but not those of ``also``."""
         wanted = {*needed, *also}
         if not wanted:
@@ -105,8 +95,7 @@ class Counters:
         if missing:
             # Missing rows cannot be locked: they are inserted first, by this or another gateway, and then locked.
             connection.execute(
-                _INSERT[connection.dialect.name],
-                [{**counter._asdict(), "spent_msat": 0} for counter in missing],
+                _INSERT[connection.dialect.name], [{**counter._asdict(), "spent_msat": 0} for counter in missing]
             )
             self._read(connection, wanted)
 
@@ -141,18 +130,13 @@ class Counters:
             sorted({counter.scope for counter in wanted}),
             sorted({counter.starts_at for counter in wanted}),
         )
-        self._spent = {
-            Counter(scope, starts_at, period): spent for scope, starts_at, period, spent in found
-        }
+        self._spent = {Counter(scope, starts_at, period): spent for scope, starts_at, period, spent in found}
 
 
 def refund_counters(account_id: str, at_micros: int) -> tuple[Counter, Counter]:
     """Return the counters of refunds on the day of this time: of the account, and of all."""
     day = period_start(Period.DAY, at_micros)
-    return (
-        Counter(f"refund:{account_id}", day, Period.DAY.value),
-        Counter(_OF_ALL, day, Period.DAY.value),
-    )
+    return (Counter(f"refund:{account_id}", day, Period.DAY.value), Counter(_OF_ALL, day, Period.DAY.value))
 
 
 class DayOfRefunds:

@@ -33,9 +33,7 @@ _OLDEST = select(purchases.c.paying_at).where(HAS_NO_FEE).order_by(purchases.c.p
 def _of_hashes(parameters: Parameters) -> AnySelect:
     (hashes,) = parameters
     return (
-        select(
-            purchases.c.payment_hash, purchases.c.job_id, purchases.c.fee_msat, purchases.c.state
-        )
+        select(purchases.c.payment_hash, purchases.c.job_id, purchases.c.fee_msat, purchases.c.state)
         .where(purchases.c.payment_hash.in_(hashes))
         .order_by(purchases.c.paying_at, purchases.c.job_id)
     )
@@ -68,9 +66,7 @@ class PaymentDetails:
             jobs.setdefault(payment_hash, []).append(job_id if learns else b"")
         return {payment_hash: found for payment_hash, found in jobs.items() if any(found)}
 
-    async def missing(
-        self, since: datetime, until: datetime, *, after: bytes, limit: int
-    ) -> Sequence[MissingDetails]:
+    async def missing(self, since: datetime, until: datetime, *, after: bytes, limit: int) -> Sequence[MissingDetails]:
         """Return paid purchases without a fee whose rows changed in that time, in order of time and job."""
         begin, row = to_micros(since), purchases.c
         query = _MISSING.where(
@@ -85,15 +81,11 @@ class PaymentDetails:
         """Return the index up to which a node's payments were read; 0 where none were."""
         return await self._read(lambda it: cursors.get(it, cursors.payments_of(node_id)))
 
-    async def learn(
-        self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None
-    ) -> None:
+    async def learn(self, found: Sequence[FoundDetails], at: datetime, *, node_id: str, followed: int | None) -> None:
         """Record the details that were found, and only then how far the node's payments were read."""
         updates = [UpdateEntry(it.job_id, None, at, it.update) for it in found]
         for begin in range(0, len(updates), _WRITTEN_AT_ONCE):
-            batch = JournalTransaction(
-                self._database.owner, updates[begin : begin + _WRITTEN_AT_ONCE], []
-            )
+            batch = JournalTransaction(self._database.owner, updates[begin : begin + _WRITTEN_AT_ONCE], [])
             await self._write(batch.write)
         if followed is not None:
             name = cursors.payments_of(node_id)

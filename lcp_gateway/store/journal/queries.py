@@ -11,14 +11,7 @@ from lcp_gateway.purchase.outcome import RULINGS
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
-from lcp_gateway.store.database.statements import (
-    AnySelect,
-    fetch,
-    fetch_one,
-    fetch_page,
-    follows,
-    newest_first,
-)
+from lcp_gateway.store.database.statements import AnySelect, fetch, fetch_one, fetch_page, follows, newest_first
 from lcp_gateway.store.database.times import (
     MICROS_PER_DAY,
     MICROS_PER_HOUR,
@@ -40,14 +33,7 @@ from lcp_gateway.store.journal.purchases import (
 
 _JOB_DIGITS = 64
 _OPEN = tuple(state.value for state in OPEN_STATES)
-_ORDER = (
-    State.PAYING,
-    State.UNKNOWN,
-    State.NOT_PAID,
-    State.SETTLED,
-    State.DELIVERED,
-    State.UNDELIVERED,
-)
+_ORDER = (State.PAYING, State.UNKNOWN, State.NOT_PAID, State.SETTLED, State.DELIVERED, State.UNDELIVERED)
 """The order in which a purchase enters its states: times may be equal, or of two machines."""
 
 _IS_LOST = and_(
@@ -135,17 +121,13 @@ class Books:
 
     async def purchase(self, job_id: bytes) -> PurchaseRecord | None:
         """Return a purchase, or None."""
-        return await fetch_one(
-            self._database, select(purchases).where(purchases.c.job_id == job_id), record_of
-        )
+        return await fetch_one(self._database, select(purchases).where(purchases.c.job_id == job_id), record_of)
 
     async def beginning_with(self, prefix: str) -> Sequence[PurchaseRecord]:
         """Return purchases whose job id begins with these hexadecimal digits; two where there are more."""
         least, most = (bytes.fromhex(prefix.ljust(_JOB_DIGITS, filling)) for filling in "0f")
         return await self._records(
-            select(purchases)
-            .where(purchases.c.job_id >= least, purchases.c.job_id <= most)
-            .limit(2)
+            select(purchases).where(purchases.c.job_id >= least, purchases.c.job_id <= most).limit(2)
         )
 
     async def steps(self, job_id: bytes) -> Sequence[StateChange]:
@@ -153,9 +135,7 @@ class Books:
 
         def work(connection: Connection) -> list[StateChange]:
             found = connection.execute(
-                select(purchase_states.c.state, purchase_states.c.at).where(
-                    purchase_states.c.job_id == job_id
-                )
+                select(purchase_states.c.state, purchase_states.c.at).where(purchase_states.c.job_id == job_id)
             )
             steps = [StateChange(State(state), from_micros(at)) for state, at in found]
             return sorted(steps, key=lambda step: _ORDER.index(step.state))
@@ -197,13 +177,7 @@ class Books:
         is_open = purchases.c.state.in_(_OPEN)
         undelivered = purchases.c.state == State.UNDELIVERED.value
         query = (
-            select(
-                *keys,
-                func.count(),
-                _sum_where(~is_open),
-                _sum_where(is_open),
-                _sum_where(undelivered),
-            )
+            select(*keys, func.count(), _sum_where(~is_open), _sum_where(is_open), _sum_where(undelivered))
             .where(*_conditions(which), purchases.c.state != State.NOT_PAID.value)
             .group_by(*keys)
         )
@@ -225,9 +199,7 @@ class Books:
     async def outstanding(self) -> Outstanding:
         """Return the sums of the open purchases."""
         query = (
-            select(
-                purchases.c.state, func.count(), func.sum(_COST), func.min(purchases.c.paying_at)
-            )
+            select(purchases.c.state, func.count(), func.sum(_COST), func.min(purchases.c.paying_at))
             .where(purchases.c.state.in_(_OPEN))
             .group_by(purchases.c.state)
         )
@@ -237,11 +209,7 @@ class Books:
             unknown, unknown_msat, oldest = rows.get(State.UNKNOWN.value, (0, 0, None))
             paying, paying_msat, _ = rows.get(State.PAYING.value, (0, 0, None))
             return Outstanding(
-                unknown,
-                Msat(int(unknown_msat)),
-                from_micros_or_none(oldest),
-                paying,
-                Msat(int(paying_msat)),
+                unknown, Msat(int(unknown_msat)), from_micros_or_none(oldest), paying, Msat(int(paying_msat))
             )
 
         return await self._database.read(work)

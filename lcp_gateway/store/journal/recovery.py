@@ -27,21 +27,13 @@ _LEFT_OPEN = (
 )
 _OWNERS = tuple(select(purchases.c.owner).where(left).distinct() for left in _LEFT_OPEN)
 _LEFT_OF_OWNER = tuple(
-    select(
-        purchases.c.job_id,
-        purchases.c.kind,
-        purchases.c.state,
-        purchases.c.peer_id,
-        purchases.c.price_msat,
-    )
+    select(purchases.c.job_id, purchases.c.kind, purchases.c.state, purchases.c.peer_id, purchases.c.price_msat)
     .where(left, purchases.c.owner == bindparam("of_owner"))
     .order_by(purchases.c.paying_at)
     .limit(_SWEEP_AT_ONCE)
     for left in _LEFT_OPEN
 )
-_STANDS = select(purchases.c.state, purchases.c.owner).where(
-    purchases.c.job_id == bindparam("of_job")
-)
+_STANDS = select(purchases.c.state, purchases.c.owner).where(purchases.c.job_id == bindparam("of_job"))
 _LOST = PurchaseUpdate(ending=LOST_BY_CRASH)
 
 
@@ -102,9 +94,7 @@ class NotUnknown(Exception):
         self.state = state
 
 
-async def sweep(
-    database: Database, at: datetime, refunds: RefundLimits = NO_REFUND_LIMITS
-) -> SweepResult:
+async def sweep(database: Database, at: datetime, refunds: RefundLimits = NO_REFUND_LIMITS) -> SweepResult:
     """Move on the purchases of dead processes: ``paying`` to ``unknown``, or at a node, and ``settled``, to ``undelivered``.
 
     How much of a settled purchase a dead process had delivered cannot be known: the customer is not charged for it, within
@@ -116,9 +106,7 @@ async def sweep(
         DatabaseUnavailable: not all could be written; another call goes on from there.
     """
     total = SweepResult()
-    while part := await database.write(
-        lambda connection: _sweep_some(database, connection, at, refunds)
-    ):
+    while part := await database.write(lambda connection: _sweep_some(database, connection, at, refunds)):
         total.unsettled += part.unsettled
         total.lost += part.lost
         total.refunds += part.refunds
@@ -179,9 +167,7 @@ class _NotYetGone(Exception):
     """The owner's lock is free, but not yet long enough to prove that the owner is gone."""
 
 
-def _sweep_some(
-    database: Database, connection: Connection, at: datetime, refunds: RefundLimits
-) -> SweepResult:
+def _sweep_some(database: Database, connection: Connection, at: datetime, refunds: RefundLimits) -> SweepResult:
     owners = {owner for query in _OWNERS for owner in connection.execute(query).scalars()}
     for owner in sorted(owners):
         if not database.is_gone(connection, owner):
@@ -202,9 +188,7 @@ def _sweep_some(
             swept.lost.append(left)
         if updates:
             # One owner a transaction, and no more of its purchases than fit into a short one.
-            swept.refunds += (
-                JournalTransaction(database.owner, updates, [], refunds).write(connection).refunds
-            )
+            swept.refunds += JournalTransaction(database.owner, updates, [], refunds).write(connection).refunds
             return swept
     return SweepResult()
 
@@ -215,9 +199,7 @@ def _left(connection: Connection, owner: str) -> Iterable[tuple[bytes, str, str,
             yield row.job_id, row.kind, row.state, row.peer_id, row.price_msat
 
 
-async def state_of_request(
-    database: Database, key_id: str, request_id: str, since: datetime
-) -> State | None:
+async def state_of_request(database: Database, key_id: str, request_id: str, since: datetime) -> State | None:
     """Return the state of the newest purchase of a request, those not paid left out; None where nothing was paid.
 
     ``since`` is when a gateway that may be gone took the request up, by its own clock.

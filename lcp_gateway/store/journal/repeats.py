@@ -12,13 +12,7 @@ from lcp_gateway.purchase.money import Charge, Msat, Refund
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import purchases
-from lcp_gateway.store.database.statements import (
-    AnySelect,
-    Parameters,
-    Row,
-    execute_in,
-    execute_many,
-)
+from lcp_gateway.store.database.statements import AnySelect, Parameters, Row, execute_in, execute_many
 from lcp_gateway.store.database.times import from_micros, to_micros
 from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 
@@ -76,9 +70,7 @@ _OWN = tuple(field.name for field in fields(_Found))[1:]
 _COLUMNS = tuple(purchases.c[name] for name in (*_OWN, *CHARGE_COLUMNS))
 _ONE = select(*_COLUMNS).where(purchases.c.job_id == bindparam("of_job"))
 _RELEASE = (
-    update(purchases)
-    .where(purchases.c.job_id == bindparam("of_job"))
-    .values(repeat_key=null(), repeat_until=null())
+    update(purchases).where(purchases.c.job_id == bindparam("of_job")).values(repeat_key=null(), repeat_until=null())
 )
 
 
@@ -92,11 +84,7 @@ def _by_body(parameters: Parameters) -> AnySelect:
     bodies, (since,) = parameters
     return (
         select(*_COLUMNS)
-        .where(
-            purchases.c.paying_at >= since,
-            purchases.c.repeat_body.in_(bodies),
-            purchases.c.state != _NOT_PAID,
-        )
+        .where(purchases.c.paying_at >= since, purchases.c.repeat_body.in_(bodies), purchases.c.state != _NOT_PAID)
         .order_by(purchases.c.paying_at)
     )
 
@@ -152,12 +140,7 @@ class Repeats:
         repeat = intent.repeat
         if repeat is not None and repeat.key is not None:
             self._taken[repeat.key] = EarlierPurchase(
-                intent.quote,
-                State.PAYING,
-                intent.key_id,
-                intent.request_id,
-                repeat.body,
-                intent.charge,
+                intent.quote, State.PAYING, intent.key_id, intent.request_id, repeat.body, intent.charge
             )
 
     def release(self, connection: Connection) -> None:

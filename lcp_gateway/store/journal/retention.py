@@ -55,16 +55,12 @@ async def forget(database: Database, before: datetime, *, at_once: int = 500) ->
         if gone < at_once:
             break
     ended = to_micros(before - LONGEST_PERIOD)
-    counters = await database.write(
-        lambda connection: connection.execute(_DELETE_COUNTERS, {"before": ended}).rowcount
-    )
+    counters = await database.write(lambda connection: connection.execute(_DELETE_COUNTERS, {"before": ended}).rowcount)
     return Forgotten(total, counters)
 
 
 def _forget_some(connection: Connection, before: datetime, at_once: int) -> int:
-    job_ids = (
-        connection.execute(_OLD, {"before": to_micros(before), "at_most": at_once}).scalars().all()
-    )
+    job_ids = connection.execute(_OLD, {"before": to_micros(before), "at_most": at_once}).scalars().all()
     if job_ids:
         # Their states go with them.
         connection.execute(_DELETE, {"job_ids": job_ids})
@@ -91,9 +87,7 @@ async def forget_repeat_keys(database: Database, now: datetime, *, at_once: int 
 
     def work(connection: Connection) -> int:
         after = cursors.get(connection, cursors.REPEAT_KEYS)
-        old = connection.execute(
-            _WITH_OLD_KEYS, {"after": after, "upto": upto, "at_most": at_once}
-        ).all()
+        old = connection.execute(_WITH_OLD_KEYS, {"after": after, "upto": upto, "at_most": at_once}).all()
         if not old:
             return 0
         if keyed := sorted(job_id for job_id, _, key in old if key is not None):

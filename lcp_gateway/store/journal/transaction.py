@@ -19,36 +19,16 @@ from lcp_gateway.purchase.journal import (
     PurchaseUpdate,
     RequestRepeated,
 )
-from lcp_gateway.purchase.money import (
-    NO_REFUND_LIMITS,
-    Budget,
-    Charge,
-    Msat,
-    Refund,
-    RefundDecision,
-    RefundLimits,
-)
+from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, Charge, Msat, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.database.schema import accounts, budget_spend, keys, purchase_states
 from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
 from lcp_gateway.store.database.times import to_micros
-from lcp_gateway.store.journal.budgets import (
-    Counter,
-    Counters,
-    DayOfRefunds,
-    counter_of,
-    counters_of,
-)
+from lcp_gateway.store.journal.budgets import Counter, Counters, DayOfRefunds, counter_of, counters_of
 from lcp_gateway.store.journal.repeats import Repeats, release_keys
-from lcp_gateway.store.journal.rows import (
-    PurchaseRow,
-    insert_rows,
-    lock_rows,
-    values_of,
-    write_rows,
-)
+from lcp_gateway.store.journal.rows import PurchaseRow, insert_rows, lock_rows, values_of, write_rows
 
 NOTHING_NEW = PurchaseUpdate()
 
@@ -138,9 +118,7 @@ def revoked_of(connection: Connection, key_ids: Collection[str]) -> frozenset[st
 
 def _deleted(parameters: Parameters) -> AnySelect:
     (account_ids,) = parameters
-    return select(accounts.c.id).where(
-        accounts.c.id.in_(account_ids), accounts.c.deleted_at.is_not(None)
-    )
+    return select(accounts.c.id).where(accounts.c.id.in_(account_ids), accounts.c.deleted_at.is_not(None))
 
 
 def deleted_of(connection: Connection, account_ids: Collection[str]) -> frozenset[str]:
@@ -196,10 +174,7 @@ class JournalTransaction:
             if (change := row.counted_msat - counted[row.job_id])
         }
         times = [to_micros(entry.intent.at) for entry in self._intents]
-        reserved = [
-            counters_of(entry.intent.key_id, at)
-            for entry, at in zip(self._intents, times, strict=True)
-        ]
+        reserved = [counters_of(entry.intent.key_id, at) for entry, at in zip(self._intents, times, strict=True)]
         self._counters.lock(
             connection,
             [counter for counters in reserved for counter in counters],
@@ -208,17 +183,14 @@ class JournalTransaction:
         for counters, change in changes.values():
             self._counters.add(counters, change)
         self._balances.lock(
-            connection,
-            (charge.account_id for entry in self._intents if (charge := entry.intent.charge)),
+            connection, (charge.account_id for entry in self._intents if (charge := entry.intent.charge))
         )
         if moved:
             write_rows(connection, moved)
             # Before the intents are written: one of them may be the next try of an unpaid purchase.
             if unpaid := sorted(row.job_id for row in moved if row.state is State.NOT_PAID):
                 release_keys(connection, unpaid)
-        self._repeats.look_up(
-            connection, [repeat for entry in self._intents if (repeat := entry.intent.repeat)]
-        )
+        self._repeats.look_up(connection, [repeat for entry in self._intents if (repeat := entry.intent.repeat)])
         # The operator's static keys have no account and no charge.
         charged = {entry.intent.key_id for entry in self._intents if entry.intent.charge}
         self._revoked_keys = revoked_of(connection, charged)
@@ -228,8 +200,7 @@ class JournalTransaction:
             {
                 charge.account_id
                 for entry in self._intents
-                if (charge := entry.intent.charge)
-                and entry.intent.key_id.startswith(L402_KEY_PREFIX)
+                if (charge := entry.intent.charge) and entry.intent.key_id.startswith(L402_KEY_PREFIX)
             },
         )
         refusals = self._take_intents(connection, rows, times, reserved)
@@ -259,9 +230,7 @@ class JournalTransaction:
             row = rows.get(entry.job_id)
             if row is None:
                 if entry.withdraws is None:
-                    self._report(
-                        entry, JournalProblemKind.UNKNOWN_JOB, "the journal has no such purchase"
-                    )
+                    self._report(entry, JournalProblemKind.UNKNOWN_JOB, "the journal has no such purchase")
             elif entry.withdraws in {None, row.intent_no} and self._apply(entry, row):
                 touched[row.job_id] = row
         return list(touched.values())
@@ -275,16 +244,12 @@ class JournalTransaction:
             if self._was_swept(entry, row):
                 self._report(entry, JournalProblemKind.SWEPT, _taken_for_dead(row))
             else:
-                self._report(
-                    entry, JournalProblemKind.LATE_NOTE, f"the purchase is {row.state} already"
-                )
+                self._report(entry, JournalProblemKind.LATE_NOTE, f"the purchase is {row.state} already")
             return False
         held_msat, taken_msat = row.held_msat, row.taken_msat
         news = row.apply(entry.update)
         if stays and not news:
-            self._report(
-                entry, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}"
-            )
+            self._report(entry, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}")
             return False
         if not stays and entry.state is not None:
             row.state = entry.state
@@ -300,9 +265,7 @@ class JournalTransaction:
 
     def _was_swept(self, entry: UpdateEntry, row: PurchaseRow) -> bool:
         ending = (row.ended_by, row.received)
-        return (
-            entry.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
-        )
+        return entry.state is State.DELIVERED and row.owner == self._owner and ending == LOST_BY_CRASH
 
     def _decide_refund(self, row: PurchaseRow, charge: Charge, at: int) -> Charge:
         """Refund the charge of an undelivered purchase, or withhold it where a limit is reached."""
@@ -314,9 +277,7 @@ class JournalTransaction:
         self._decisions.append(RefundDecision(row.job_id, account_id, amount_msat, refund))
         return replace(charge, refund_undelivered=refund is Refund.GIVEN)
 
-    def _charge(
-        self, row: PurchaseRow, charge: Charge, held_msat: int, taken_msat: int, at: int
-    ) -> None:
+    def _charge(self, row: PurchaseRow, charge: Charge, held_msat: int, taken_msat: int, at: int) -> None:
         """Change the balance from the amounts held and taken before to those of the new state."""
         account_id = charge.account_id
         self._balances.hold(account_id, row.held_msat - held_msat)
@@ -330,13 +291,7 @@ class JournalTransaction:
         else:
             # A charge can be lowered more than once, each time to less than before: the rest of it in the name makes
             # each refund's name unique.
-            self._balances.move(
-                account_id,
-                taken_msat - row.taken_msat,
-                Cause.REFUND,
-                f"{job_id}:{row.taken_msat}",
-                at,
-            )
+            self._balances.move(account_id, taken_msat - row.taken_msat, Cause.REFUND, f"{job_id}:{row.taken_msat}", at)
 
     def _take_intents(
         self,
@@ -352,9 +307,7 @@ class JournalTransaction:
             quote = entry.intent.quote
             refusal: Refused | None
             if quote.job_id in known or quote.job_id in taken:
-                refusal = DuplicateIntent(
-                    "this quote was taken before; nothing more was paid", quote=quote
-                )
+                refusal = DuplicateIntent("this quote was taken before; nothing more was paid", quote=quote)
             else:
                 refusal = (
                     self._repeated(entry, at)
@@ -387,8 +340,7 @@ class JournalTransaction:
         if entry.intent.key_id not in self._revoked_keys and not is_deleted:
             return None
         return KeyRevoked(
-            "this key was revoked while its request was worked on; nothing was paid",
-            quote=entry.intent.quote,
+            "this key was revoked while its request was worked on; nothing was paid", quote=entry.intent.quote
         )
 
     def _over_budget(self, entry: IntentEntry, at: int) -> BudgetExceeded | None:
@@ -429,6 +381,4 @@ def write_probe(connection: Connection) -> None:
     """Write a row and delete it again: only a real write shows that a disk is full."""
     row = {"scope": "probe", "period": "probe", "starts_at": 0}
     connection.execute(insert(budget_spend).values(**row, spent_msat=0))
-    connection.execute(
-        delete(budget_spend).where(*(budget_spend.c[name] == value for name, value in row.items()))
-    )
+    connection.execute(delete(budget_spend).where(*(budget_spend.c[name] == value for name, value in row.items())))

@@ -41,9 +41,7 @@ class UnknownPayments:
         except DatabaseUnavailable as error:
             raise JournalUnavailable(str(error)) from error
         for record in found:
-            yield open_payment(
-                record.job_id, record.payment_request, record.expires_at, record.paying_at
-            )
+            yield open_payment(record.job_id, record.payment_request, record.expires_at, record.paying_at)
 
     async def resolve(self, payment: OpenPayment, resolution: PaymentResolution) -> bool:
         """Record a resolution; return False where the payment was resolved before."""
@@ -60,9 +58,7 @@ class UnknownPayments:
             return False
         except DatabaseUnavailable as error:
             raise JournalUnavailable(str(error)) from error
-        self._on_resolved(
-            payment.job_id, resolved.state, resolution, await self._bought(payment.job_id)
-        )
+        self._on_resolved(payment.job_id, resolved.state, resolution, await self._bought(payment.job_id))
         for decision in resolved.refunds:
             self._on_refund(decision)
         return True

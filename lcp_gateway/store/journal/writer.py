@@ -164,9 +164,7 @@ class JournalWriter:
         if self._closing or self._task is None or self._task.done():
             raise JournalUnavailable("the journal is closed; nothing was paid", quote=quote)
         if self._intents >= self._limits.intents or self._updates >= self._limits.updates:
-            raise JournalUnavailable(
-                "too many purchases wait for the journal; nothing was paid", quote=quote
-            )
+            raise JournalUnavailable("too many purchases wait for the journal; nothing was paid", quote=quote)
         charge_msat = intent.charge.amount_msat if intent.charge is not None else 0
         if any(
             not 0 <= amount_msat < LARGEST_AMOUNT
@@ -296,12 +294,8 @@ class JournalWriter:
             self._singly = max(0, self._singly - 1)
         return updates, intents
 
-    async def _write(
-        self, updates: list[UpdateEntry], intents: list[_Waiting]
-    ) -> DatabaseUnavailable | None:
-        batch = JournalTransaction(
-            self._database.owner, updates, [waiting.entry for waiting in intents], self.refunds
-        )
+    async def _write(self, updates: list[UpdateEntry], intents: list[_Waiting]) -> DatabaseUnavailable | None:
+        batch = JournalTransaction(self._database.owner, updates, [waiting.entry for waiting in intents], self.refunds)
         begun = monotonic()
         try:
             outcome = await self._database.write(batch.write)
@@ -319,9 +313,7 @@ class JournalWriter:
         self._finish(updates, intents, outcome)
         return None
 
-    def _single_out(
-        self, updates: list[UpdateEntry], intents: list[_Waiting], error: Exception
-    ) -> None:
+    def _single_out(self, updates: list[UpdateEntry], intents: list[_Waiting], error: Exception) -> None:
         """Write the entries of a failed batch one by one: only the one that caused it fails."""
         if len(updates) + len(intents) > 1:
             self._queue.extendleft(reversed([*updates, *intents]))
@@ -338,15 +330,11 @@ class JournalWriter:
         self._updates -= len(updates)
         self._intents -= len(intents)
         for entry in updates:
-            self._report(
-                JournalProblem(JournalProblemKind.NOTE_REFUSED, reason, entry.job_id, entry.state)
-            )
+            self._report(JournalProblem(JournalProblemKind.NOTE_REFUSED, reason, entry.job_id, entry.state))
         for waiting in intents:
             _refuse(waiting, JournalUnavailable(f"{reason}; nothing was paid"))
 
-    def _finish(
-        self, updates: list[UpdateEntry], intents: list[_Waiting], outcome: TransactionResult
-    ) -> None:
+    def _finish(self, updates: list[UpdateEntry], intents: list[_Waiting], outcome: TransactionResult) -> None:
         self._updates -= len(updates)
         self._intents -= len(intents)
         for waiting, refusal in zip(intents, outcome.refusals, strict=True):
@@ -363,9 +351,7 @@ class JournalWriter:
         if outcome.refunds:
             self._report_refunds(updates, outcome.refunds)
 
-    def _put_back(
-        self, updates: list[UpdateEntry], intents: list[_Waiting], unavailable: DatabaseUnavailable
-    ) -> None:
+    def _put_back(self, updates: list[UpdateEntry], intents: list[_Waiting], unavailable: DatabaseUnavailable) -> None:
         """Keep the updates for the next try, in their order, and refuse the intents."""
         self._queue.extendleft(reversed(updates))
         self._intents -= len(intents)
@@ -373,38 +359,25 @@ class JournalWriter:
             if unavailable.unsure:
                 self._withdraw(waiting)
             _refuse(
-                waiting,
-                JournalUnavailable(
-                    f"the journal cannot be written ({unavailable.reason}); nothing was paid"
-                ),
+                waiting, JournalUnavailable(f"the journal cannot be written ({unavailable.reason}); nothing was paid")
             )
 
     def _withdraw(self, waiting: _Waiting) -> None:
         """Record as not paid an intent that was written, or may have been, and whose caller did not pay."""
         intent = waiting.entry.intent
-        self._add(
-            UpdateEntry(
-                intent.quote.job_id, State.NOT_PAID, intent.at, withdraws=waiting.entry.number
-            )
-        )
+        self._add(UpdateEntry(intent.quote.job_id, State.NOT_PAID, intent.at, withdraws=waiting.entry.number))
 
     def _lose(self, entry: UpdateEntry, why: str) -> None:
         if entry.withdraws is None:
-            self._report(
-                JournalProblem(JournalProblemKind.NOTE_LOST, why, entry.job_id, entry.state)
-            )
+            self._report(JournalProblem(JournalProblemKind.NOTE_LOST, why, entry.job_id, entry.state))
 
     def _report(self, problem: JournalProblem) -> None:
         # An error of a listener must not stop the writer.
         with suppress(Exception):
             self._on_problem(problem)
 
-    def _report_refunds(
-        self, updates: Sequence[UpdateEntry], decisions: Sequence[RefundDecision]
-    ) -> None:
-        listening = {
-            entry.job_id: entry.on_refund for entry in updates if entry.on_refund is not None
-        }
+    def _report_refunds(self, updates: Sequence[UpdateEntry], decisions: Sequence[RefundDecision]) -> None:
+        listening = {entry.job_id: entry.on_refund for entry in updates if entry.on_refund is not None}
         for decision in decisions:
             with suppress(Exception):
                 self._on_refund(decision)

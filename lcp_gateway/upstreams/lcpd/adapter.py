@@ -22,13 +22,7 @@ from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.grpc_status import is_transient, upstream_error
-from lcp_gateway.upstreams.lcpd.transport import (
-    MAX_RECEIVE_BYTES,
-    LcpdAddress,
-    RpcError,
-    Transport,
-    TransportKind,
-)
+from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, LcpdAddress, RpcError, Transport, TransportKind
 
 SUPPORTED_VERSIONS = frozenset({2})
 _HASH_BYTES = 32
@@ -129,9 +123,7 @@ class LcpdUpstream:
             UnsupportedVersion: it speaks another version of the protocol.
             UpstreamError: it did not answer.
         """
-        answer = await self._retried(
-            "GetLocalInfo", pb.GetLocalInfoResponse, pb.GetLocalInfoRequest(), timeout_s
-        )
+        answer = await self._retried("GetLocalInfo", pb.GetLocalInfoResponse, pb.GetLocalInfoRequest(), timeout_s)
         version = answer.manifest.protocol_version
         if version not in SUPPORTED_VERSIONS:
             raise UnsupportedVersion(version)
@@ -139,9 +131,7 @@ class LcpdUpstream:
 
     async def list_peers(self, timeout_s: float) -> tuple[Provider, ...]:
         """Return the peers that are connected and ready, in the daemon's order."""
-        answer = await self._retried(
-            "ListLCPPeers", pb.ListLCPPeersResponse, pb.ListLCPPeersRequest(), timeout_s
-        )
+        answer = await self._retried("ListLCPPeers", pb.ListLCPPeersResponse, pb.ListLCPPeersRequest(), timeout_s)
         odd: set[tuple[str, str]] = set()
         providers = []
         most = min(_MAX_MODELS, max(_FEW_MODELS, _MAX_MODELS_IN_ALL // max(1, len(answer.peers))))
@@ -177,16 +167,10 @@ class LcpdUpstream:
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:  # noqa: ARG002 - the daemon has kept the task since it was quoted
         """Pay and wait for the whole result. Goes out once."""
-        request = pb.AcceptAndExecuteRequest(
-            peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
-        )
+        request = pb.AcceptAndExecuteRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         try:
             answer = await self._once(
-                "AcceptAndExecute",
-                pb.AcceptAndExecuteResponse,
-                request,
-                timeout_s,
-                for_client=False,
+                "AcceptAndExecute", pb.AcceptAndExecuteResponse, request, timeout_s, for_client=False
             )
         except UpstreamError as error:
             if _TOO_LARGE.search(error.message):
@@ -205,14 +189,9 @@ class LcpdUpstream:
         timeout_s: float,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Goes out once."""
-        request = pb.AcceptAndExecuteStreamRequest(
-            peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True
-        )
+        request = pb.AcceptAndExecuteStreamRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         call = self._transport.stream(
-            _SERVICE + "AcceptAndExecuteStream",
-            request.SerializeToString(),
-            timeout_s,
-            self._present_metadata(),
+            _SERVICE + "AcceptAndExecuteStream", request.SerializeToString(), timeout_s, self._present_metadata()
         )
         begun = False
         limit = left = self._result_limits.get(quote.peer_id, _NO_LIMIT)
@@ -234,9 +213,7 @@ class LcpdUpstream:
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
         """Tell the peer that the job's result is no longer wanted."""
-        request = pb.CancelJobRequest(
-            peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS]
-        )
+        request = pb.CancelJobRequest(peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS])
         await self._once("CancelJob", pb.CancelJobResponse, request, timeout_s)
 
     async def close(self) -> None:
@@ -249,13 +226,7 @@ class LcpdUpstream:
         return (*self._metadata, *(p for p in traced if p[0] not in self._own_names))
 
     async def _once(
-        self,
-        method: str,
-        answer: type[_Answer],
-        request: _Message,
-        timeout_s: float,
-        *,
-        for_client: bool = True,
+        self, method: str, answer: type[_Answer], request: _Message, timeout_s: float, *, for_client: bool = True
     ) -> _Answer:
         try:
             received = await self._transport.unary(
@@ -266,17 +237,9 @@ class LcpdUpstream:
         try:
             return answer.FromString(received)
         except DecodeError:
-            raise UpstreamError(
-                UpstreamStatus.INTERNAL, "the daemon's answer is no message of its kind"
-            ) from None
+            raise UpstreamError(UpstreamStatus.INTERNAL, "the daemon's answer is no message of its kind") from None
 
-    async def _retried(
-        self,
-        method: str,
-        answer: type[_Answer],
-        request: _Message,
-        timeout_s: float,
-    ) -> _Answer:
+    async def _retried(self, method: str, answer: type[_Answer], request: _Message, timeout_s: float) -> _Answer:
         """Make a call that costs nothing; what passes quickly is tried again within ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         try:
@@ -319,9 +282,7 @@ def open_transport(address: LcpdAddress) -> Transport:
             if endpoint is not None and (wanted or endpoint.is_local):
                 return DirectTransport(endpoint)
             if wanted:
-                raise ValueError(
-                    f"lcpd_transport = direct needs host:port or unix:/path, not {address.target!r}"
-                )
+                raise ValueError(f"lcpd_transport = direct needs host:port or unix:/path, not {address.target!r}")
     from lcp_gateway.upstreams.lcpd.grpcio_transport import GrpcioTransport  # noqa: PLC0415 - as above
 
     return GrpcioTransport(address)
@@ -332,8 +293,7 @@ def _task_message(task: Task) -> pb.Task:
         case TaskKind.CHAT_COMPLETIONS:
             return pb.Task(
                 openai_chat_completions_v1=pb.OpenAIChatCompletionsV1TaskSpec(
-                    request_json=task.body,
-                    params=pb.OpenAIChatCompletionsV1Params(model=task.model),
+                    request_json=task.body, params=pb.OpenAIChatCompletionsV1Params(model=task.model)
                 )
             )
         case TaskKind.RESPONSES:
@@ -345,8 +305,7 @@ def _task_message(task: Task) -> pb.Task:
         case _:
             # Routing finds no peer for it, unless the operator named one for its model.
             raise UpstreamError(
-                UpstreamStatus.UNIMPLEMENTED,
-                "Lightning peers do not take tasks of this kind; nothing was paid",
+                UpstreamStatus.UNIMPLEMENTED, "Lightning peers do not take tasks of this kind; nothing was paid"
             )
 
 
@@ -356,19 +315,13 @@ def _quote(peer_id: str, answer: pb.RequestQuoteResponse) -> Quote:
         # A daemon that was exchanged for another while we were connected.
         raise UnsupportedVersion(terms.protocol_version)
     if len(terms.job_id) != _HASH_BYTES or len(terms.terms_hash) != _HASH_BYTES:
-        raise UpstreamError(
-            UpstreamStatus.DATA_LOSS, "the quote's job id or terms hash is not 32 bytes long"
-        )
+        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote's job id or terms hash is not 32 bytes long")
     try:
         expires_at = datetime.fromtimestamp(terms.quote_expiry.seconds, UTC)
     except (OverflowError, ValueError, OSError):
-        raise UpstreamError(
-            UpstreamStatus.DATA_LOSS, "the quote's expiry is no possible time"
-        ) from None
+        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote's expiry is no possible time") from None
     if answer.peer_id not in {"", peer_id}:
-        raise UpstreamError(
-            UpstreamStatus.DATA_LOSS, "the quote comes from another peer than the one asked"
-        )
+        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote comes from another peer than the one asked")
     return Quote(
         peer_id=peer_id,
         job_id=terms.job_id,
@@ -399,9 +352,7 @@ def _joined(messages: Sequence[bytes]) -> Iterator[StreamEvent]:
         try:
             event = pb.AcceptAndExecuteStreamResponse.FromString(message)
         except DecodeError:
-            raise UpstreamError(
-                UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind"
-            ) from None
+            raise UpstreamError(UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind") from None
         if event.HasField("result_chunk"):
             chunks.append(event.result_chunk.data)
             continue
@@ -423,9 +374,7 @@ def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:
         case "result":
             return _result(message.result)
         case _:
-            raise UpstreamError(
-                UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind"
-            )
+            raise UpstreamError(UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind")
 
 
 def _too_long(limit: int) -> UpstreamError:

@@ -177,9 +177,7 @@ class GrpcCall:
         status = self._headers.get(b":status", b"")
         if status != b"200" and b"grpc-status" not in self._headers:
             name = _STATUS_OF_HTTP.get(status, UpstreamStatus.UNKNOWN)
-            self.end(
-                RpcError(name, f"Received http2 header with status: {status.decode('latin-1')}")
-            )
+            self.end(RpcError(name, f"Received http2 header with status: {status.decode('latin-1')}"))
         elif is_end:
             self._finish()
 
@@ -192,9 +190,7 @@ class GrpcCall:
         number = int(text) if text.isdigit() else -1
         if number == 0:
             if self._parts:
-                self.end(
-                    RpcError(UpstreamStatus.INTERNAL, "the call ended in the middle of a message")
-                )
+                self.end(RpcError(UpstreamStatus.INTERNAL, "the call ended in the middle of a message"))
             else:
                 self.end(None)
             return

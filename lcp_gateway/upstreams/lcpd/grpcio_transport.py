@@ -7,12 +7,7 @@ from typing import Any
 import grpc.aio
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.transport import (
-    MAX_RECEIVE_BYTES,
-    LcpdAddress,
-    Metadata,
-    RpcError,
-)
+from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, LcpdAddress, Metadata, RpcError
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
@@ -60,9 +55,7 @@ class GrpcioTransport:
             raise _rpc_error(error) from error
         return answer
 
-    def stream(
-        self, path: str, request: bytes, timeout_s: float, metadata: Metadata
-    ) -> "_GrpcioStream":
+    def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> "_GrpcioStream":
         """Start a call with many messages."""
         call = self._stream.get(path)
         if call is None:

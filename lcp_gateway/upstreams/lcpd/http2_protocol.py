@@ -223,9 +223,7 @@ class Http2Connection:
         stream.unacknowledged += count
         if stream.unacknowledged * 2 >= WINDOW_BYTES:
             stream.receive_window += stream.unacknowledged
-            self._output.append(
-                _frame(_WINDOW_UPDATE, 0, stream_id, stream.unacknowledged.to_bytes(4, "big"))
-            )
+            self._output.append(_frame(_WINDOW_UPDATE, 0, stream_id, stream.unacknowledged.to_bytes(4, "big")))
             stream.unacknowledged = 0
 
     def ping(self, payload: bytes) -> None:
@@ -281,9 +279,7 @@ class Http2Connection:
             )
         return position
 
-    def _on_frame(
-        self, events: list[Event], kind: int, flags: int, stream_id: int, payload: bytes
-    ) -> None:
+    def _on_frame(self, events: list[Event], kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if not self._has_settings and (kind != _SETTINGS or flags & _ACK):
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
         if self._block is not None and kind != _CONTINUATION:
@@ -350,9 +346,7 @@ class Http2Connection:
         else:
             self._block = block
 
-    def _on_continuation(
-        self, events: list[Event], flags: int, stream_id: int, payload: bytes
-    ) -> None:
+    def _on_continuation(self, events: list[Event], flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
         if block is None or block.stream_id != stream_id:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION continues nothing")
@@ -398,9 +392,7 @@ class Http2Connection:
         del self._streams[stream_id]
         if not stream.is_sent:
             # The whole answer came before the whole request was sent: the rest is not wanted (8.1).
-            self._output.append(
-                _frame(_RST_STREAM, 0, stream_id, ErrorCode.NO_ERROR.to_bytes(4, "big"))
-            )
+            self._output.append(_frame(_RST_STREAM, 0, stream_id, ErrorCode.NO_ERROR.to_bytes(4, "big")))
 
     def _on_reset(self, events: list[Event], stream_id: int, payload: bytes) -> None:
         _expect(len(payload) == 4, ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM")  # noqa: PLR2004 - 6.4
@@ -427,9 +419,7 @@ class Http2Connection:
                 change, self._peer_window = value - self._peer_window, value
                 for stream in self._streams.values():
                     stream.send_window += change
-                    _expect(
-                        stream.send_window <= _MAX_WINDOW, ErrorCode.FLOW_CONTROL_ERROR, "a window"
-                    )
+                    _expect(stream.send_window <= _MAX_WINDOW, ErrorCode.FLOW_CONTROL_ERROR, "a window")
             elif name == _MAX_FRAME_SIZE:
                 _expect(_MAX_FRAME_BYTES <= value < 2**24, ErrorCode.PROTOCOL_ERROR, "a frame size")
                 self._peer_frame_bytes = value

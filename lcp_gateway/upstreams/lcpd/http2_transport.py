@@ -209,11 +209,7 @@ class _Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_planned = False
-        if (
-            self._transport is not None
-            and not self._transport.is_closing()
-            and self._core.has_output
-        ):
+        if self._transport is not None and not self._transport.is_closing() and self._core.has_output:
             self._transport.write(self._core.take_output())
 
     def _end(self, reason: str) -> None:
@@ -282,9 +278,7 @@ class DirectTransport:
                 await self._begin_later(call, path, request, timeout_s, metadata)
             while messages := await call.read():
                 if answer is not None or len(messages) > 1:
-                    raise RpcError(
-                        UpstreamStatus.INTERNAL, "the daemon sent two answers to one call"
-                    )
+                    raise RpcError(UpstreamStatus.INTERNAL, "the daemon sent two answers to one call")
                 answer = messages[0]
         finally:
             call.cancel()
@@ -315,9 +309,7 @@ class DirectTransport:
         self._connection = None
         self._leaving.clear()
 
-    def _begin(
-        self, call: GrpcCall, path: str, request: bytes, timeout_s: float, metadata: Metadata
-    ) -> bool:
+    def _begin(self, call: GrpcCall, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bool:
         """Start a call on the connection that is there; False where there is none with room."""
         connection = self._connection
         return connection is not None and connection.open(
@@ -334,9 +326,7 @@ class DirectTransport:
                 connection = await self._connected(deadline)
                 async with asyncio.timeout_at(deadline):
                     await connection.room()
-                if call.is_done or self._begin(
-                    call, path, request, deadline - loop.time(), metadata
-                ):
+                if call.is_done or self._begin(call, path, request, deadline - loop.time(), metadata):
                     return
         except TimeoutError:
             call.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))
@@ -379,8 +369,7 @@ class DirectTransport:
 
     def _unavailable(self) -> RpcError:
         return RpcError(
-            UpstreamStatus.UNAVAILABLE,
-            f"failed to connect to all addresses; last error: {self._last_problem}",
+            UpstreamStatus.UNAVAILABLE, f"failed to connect to all addresses; last error: {self._last_problem}"
         )
 
     async def _connect(self) -> _Connection:
@@ -389,18 +378,14 @@ class DirectTransport:
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
                 if endpoint.path:
-                    transport, connection = await loop.create_unix_connection(
-                        lambda: _Connection(loop), endpoint.path
-                    )
+                    transport, connection = await loop.create_unix_connection(lambda: _Connection(loop), endpoint.path)
                 else:
                     transport, connection = await loop.create_connection(
                         lambda: _Connection(loop),
                         endpoint.host,
                         endpoint.port,
                         ssl=endpoint.tls,
-                        server_hostname=(endpoint.server_name or endpoint.host)
-                        if endpoint.tls
-                        else None,
+                        server_hostname=(endpoint.server_name or endpoint.host) if endpoint.tls else None,
                     )
             if endpoint.tls is not None:
                 secured = transport.get_extra_info("ssl_object")

@@ -95,9 +95,7 @@ class PeerWatch:
         """Refresh until cancelled."""
         while True:
             await self.refresh()
-            await asyncio.sleep(
-                self._refresh_s if self._problem is None else min(_RETRY_S, self._refresh_s)
-            )
+            await asyncio.sleep(self._refresh_s if self._problem is None else min(_RETRY_S, self._refresh_s))
 
     def _asked(self, _task: asyncio.Task[None]) -> None:
         self._refreshing = None

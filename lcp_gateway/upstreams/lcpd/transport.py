@@ -51,9 +51,7 @@ class RpcError(Exception):
     (REFUSED_STREAM, a GOAWAY with a lower last stream id). Anything else may have been executed.
     """
 
-    def __init__(
-        self, status: UpstreamStatus, details: str, *, not_processed: bool = False
-    ) -> None:
+    def __init__(self, status: UpstreamStatus, details: str, *, not_processed: bool = False) -> None:
         super().__init__(f"{status}: {details}")
         self.status = status
         self.details = details
@@ -92,9 +90,7 @@ class Transport(Protocol):
         """
         ...
 
-    def stream(
-        self, path: str, request: bytes, timeout_s: float, metadata: Metadata
-    ) -> ServerStream:
+    def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> ServerStream:
         """Start a call with many messages. It goes out at most once."""
         ...
 

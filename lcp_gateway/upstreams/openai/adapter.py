@@ -50,9 +50,7 @@ _CLOSE_KNOWN_S = 0.5
 # aiohttp writes longer bodies in pieces only from a file.
 _LONG_BODY_BYTES = 1024 * 1024
 _MAX_LIST_BYTES = 8 * 1024 * 1024
-_NO_LIST = frozenset(
-    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
-)
+_NO_LIST = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 
 
 class NoModelList(UpstreamError):
@@ -94,14 +92,8 @@ class OpenAIHttpUpstream:
         kept = {}
         for node in nodes:
             held = self._connections.get(node.provider_id)
-            kept[node.provider_id] = (
-                NodeConnections(node) if held is None or held.node != node else held
-            )
-        gone = [
-            connections
-            for name, connections in self._connections.items()
-            if kept.get(name) is not connections
-        ]
+            kept[node.provider_id] = NodeConnections(node) if held is None or held.node != node else held
+        gone = [connections for name, connections in self._connections.items() if kept.get(name) is not connections]
         self._connections = kept
         for connections in gone:
             self._leaving[connections] = asyncio.create_task(self._close_when_idle(connections))
@@ -114,9 +106,7 @@ class OpenAIHttpUpstream:
         """
         node = self._connections_of(peer_id).node
         if task.kind not in node.kinds:
-            raise UpstreamError(
-                UpstreamStatus.UNIMPLEMENTED, f"the node does not serve {_PATHS[task.kind]}"
-            )
+            raise UpstreamError(UpstreamStatus.UNIMPLEMENTED, f"the node does not serve {_PATHS[task.kind]}")
         price_msat = node.price.most_msat(task, node.timeout_s)
         return Quote(
             peer_id=peer_id,
@@ -136,9 +126,7 @@ class OpenAIHttpUpstream:
             result.check_whole(body)
             return result.result(body)
 
-    async def execute_stream(
-        self, quote: Quote, task: Task, timeout_s: float
-    ) -> AsyncGenerator[StreamEvent, None]:
+    async def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
         """Send the task and yield the result as it comes, read from the node only on demand. Goes out once."""
         async with self._result(quote, task, timeout_s) as result:
             yield result.begin()
@@ -169,9 +157,7 @@ class OpenAIHttpUpstream:
                 ) as response,
             ):
                 if response.status in _NO_LIST:
-                    raise NoModelList(
-                        UpstreamStatus.UNIMPLEMENTED, "the node has no list of models"
-                    )
+                    raise NoModelList(UpstreamStatus.UNIMPLEMENTED, "the node has no list of models")
                 if not _succeeded(response.status):
                     text = await read_at_most(response, MAX_ERROR_BYTES)
                     raise http_error(response.status, text, connections.node.api_key)
@@ -196,17 +182,11 @@ class OpenAIHttpUpstream:
     def _connections_of(self, provider_id: str) -> NodeConnections:
         connections = self._connections.get(provider_id)
         if connections is None:
-            raise UpstreamError(
-                UpstreamStatus.NOT_FOUND,
-                "no node of that name is configured",
-                evidence=Verdict.NONE,
-            )
+            raise UpstreamError(UpstreamStatus.NOT_FOUND, "no node of that name is configured", evidence=Verdict.NONE)
         return connections
 
     @asynccontextmanager
-    async def _result(
-        self, quote: Quote, task: Task, timeout_s: float
-    ) -> AsyncIterator[NodeResult]:
+    async def _result(self, quote: Quote, task: Task, timeout_s: float) -> AsyncIterator[NodeResult]:
         """Send a task and yield the result's head; the connection is returned to the pool, or closed, at the end."""
         connections = self._connections_of(quote.peer_id)
         node = connections.node
@@ -233,20 +213,13 @@ class OpenAIHttpUpstream:
                     text = await _read_refusal(response)
                     retry_after = response.headers.get("Retry-After", "")
                     raise http_error(response.status, text, node.api_key, retry_after)
-                yield NodeResult(
-                    response, task, max_bytes=self._max_result_bytes, lost=lost, charge=charge
-                )
+                yield NodeResult(response, task, max_bytes=self._max_result_bytes, lost=lost, charge=charge)
             finally:
                 # A connection whose answer was read to its end has gone back to the pool before.
                 response.close()
 
     async def _send(
-        self,
-        connections: NodeConnections,
-        quote: Quote,
-        task: Task,
-        deadline: float,
-        lost: Verdict,
+        self, connections: NodeConnections, quote: Quote, task: Task, deadline: float, lost: Verdict
     ) -> aiohttp.ClientResponse:
         """Send a task and return the head of the answer.
 
@@ -278,9 +251,7 @@ class OpenAIHttpUpstream:
                 if not met_close or now >= deadline:
                     if is_unreachable(error):
                         self._on_down(connections.node.provider_id)
-                    raise connection_error(
-                        error, evidence=lost, had_connection=state.had_connection
-                    ) from None
+                    raise connection_error(error, evidence=lost, had_connection=state.had_connection) from None
             session, is_repeat = connections.unpooled_session(), True
 
 

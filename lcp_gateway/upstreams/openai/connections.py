@@ -142,9 +142,7 @@ class NodeConnections:
     def _check_open(self) -> None:
         if self._closed:
             raise UpstreamError(
-                UpstreamStatus.UNAVAILABLE,
-                "the connections to the node are closed",
-                evidence=Verdict.NONE,
+                UpstreamStatus.UNAVAILABLE, "the connections to the node are closed", evidence=Verdict.NONE
             )
 
     def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:

@@ -117,9 +117,7 @@ def is_unreachable(error: BaseException) -> bool:
     return isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
 
 
-def connection_error(
-    error: BaseException, *, evidence: Verdict, had_connection: bool = True
-) -> UpstreamError:
+def connection_error(error: BaseException, *, evidence: Verdict, had_connection: bool = True) -> UpstreamError:
     """Return the error for one of ``FAILURES``; ``evidence`` holds if it had a connection, else nothing was bought.
 
     Its own text is not used, since it may hold an address; its objects hold the key, so raise this ``from None``.

@@ -14,9 +14,7 @@ from lcp_gateway.upstreams.openai.result import read_at_most
 
 _PATH = "/responses/input_tokens"
 _OBJECT = "response.input_tokens"
-_CANNOT = frozenset(
-    {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
-)
+_CANNOT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 _REMEMBERED_S = 600.0
 _MAX_ANSWER_BYTES = 64 * 1024
 _MOST_TOKENS = 2**53
@@ -35,9 +33,7 @@ class TokenCounter:
     A node's failure is never raised: the caller has an estimate to fall back on.
     """
 
-    def __init__(
-        self, nodes: Iterable[VirtualNode] = (), *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, nodes: Iterable[VirtualNode] = (), *, clock: Callable[[], float] = time.monotonic) -> None:
         self._nodes: dict[str, VirtualNode] = {}
         self._clock = clock
         self._cannot: dict[tuple[str, str], float] = {}
@@ -107,9 +103,7 @@ class TokenCounter:
                     "User-Agent": "lcp-gateway",
                 },
                 connector=aiohttp.TCPConnector(
-                    limit=_CONNECTIONS,
-                    limit_per_host=_CONNECTIONS_PER_NODE,
-                    keepalive_timeout=_KEEPALIVE_S,
+                    limit=_CONNECTIONS, limit_per_host=_CONNECTIONS_PER_NODE, keepalive_timeout=_KEEPALIVE_S
                 ),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

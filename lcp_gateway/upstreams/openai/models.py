@@ -13,11 +13,7 @@ _MAX_MODELS = 10_000
 _MAX_ID_CHARS = 256
 _MAX_COUNT = 2**53
 _CONTEXT_LENGTHS = ("context_length", "max_model_len", "max_context_length", "context_window")
-_PARAMETER_CAPABILITIES = {
-    "tools": "tools",
-    "response_format": "json_schema",
-    "structured_outputs": "json_schema",
-}
+_PARAMETER_CAPABILITIES = {"tools": "tools", "response_format": "json_schema", "structured_outputs": "json_schema"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +36,7 @@ def read_model_list(body: bytes) -> tuple[ListedModel, ...]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise UpstreamError(
-            UpstreamStatus.DATA_LOSS, "the node's list of models is not JSON"
-        ) from None
+        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the node's list of models is not JSON") from None
     entries = document
     if isinstance(document, dict):
         entries = next((document[key] for key in ("data", "models") if key in document), None)

@@ -52,12 +52,7 @@ class NodePrice:
     @property
     def is_free(self) -> bool:
         """Whether all parts are 0."""
-        return not (
-            self.per_request_msat
-            or self.per_1k_input_msat
-            or self.per_1k_output_msat
-            or self.per_minute_msat
-        )
+        return not (self.per_request_msat or self.per_1k_input_msat or self.per_1k_output_msat or self.per_minute_msat)
 
     def most_msat(self, task: Task, timeout_s: float) -> Msat:
         """Return the highest price of a task that may take ``timeout_s``, rounded up.
@@ -71,13 +66,7 @@ class NodePrice:
         return self._sum(input_tokens, output_tokens, math.ceil(timeout_s * 1_000))
 
     def charge_msat(
-        self,
-        usage: Usage | None,
-        *,
-        body_bytes: int,
-        result_bytes: int,
-        elapsed_s: float,
-        ceiling_msat: Msat,
+        self, usage: Usage | None, *, body_bytes: int, result_bytes: int, elapsed_s: float, ceiling_msat: Msat
     ) -> Msat:
         """Return the charge, rounded up and never above the ceiling.
 
@@ -95,8 +84,7 @@ class NodePrice:
     def by_size(self, timeout_s: float) -> PriceList:
         """Return ``most_msat`` as a function of a chat's size, for comparing providers before asking for a quote."""
         return PriceList(
-            per_request=self.per_request_msat
-            + timeout_s * 1_000 * self.per_minute_msat / _MS_PER_MINUTE,
+            per_request=self.per_request_msat + timeout_s * 1_000 * self.per_minute_msat / _MS_PER_MINUTE,
             per_input_byte=self.per_1k_input_msat / _PER_1K / _LEAST_BYTES_PER_TOKEN,
             per_output_token=self.per_1k_output_msat / _PER_1K,
             usual_output_tokens=self.max_output_tokens,

@@ -52,9 +52,7 @@ class NodeResult:
         is_events = is_readable_stream(self.content_type, self.content_encoding)
         self._events: int | None = 0 if is_events else None
         # Without a length only the text itself can show that its end is missing.
-        self._is_framed = (
-            "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
-        )
+        self._is_framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
         self._stream: StreamResultJudge | None = None
         if task.stream:
             self._stream = StreamResultJudge(task, self.content_encoding, wants_usage=True)

@@ -12,13 +12,7 @@ from lcp_gateway.accounts.limits.concurrency import (
     RedisLeases,
     TooManyConcurrentJobs,
 )
-from lcp_gateway.accounts.shared.outage import (
-    LimitsUnavailable,
-    Outage,
-    RedisNotInstalled,
-    ShieldedCalls,
-    connect,
-)
+from lcp_gateway.accounts.shared.outage import LimitsUnavailable, Outage, RedisNotInstalled, ShieldedCalls, connect
 from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
 from lcp_gateway.telemetry.logs import get_logger
 from tests.support.redis import RunningRedis, running_redis
@@ -243,9 +237,7 @@ async def test_a_lease_is_still_renewed_after_an_unexpected_error():
                 raise OverflowError
 
     leases, restarts = Short(), []
-    tasks = BackgroundTasks(
-        get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.001)
-    )
+    tasks = BackgroundTasks(get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.001))
     jobs = ConcurrencyLimits(leases, default=1, start_task=tasks.starter("leases"))
     async with await jobs.take(Caller("k", "acct_1", KeyRules())), asyncio.timeout(5):
         while leases.renewed < 3:

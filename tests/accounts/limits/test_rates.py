@@ -126,13 +126,9 @@ async def test_a_refused_request_counts_against_nothing(counters):
 
 
 async def test_requests_at_once_never_pass_more_than_the_limit_and_leave_nothing_behind(counters):
-    limits = RateLimits(
-        counters, gateway=Rates(requests_per_minute=100), account=Rates(requests_per_minute=7)
-    )
+    limits = RateLimits(counters, gateway=Rates(requests_per_minute=100), account=Rates(requests_per_minute=7))
 
-    results = await asyncio.gather(
-        *(limits.check(caller(), 0) for _ in range(60)), return_exceptions=True
-    )
+    results = await asyncio.gather(*(limits.check(caller(), 0) for _ in range(60)), return_exceptions=True)
 
     let_through = [r for r in results if not isinstance(r, Exception)]
     assert {type(r) for r in results if isinstance(r, Exception)} == {RateLimited}

@@ -377,9 +377,7 @@ async def test_a_forged_result_reaches_no_client(replica):
         (State.UNDELIVERED, Verdict.SETTLED),
     ],
 )
-async def test_a_purchase_that_a_dead_gateway_paid_is_not_bought_again(
-    replica, journals, state, verdict
-):
+async def test_a_purchase_that_a_dead_gateway_paid_is_not_bought_again(replica, journals, state, verdict):
     one, other = await replica(lease_s=0.1), await replica(lease_s=0.1)
     before = datetime.now(UTC)
     asked = spawn(one.ask(ordered(key_id="key_1"), KEY))
@@ -397,9 +395,7 @@ async def test_a_purchase_that_a_dead_gateway_paid_is_not_bought_again(
 
 
 @pytest.mark.parametrize("state", [None, State.NOT_PAID])
-async def test_a_purchase_that_a_dead_gateway_had_not_paid_is_bought_by_one_other(
-    replica, journals, state
-):
+async def test_a_purchase_that_a_dead_gateway_had_not_paid_is_bought_by_one_other(replica, journals, state):
     journals.state = state
     dead = await replica(lease_s=0.1, upstream=ScriptedPeers({"p1": Peer(ready=asyncio.Event())}))
     others = [await replica() for _ in range(3)]
@@ -604,9 +600,7 @@ async def test_two_processes_buy_once_and_give_the_same_answer(where, redis):
         assert answer.startswith("answer answer of") and await theirs == answer
 
 
-async def test_a_process_that_is_killed_after_it_paid_is_not_followed_by_another_payment(
-    where, redis
-):
+async def test_a_process_that_is_killed_after_it_paid_is_not_followed_by_another_payment(where, redis):
     with gateway(where, redis, "one") as one:
         assert [await says(one), await says(one)] == ["quoting", "paying"]
         with gateway(where, redis, "two") as two:

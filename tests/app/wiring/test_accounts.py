@@ -20,11 +20,7 @@ from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import tariff
 from lcp_gateway.app.wiring.routing import model_registry
 from lcp_gateway.config import Settings, load
-from lcp_gateway.http.authentication import (
-    AccountAuthenticator,
-    OpenAuthenticator,
-    StaticKeyAuthenticator,
-)
+from lcp_gateway.http.authentication import AccountAuthenticator, OpenAuthenticator, StaticKeyAuthenticator
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.journal.writer import NullJournal
 from lcp_gateway.telemetry.metrics import Metrics
@@ -123,18 +119,14 @@ async def test_accounts_without_a_journal_are_refused():
             pass
 
 
-@pytest.mark.parametrize(
-    "limit", ["max_requests_per_minute", "max_tokens_per_minute", "key_requests_per_minute"]
-)
+@pytest.mark.parametrize("limit", ["max_requests_per_minute", "max_tokens_per_minute", "key_requests_per_minute"])
 async def test_limits_hold_without_accounts_too(limit):
     async with opened(Settings(**{limit: 5})) as parts:
         assert parts.admission.rates is not None
 
 
 async def test_static_keys_open_beside_those_of_accounts(bank):  # noqa: F811 - the fixture
-    made = await bank.keys.create(
-        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
-    )
+    made = await bank.keys.create(await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules())
     settings = Settings(auth="accounts", api_keys=("mine",))
     async with opened(settings, bank.database) as parts:
         find = parts.authenticator._find
@@ -157,12 +149,8 @@ async def test_keys_that_cannot_be_read_keep_the_gateway_from_starting(bank, mon
 
 
 async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  # noqa: F811 - the fixture
-    made = await bank.keys.create(
-        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
-    )
-    before, after = (
-        Settings(auth="accounts", api_keys=(key,), admin_key=key) for key in ("old", "new")
-    )
+    made = await bank.keys.create(await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules())
+    before, after = (Settings(auth="accounts", api_keys=(key,), admin_key=key) for key in ("old", "new"))
     async with open_parts(before, bank.database) as it:
         parts = parts_of(it, after)
         find = parts.authenticator._find
@@ -201,9 +189,7 @@ async def test_a_key_that_another_gateway_made_or_revoked_is_known_a_moment_late
 ):
     monkeypatch.setattr(key_sync_module, "_READ_EVERY_S", 0.01)
     running = asyncio.create_task(key_sync.run())
-    made = await bank.keys.create(
-        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
-    )
+    made = await bank.keys.create(await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules())
     try:
         async with asyncio.timeout(5):
             while key_sync.find(made.text) is None:
@@ -221,9 +207,7 @@ async def test_during_an_outage_of_the_database_known_keys_are_accepted_and_it_i
     monkeypatch,
 ):
     monkeypatch.setattr(key_sync_module, "_READ_EVERY_S", 0.005)
-    made = await bank.keys.create(
-        await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules()
-    )
+    made = await bank.keys.create(await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules())
     await key_sync.refresh()
     tries = []
 
@@ -284,9 +268,7 @@ def test_an_incomplete_file_is_no_secret(tmp_path, monkeypatch):
 
 def test_credits_are_counted_and_logged_without_the_invoice():
     counted = []
-    topup = SimpleNamespace(
-        id="top_1", account_id="acct_1", received_msat=2_500, payment_request="lnbc1secret"
-    )
+    topup = SimpleNamespace(id="top_1", account_id="acct_1", received_msat=2_500, payment_request="lnbc1secret")
     with structlog.testing.capture_logs() as logs:
         tell = credit_observer(SimpleNamespace(topup=counted.append), structlog.get_logger())
         tell(SimpleNamespace(topup=topup, is_new=True))

@@ -39,9 +39,7 @@ async def opened(tmp_path):
 
 def tasks_of(journal, trust, log=None):
     log = log or structlog.get_logger()
-    return {
-        task.name: task.run for task in journal_tasks(journal, lambda: (), trust, Metrics(), log)
-    }
+    return {task.name: task.run for task in journal_tasks(journal, lambda: (), trust, Metrics(), log)}
 
 
 async def test_purchases_that_a_sweep_moves_on_count_for_their_peer(opened):
@@ -57,9 +55,7 @@ async def test_purchases_that_a_sweep_moves_on_count_for_their_peer(opened):
     assert (await opened.books.purchase(job(1))).state is State.UNKNOWN
 
 
-async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspected(
-    opened, monkeypatch
-):
+async def test_a_replaced_session_is_logged_and_an_unavailable_database_is_suspected(opened, monkeypatch):
     monkeypatch.setattr("lcp_gateway.app.workers._ALIVE_EVERY_S", 0.0)
     beats = iter([False, True, DatabaseUnavailable("the connection was lost"), False])
     done = asyncio.Event()

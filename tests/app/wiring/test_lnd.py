@@ -42,9 +42,7 @@ async def test_an_answer_that_cannot_be_read_ends_neither_the_watch_nor_the_reco
     async def unused(*_):
         raise AssertionError("there is no open payment")
 
-    tasks = BackgroundTasks(
-        get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.01, steady_s=0.0)
-    )
+    tasks = BackgroundTasks(get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.01, steady_s=0.0))
     log = get_logger("test")
     watcher = LndWatcher(Broken(), daemon_node_id=lambda: DAEMON, log=log, interval_s=0.01)
     reconciler = Reconciler(
@@ -54,9 +52,7 @@ async def test_an_answer_that_cannot_be_read_ends_neither_the_watch_nor_the_reco
         lnd_pays=lambda: watcher.pays,
         timing=ReconcilerTiming(interval_s=0.01),
     )
-    parts = LndParts(
-        watcher, LndObserver(Metrics(), PeerTrust(TrustRules()), log), reconciler=reconciler
-    )
+    parts = LndParts(watcher, LndObserver(Metrics(), PeerTrust(TrustRules()), log), reconciler=reconciler)
     async with AsyncExitStack() as stack:
         for task in parts.tasks():
             await stack.enter_async_context(tasks.running(task))

@@ -31,11 +31,7 @@ async def shared(**settings):
     log = Log()
     chosen = Settings(**settings)
     sharing = SharedResults(
-        chosen.redis_url,
-        JournalParts(NullJournal()),
-        SimpleNamespace(joined=print),
-        start_unsupervised,
-        log,
+        chosen.redis_url, JournalParts(NullJournal()), SimpleNamespace(joined=print), start_unsupervised, log
     )
     async with aclosing(SimpleNamespace(aclose=sharing.close)):
         made = sharing.results(chosen)

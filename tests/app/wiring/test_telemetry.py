@@ -30,9 +30,7 @@ async def test_without_a_collector_there_are_no_traces():
 
 
 def test_a_gateway_without_traces_imports_nothing_of_opentelemetry():
-    said = subprocess.run(
-        [sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=60, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, timeout=60, check=True)
     assert said.stdout == "[]\n"
 
 

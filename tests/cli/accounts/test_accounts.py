@@ -36,9 +36,7 @@ def test_a_name_that_is_none_is_refused(name, run, journal):
 
 def test_tables_show_amounts_in_sat_as_well(run, journal):
     account_id = new_account(run, balance_msat=57_372)
-    shown = dict(
-        line.split(None, 1) for line in run("accounts", "show", account_id).out.splitlines()
-    )
+    shown = dict(line.split(None, 1) for line in run("accounts", "show", account_id).out.splitlines())
     assert shown["balance_msat"] == "57372 msat (57.372 sat)"
     assert shown["deleted_at"] == "-"
     _, row = run("accounts", "list").out.splitlines()
@@ -50,10 +48,7 @@ def test_accounts_are_listed_newest_first_and_page_by_page(run, journal):
     assert [one["id"] for one in said(run("accounts", "list", "--json"))] == [third, second, first]
     outcome = run("accounts", "list", "--json", "--limit", "2")
     assert [one["id"] for one in said(outcome)] == [third, second]
-    assert (
-        outcome.err
-        == f"lcp-gateway: there are more: see --limit, or continue with --after {second}\n"
-    )
+    assert outcome.err == f"lcp-gateway: there are more: see --limit, or continue with --after {second}\n"
     outcome = run("accounts", "list", "--json", "--limit", "2", "--after", second)
     assert [one["id"] for one in said(outcome)] == [first]
     assert outcome.err == ""
@@ -100,9 +95,7 @@ def test_a_deleted_account_loses_its_name_and_its_keys_and_keeps_its_books(run, 
     key = said(run("keys", "show", key_id, "--json"))
     assert key["revoked_at"] and key["name"] == ""
     assert said(run("accounts", "list", "--json")) == []
-    assert [one["id"] for one in said(run("accounts", "list", "--json", "--deleted"))] == [
-        account_id
-    ]
+    assert [one["id"] for one in said(run("accounts", "list", "--json", "--deleted"))] == [account_id]
     again = run("accounts", "delete", account_id, "--yes")
     assert (again.code, again.out) == (1, "")
     assert "was deleted before" in again.err
@@ -114,9 +107,7 @@ def test_a_deleted_account_loses_its_name_and_its_keys_and_keeps_its_books(run, 
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n\n", 1, 1), ("y\n", 0, 0)])
-def test_deleting_asks_at_the_terminal_and_shows_the_balance(
-    answer, code, left, run, journal, monkeypatch
-):
+def test_deleting_asks_at_the_terminal_and_shows_the_balance(answer, code, left, run, journal, monkeypatch):
     account_id = new_account(run, balance_msat=500)
     typed = io.StringIO(answer)
     typed.isatty = lambda: True

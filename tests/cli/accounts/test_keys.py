@@ -73,9 +73,7 @@ def test_a_key_has_the_permissions_that_it_was_made_with(run, journal):
 
 
 def test_an_age_counts_on_from_now(run, journal):
-    expires_at = said(run("keys", "create", new_account(run), "--expires", "30d", "--json"))[
-        "expires_at"
-    ]
+    expires_at = said(run("keys", "create", new_account(run), "--expires", "30d", "--json"))["expires_at"]
     left = datetime.fromisoformat(expires_at) - datetime.now(UTC)
     assert timedelta(days=29, hours=23) < left <= timedelta(days=30)
 
@@ -114,9 +112,7 @@ def test_wrong_use_is_one_line_and_makes_no_key(arguments, run, journal):
 
 def test_keys_are_listed_newest_first_of_one_account_or_of_all(run, journal):
     ada, grace = new_account(run, "Ada"), new_account(run, "Grace")
-    first, second, third = (
-        said(run("keys", "create", account_id, "--json"))["id"] for account_id in (ada, grace, ada)
-    )
+    first, second, third = (said(run("keys", "create", account_id, "--json"))["id"] for account_id in (ada, grace, ada))
     assert [key["id"] for key in said(run("keys", "list", "--json"))] == [third, second, first]
     assert [key["id"] for key in said(run("keys", "list", ada, "--json"))] == [third, first]
     page = run("keys", "list", "--json", "--limit", "2")
@@ -134,8 +130,7 @@ def test_a_list_says_which_keys_are_good(run, journal):
     yesterday = datetime.now(UTC) - timedelta(days=1)
     with sqlite3.connect(journal) as database:
         database.execute(
-            "UPDATE keys SET expires_at = ? WHERE id = ?",
-            (int(yesterday.timestamp()) * 1_000_000, expired),
+            "UPDATE keys SET expires_at = ? WHERE id = ?", (int(yesterday.timestamp()) * 1_000_000, expired)
         )
     good = said(run("keys", "create", account_id, "--json"))["id"]
     _, *rows = run("keys", "list").out.splitlines()

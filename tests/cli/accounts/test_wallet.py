@@ -92,10 +92,7 @@ def test_the_bounds_of_top_ups_hold_here_too(run, journal, lnd):
     assert len(lnd.invoices) == 1
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["0"], ["-5"], ["1.5"], ["5", "--memo", "a\nb"], ["5", "--memo", "x" * 129]],
-)
+@pytest.mark.parametrize("arguments", [["0"], ["-5"], ["1.5"], ["5", "--memo", "a\nb"], ["5", "--memo", "x" * 129]])
 def test_lnd_is_not_asked_for_impossible_topups(arguments, run, journal, lnd):
     account_id = new_account(run)
     outcome = run("wallet", "topup", account_id, *arguments)
@@ -144,9 +141,7 @@ def test_without_lnd_the_missing_settings_are_named(run, journal, tmp_path):
 
 def test_top_ups_are_listed_newest_first_and_page_by_page(run, journal, lnd):
     account_id = new_account(run)
-    first, second, third = (
-        said(run("wallet", "topup", account_id, "5", "--json"))["id"] for _ in range(3)
-    )
+    first, second, third = (said(run("wallet", "topup", account_id, "5", "--json"))["id"] for _ in range(3))
     page = run("wallet", "topups", account_id, "--json", "--limit", "2")
     assert [one["id"] for one in said(page)] == [third, second]
     rest = run("wallet", "topups", account_id, "--json", "--after", page.err.split()[-1])
@@ -158,14 +153,10 @@ def test_top_ups_are_listed_newest_first_and_page_by_page(run, journal, lnd):
 def test_the_node_of_our_own_makes_the_invoice_and_its_customer_pays_it_once(run, journal, node):
     own = ("--embedded", "--node-listen", node.address)
     account_id = new_account(run)
-    made = said(
-        run("wallet", "topup", account_id, "50", *own, "--journal-url", str(journal), "--json")
-    )
+    made = said(run("wallet", "topup", account_id, "50", *own, "--journal-url", str(journal), "--json"))
     paid = run("wallet", "pay", made["payment_request"], *own)
     assert paid.code == 0, paid.err
-    assert paid.out == (
-        "paid 50000 msat (50.000 sat) out of the node's play wallet; no real money moved\n"
-    )
+    assert paid.out == ("paid 50000 msat (50.000 sat) out of the node's play wallet; no real money moved\n")
     again = run("wallet", "pay", made["payment_request"], "--lcpd-grpc-addr", node.address)
     assert (again.code, again.out) == (1, "")
     assert "the invoice was not paid: invoice is already paid" in again.err
@@ -219,9 +210,7 @@ def eventually(look):
         time.sleep(0.05)
 
 
-def test_a_running_gateway_accepts_new_keys_at_once_and_credits_payments(
-    start, run, tmp_path, monkeypatch
-):
+def test_a_running_gateway_accepts_new_keys_at_once_and_credits_payments(start, run, tmp_path, monkeypatch):
     port = free_port()
     monkeypatch.setenv("LCP_GATEWAY_EMBEDDED", "true")
     monkeypatch.setenv("LCP_GATEWAY_NODE_LISTEN", f"unix:{tmp_path}/n.sock")

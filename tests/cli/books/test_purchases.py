@@ -70,9 +70,7 @@ def test_an_age_counts_back_from_now(run, tmp_path):
     now = datetime.now(UTC)
     recent, old = Bought(1, at=now - timedelta(hours=1)), Bought(2, at=now - 3 * DAY)
     written(tmp_path / "j.db", recent, old)
-    outcome = run(
-        "purchases", "list", "--json", "--since", "2d", "--journal-url", f"{tmp_path}/j.db"
-    )
+    outcome = run("purchases", "list", "--json", "--since", "2d", "--journal-url", f"{tmp_path}/j.db")
     assert listed(outcome) == jobs(recent)
 
 
@@ -92,9 +90,7 @@ def test_a_purchase_is_shown_with_its_steps(run):
     assert shown["verdict"] == "settled"
     assert shown["preimage"] == ONE.preimage.hex()
     assert list(shown["times"]) == ["paying", "settled", "delivered"]
-    lines = dict(
-        line.split(None, 1) for line in run("purchases", "show", TWO.job_id.hex()).out.splitlines()
-    )
+    lines = dict(line.split(None, 1) for line in run("purchases", "show", TWO.job_id.hex()).out.splitlines())
     assert lines["verdict"] == "unknown"
     assert lines["key_id"] == "-"
 
@@ -161,9 +157,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.usefixtures("journal")
-@pytest.mark.parametrize(
-    ("answer", "code", "state"), [("n\n", 1, "unknown"), ("y\n", 0, "not_paid")]
-)
+@pytest.mark.parametrize(("answer", "code", "state"), [("n\n", 1, "unknown"), ("y\n", 0, "not_paid")])
 def test_a_person_at_a_terminal_is_asked(answer, code, state, run, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
     outcome = run("purchases", "resolve", TWO.job_id.hex(), "not_paid", "--why", "x")
@@ -237,10 +231,7 @@ def test_spending_is_added_up_by_day_unless_told_otherwise(run):
 @pytest.mark.usefixtures("journal")
 def test_spending_is_added_up_by_the_headings_asked_for(run):
     by_model = sums(run("spend", "--json", "--by", "model"))
-    assert [(entry["model"], entry["settled_msat"]) for entry in by_model] == [
-        ("m", 1003),
-        ("n", 4010),
-    ]
+    assert [(entry["model"], entry["settled_msat"]) for entry in by_model] == [("m", 1003), ("n", 4010)]
     by_key = sums(run("spend", "--json", "--by", "key", "--period", "month"))
     assert [(entry["month"], entry["key"], entry["purchases"]) for entry in by_key] == [
         ("2026-11", "-", 2),

@@ -39,9 +39,7 @@ def test_a_receipt_holds_with_its_request_and_result(run, receipt, tmp_path):
     request, result = tmp_path / "request", tmp_path / "result"
     request.write_bytes(PAID.request)
     result.write_bytes(RESULT)
-    outcome = run(
-        "receipt", "verify", str(receipt(PAID)), "--request", str(request), "--result", str(result)
-    )
+    outcome = run("receipt", "verify", str(receipt(PAID)), "--request", str(request), "--result", str(result))
     assert outcome.code == 0
     assert set(outcomes(outcome).values()) == {"ok"}
     assert {"preimage", "request", "result", "payment_hash"} <= outcomes(outcome).keys()
@@ -101,9 +99,7 @@ def test_a_file_that_is_no_receipt_is_one_line(content, run, tmp_path):
 
 def test_a_missing_file_is_one_line(run, tmp_path):
     outcome = run("receipt", "verify", str(tmp_path / "none"))
-    assert (
-        outcome.err == f"lcp-gateway: {tmp_path}/none: cannot be read: No such file or directory\n"
-    )
+    assert outcome.err == f"lcp-gateway: {tmp_path}/none: cannot be read: No such file or directory\n"
 
 
 def test_checking_needs_neither_configuration_nor_daemon_nor_database(receipt, monkeypatch):

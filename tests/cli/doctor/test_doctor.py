@@ -26,8 +26,7 @@ def test_a_healthy_doctor_says_ok_to_everything(run, at):
     assert outcome.code == 0
     names = [line.split()[:2] for line in outcome.out.splitlines() if not line.startswith("warn")]
     assert names == [
-        ["ok", name]
-        for name in ("configuration", "journal", "daemon", "version", "peers", "quote", "invoice")
+        ["ok", name] for name in ("configuration", "journal", "daemon", "version", "peers", "quote", "invoice")
     ]
     assert "terms and invoice hold; network bcrt, and none is set" in outcome.out
     assert "warn                 no limit on spending is set" in outcome.out

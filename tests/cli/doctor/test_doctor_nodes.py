@@ -55,9 +55,7 @@ def test_each_problem_of_a_node_is_reported_with_advice(run, at, nodes, tmp_path
         if line.startswith("fail  node")
     }
     assert found == {
-        "locked: the node refused the gateway's credentials": (
-            "set its api_key to the one that it asks for"
-        ),
+        "locked: the node refused the gateway's credentials": ("set its api_key to the one that it asks for"),
         "listless: the node has no list of models; its models must be named in the configuration": (
             "name its models in the configuration, or check its base_url"
         ),
@@ -67,9 +65,7 @@ def test_each_problem_of_a_node_is_reported_with_advice(run, at, nodes, tmp_path
     assert "not ready: node:away as the default peer" in outcome.out
 
 
-def test_a_node_that_is_the_default_is_no_missing_peer_and_tells_its_prices(
-    run, at, nodes, tmp_path
-):
+def test_a_node_that_is_the_default_is_no_missing_peer_and_tells_its_prices(run, at, nodes, tmp_path):
     config = config_file(tmp_path, table("box", nodes["box"].base_url, price_per_request_msat=1500))
     outcome = run(
         "doctor", *at, "--config", config, "--default-peer-id", "node:box",
@@ -77,10 +73,7 @@ def test_a_node_that_is_the_default_is_no_missing_peer_and_tells_its_prices(
     )  # fmt: skip
     assert outcome.code == 0, outcome.out
     assert "fail  routing" not in outcome.out
-    assert (
-        "ok    price list     llama3.1:8b at node:box asks 1.500 sat (1500 msat) for an ordinary"
-        in outcome.out
-    )
+    assert "ok    price list     llama3.1:8b at node:box asks 1.500 sat (1500 msat) for an ordinary" in outcome.out
 
 
 def test_nodes_are_looked_at_where_the_daemon_is_away(run, nodes, tmp_path):
@@ -93,9 +86,7 @@ def test_nodes_are_looked_at_where_the_daemon_is_away(run, nodes, tmp_path):
 
 
 def test_a_quote_of_a_node_is_the_most_that_it_can_come_to(run, at, nodes, tmp_path):
-    config = config_file(
-        tmp_path, table("box", nodes["box"].base_url, price_per_1k_output_msat=1000)
-    )
+    config = config_file(tmp_path, table("box", nodes["box"].base_url, price_per_1k_output_msat=1000))
     arguments = ("--model", "llama3.1:8b", "--prompt", "Hello", *at, "--config", config)
     outcome = run("quote", "--max-tokens", "2000", *arguments)
     assert outcome.code == 0, outcome.err

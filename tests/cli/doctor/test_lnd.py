@@ -7,14 +7,7 @@ import pytest
 
 from lcp_gateway.lightning.lnd.permissions import READING, SELLING
 from lcp_gateway.node.config import NodeConfig, derive_key
-from tests.support.lnd_standin import (
-    LN,
-    LndStandin,
-    Trouble,
-    channel,
-    in_a_thread,
-    make_certificate,
-)
+from tests.support.lnd_standin import LN, LndStandin, Trouble, channel, in_a_thread, make_certificate
 
 READS = [it.call.split(".")[1] for it in READING]
 SELLS = [it.call.split(".")[1] for it in SELLING]
@@ -52,9 +45,7 @@ def flags(lnd, *, macaroon=None, **changes):
 
 def line(outcome, name):
     """Return the doctor's line about a subject, with the advice below it."""
-    (found,) = re.findall(
-        rf"^((?:ok  |fail)  {name:14} .*(?:\n      .*)*)", outcome.out, re.MULTILINE
-    )
+    (found,) = re.findall(rf"^((?:ok  |fail)  {name:14} .*(?:\n      .*)*)", outcome.out, re.MULTILINE)
     return found
 
 
@@ -109,8 +100,7 @@ def test_each_call_that_selling_takes_is_missed(run, at, lnd, lacking):
     outcome = run("doctor", *at, *flags(lnd, lnd_invoice_macaroon_file=sells), "--auth", "accounts")
     assert outcome.code == 1
     assert re.search(
-        rf"fail  lnd macaroon .*lnd_invoice_macaroon_file: .* does not allow Lightning\.{lacking} \(",
-        outcome.out,
+        rf"fail  lnd macaroon .*lnd_invoice_macaroon_file: .* does not allow Lightning\.{lacking} \(", outcome.out
     )
 
 
@@ -174,11 +164,7 @@ def test_a_server_without_tls_is_reported(run, at, lnd, node, tmp_path):
 @pytest.mark.parametrize(
     ("status", "text", "says"),
     [
-        (
-            grpc.StatusCode.UNKNOWN,
-            "wallet locked, unlock it to enable full RPC access",
-            "unlock its wallet",
-        ),
+        (grpc.StatusCode.UNKNOWN, "wallet locked, unlock it to enable full RPC access", "unlock its wallet"),
         (
             grpc.StatusCode.UNKNOWN,
             "the RPC server is in the process of starting up, but not yet ready to accept calls",

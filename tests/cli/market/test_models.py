@@ -148,9 +148,7 @@ def test_a_running_gateway_is_asked_and_its_key_is_not_shown(run, box, nowhere, 
     assert refused.err.count("\n") == 1
 
 
-def test_a_daemon_that_a_flag_names_is_asked_though_a_gateway_runs_on_the_usual_address(
-    run, nowhere, monkeypatch
-):
+def test_a_daemon_that_a_flag_names_is_asked_though_a_gateway_runs_on_the_usual_address(run, nowhere, monkeypatch):
     """Regression: the flag was ignored."""
     with gateway() as running:
         monkeypatch.setenv("LCP_GATEWAY_HTTP_ADDR", f"127.0.0.1:{running.port}")

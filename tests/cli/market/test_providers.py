@@ -31,10 +31,7 @@ def test_each_failure_comes_with_advice(status, settings, words):
 
 def test_an_unreachable_daemon_is_reported_by_address_and_an_error_by_its_text():
     silence = UpstreamError("UNAVAILABLE", "ipv4:127.0.0.1: connect: refused")
-    assert (
-        describe_daemon_error(silence, THEIRS)
-        == "the daemon at lcpd.lan:50051 does not answer (UNAVAILABLE)"
-    )
+    assert describe_daemon_error(silence, THEIRS) == "the daemon at lcpd.lan:50051 does not answer (UNAVAILABLE)"
     assert describe_daemon_error(UpstreamError("INTERNAL", "no lnd"), THEIRS) == "no lnd (INTERNAL)"
 
 

@@ -57,9 +57,7 @@ def test_a_file_is_quoted_as_the_bytes_that_it_holds(run, at, tmp_path):
     shown = json.loads(run("quote", str(path), "--json", *at).out)
     assert (shown["model"], shown["task_kind"]) == ("echo-mini", "openai.chat_completions.v1")
     path.write_text(body(max_tokens=50))
-    assert (
-        json.loads(run("quote", str(path), "--json", *at).out)["price_msat"] > shown["price_msat"]
-    )
+    assert json.loads(run("quote", str(path), "--json", *at).out)["price_msat"] > shown["price_msat"]
 
 
 def test_a_request_may_come_on_standard_input_and_tells_its_endpoint(run, at, monkeypatch):
@@ -90,8 +88,7 @@ def test_an_invoice_for_another_network_would_not_be_bought(run, at):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [[], ["f", "--prompt", "x"], ["--prompt", "x", "--kind", "images"], ["f", "--model", "m"]],
+    "arguments", [[], ["f", "--prompt", "x"], ["--prompt", "x", "--kind", "images"], ["f", "--model", "m"]]
 )
 def test_wrong_use_is_one_line(arguments, run):
     outcome = run("quote", *arguments)
@@ -115,9 +112,7 @@ def test_a_model_that_no_provider_offers_is_reported(run, at):
 
 
 def test_without_a_daemon_the_quote_fails_in_one_line(run):
-    outcome = run(
-        "quote", "--prompt", "x", "--lcpd-grpc-addr", "127.0.0.1:1", "--preflight-timeout-s", "1"
-    )
+    outcome = run("quote", "--prompt", "x", "--lcpd-grpc-addr", "127.0.0.1:1", "--preflight-timeout-s", "1")
     assert outcome.code == 1
     assert "the daemon at 127.0.0.1:1 does not answer" in outcome.err
 
@@ -151,9 +146,7 @@ def test_each_wrong_part_is_found_and_the_rest_is_checked_all_the_same():
 def test_an_invoice_that_cannot_be_read_leaves_its_checks_open():
     found = {
         one.name: one.ok
-        for one in check_all(
-            TASK, dataclasses.replace(BOUGHT.quote, payment_request="lnbcrt1"), NOW, network=None
-        )
+        for one in check_all(TASK, dataclasses.replace(BOUGHT.quote, payment_request="lnbcrt1"), NOW, network=None)
     }
     assert found["malformed"] is False
     assert found["terms_hash"] is True
@@ -162,9 +155,7 @@ def test_an_invoice_that_cannot_be_read_leaves_its_checks_open():
 
 def test_a_network_that_is_not_set_is_no_failure():
     (network,) = [
-        one
-        for one in check_all(TASK, BOUGHT.quote, NOW.astimezone(UTC), network=None)
-        if one.name == "network"
+        one for one in check_all(TASK, BOUGHT.quote, NOW.astimezone(UTC), network=None) if one.name == "network"
     ]
     assert network.ok is None
     assert network.words.startswith("bcrt")

@@ -17,10 +17,7 @@ CODER = "Qwen2.5-Coder-14B"
 
 @pytest.fixture(scope="module")
 def market():
-    nodes = (
-        HttpNodeThread("box", (CODER, "all-minilm")),
-        HttpNodeThread("dear", (CODER, "llava-7b")),
-    )
+    nodes = (HttpNodeThread("box", (CODER, "all-minilm")), HttpNodeThread("dear", (CODER, "llava-7b")))
     with http_nodes(*nodes):
         yield nodes
 

@@ -109,12 +109,7 @@ def test_flags_beat_the_file_of_peers(tmp_path):
 def serving(start, tmp_path):
     """A gateway with an embedded node, its base URL and its child processes."""
     process = start(
-        "serve",
-        "--embedded",
-        "--http-addr",
-        "127.0.0.1:0",
-        TMPDIR=str(tmp_path),
-        LCP_GATEWAY_LOG_FORMAT="json",
+        "serve", "--embedded", "--http-addr", "127.0.0.1:0", TMPDIR=str(tmp_path), LCP_GATEWAY_LOG_FORMAT="json"
     )
     banner = process.stdout.readline()
     listening = process.stdout.readline()
@@ -166,10 +161,7 @@ def test_a_gateway_recovers_when_its_node_was_killed(serving):
     eventually(another)
 
     def ready():
-        with (
-            contextlib.suppress(OSError),
-            urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer,
-        ):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=2) as answer:
             return answer.status == 200
         return False
 
@@ -189,13 +181,7 @@ def test_a_mistake_in_the_nodes_description_is_said_at_once(start, tmp_path):
 
 def test_without_the_flag_no_node_is_started_and_the_daemon_is_missed(start):
     process = start(
-        "serve",
-        "--lcpd-grpc-addr",
-        "127.0.0.1:9",
-        "--preflight-timeout-s",
-        "0.5",
-        "--http-addr",
-        "127.0.0.1:0",
+        "serve", "--lcpd-grpc-addr", "127.0.0.1:9", "--preflight-timeout-s", "0.5", "--http-addr", "127.0.0.1:0"
     )
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1

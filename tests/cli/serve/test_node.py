@@ -40,12 +40,7 @@ def test_a_mistake_in_the_file_of_peers_names_file_and_key(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [
-        ("--listen", "nowhere"),
-        ("--backend", "x"),
-        ("--tokens-per-second", "-1"),
-        ("--peers", "/none"),
-    ],
+    [("--listen", "nowhere"), ("--backend", "x"), ("--tokens-per-second", "-1"), ("--peers", "/none")],
 )
 def test_a_bad_flag_is_named_as_it_was_typed(run, flag, value):
     outcome = run("node", flag, value)
@@ -66,9 +61,7 @@ def test_a_port_that_is_taken_is_one_line(start):
 
 
 def test_a_missing_backend_is_one_line(start, tmp_path):
-    process = start(
-        "node", "--listen", f"unix:{tmp_path}/b.sock", "--backend", "http://127.0.0.1:9/v1"
-    )
+    process = start("node", "--listen", f"unix:{tmp_path}/b.sock", "--backend", "http://127.0.0.1:9/v1")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.startswith("lcp-gateway: node: ")

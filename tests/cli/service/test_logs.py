@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.cli.service.logs import LogFollower, last_lines
 
-LINES = st.lists(
-    st.text(st.characters(codec="ascii", exclude_characters="\r\n\v\f\x1c\x1d\x1e"), max_size=40)
-)
+LINES = st.lists(st.text(st.characters(codec="ascii", exclude_characters="\r\n\v\f\x1c\x1d\x1e"), max_size=40))
 
 
 @given(LINES, st.integers(0, 50), st.data())
@@ -20,9 +18,7 @@ def test_the_last_lines_are_those_of_all_files_together(tmp_path_factory, lines,
     (folder / "x.log").write_bytes(b"".join(whole[cut:]))
     assert (
         last_lines(folder / "x.log", count)
-        == b"".join(whole[len(whole) - count :] if count < len(whole) else whole)[
-            : None if count else 0
-        ]
+        == b"".join(whole[len(whole) - count :] if count < len(whole) else whole)[: None if count else 0]
     )
 
 

@@ -10,13 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.cli.service.pid_file import (
-    Condition,
-    InstanceRecord,
-    read_pid_file,
-    remove_pid_file,
-    write_pid_file,
-)
+from lcp_gateway.cli.service.pid_file import Condition, InstanceRecord, read_pid_file, remove_pid_file, write_pid_file
 from lcp_gateway.cli.service.processes import Process, find_process
 
 
@@ -57,9 +51,7 @@ def test_whatever_stands_there_is_stale_and_no_error(tmp_path_factory, text):
     assert found.problem
 
 
-@pytest.mark.parametrize(
-    "make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")]
-)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/etc/passwd")])
 def test_anything_but_a_regular_file_is_stale_and_not_waited_for(tmp_path, make):
     make(tmp_path / "x.pid")
     assert read_pid_file(tmp_path / "x.pid").condition is Condition.STALE
@@ -67,10 +59,7 @@ def test_anything_but_a_regular_file_is_stale_and_not_waited_for(tmp_path, make)
 
 def test_a_process_that_is_gone_or_another_one_is_stale(tmp_path):
     path = tmp_path / "x.pid"
-    for process in (
-        Process(2**22 + 1, "any"),
-        dataclasses.replace(find_process(os.getpid()), started="another"),
-    ):
+    for process in (Process(2**22 + 1, "any"), dataclasses.replace(find_process(os.getpid()), started="another")):
         write_pid_file(path, record(process))
         found = read_pid_file(path)
         assert found.condition is Condition.STALE

@@ -17,9 +17,7 @@ CHILD = "import sys; open('/proc/self/comm', 'w').write('a) (b c'); print('up', 
 
 @pytest.fixture
 def child():
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     process.stdout.readline()
     yield process
     process.kill()

@@ -22,11 +22,7 @@ def test_a_status_has_the_reasons_and_the_spending():
         url="http://a",
         now=datetime.now(UTC),
         readiness=Readiness(
-            ready=False,
-            reasons=("no peers", "old"),
-            peers=0,
-            jobs_in_flight=2,
-            nodes={"a": True, "b": False},
+            ready=False, reasons=("no peers", "old"), peers=0, jobs_in_flight=2, nodes={"a": True, "b": False}
         ),
         spent=SpendTotal(purchases=3, settled_msat=12_500, unknown_msat=1_000),
     )
@@ -34,23 +30,14 @@ def test_a_status_has_the_reasons_and_the_spending():
     assert rows["Ready"] == "no: no peers; old"
     assert rows["Nodes"] == "1 of 2 up"
     assert rows["Spent today"] == "12.500 sat in 3 purchases, and 1.000 sat unknown"
-    silent = GatewayStatus(
-        state=RUNNING, url="http://a", now=datetime.now(UTC), spent_problem="it is off"
-    )
+    silent = GatewayStatus(state=RUNNING, url="http://a", now=datetime.now(UTC), spent_problem="it is off")
     assert dict(silent.as_rows())["Ready"] == "no: it does not answer"
     assert dict(silent.as_rows())["Spent today"] == "not known: it is off"
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [
-        (0, "0 s"),
-        (59, "59 s"),
-        (61, "1 m 1 s"),
-        (3_600, "1 h 0 m"),
-        (90_000, "1 d 1 h"),
-        (-5, "0 s"),
-    ],
+    [(0, "0 s"), (59, "59 s"), (61, "1 m 1 s"), (3_600, "1 h 0 m"), (90_000, "1 d 1 h"), (-5, "0 s")],
 )
 def test_a_length_of_time_is_write_duration_with_its_two_largest_units(seconds, words):
     assert _write_duration(timedelta(seconds=seconds)) == words

@@ -46,9 +46,7 @@ async def test_an_account_is_made_with_nothing_on_it_and_can_be_seen(gateway):
     assert (seen.status, seen.document) == (200, made.document)
 
 
-@pytest.mark.parametrize(
-    "asked", [{}, {"name": ""}, {"name": " "}, {"name": 3}, {"name": "n" * 129}, {"nmae": "Ann"}]
-)
+@pytest.mark.parametrize("asked", [{}, {"name": ""}, {"name": " "}, {"name": 3}, {"name": "n" * 129}, {"nmae": "Ann"}])
 async def test_an_account_needs_a_name(gateway, asked):
     found = await gateway.ask("POST", ACCOUNTS, json=asked)
     assert found.status == 400
@@ -180,9 +178,7 @@ async def test_a_key_has_the_rules_that_were_asked_for(gateway, account_id):
         "concurrent_jobs": 3,
         "expires_at": 1_900_000_000,
     }
-    made = await gateway.ask(
-        "POST", f"{ACCOUNTS}/{account_id}/keys", json={"name": "laptop", **rules}
-    )
+    made = await gateway.ask("POST", f"{ACCOUNTS}/{account_id}/keys", json={"name": "laptop", **rules})
     assert made.status == 201
     found = {name: made.document[name] for name in rules}
     assert found == rules
@@ -192,9 +188,7 @@ async def test_a_key_has_the_rules_that_were_asked_for(gateway, account_id):
 
 
 async def test_a_key_for_agents_says_where_it_is_used(gateway, account_id):
-    made = await gateway.ask(
-        "POST", f"{ACCOUNTS}/{account_id}/keys", json={"name": "a", "kind": "agent"}
-    )
+    made = await gateway.ask("POST", f"{ACCOUNTS}/{account_id}/keys", json={"name": "a", "kind": "agent"})
     assert made.document["agent_path"] == f"/api/agent/{made.document['key']}/v1"
     used = await gateway.ask("POST", made.document["agent_path"] + "/chat/completions", None)
     assert used.document["account_id"] == account_id
@@ -256,9 +250,7 @@ async def test_keys_are_listed_of_one_account_and_of_all(gateway, account_id):
 # -- purchases and ledger ------------------------------------------------------------------------------------
 
 
-async def test_a_statement_is_given_as_json_in_pages_and_as_csv_whole(
-    gateway, account_id, monkeypatch
-):
+async def test_a_statement_is_given_as_json_in_pages_and_as_csv_whole(gateway, account_id, monkeypatch):
     monkeypatch.setattr("lcp_gateway.http.gateway.admin._PAGE", 2)
     for amount in (5_000, -1_000, 300, -7, 20):
         await adjust(gateway, account_id, amount)
@@ -318,9 +310,7 @@ async def test_an_administrators_key_of_an_account_is_named_in_the_log(gateway, 
     from lcp_gateway.accounts.callers import Scope
 
     key = await gateway.key(
-        account_id,
-        scopes=frozenset({Scope.ADMIN}),
-        expires_at=datetime.now(UTC) + timedelta(hours=1),
+        account_id, scopes=frozenset({Scope.ADMIN}), expires_at=datetime.now(UTC) + timedelta(hours=1)
     )
     assert (await gateway.ask("POST", ACCOUNTS, key, json={"name": "Bob"})).status == 201
     (act, *_) = (await gateway.ask("GET", "/api/admin/log")).document["data"]

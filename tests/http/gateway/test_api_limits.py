@@ -7,14 +7,7 @@ import pytest
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.gateway.api_limits import (
-    ApiCaller,
-    ApiLimits,
-    Group,
-    account_caller,
-    anonymous_caller,
-    caller_of,
-)
+from lcp_gateway.http.gateway.api_limits import ApiCaller, ApiLimits, Group, account_caller, anonymous_caller, caller_of
 from lcp_gateway.telemetry.metric_table import PREFIX
 from tests.http.front import ADMIN_KEY, front
 
@@ -108,9 +101,7 @@ async def test_of_thousands_at_once_few_run_some_wait_and_the_rest_is_refused_at
     found = await asyncio.gather(*reads)
     assert most == 4
     assert (found.count(200), found.count(429)) == (68, 2_932)
-    assert not limits._running and not limits._waiting_of, (
-        "nothing is kept of callers that have gone"
-    )
+    assert not limits._running and not limits._waiting_of, "nothing is kept of callers that have gone"
 
 
 async def test_a_caller_that_leaves_while_it_waits_takes_no_place_with_it():
@@ -168,9 +159,7 @@ READS = [
 
 
 @pytest.mark.parametrize("path", READS)
-async def test_a_flood_of_reads_is_answered_429_in_openais_shape_and_counted(
-    bank, monkeypatch, path
-):
+async def test_a_flood_of_reads_is_answered_429_in_openais_shape_and_counted(bank, monkeypatch, path):
     """Regression: wallet routes had no limit."""
     account_id = await bank.customer()
     async with front(bank, api_per_caller=1) as gateway:
@@ -193,9 +182,7 @@ async def test_a_flood_of_reads_is_answered_429_in_openais_shape_and_counted(
             assert one.document["error"]["type"] == "rate_limit_error"
             assert one.headers["x-should-retry"] == "true" and one.headers["retry-after"] == "1"
             assert one.headers["X-Lcp-Payment"] == "none"
-        counted = gateway.metrics.registry.get_sample_value(
-            f"{PREFIX}refusals_total", {"reason": "api"}
-        )
+        counted = gateway.metrics.registry.get_sample_value(f"{PREFIX}refusals_total", {"reason": "api"})
         assert counted == 29
         assert (await gateway.ask("GET", "/api/wallet", key)).status == 200
 
@@ -220,10 +207,7 @@ async def test_the_administrator_is_bounded_too_and_by_no_flood_of_others(bank, 
         await asyncio.gather(*flood)
         slow_reads.clear()
         gate.clear()
-        asked = [
-            asyncio.create_task(gateway.ask("GET", "/api/admin/accounts", ADMIN_KEY))
-            for _ in range(5)
-        ]
+        asked = [asyncio.create_task(gateway.ask("GET", "/api/admin/accounts", ADMIN_KEY)) for _ in range(5)]
         await all_but_one(asked)
         gate.set()
         assert sorted([one.status for one in await asyncio.gather(*asked)]) == [200] + [429] * 4
@@ -241,10 +225,7 @@ async def test_unauthenticated_requests_share_a_limit_and_lock_no_customer_out(b
             return await create(*args, **more)
 
         monkeypatch.setattr(bank.invoices, "create", slow)
-        asked = [
-            asyncio.create_task(gateway.ask("POST", "/v1/chat/completions", None))
-            for _ in range(20)
-        ]
+        asked = [asyncio.create_task(gateway.ask("POST", "/v1/chat/completions", None)) for _ in range(20)]
         await all_but_one(asked)
         assert (await gateway.ask("GET", "/api/wallet", key)).status == 200
         gate.set()

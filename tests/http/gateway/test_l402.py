@@ -65,8 +65,7 @@ async def test_two_payers_have_two_accounts(gateway):
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "/v1/models"), ("GET", "/api/wallet"), ("POST", "/api/wallet/topups")],
+    ("method", "path"), [("GET", "/v1/models"), ("GET", "/api/wallet"), ("POST", "/api/wallet/topups")]
 )
 async def test_only_a_request_that_buys_gets_an_invoice(gateway, method, path):
     found = await gateway.ask(method, path, None)
@@ -105,9 +104,7 @@ async def test_a_macaroon_that_names_anothers_account_opens_nothing(gateway):
     stretched = parse(macaroon).with_caveat("account", victim).to_text()
     assert (await come(gateway, stretched, invoice.preimage)).status == 401
     # Even a macaroon with a valid signature: the payment belongs to another account.
-    forged = Issuer(SECRET).issue(
-        invoice.payment_hash, victim, datetime.now(UTC) + timedelta(days=1)
-    )
+    forged = Issuer(SECRET).issue(invoice.payment_hash, victim, datetime.now(UTC) + timedelta(days=1))
     assert (await come(gateway, forged.to_text(), invoice.preimage)).status == 401
 
 
@@ -173,9 +170,7 @@ async def test_while_lnd_cannot_be_reached_no_new_client_is_admitted_and_earlier
     assert (await come(gateway, unpaid[0], unpaid[1].preimage)).status == 200
 
 
-async def test_where_too_many_are_unpaid_the_oldest_is_dropped_and_can_still_be_paid(
-    gateway, monkeypatch
-):
+async def test_where_too_many_are_unpaid_the_oldest_is_dropped_and_can_still_be_paid(gateway, monkeypatch):
     """Regression: the pool was full for an hour, and every other client got 429."""
     monkeypatch.setattr(l402, "_MOST_OPEN", 3)
     bank = gateway.bank
@@ -245,8 +240,7 @@ async def test_only_the_routes_that_buy_make_an_invoice(gateway):
 
 
 @pytest.mark.parametrize(
-    "headers",
-    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+    "headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
 )
 async def test_a_page_of_another_origin_makes_its_visitors_ask_for_no_invoice(gateway, headers):
     found = await gateway.ask("POST", CHAT, None, headers=headers)

@@ -51,9 +51,7 @@ async def test_the_models_are_ranked_with_scores_and_reasons():
     for _ in range(3):
         bench.measured("node:n", "x-8b", 1, price_msat=1_000)
         bench.measured("a", "Qwen2.5-Coder-14B", 60, price_msat=9_000)
-    status, document = await asked(
-        b'{"limit": 5}', lambda query: rank_models(query, bench.offers, bench.auto)
-    )
+    status, document = await asked(b'{"limit": 5}', lambda query: rank_models(query, bench.offers, bench.auto))
     assert status == 200
     first, second = document["data"]
     assert (first["model"], first["provider"], first["source"]) == ("x-8b", "node:n", "node")

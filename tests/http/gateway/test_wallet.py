@@ -25,21 +25,11 @@ async def customer(gateway):
 
 async def test_a_wallet_shows_its_balance_and_the_held_part(gateway, customer):
     found = await gateway.ask("GET", WALLET, customer[1])
-    assert found.document == {
-        "object": "lcp.wallet",
-        "balance_msat": 7_000,
-        "held_msat": 0,
-        "available_msat": 7_000,
-    }
+    assert found.document == {"object": "lcp.wallet", "balance_msat": 7_000, "held_msat": 0, "available_msat": 7_000}
 
 
-@pytest.mark.parametrize(
-    ("asked", "amount_msat"),
-    [({"amount_sat": 21}, 21_000), ({"amount_msat": 1_234}, 1_234)],
-)
-async def test_a_top_up_is_made_from_satoshi_or_from_millisatoshi(
-    gateway, customer, asked, amount_msat
-):
+@pytest.mark.parametrize(("asked", "amount_msat"), [({"amount_sat": 21}, 21_000), ({"amount_msat": 1_234}, 1_234)])
+async def test_a_top_up_is_made_from_satoshi_or_from_millisatoshi(gateway, customer, asked, amount_msat):
     found = await gateway.ask("POST", TOPUPS, customer[1], json={**asked, "memo": "rent"})
     assert found.status == 201
     document = found.document
@@ -126,19 +116,14 @@ async def test_anothers_top_up_is_not_found_in_any_form(gateway, customer):
 
 
 async def test_too_many_unpaid_ones_are_refused(gateway, customer):
-    answers = [
-        await gateway.ask("POST", TOPUPS, customer[1], json={"amount_sat": 2}) for _ in range(4)
-    ]
+    answers = [await gateway.ask("POST", TOPUPS, customer[1], json={"amount_sat": 2}) for _ in range(4)]
     assert [answer.status for answer in answers] == [201, 201, 201, 429]
     assert answers[3].code == "too_many_open_topups"
 
 
 async def test_lists_come_in_pages_the_newest_first(gateway, customer):
     _, key = customer
-    made = [
-        (await gateway.ask("POST", TOPUPS, key, json={"amount_sat": 2})).document["id"]
-        for _ in range(3)
-    ]
+    made = [(await gateway.ask("POST", TOPUPS, key, json={"amount_sat": 2})).document["id"] for _ in range(3)]
     first = (await gateway.ask("GET", f"{TOPUPS}?limit=2", key)).document
     rest = (await gateway.ask("GET", f"{TOPUPS}?limit=2&after={first['after']}", key)).document
     assert [one["id"] for one in first["data"] + rest["data"]] == made[::-1]
@@ -189,9 +174,7 @@ async def test_a_key_of_no_account_has_no_wallet(gateway):
     assert found.status == 403
 
 
-async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_try(
-    gateway, customer, monkeypatch
-):
+async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_try(gateway, customer, monkeypatch):
     async def unreachable(_account_id):
         raise DatabaseUnavailable("gone")
 
@@ -202,9 +185,7 @@ async def test_books_that_cannot_be_read_are_said_to_be_away_and_worth_another_t
     assert found.headers["X-Lcp-Payment"] == "none"
 
 
-@pytest.mark.parametrize(
-    ("is_final", "status", "retry"), [(True, 409, "false"), (False, 503, "true")]
-)
+@pytest.mark.parametrize(("is_final", "status", "retry"), [(True, 409, "false"), (False, 503, "true")])
 async def test_a_demo_payment_that_the_node_refuses_is_an_error(bank, is_final, status, retry):
     """Regression: paying an invoice that had been paid otherwise returned 500."""
 

@@ -6,11 +6,7 @@ from contextlib import suppress
 import pytest
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
-from lcp_gateway.accounts.limits.concurrency import (
-    ConcurrencyLimits,
-    MemoryLeases,
-    TooManyConcurrentJobs,
-)
+from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, MemoryLeases, TooManyConcurrentJobs
 from lcp_gateway.accounts.limits.rates import (
     Allowance,
     LimitedBy,
@@ -71,10 +67,7 @@ def test_the_lower_of_the_keys_cap_and_the_clients_holds(of_key, of_client, expe
 
 def test_a_keys_budgets_are_counted_for_that_key():
     order = placed(caller(budget_hour_msat=Msat(5), budget_month_msat=Msat(9)))
-    assert order.budgets == (
-        Budget(Period.HOUR, Msat(5), "key_1"),
-        Budget(Period.MONTH, Msat(9), "key_1"),
-    )
+    assert order.budgets == (Budget(Period.HOUR, Msat(5), "key_1"), Budget(Period.MONTH, Msat(9), "key_1"))
 
 
 @pytest.mark.parametrize("model", ["m", "auto", "auto:cheap"])
@@ -216,9 +209,7 @@ class SlowRates:
         return Allowance(tokens)
 
 
-async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_and_is_counted(
-    slow, calls
-):
+async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_and_is_counted(slow, calls):
     rates = SlowRates(slow)
     gate = of_redis(slow, calls, rates)
     await left_during(slow, gate.count(caller(), task()))
@@ -291,11 +282,7 @@ async def test_the_tokens_of_a_result_count_against_the_next_request(clock):
 @pytest.mark.parametrize("asked", ["gpt-4o-mini", "real"])
 def test_an_alias_and_its_model_are_the_same_to_a_key(listed, asked):
     names = {"gpt-4o-mini": "real"}
-    gate = Admission(
-        None,
-        ConcurrencyLimits(MemoryLeases(), default=0),
-        resolve=lambda name: names.get(name, name),
-    )
+    gate = Admission(None, ConcurrencyLimits(MemoryLeases(), default=0), resolve=lambda name: names.get(name, name))
     key = caller(models=frozenset({listed}))
     order = gate.order(key, task(asked), request_id="r", limit_msat=None)
     assert "real" in order.models
@@ -310,9 +297,7 @@ def jobs(limit=0) -> JobsInFlight:
     return JobsInFlight(limit, Metrics())
 
 
-def ticket(
-    held: JobsInFlight, key: Caller = ANONYMOUS, gate: Admission | None = None
-) -> AdmissionTicket:
+def ticket(held: JobsInFlight, key: Caller = ANONYMOUS, gate: Admission | None = None) -> AdmissionTicket:
     context = RequestContext("r")
     context.caller = key
     return AdmissionTicket(gate or admission(), held, context)

@@ -51,12 +51,7 @@ async def until(front, job_id, wanted):
 async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front):
     got = await front.create(background=True, instructions="be brief")
     shown = Response.model_validate(got.document)
-    assert (shown.status, shown.background, shown.instructions, got.payment) == (
-        "queued",
-        True,
-        "be brief",
-        "none",
-    )
+    assert (shown.status, shown.background, shown.instructions, got.payment) == ("queued", True, "be brief", "none")
     assert shown.id.startswith("resp_bg_") and front.repository.rows == {shown.id: "key_alice"}
     work = await front.work()
     await until(front, shown.id, "in_progress")
@@ -66,12 +61,7 @@ async def test_a_job_is_answered_at_once_polled_and_found_with_its_result(front)
     await front.idle()
     done = await front.get(f"/v1/responses/{shown.id}")
     found = Response.model_validate(done.document)
-    assert (found.status, found.output_text, found.background, found.id) == (
-        "completed",
-        "done",
-        True,
-        shown.id,
-    )
+    assert (found.status, found.output_text, found.background, found.id) == ("completed", "done", True, shown.id)
     assert (done.payment, done.headers["X-Lcp-Price-Msat"]) == ("settled", "5000")
     assert (await front.get("/v1/responses/resp_own")).status == 404
     assert front.repository.rows == {}
@@ -142,11 +132,7 @@ async def test_a_repeat_of_a_running_job_gets_its_status(front):
     job_id = await begin(front, headers=KEY)
     work = await front.work()
     again = await front.create(background=True, headers=KEY)
-    assert (again.document["id"], again.document["status"], again.payment) == (
-        job_id,
-        "in_progress",
-        "unknown",
-    )
+    assert (again.document["id"], again.document["status"], again.payment) == (job_id, "in_progress", "unknown")
     assert len(front.jobs) == 1
     work.deliver(response())
     await front.idle()
@@ -162,12 +148,7 @@ async def test_a_repeat_of_an_ended_job_gets_its_result_and_pays_nothing(front):
     assert front.metric("requests_total", payment="settled") == 1
     await front.ask("DELETE", f"/v1/responses/{job_id}")
     gone = await front.create(background=True, headers=KEY)
-    assert (gone.status, gone.code, gone.payment, front.payments) == (
-        409,
-        "answer_gone",
-        "settled",
-        1,
-    )
+    assert (gone.status, gone.code, gone.payment, front.payments) == (409, "answer_gone", "settled", 1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -221,10 +202,7 @@ async def test_a_job_that_failed_after_its_payment_fails_alike_for_a_repeat(fron
     job_id = await begin(front, headers=KEY)
     (await front.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
     await front.idle()
-    for got in (
-        await front.get(f"/v1/responses/{job_id}"),
-        await front.create(background=True, headers=KEY),
-    ):
+    for got in (await front.get(f"/v1/responses/{job_id}"), await front.create(background=True, headers=KEY)):
         assert (got.document["id"], got.document["status"]) == (job_id, "failed")
         assert (got.document["lcp"]["payment"], got.payment) == ("unknown", "unknown")
         assert got.document["error"]["code"] == "payment_unknown"
@@ -311,9 +289,7 @@ async def test_a_job_holds_its_place_and_its_keys_lease_until_it_ends():
         assert (await front.bought(response("resp_2"), front.create(input="other"))).status == 200
 
 
-@pytest.mark.parametrize(
-    "how", ["result", "failure", "cancelled", "shutting down", "timed out", "too large"]
-)
+@pytest.mark.parametrize("how", ["result", "failure", "cancelled", "shutting down", "timed out", "too large"])
 async def test_however_a_job_ends_its_place_comes_back(how):
     worldly = {"limit_s": 0.05} if how == "timed out" else {}
     limits = StoreLimits(10, 4_000, 1e6) if how == "too large" else StoreLimits(10, 10**7, 1e6)
@@ -365,11 +341,7 @@ async def test_a_job_cancelled_before_its_payment_costs_nothing():
     async with storing_front(upstream=slow_upstream()) as front:
         job_id = await begin(front)
         got = await front.ask("POST", f"/v1/responses/{job_id}/cancel")
-        assert (got.status, got.document["status"], got.document["error"]) == (
-            200,
-            "cancelled",
-            None,
-        )
+        assert (got.status, got.document["status"], got.document["error"]) == (200, "cancelled", None)
         assert (got.document["lcp"], got.payment) == ({"payment": "none"}, "none")
         await front.idle()
         again = await front.ask("POST", f"/v1/responses/{job_id}/cancel")
@@ -388,9 +360,7 @@ async def test_a_job_cancelled_after_its_payment_shows_the_payments_state(front,
     else:
         job_id = await begin(front)
         await front.work()
-    both = await asyncio.gather(
-        *(front.ask("POST", f"/v1/responses/{job_id}/cancel") for _ in range(2))
-    )
+    both = await asyncio.gather(*(front.ask("POST", f"/v1/responses/{job_id}/cancel") for _ in range(2)))
     for got in both:
         assert (got.document["status"], got.document["lcp"]["payment"]) == ("cancelled", verdict)
         assert got.payment == verdict
@@ -434,19 +404,13 @@ async def test_a_response_that_is_not_of_the_background_cannot_be_cancelled(fron
 # -- results that cannot be stored -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "body", [b"nonsense", b"[]", b"", b"\xff", b'"text"', b'{"id":' + b"[" * 5_000]
-)
+@pytest.mark.parametrize("body", [b"nonsense", b"[]", b"", b"\xff", b'"text"', b'{"id":' + b"[" * 5_000])
 async def test_a_result_that_cannot_be_shown_is_a_failure_that_says_it_was_paid(front, body):
     job_id = await begin(front)
     (await front.work()).deliver(body)
     await front.idle()
     got = await front.get(f"/v1/responses/{job_id}")
-    assert (got.status, got.document["status"], got.document["error"]["code"]) == (
-        200,
-        "failed",
-        "answer_not_stored",
-    )
+    assert (got.status, got.document["status"], got.document["error"]["code"]) == (200, "failed", "answer_not_stored")
     assert (got.document["lcp"]["payment"], got.payment) == ("settled", "settled")
     assert front.world.journal.only[-1] == "delivered"
 
@@ -485,9 +449,7 @@ async def test_where_not_even_the_failure_can_be_kept_the_journal_is_asked():
 
 
 async def test_a_request_nested_too_deeply_to_be_shown_runs_all_the_same(front):
-    body = b'{"model":"m","input":"hi","background":true,"tools":%b}' % (
-        b"[" * 1_000 + b"]" * 1_000
-    )
+    body = b'{"model":"m","input":"hi","background":true,"tools":%b}' % (b"[" * 1_000 + b"]" * 1_000)
     got = await front.ask("POST", "/v1/responses", data=body)
     assert (got.status, got.document["tools"]) == (200, [])
     (await front.work()).put(UpstreamError("DEADLINE_EXCEEDED", "late"))
@@ -499,17 +461,12 @@ async def test_a_request_nested_too_deeply_to_be_shown_runs_all_the_same(front):
 
 
 async def test_a_balance_that_is_too_low_is_a_failed_job_that_cost_nothing():
-    journal = PlainJournal(
-        refusal=InsufficientBalance(quote(), required_msat=5_000, available_msat=10)
-    )
+    journal = PlainJournal(refusal=InsufficientBalance(quote(), required_msat=5_000, available_msat=10))
     async with storing_front(journal=journal) as front:
         job_id = await begin(front)
         await front.idle()
         got = await front.get(f"/v1/responses/{job_id}")
-        assert (got.document["status"], got.document["error"]["code"]) == (
-            "failed",
-            "insufficient_balance",
-        )
+        assert (got.document["status"], got.document["error"]["code"]) == ("failed", "insufficient_balance")
         assert (got.document["lcp"]["payment"], got.payment, front.payments) == ("none", "none", 0)
 
 
@@ -552,19 +509,13 @@ async def test_a_job_that_a_restart_cut_has_failed_and_shows_the_payments_state(
 async def test_a_job_of_another_gateway_runs_there(front):
     front.repository.leave("resp_bg_left", elsewhere=True, payment="unknown")
     got = await front.get("/v1/responses/resp_bg_left")
-    assert (got.document["status"], got.document["error"], got.payment) == (
-        "in_progress",
-        None,
-        "unknown",
-    )
+    assert (got.document["status"], got.document["error"], got.payment) == ("in_progress", None, "unknown")
 
 
 async def test_the_row_of_a_job_that_runs_at_shutdown_stays(front):
     job_id = await begin(front)
     await front.work()
-    interrupted = await front.jobs.drain(
-        0.01, lambda: front.world.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
-    )
+    interrupted = await front.jobs.drain(0.01, lambda: front.world.service.interrupt_all(InterruptReason.SHUTTING_DOWN))
     await front.idle()
     assert interrupted == 1 and front.repository.rows == {job_id: "key_alice"}
 
@@ -581,11 +532,7 @@ async def test_draining_waits_for_jobs_in_the_background(front):
 async def test_an_unreachable_database_may_be_tried_again_and_is_no_404(front):
     front.repository.error = DatabaseUnavailable("unreachable")
     got = await front.get("/v1/responses/resp_bg_left")
-    assert (got.status, got.code, got.headers["x-should-retry"]) == (
-        503,
-        "journal_unavailable",
-        "true",
-    )
+    assert (got.status, got.code, got.headers["x-should-retry"]) == (503, "journal_unavailable", "true")
     # An id that is no background job's is unknown without a query of the database.
     assert (await front.get("/v1/responses/resp_1")).status == 404
 
@@ -642,9 +589,7 @@ async def test_a_job_that_another_gateway_has_bought_is_stored_here_and_not_paid
     for event in PAID:
         purchase.apply(event)
     head = ResultHead("application/json", "identity")
-    front.world.service._shared = Others(
-        BoughtElsewhere(purchase, head, response(text="theirs"), None)
-    )
+    front.world.service._shared = Others(BoughtElsewhere(purchase, head, response(text="theirs"), None))
     job_id = await begin(front, headers=KEY)
     await front.idle()
     got = await front.get(f"/v1/responses/{job_id}")
@@ -688,17 +633,12 @@ async def test_a_job_whose_payment_was_unknown_shows_the_state_found_since(front
     front.repository.error = DatabaseUnavailable("unreachable")
     assert b"payment_unknown" in (await front.get(where)).body
     front.repository.error = None
-    front.repository.leave(
-        job_id, payment="settled", state="undelivered", charged_msat=0, refund="given"
-    )
+    front.repository.leave(job_id, payment="settled", state="undelivered", charged_msat=0, refund="given")
     found = await front.get(where)
     assert found.payment == "settled" and b"payment_unknown" not in found.body
     assert b'"status":"failed"' in found.body and b'"refund":"given"' in found.body
     if not stream:
-        assert (found.headers["X-Lcp-Charged-Msat"], found.headers["X-Lcp-Refund"]) == (
-            "0",
-            "given",
-        )
+        assert (found.headers["X-Lcp-Charged-Msat"], found.headers["X-Lcp-Refund"]) == ("0", "given")
     assert (await front.ask("POST", f"/v1/responses/{job_id}/cancel")).payment == "settled"
     assert (await front.ask("DELETE", f"/v1/responses/{job_id}")).status == 200
     await front.idle()

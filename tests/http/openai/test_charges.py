@@ -22,9 +22,7 @@ TEN_PERCENT = Markup(100_000)
 SETTLED = (PurchaseEvent.PAY, PurchaseEvent.SETTLE)
 
 
-def context_of(
-    account_id, *events: PurchaseEvent, refund=False, charged_msat=None
-) -> RequestContext:
+def context_of(account_id, *events: PurchaseEvent, refund=False, charged_msat=None) -> RequestContext:
     """Return the context of a customer's request; with events it has a purchase of 5,000 msat, charged at 5,500."""
     found = RequestContext("req_1", caller=Caller("key_1", account_id, KeyRules()))
     if events:
@@ -106,18 +104,12 @@ async def test_an_answer_that_is_paid_goes_out_though_no_balance_can_be_read(ban
 
 async def test_an_error_carries_the_charge_that_stands():
     failure = ApiError(502, "no", details={"a": 1})
-    await ChargeReport.describe(
-        context_of("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure
-    )
+    await ChargeReport.describe(context_of("acct_1", *SETTLED, PurchaseEvent.FAIL_DELIVERY), failure)
     assert failure.details == {"a": 1, "charged_msat": 5_500}
 
 
-@pytest.mark.parametrize(
-    ("decided", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500), (None, 0)]
-)
-async def test_an_error_waits_for_the_decision_about_its_refund(
-    bank, monkeypatch, decided, charged_msat
-):
+@pytest.mark.parametrize(("decided", "charged_msat"), [(Refund.GIVEN, 0), (Refund.WITHHELD, 5_500), (None, 0)])
+async def test_an_error_waits_for_the_decision_about_its_refund(bank, monkeypatch, decided, charged_msat):
     """Regression: the error did not say that the refund was withheld."""
     monkeypatch.setattr(charges, "_REFUND_S", 10.0 if decided else 0.01)
     account_id = await bank.customer(9_000)
@@ -151,9 +143,7 @@ async def test_an_error_without_a_customer_carries_no_charge():
         (State.UNDELIVERED, Refund.WITHHELD, 5_500),
     ],
 )
-async def test_a_repeat_carries_the_charge_of_the_purchase_that_it_repeats(
-    bank, state, refund, charged_msat
-):
+async def test_a_repeat_carries_the_charge_of_the_purchase_that_it_repeats(bank, state, refund, charged_msat):
     """Regression: the error carried the charge of its own, refused quote, which is nothing."""
     account_id = await bank.customer(9_000)
     charge = Charge(account_id, Msat(5_500), TEN_PERCENT, refund is not Refund.WITHHELD)

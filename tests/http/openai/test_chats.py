@@ -22,9 +22,7 @@ def chunks(completion_id="chatcmpl-1", *texts):
     head = {"id": completion_id, "object": "chat.completion.chunk", "created": 7, "model": "m"}
     values = [{**head, "choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
     values.append({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    return [b"data: " + json.dumps(value).encode() + b"\n\n" for value in values] + [
-        b"data: [DONE]\n\n"
-    ]
+    return [b"data: " + json.dumps(value).encode() + b"\n\n" for value in values] + [b"data: [DONE]\n\n"]
 
 
 async def stored(front, number, key="alice", **fields):
@@ -83,13 +81,7 @@ async def test_they_are_filtered_by_model_and_by_metadata(front):
 
 async def test_an_empty_list_is_a_list(front):
     page = (await front.get(CHATS)).document
-    assert page == {
-        "object": "list",
-        "data": [],
-        "first_id": None,
-        "last_id": None,
-        "has_more": False,
-    }
+    assert page == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
 async def test_responses_and_completions_are_two_families(front):
@@ -120,11 +112,7 @@ async def test_a_change_that_makes_no_sense_changes_nothing(front, body):
 
 async def test_messages_are_listed_as_they_were_asked_with(front):
     parts = [{"type": "text", "text": "look"}]
-    messages = [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": parts, "name": "n"},
-        7,
-    ]
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": parts, "name": "n"}, 7]
     await stored(front, 0, messages=messages)
     page = (await front.get(f"{CHATS}/chatcmpl-0/messages")).document
     assert [item["role"] for item in page["data"]] == ["system", "user", None]
@@ -137,11 +125,7 @@ async def test_messages_are_listed_as_they_were_asked_with(front):
 async def test_a_deleted_one_is_gone(front):
     await stored(front, 0)
     got = await front.ask("DELETE", f"{CHATS}/chatcmpl-0")
-    assert got.document == {
-        "object": "chat.completion.deleted",
-        "id": "chatcmpl-0",
-        "deleted": True,
-    }
+    assert got.document == {"object": "chat.completion.deleted", "id": "chatcmpl-0", "deleted": True}
     assert await ids(front) == []
 
 
@@ -150,10 +134,7 @@ async def test_a_chat_of_another_key_is_unknown(front, completion_id):
     await stored(front, 0)
     for method, path in (("GET", ""), ("POST", ""), ("DELETE", ""), ("GET", "/messages")):
         got = await front.ask(
-            method,
-            f"{CHATS}/{completion_id}{path}",
-            BOB,
-            json={"metadata": {}} if method == "POST" else None,
+            method, f"{CHATS}/{completion_id}{path}", BOB, json={"metadata": {}} if method == "POST" else None
         )
         assert (got.status, got.code, got.param) == (404, "completion_not_found", "completion_id")
     assert await ids(front, key=BOB) == []
@@ -161,8 +142,7 @@ async def test_a_chat_of_another_key_is_unknown(front, completion_id):
 
 
 @pytest.mark.parametrize(
-    ("query", "param"),
-    [("limit=x", "limit"), ("order=newest", "order"), ("after=chatcmpl-9", "after")],
+    ("query", "param"), [("limit=x", "limit"), ("order=newest", "order"), ("after=chatcmpl-9", "after")]
 )
 async def test_a_page_that_makes_no_sense_is_refused(front, query, param):
     got = await front.get(f"{CHATS}?{query}")
@@ -186,8 +166,5 @@ async def test_where_nothing_is_stored_lists_are_empty_and_ids_say_why():
     async with storing_front(limits=StoreLimits(0, 10**6, 1e6)) as front:
         await stored(front, 0)
         assert await ids(front) == []
-        assert (
-            "max_stored_items"
-            in (await front.get(f"{CHATS}/chatcmpl-0")).document["error"]["message"]
-        )
+        assert "max_stored_items" in (await front.get(f"{CHATS}/chatcmpl-0")).document["error"]["message"]
         await front.idle()

@@ -18,13 +18,10 @@ RAW = b'{"model":"m" , "input":[ {"role":"user","content":"\\ud83d" ,"n":1.0E0} 
 HI = b'{"type":"message","role":"user","content":"hi"}'
 
 
-async def test_a_response_is_stored_as_its_provider_sent_it_and_sent_on_as_the_client_wrote_it(
-    front,
-):
+async def test_a_response_is_stored_as_its_provider_sent_it_and_sent_on_as_the_client_wrote_it(front):
     body = RAW + b"}"
     got = await front.bought(
-        response(),
-        front.ask("POST", "/v1/responses", data=body, headers={"Content-Type": "application/json"}),
+        response(), front.ask("POST", "/v1/responses", data=body, headers={"Content-Type": "application/json"})
     )
     assert (got.body, got.payment) == (response(), "settled")
     assert front.sent() == body
@@ -62,9 +59,7 @@ async def test_three_turns_send_all_that_was_said_in_the_bytes_that_it_was_said_
     output = first[first.index(b'"output": [') + 11 : -2]
     await front.bought(
         events("resp_2", "two"),
-        front.create(
-            previous_response_id="resp_1", input=[{"role": "user", "content": "2"}], stream=True
-        ),
+        front.create(previous_response_id="resp_1", input=[{"role": "user", "content": "2"}], stream=True),
     )
     assert json.loads(front.sent()) == {
         "model": "m",
@@ -86,19 +81,13 @@ async def test_fields_that_the_gateway_does_not_change_keep_their_bytes(front):
     asking = front.ask("POST", "/v1/responses", data=body)
     await front.bought(response("resp_2"), asking)
     assert front.sent().startswith(b'{"model":"m","input":[' + HI)
-    assert front.sent().endswith(
-        b'{"role":"user","content":"\\ud83d" ,"n":1.0E0}],"x":{"previous_response_id":1}}'
-    )
+    assert front.sent().endswith(b'{"role":"user","content":"\\ud83d" ,"n":1.0E0}],"x":{"previous_response_id":1}}')
 
 
 @pytest.mark.parametrize("previous", ["resp_0", "resp_bg_0", "../x", "é", "r" * 256])
 async def test_an_unknown_earlier_response_is_a_404_and_nothing_is_bought(front, previous):
     got = await front.create(previous_response_id=previous)
-    assert (got.status, got.code, got.param) == (
-        404,
-        "previous_response_not_found",
-        "previous_response_id",
-    )
+    assert (got.status, got.code, got.param) == (404, "previous_response_not_found", "previous_response_id")
     assert (got.payment, got.headers["x-should-retry"], front.payments) == ("none", "false", 0)
 
 
@@ -134,14 +123,10 @@ async def test_a_request_that_joins_a_running_purchase_sees_the_same_given_id(fr
     assert (len(front.store), front.payments) == (1, 1)
 
 
-async def test_a_retry_of_a_chained_request_joins_the_paid_one_though_its_beginning_has_gone(
-    front,
-):
+async def test_a_retry_of_a_chained_request_joins_the_paid_one_though_its_beginning_has_gone(front):
     await front.bought(response(), front.create())
     headers = {"Idempotency-Key": "k"}
-    first = await front.bought(
-        response("resp_2"), front.create(previous_response_id="resp_1", headers=headers)
-    )
+    first = await front.bought(response("resp_2"), front.create(previous_response_id="resp_1", headers=headers))
     await front.ask("DELETE", "/v1/responses/resp_1")
     again = await front.create(previous_response_id="resp_1", headers=headers)
     assert (again.status, again.body, front.payments) == (200, first.body, 2)
@@ -154,9 +139,7 @@ async def test_a_quote_for_a_chained_request_is_for_the_whole_of_it_and_can_be_t
     await front.bought(response(), front.create())
     quoted = await front.create(previous_response_id="resp_1", headers={"X-Lcp-Quote-Only": "true"})
     assert quoted.document["object"] == "lcp.quote" and front.payments == 1
-    taken = front.create(
-        previous_response_id="resp_1", headers={"X-Lcp-Quote-Id": quoted.document["id"]}
-    )
+    taken = front.create(previous_response_id="resp_1", headers={"X-Lcp-Quote-Id": quoted.document["id"]})
     got = await front.bought(response("resp_2"), taken)
     assert got.headers["X-Lcp-Job-Id"] == quoted.document["job_id"]
     assert len(json.loads(front.sent())["input"]) == 3
@@ -168,10 +151,7 @@ async def test_how_a_chained_request_would_be_routed_is_explained_with_its_earli
     assert len(json.loads(got.document["body"])["input"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("limits", "length"),
-    [({"max_body_bytes": 500}, 400), ({"context_tokens": 300}, 800)],
-)
+@pytest.mark.parametrize(("limits", "length"), [({"max_body_bytes": 500}, 400), ({"context_tokens": 300}, 800)])
 async def test_a_context_that_is_too_long_is_refused_before_anything_is_bought(limits, length):
     async with storing_front(**limits) as front:
         await front.bought(response(text="x" * length), front.create())
@@ -184,9 +164,7 @@ async def test_a_context_that_is_too_long_is_refused_before_anything_is_bought(l
 async def test_an_estimate_that_may_be_twice_too_high_refuses_nothing_that_could_fit():
     async with storing_front(context_tokens=300) as front:
         await front.bought(response(text="x" * 100), front.create())
-        assert (
-            await front.bought(response("resp_2"), front.create(previous_response_id="resp_1"))
-        ).status == 200
+        assert (await front.bought(response("resp_2"), front.create(previous_response_id="resp_1"))).status == 200
         await front.idle()
 
 

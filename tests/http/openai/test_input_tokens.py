@@ -36,15 +36,11 @@ def node():
 
 
 @asynccontextmanager
-async def serving(
-    *nodes, providers=(), models=("m",), kind=RESPONSES, earlier=None, rules=None, **options
-):
+async def serving(*nodes, providers=(), models=("m",), kind=RESPONSES, earlier=None, rules=None, **options):
     """Serve the route; ``nodes`` are a, b, …, each of which offers the models. Return a client function and the observed calls."""
     http_nodes = [VirtualNode(name, n.base_url) for name, n in zip("abc", nodes, strict=False)]
     registry = ModelRegistry({"m": ModelCard(aliases=("nick",))})
-    catalog = Catalog(
-        (*providers, *(provider(n.provider_id, *models, kind=kind) for n in http_nodes)), 0.0
-    )
+    catalog = Catalog((*providers, *(provider(n.provider_id, *models, kind=kind) for n in http_nodes)), 0.0)
     counter = TokenCounter(http_nodes)
     contexts = []
 
@@ -184,10 +180,7 @@ async def test_earlier_turns_count_exactly_and_estimated(node):
         assert (await ask(body)).how == "exact"
         estimated = await ask({**body, "model": "unknown"})
     (seen,) = node.counts
-    assert [item["content"] for item in json.loads(seen.body)["input"]] == [
-        earlier[0]["content"],
-        "hello you",
-    ]
+    assert [item["content"] for item in json.loads(seen.body)["input"]] == [earlier[0]["content"], "hello you"]
     assert estimated.document["input_tokens"] > 100
 
 
@@ -219,11 +212,7 @@ async def test_a_key_that_may_not_buy_the_model_is_refused(node):
         (b'{"model":"m","input":5}', "input", "invalid_type"),
         (b'{"model":"m","input":{}}', "input", "invalid_type"),
         (b'{"previous_response_id":5}', "previous_response_id", "invalid_type"),
-        (
-            b'{"previous_response_id":"resp_1","conversation":"c"}',
-            "previous_response_id",
-            "invalid_value",
-        ),
+        (b'{"previous_response_id":"resp_1","conversation":"c"}', "previous_response_id", "invalid_value"),
     ],
 )
 async def test_an_invalid_page_query_is_refused_by_name(node, body, param, code):

@@ -76,9 +76,7 @@ def listed(*providers, **more) -> Listing:
 
 async def test_every_model_is_listed_once_with_all_its_providers_by_name():
     found = await listed(
-        provider("b", "m2", "m1"),
-        provider("node:n", "m1"),
-        provider("a", "m1", kind=TaskKind.COMPLETIONS),
+        provider("b", "m2", "m1"), provider("node:n", "m1"), provider("a", "m1", kind=TaskKind.COMPLETIONS)
     ).list()
     assert [one["id"] for one in found] == ["m1", "m2"]
     assert [one["lcp"]["providers"] for one in found] == [["b", "node:n", "a"], ["b"]]
@@ -86,15 +84,9 @@ async def test_every_model_is_listed_once_with_all_its_providers_by_name():
 
 
 async def test_a_model_has_openais_fields_and_its_known_facts():
-    card = {
-        "params_b": 7.5,
-        "context_length": 8_192,
-        "capabilities": ("tools", "code"),
-        "owned_by": "me",
-    }
+    card = {"params_b": 7.5, "context_length": 8_192, "capabilities": ("tools", "code"), "owned_by": "me"}
     (one,) = await listed(
-        provider("node:n", "m", facts={"m": ModelFacts(4_096, NOW)}, list_price_msat=3_000),
-        cards={"m": card},
+        provider("node:n", "m", facts={"m": ModelFacts(4_096, NOW)}, list_price_msat=3_000), cards={"m": card}
     ).list()
     assert one == {
         "id": "m",
@@ -129,9 +121,7 @@ async def test_an_embedding_model_has_dimensions_and_one_endpoint():
     assert one["lcp"]["endpoints"] == ["embeddings"]
 
 
-@pytest.mark.parametrize(
-    ("cards", "owner"), [({}, "OpenClaw"), ({"m": {"owned_by": "the operator"}}, "the operator")]
-)
+@pytest.mark.parametrize(("cards", "owner"), [({}, "OpenClaw"), ({"m": {"owned_by": "the operator"}}, "the operator")])
 async def test_the_owner_is_the_operators_word_or_the_first_providers(cards, owner):
     both = provider("node:n", "m", owned_by="OpenClaw"), provider("a", "m")
     (one,) = await listed(*both, cards=cards).list()
@@ -139,9 +129,7 @@ async def test_the_owner_is_the_operators_word_or_the_first_providers(cards, own
 
 
 async def test_the_price_is_the_lowest_that_is_listed_or_was_asked():
-    listing = listed(
-        provider("a", "m"), provider("b", "m"), provider("node:n", "m", list_price_msat=9_000)
-    )
+    listing = listed(provider("a", "m"), provider("b", "m"), provider("node:n", "m", list_price_msat=9_000))
     assert (await listing.list())[0]["lcp"]["price_msat"] == 9_000
     listing.records.quoted("a", "m", 20_000)
     listing.records.quoted("b", "m", 5_000)
@@ -194,9 +182,7 @@ async def test_the_models_of_an_allowlist_are_listed_though_no_provider_has_them
 
 
 async def test_an_allowlist_that_is_not_kept_to_hides_nothing():
-    found = await listed(
-        provider("a", "m", "m2"), allowlist=frozenset({"m"}), allow_unlisted=True
-    ).list()
+    found = await listed(provider("a", "m", "m2"), allowlist=frozenset({"m"}), allow_unlisted=True).list()
     assert [one["id"] for one in found] == ["m", "m2"]
 
 
@@ -220,9 +206,7 @@ async def test_an_alias_is_a_model_that_names_its_real_one():
 
 @pytest.mark.parametrize("name", ["auto", "auto:fast", "gpt-4o"])
 async def test_auto_and_its_aliases_are_models_too(name):
-    listing = listed(
-        provider("a", "m"), provider("b", "m"), cards={"auto": {"aliases": ("gpt-4o",)}}
-    )
+    listing = listed(provider("a", "m"), provider("b", "m"), cards={"auto": {"aliases": ("gpt-4o",)}})
     listing.there["a"] = False
     one = await listing.one(name)
     assert (one["id"], one["object"], one["lcp"]["ready"]) == (name, "model", True)
@@ -249,12 +233,7 @@ async def test_every_kind_has_its_word():
         provider("b", "m", kind=CHAT),
         provider("c", "m", kind=TaskKind.EMBEDDINGS),
     )
-    assert (await listed(*both).list())[0]["lcp"]["endpoints"] == [
-        "chat",
-        "responses",
-        "completions",
-        "embeddings",
-    ]
+    assert (await listed(*both).list())[0]["lcp"]["endpoints"] == ["chat", "responses", "completions", "embeddings"]
 
 
 def with_mark_up(model, price_msat):
@@ -263,9 +242,7 @@ def with_mark_up(model, price_msat):
 
 async def test_customers_see_their_charge_beside_the_price():
     found = await listed(
-        provider("node:n", "dear", "m", list_price_msat=3_000),
-        provider("a", "mystery"),
-        charge=with_mark_up,
+        provider("node:n", "dear", "m", list_price_msat=3_000), provider("a", "mystery"), charge=with_mark_up
     ).list()
     prices = {one["id"]: (one["lcp"]["price_msat"], one["lcp"]["charge_msat"]) for one in found}
     assert prices == {"dear": (3_000, 6_000), "m": (3_000, 3_007), "mystery": (None, None)}
@@ -278,9 +255,7 @@ async def test_a_free_result_may_be_charged_all_the_same():
 
 async def test_an_alias_is_charged_like_its_model():
     listing = listed(
-        provider("node:n", "dear", list_price_msat=3_000),
-        cards={"dear": {"aliases": ("nick",)}},
-        charge=with_mark_up,
+        provider("node:n", "dear", list_price_msat=3_000), cards={"dear": {"aliases": ("nick",)}}, charge=with_mark_up
     )
     assert (await listing.one("nick"))["lcp"]["charge_msat"] == 6_000
 

@@ -50,11 +50,7 @@ async def test_a_customer_who_pays_that_invoice_has_enough(bank):
 
 async def test_a_402_comes_without_an_invoice_where_none_can_be_made(bank):
     account_id = await bank.customer()
-    wallets = [
-        bank.wallet_without_invoices(),
-        bank.wallet(max_msat=2_000),
-        bank.wallet(most_open=0),
-    ]
+    wallets = [bank.wallet_without_invoices(), bank.wallet(max_msat=2_000), bank.wallet(most_open=0)]
     for wallet in wallets:
         error = await refused(bank, account_id, wallet)
         assert (error.status, error.code) == (402, "insufficient_balance")

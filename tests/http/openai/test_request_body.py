@@ -64,8 +64,7 @@ def test_prompts_and_inputs_are_text_or_tokens_one_or_several(kind, name, given)
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "other"),
-    [(COMPLETIONS, "prompt", b'"input":"x"'), (EMBEDDINGS, "input", b'"prompt":"x"')],
+    ("kind", "name", "other"), [(COMPLETIONS, "prompt", b'"input":"x"'), (EMBEDDINGS, "input", b'"prompt":"x"')]
 )
 @pytest.mark.parametrize(
     ("given", "code"),
@@ -243,8 +242,7 @@ def test_an_embedding_names_its_own_model():
 
 @pytest.mark.parametrize("default", ["", "house"])
 @pytest.mark.parametrize(
-    "twice",
-    [b'"model":"m","model":null', b'"model":null,"model":"m"', b'"model":null,"model":null'],
+    "twice", [b'"model":"m","model":null', b'"model":null,"model":"m"', b'"model":null,"model":null']
 )
 def test_a_model_named_twice_is_refused_also_where_one_of_them_is_none(default, twice):
     with pytest.raises(ApiError) as caught:

@@ -46,8 +46,6 @@ def test_an_idempotency_key_can_be_shown(value):
     assert refused(Idempotency_Key=value).param == "Idempotency-Key"
 
 
-@pytest.mark.parametrize(
-    ("count", "is_retry"), [("0", False), ("1", True), ("x", False), ("", False), ("-1", False)]
-)
+@pytest.mark.parametrize(("count", "is_retry"), [("0", False), ("1", True), ("x", False), ("", False), ("-1", False)])
 def test_a_count_of_retries_tells_a_retry(count, is_retry):
     assert read_request_headers({"x-stainless-retry-count": count}).repeat.is_retry is is_retry

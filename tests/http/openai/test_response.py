@@ -5,12 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.http.openai.response import (
-    ADAPTER_HEADER,
-    ROUTING_HEADER,
-    ResultTransform,
-    safe_header,
-)
+from lcp_gateway.http.openai.response import ADAPTER_HEADER, ROUTING_HEADER, ResultTransform, safe_header
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -19,12 +14,8 @@ from lcp_gateway.purchase.quote import Candidate
 from lcp_gateway.routing.adaptation import COMPLETIONS_AS_CHAT
 from tests.support.purchases import PEER, TASK, order, quote
 
-COMPLETION = Task(
-    TaskKind.COMPLETIONS, "m", b'{"model":"m","prompt":"Say","echo":true}', stream=False
-)
-STREAMED = Task(
-    TaskKind.COMPLETIONS, "m", b'{"model":"m","prompt":"Say","stream":true}', stream=True
-)
+COMPLETION = Task(TaskKind.COMPLETIONS, "m", b'{"model":"m","prompt":"Say","echo":true}', stream=False)
+STREAMED = Task(TaskKind.COMPLETIONS, "m", b'{"model":"m","prompt":"Say","stream":true}', stream=True)
 ROUTING = {"source": "lcp", "peer": PEER, "model": "m", "score": 0.5, "candidates": 3}
 CHAT_ANSWER = (
     b'{"id":"c","object":"chat.completion","model":"m","choices":'
@@ -105,9 +96,7 @@ def test_a_result_that_is_no_object_is_left_alone():
 
 
 async def test_the_routing_is_in_the_first_event_of_a_stream_and_all_else_is_as_it_came():
-    out = await transformed(
-        transform(routing=ROUTING), b": hi\n\n" + CHUNK[:20], CHUNK[20:], CHUNK, DONE
-    )
+    out = await transformed(transform(routing=ROUTING), b": hi\n\n" + CHUNK[:20], CHUNK[20:], CHUNK, DONE)
     assert out.startswith(b": hi\n\n" + CHUNK[:-5] + b',"routing_info":{"source":"lcp"')
     assert out.endswith(b"}}\r\n\r\n" + CHUNK + DONE)
     assert out.count(b"routing_info") == 1
@@ -152,9 +141,7 @@ async def test_a_stream_of_chat_is_turned_back_and_says_its_routing_once(size):
     whole = CHUNK + CHUNK + DONE
     chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
     made = transform(STREAMED, adapter=COMPLETIONS_AS_CHAT, routing=ROUTING)
-    first, second, done = (
-        (await transformed(made, *chunks)).replace(b"\r", b"").strip().split(b"\n\n")
-    )
+    first, second, done = (await transformed(made, *chunks)).replace(b"\r", b"").strip().split(b"\n\n")
     first, second = (json.loads(event.removeprefix(b"data: ")) for event in (first, second))
     assert (first["choices"][0]["text"], second["choices"][0]["text"]) == ("hi", "hi")
     assert first["routing_info"]["score"] == 0.5 and "routing_info" not in second
@@ -182,10 +169,7 @@ async def test_a_stream_that_no_adapter_can_hold_is_paid_and_undelivered():
 
 async def test_an_error_that_cuts_a_stream_cuts_the_changed_one():
     cut = Undelivered("cut")
-    for made in (
-        transform(routing=ROUTING),
-        transform(STREAMED, adapter=COMPLETIONS_AS_CHAT),
-    ):
+    for made in (transform(routing=ROUTING), transform(STREAMED, adapter=COMPLETIONS_AS_CHAT)):
         with pytest.raises(Undelivered) as caught:
             await transformed(made, CHUNK[:10], cut)
         assert caught.value is cut

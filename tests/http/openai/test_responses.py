@@ -150,25 +150,20 @@ async def test_an_id_of_another_credential_takes_the_same_work_as_an_unknown_one
 
 async def test_the_input_of_a_response_is_listed_the_newest_first_and_a_page_at_a_time(front):
     await front.bought(response("resp_1", "one"), front.create(input="first"))
-    await front.bought(
-        response("resp_2", "two"), front.create(previous_response_id="resp_1", input="second")
-    )
+    await front.bought(response("resp_2", "two"), front.create(previous_response_id="resp_1", input="second"))
     got = await front.get("/v1/responses/resp_2/input_items")
     said = [item["content"][0]["text"] for item in got.document["data"]]
     assert (said, got.document["has_more"]) == (["second", "one", "first"], False)
     assert [item["role"] for item in got.document["data"]] == ["user", "assistant", "user"]
     first = (await front.get("/v1/responses/resp_2/input_items?order=asc&limit=2")).document
     assert (first["has_more"], len(first["data"])) == (True, 2)
-    rest = (
-        await front.get(f"/v1/responses/resp_2/input_items?order=asc&after={first['last_id']}")
-    ).document
+    rest = (await front.get(f"/v1/responses/resp_2/input_items?order=asc&after={first['last_id']}")).document
     assert [item["content"][0]["text"] for item in rest["data"]] == ["second"]
     assert len({item["id"] for item in got.document["data"]}) == 3
 
 
 @pytest.mark.parametrize(
-    ("query", "param"),
-    [("limit=0", "limit"), ("limit=101", "limit"), ("order=up", "order"), ("after=x", "after")],
+    ("query", "param"), [("limit=0", "limit"), ("limit=101", "limit"), ("order=up", "order"), ("after=x", "after")]
 )
 async def test_a_page_that_makes_no_sense_is_refused(front, query, param):
     await front.bought(response(), front.create())
@@ -306,9 +301,7 @@ async def test_a_job_that_is_cut_in_its_stream_ends_with_the_event_of_a_failure(
 
 async def test_heartbeats_go_out_while_a_job_is_silent():
     ready = asyncio.Event()
-    async with storing_front(
-        upstream=ScriptedPeers({"p1": Peer(ready=ready)}), heartbeat_s=0.02
-    ) as front:
+    async with storing_front(upstream=ScriptedPeers({"p1": Peer(ready=ready)}), heartbeat_s=0.02) as front:
         job_id = (await front.create(background=True)).document["id"]
         path, headers = f"/v1/responses/{job_id}?stream=true", {"Authorization": "Bearer alice"}
         async with asyncio.timeout(10), front.client.get(path, headers=headers) as got:

@@ -21,19 +21,9 @@ class Served:
     """A server with one route that relays the given chunks; an exception among them is raised."""
 
     def __init__(
-        self,
-        *chunks,
-        kind=TaskKind.CHAT_COMPLETIONS,
-        heartbeat_s=0.0,
-        content_type="text/event-stream",
-        encoding="",
+        self, *chunks, kind=TaskKind.CHAT_COMPLETIONS, heartbeat_s=0.0, content_type="text/event-stream", encoding=""
     ):
-        self.chunks, self.kind, self.heartbeat_s, self.content_type = (
-            chunks,
-            kind,
-            heartbeat_s,
-            content_type,
-        )
+        self.chunks, self.kind, self.heartbeat_s, self.content_type = (chunks, kind, heartbeat_s, content_type)
         self.encoding = {"Content-Encoding": encoding} if encoding else {}
         self.counted = 0
 
@@ -52,12 +42,7 @@ class Served:
     async def _handle(self, request):
         response = web.StreamResponse(headers={"Content-Type": self.content_type, **self.encoding})
         relay = SseRelay(
-            request,
-            response,
-            kind=self.kind,
-            heartbeat_s=self.heartbeat_s,
-            limit_s=30,
-            on_bytes=self._count,
+            request, response, kind=self.kind, heartbeat_s=self.heartbeat_s, limit_s=30, on_bytes=self._count
         )
         try:
             await relay.run(self._source())
@@ -121,9 +106,7 @@ async def test_a_chat_stream_that_breaks_says_so_in_an_event_and_never_ends_clea
 
 
 async def test_a_responses_stream_that_breaks_sends_an_error_event():
-    _, body, whole = await Served(
-        b"event: x\ndata: {}\n\n", Undelivered("cut"), kind=TaskKind.RESPONSES
-    ).get()
+    _, body, whole = await Served(b"event: x\ndata: {}\n\n", Undelivered("cut"), kind=TaskKind.RESPONSES).get()
     assert not whole
     event = body.split(b"\n\n")[-2].removeprefix(b"\n")
     name, _, data = event.partition(b"\ndata: ")
@@ -132,11 +115,7 @@ async def test_a_responses_stream_that_breaks_sends_an_error_event():
 
 
 async def test_a_stream_that_is_not_events_just_breaks_off():
-    assert await Served(b"{", Undelivered("cut"), content_type="application/json").get() == (
-        200,
-        b"{",
-        False,
-    )
+    assert await Served(b"{", Undelivered("cut"), content_type="application/json").get() == (200, b"{", False)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])

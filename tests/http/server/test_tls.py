@@ -118,16 +118,11 @@ async def shown_at(port: int) -> bytes:
 async def test_a_client_that_trusts_the_certificate_is_served_and_sees_the_scheme(tmp_path, serve):
     pair = certificate(tmp_path)
     port = await serve(Tls(pair.certificate, pair.key))
-    async with (
-        ClientSession() as session,
-        session.get(f"https://localhost:{port}/", ssl=pair.trusting) as answer,
-    ):
+    async with ClientSession() as session, session.get(f"https://localhost:{port}/", ssl=pair.trusting) as answer:
         assert await answer.json() == {"scheme": "https", "secure": True}
 
 
-async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on(
-    tmp_path, serve
-):
+async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go_on(tmp_path, serve):
     pair, renewed = certificate(tmp_path, "one"), certificate(tmp_path, "two")
     tls = Tls(pair.certificate, pair.key)
     port = await serve(tls)
@@ -157,9 +152,7 @@ async def test_a_renewal_that_cannot_be_used_leaves_the_certificate_of_before(tm
         assert await shown_at(port) == before
 
 
-async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(
-    tmp_path, serve, monkeypatch
-):
+async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(tmp_path, serve, monkeypatch):
     monkeypatch.setattr("lcp_gateway.http.server.listener._HANDSHAKE_S", 0.3)
     pair = certificate(tmp_path)
     port = await serve(Tls(pair.certificate, pair.key))

@@ -165,9 +165,7 @@ async def test_a_settled_payment_comes_with_its_fee_and_preimage(node, lnd):
 
 
 @pytest.mark.parametrize("status", [0, IN_FLIGHT, INITIATED, 77])
-async def test_what_has_not_ended_is_in_flight_and_the_answer_does_not_wait_for_its_end(
-    node, lnd, status
-):
+async def test_what_has_not_ended_is_in_flight_and_the_answer_does_not_wait_for_its_end(node, lnd, status):
     node.knows(unfinished(HASH, status=status))
 
     record = await lnd.payment(HASH)
@@ -384,22 +382,10 @@ async def test_no_call_here_can_pay(node, lnd):
     """The macaroon in the docs has two permissions, which only these calls need."""
     added = await add_invoice(node, value_msat=1)
     node.calls.clear()
-    for question in (
-        lnd.info(),
-        lnd.balance(),
-        lnd.channels(),
-        lnd.payment(HASH),
-        lnd.decode(added.payment_request),
-    ):
+    for question in (lnd.info(), lnd.balance(), lnd.channels(), lnd.payment(HASH), lnd.decode(added.payment_request)):
         await question
 
-    assert node.calls == [
-        "GetInfo",
-        "ChannelBalance",
-        "ListChannels",
-        "TrackPaymentV2",
-        "DecodePayReq",
-    ]
+    assert node.calls == ["GetInfo", "ChannelBalance", "ListChannels", "TrackPaymentV2", "DecodePayReq"]
 
 
 def test_the_stubs_are_loaded_only_when_lnd_is_asked_and_leave_the_process_as_it_was():

@@ -110,9 +110,7 @@ class TestMakingInvoices:
         assert (invoice.payee, invoice.network) == (lnd.identity, "bcrt")
         assert invoice.payment_hash == created.payment_hash
         assert created.expires_at == datetime.fromtimestamp(invoice.expires_at, UTC)
-        assert abs(created.expires_at - datetime.now(UTC) - timedelta(seconds=600)) < timedelta(
-            seconds=5
-        )
+        assert abs(created.expires_at - datetime.now(UTC) - timedelta(seconds=600)) < timedelta(seconds=5)
         assert (await invoices.create(1_000, "", 600)).add_index == created.add_index + 1
 
     async def test_route_hints_are_asked_for_where_channels_are_private(self, lnd):
@@ -128,18 +126,13 @@ class TestMakingInvoices:
             ({"amount_msat": 5_001}, InvoiceFlaw.AMOUNT),
             ({"amount_msat": None}, InvoiceFlaw.AMOUNT),
             ({"description": "something else"}, InvoiceFlaw.DESCRIPTION),
-            (
-                {"description": None, "description_hash": sha256(b"a top-up").digest()},
-                InvoiceFlaw.DESCRIPTION,
-            ),
+            ({"description": None, "description_hash": sha256(b"a top-up").digest()}, InvoiceFlaw.DESCRIPTION),
             ({"payment_hash": b"\x01" * 32}, InvoiceFlaw.PAYMENT_HASH),
             ({"expiry_s": 7}, InvoiceFlaw.EXPIRY),
             ({"timestamp": int(time.time()) - HOUR}, InvoiceFlaw.EXPIRY),
         ],
     )
-    async def test_an_invoice_that_is_not_the_one_asked_for_is_refused(
-        self, lnd, invoices, forged, flaw
-    ):
+    async def test_an_invoice_that_is_not_the_one_asked_for_is_refused(self, lnd, invoices, forged, flaw):
         lnd.forged = forged
 
         with pytest.raises(WrongInvoice) as wrong:
@@ -169,9 +162,7 @@ class TestMakingInvoices:
         assert (await invoices.identity()).network is None
         await invoices.create(5_000, "a top-up", HOUR)
 
-    async def test_another_node_behind_the_address_is_accepted_at_the_second_invoice(
-        self, lnd, invoices
-    ):
+    async def test_another_node_behind_the_address_is_accepted_at_the_second_invoice(self, lnd, invoices):
         await invoices.create(5_000, "a top-up", HOUR)
         lnd.key = PrivateKey(b"\x06" * 32)
         lnd.info.identity_pubkey = lnd.key.public_key.format().hex()
@@ -186,9 +177,7 @@ class TestMakingInvoices:
         ("amount_msat", "memo", "expiry_s"),
         [(0, "", 1), (-1, "", 1), (1, "", 0), (1, "", -1), (1, "x" * 640, 1), (1, "ü" * 320, 1)],
     )
-    async def test_an_impossible_invoice_is_not_requested(
-        self, lnd, invoices, amount_msat, memo, expiry_s
-    ):
+    async def test_an_impossible_invoice_is_not_requested(self, lnd, invoices, amount_msat, memo, expiry_s):
         with pytest.raises(ValueError, match=r"above zero|at most 639 bytes"):
             await invoices.create(amount_msat, memo, expiry_s)
         assert "AddInvoice" not in lnd.calls
@@ -213,9 +202,7 @@ class TestMakingInvoices:
     async def test_a_wrong_macaroon_is_not_worth_another_try(self, lnd, tmp_path):
         other = tmp_path / "other.macaroon"
         other.write_bytes(b"\x02other")
-        async with LndInvoices(
-            LndAddress(lnd.address.target, lnd.address.tls_cert, other)
-        ) as invoices:
+        async with LndInvoices(LndAddress(lnd.address.target, lnd.address.tls_cert, other)) as invoices:
             with pytest.raises(LndError) as refused:
                 await invoices.create(5_000, "", HOUR)
             ended = await Follower(invoices, 1).ends()
@@ -330,9 +317,7 @@ class TestFollowing:
         assert (await follower.hears(1))[0].payment_hash == created.payment_hash
         await follower.stop()
 
-    async def test_from_nothing_on_the_newest_come_in_the_order_of_their_settlement(
-        self, lnd, invoices
-    ):
+    async def test_from_nothing_on_the_newest_come_in_the_order_of_their_settlement(self, lnd, invoices):
         made = [await invoices.create(5_000, "", HOUR) for _ in range(4)]
         for created in (made[2], made[0], made[3]):
             await lnd.settle(created.payment_hash)

@@ -3,13 +3,7 @@
 import grpc
 import pytest
 
-from lcp_gateway.lightning.lnd.permissions import (
-    READING,
-    SELLING,
-    MacaroonNotAccepted,
-    MacaroonProbe,
-    Permission,
-)
+from lcp_gateway.lightning.lnd.permissions import READING, SELLING, MacaroonNotAccepted, MacaroonProbe, Permission
 from lcp_gateway.lightning.lnd.records import LndError
 from tests.support.lnd_standin import LndStandin, Trouble, settled
 

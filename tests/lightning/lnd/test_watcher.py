@@ -75,11 +75,7 @@ async def test_an_answer_that_cannot_be_read_makes_the_state_unknown_and_is_rais
 
     states = []
     watch = LndWatcher(
-        Broken(DAEMON),
-        daemon_node_id=lambda: DAEMON,
-        log=CapturingLogger(),
-        on_state=states.append,
-        interval_s=0.0,
+        Broken(DAEMON), daemon_node_id=lambda: DAEMON, log=CapturingLogger(), on_state=states.append, interval_s=0.0
     )
     with pytest.raises(OverflowError):
         await watch.run()

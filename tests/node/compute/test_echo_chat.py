@@ -72,12 +72,7 @@ async def test_a_stream_is_the_role_the_tokens_the_finish_and_done(client):
     assert [event["choices"][0]["delta"].get("content") for event in events[1:-1]] == [
         "This", " is", " the", " echo", " node.", " You", " said:", " good", " day",
     ]  # fmt: skip
-    assert events[-1]["choices"][0] == {
-        "index": 0,
-        "delta": {},
-        "logprobs": None,
-        "finish_reason": "stop",
-    }
+    assert events[-1]["choices"][0] == {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}
     assert len({event["id"] for event in events}) == 1
     assert {event["object"] for event in events} == {"chat.completion.chunk"}
     assert len(streamed.chunks) == 9 + 3
@@ -85,9 +80,7 @@ async def test_a_stream_is_the_role_the_tokens_the_finish_and_done(client):
 
 
 async def test_usage_comes_last_when_it_is_asked_for(client):
-    streamed = await client.ask_stream(
-        chat_task(stream=True, stream_options={"include_usage": True})
-    )
+    streamed = await client.ask_stream(chat_task(stream=True, stream_options={"include_usage": True}))
     *others, last = streamed.events
 
     assert last["choices"] == []
@@ -131,9 +124,7 @@ async def test_a_tool_is_called_with_arguments_in_its_schemas_shape(client):
 async def test_a_streamed_tool_call_adds_up_to_the_same(client):
     streamed = await client.ask_stream(chat_task(tools=[WEATHER], stream=True))
     deltas = [event["choices"][0]["delta"] for event in streamed.events]
-    arguments = "".join(
-        delta["tool_calls"][0]["function"]["arguments"] for delta in deltas if "tool_calls" in delta
-    )
+    arguments = "".join(delta["tool_calls"][0]["function"]["arguments"] for delta in deltas if "tool_calls" in delta)
 
     assert deltas[0]["tool_calls"][0]["function"]["name"] == "get_weather"
     assert orjson.loads(arguments) == {"city": "echo", "days": 1}
@@ -177,9 +168,7 @@ async def test_images_are_accepted_and_counted(client):
     ]
     answer = await client.ask(chat_task(messages=[{"role": "user", "content": content}]))
 
-    assert answer["choices"][0]["message"]["content"].endswith(
-        "You said (and sent 1 image): what is this"
-    )
+    assert answer["choices"][0]["message"]["content"].endswith("You said (and sent 1 image): what is this")
 
 
 @pytest.mark.parametrize(
@@ -207,9 +196,7 @@ async def test_a_pace_is_kept(client):
     import time
 
     start = time.perf_counter()
-    streamed = await client.ask_stream(
-        chat_task(model="echo-slow", stream=True, max_tokens=6), "Carol"
-    )
+    streamed = await client.ask_stream(chat_task(model="echo-slow", stream=True, max_tokens=6), "Carol")
     took = time.perf_counter() - start
 
     assert len(streamed.events) == 8

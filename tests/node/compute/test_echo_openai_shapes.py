@@ -8,12 +8,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
-from tests.support.node_client import (
-    chat_task,
-    raw_chat_task,
-    raw_responses_task,
-    responses_task,
-)
+from tests.support.node_client import chat_task, raw_chat_task, raw_responses_task, responses_task
 
 PARAMETERS = {
     "type": "object",
@@ -21,23 +16,9 @@ PARAMETERS = {
     "required": ["city"],
     "additionalProperties": False,
 }
-CHAT_TOOL = {
-    "type": "function",
-    "function": {"name": "get_weather", "parameters": PARAMETERS, "strict": True},
-}
-RESPONSES_TOOL = {
-    "type": "function",
-    "name": "get_weather",
-    "parameters": PARAMETERS,
-    "strict": True,
-}
-CHAT_VARIANTS = [
-    {},
-    {"max_tokens": 2},
-    {"n": 2},
-    {"tools": [CHAT_TOOL]},
-    {"response_format": {"type": "json_object"}},
-]
+CHAT_TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS, "strict": True}}
+RESPONSES_TOOL = {"type": "function", "name": "get_weather", "parameters": PARAMETERS, "strict": True}
+CHAT_VARIANTS = [{}, {"max_tokens": 2}, {"n": 2}, {"tools": [CHAT_TOOL]}, {"response_format": {"type": "json_object"}}]
 RESPONSES_VARIANTS = [{}, {"max_output_tokens": 2}, {"tools": [RESPONSES_TOOL]}]
 EVENT = TypeAdapter(ResponseStreamEvent)
 
@@ -55,22 +36,16 @@ class NodeTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request):
         body = await request.aread()
-        make = (
-            raw_chat_task if request.url.path.endswith("/chat/completions") else raw_responses_task
-        )
+        make = raw_chat_task if request.url.path.endswith("/chat/completions") else raw_responses_task
         terms = await self._client.quote(make(body, "echo-1"))
         result = (await self._client.accept(terms)).result
-        return httpx.Response(
-            200, headers={"content-type": result.content_type}, content=result.result
-        )
+        return httpx.Response(200, headers={"content-type": result.content_type}, content=result.result)
 
 
 @pytest.fixture
 async def openai(client):
     http = httpx.AsyncClient(transport=NodeTransport(client))
-    async with AsyncOpenAI(
-        api_key="k", base_url="http://node.invalid/v1", http_client=http, max_retries=0
-    ) as openai:
+    async with AsyncOpenAI(api_key="k", base_url="http://node.invalid/v1", http_client=http, max_retries=0) as openai:
         yield openai
 
 
@@ -83,9 +58,7 @@ async def test_chat_answers_are_valid_to_the_letter(client, fields):
         ChatCompletionChunk.model_validate(event, strict=True)
 
 
-@pytest.mark.parametrize(
-    "fields", RESPONSES_VARIANTS, ids=lambda fields: "-".join(fields) or "plain"
-)
+@pytest.mark.parametrize("fields", RESPONSES_VARIANTS, ids=lambda fields: "-".join(fields) or "plain")
 async def test_responses_are_valid_to_the_letter(client, fields):
     Response.model_validate(await client.ask(responses_task(**fields)))
     streamed = await client.ask_stream(responses_task(**fields, stream=True))
@@ -94,15 +67,12 @@ async def test_responses_are_valid_to_the_letter(client, fields):
         parsed = EVENT.validate_python(event)
         assert parsed.type == event["type"]
         assert type(parsed).__name__.removesuffix("Event") == "".join(
-            part.title()
-            for part in event["type"].replace("output_text", "text").replace(".", "_").split("_")
+            part.title() for part in event["type"].replace("output_text", "text").replace(".", "_").split("_")
         )
 
 
 async def test_the_chat_stream_helper_adds_up_what_was_said(openai):
-    async with openai.chat.completions.stream(
-        model="echo-1", messages=[{"role": "user", "content": "hi"}]
-    ) as stream:
+    async with openai.chat.completions.stream(model="echo-1", messages=[{"role": "user", "content": "hi"}]) as stream:
         kinds = [event.type async for event in stream]
         final = await stream.get_final_completion()
 
@@ -140,9 +110,7 @@ async def test_the_responses_stream_helper_adds_up_what_was_said(openai):
 
 
 async def test_the_responses_stream_helper_reads_a_tool_call(openai):
-    async with openai.responses.stream(
-        model="echo-1", input="hi", tools=[RESPONSES_TOOL]
-    ) as stream:
+    async with openai.responses.stream(model="echo-1", input="hi", tools=[RESPONSES_TOOL]) as stream:
         final = await stream.get_final_response()
 
     assert final.output[0].parsed_arguments == {"city": "echo"}
@@ -166,8 +134,6 @@ async def test_langchain_talks_streams_and_calls_tools(client, use_responses_api
     assert "".join(pieces) == said.text and len(pieces) > 5
 
     called = await model.bind_tools([CHAT_TOOL]).ainvoke("hi")
-    assert [(call["name"], call["args"]) for call in called.tool_calls] == [
-        ("get_weather", {"city": "echo"})
-    ]
+    assert [(call["name"], call["args"]) for call in called.tool_calls] == [("get_weather", {"city": "echo"})]
     assert await model.with_structured_output(City).ainvoke("hi") == City(name="echo", population=1)
     await http.aclose()

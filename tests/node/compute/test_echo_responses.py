@@ -85,11 +85,7 @@ async def test_a_tool_is_called(client):
     answer = await client.ask(responses_task(tools=[WEATHER]))
     call = answer["output"][0]
 
-    assert (call["type"], call["name"], call["status"]) == (
-        "function_call",
-        "get_weather",
-        "completed",
-    )
+    assert (call["type"], call["name"], call["status"]) == ("function_call", "get_weather", "completed")
     assert orjson.loads(call["arguments"]) == {"city": "echo"}
 
 
@@ -99,9 +95,7 @@ async def test_a_streamed_tool_call_has_its_own_events(client):
 
     assert "response.function_call_arguments.delta" in kinds(streamed)
     assert not any(kind.startswith("response.output_text") for kind in kinds(streamed))
-    done = next(
-        event for event in events if event["type"] == "response.function_call_arguments.done"
-    )
+    done = next(event for event in events if event["type"] == "response.function_call_arguments.done")
     deltas = [event["delta"] for event in events if event["type"].endswith("call_arguments.delta")]
     assert "".join(deltas) == done["arguments"]
     assert done["item_id"] == events[2]["item"]["id"] == events[-1]["response"]["output"][0]["id"]
@@ -132,8 +126,6 @@ async def test_a_json_schema_is_followed_in_shape(client):
 async def test_what_the_request_set_is_repeated(client, stream):
     fields = {"metadata": {"a": "b"}, "temperature": 0.5, "instructions": "be kind"}
     task = responses_task(stream=stream, **fields)
-    answer = (
-        (await client.ask_stream(task)).events[-1]["response"] if stream else await client.ask(task)
-    )
+    answer = (await client.ask_stream(task)).events[-1]["response"] if stream else await client.ask(task)
 
     assert {key: answer[key] for key in fields} == fields

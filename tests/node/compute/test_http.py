@@ -33,9 +33,7 @@ async def backend():
     async def complete(request):
         backend.seen.append((request.path, await request.read(), dict(request.headers)))
         if not backend.chunks:
-            return web.Response(
-                status=backend.status, body=backend.body, content_type="application/json"
-            )
+            return web.Response(status=backend.status, body=backend.body, content_type="application/json")
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for chunk in backend.chunks:
@@ -65,9 +63,7 @@ async def backend():
 async def test_its_models_are_found_and_offered(make_node, backend):
     async with make_node(backend=backend.url) as client:
         (peer,) = await client.list_peers()
-        offered = {
-            task.openai_responses_v1.model for task in peer.remote_manifest.supported_tasks
-        } - {""}
+        offered = {task.openai_responses_v1.model for task in peer.remote_manifest.supported_tasks} - {""}
 
     assert offered == {"llama", "qwen"}
 

@@ -41,10 +41,7 @@ TREE = {
         ({"anyOf": [{"type": "null"}]}, None),
         ({"type": "object"}, {}),
         ({"properties": {"a": {"type": "integer"}}}, {"a": 1}),
-        (
-            {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {"type": "integer"}}}]},
-            {"a": "echo", "b": 1},
-        ),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {"type": "integer"}}}]}, {"a": "echo", "b": 1}),
         ({"$defs": {"x": {"type": "integer"}}, "$ref": "#/$defs/x"}, 1),
         ({"$ref": "#/nowhere"}, "echo"),
         ({"$ref": "https://example.com/schema"}, "echo"),
@@ -90,10 +87,7 @@ def test_a_type_that_contains_itself_ends():
             "required": [str(at) for at in range(20_000)],
         },
         {"anyOf": [{"type": "null"}] * 50_000 + [{"$ref": "#"}]},
-        {
-            "properties": {str(at): {} for at in range(20_000)},
-            "allOf": [{"properties": {"a": {"$ref": "#"}}}],
-        },
+        {"properties": {str(at): {} for at in range(20_000)}, "allOf": [{"properties": {"a": {"$ref": "#"}}}]},
         {"allOf": [{"properties": 5}], "properties": "x"},
         {"allOf": "x", "anyOf": {}, "required": 3, "type": "object"},
     ],

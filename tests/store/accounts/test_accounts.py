@@ -41,10 +41,7 @@ def test_a_memo_may_be_missing():
 
 async def test_accounts_are_listed_page_by_page_the_newest_first(accounts):
     # Two of the same time are ordered by their ids.
-    made = [
-        await accounts.create(f"{n}", actor="op", at=NOW + timedelta(seconds=n // 2))
-        for n in range(7)
-    ]
+    made = [await accounts.create(f"{n}", actor="op", at=NOW + timedelta(seconds=n // 2)) for n in range(7)]
     seen, after = [], None
     while True:
         page = await accounts.page(limit=3, after=after)
@@ -63,9 +60,7 @@ async def test_an_account_can_be_renamed(accounts):
         await accounts.rename("acct_nobody", "new", actor="op", at=LATER)
 
 
-async def test_a_deleted_account_leaves_its_books_and_no_name(
-    accounts, database, ledger, topups, journal, customer
-):
+async def test_a_deleted_account_leaves_its_books_and_no_name(accounts, database, ledger, topups, journal, customer):
     keys = Keys(database)
     account_id = await customer(5_000)
     key = await keys.create(account_id, name="laptop", actor="op", at=NOW)
@@ -95,9 +90,7 @@ async def test_a_deleted_account_leaves_its_books_and_no_name(
             await act
 
 
-async def test_everything_an_administrator_does_is_in_the_log_without_names(
-    accounts, database, ledger
-):
+async def test_everything_an_administrator_does_is_in_the_log_without_names(accounts, database, ledger):
     keys, log = Keys(database), AdminLog(database)
     made = await accounts.create("Alice", actor="op", at=NOW)
     key = await keys.create(made.id, name="Alice's laptop", actor="op", at=NOW)

@@ -36,9 +36,7 @@ def keys(database) -> Keys:
 
 async def test_a_key_comes_back_as_it_was_made(keys, customer):
     account_id = await customer(0)
-    made = await keys.create(
-        account_id, name="laptop", actor="op", at=NOW, rules=EVERY_RULE, kind=KeyKind.AGENT
-    )
+    made = await keys.create(account_id, name="laptop", actor="op", at=NOW, rules=EVERY_RULE, kind=KeyKind.AGENT)
     assert made.text.startswith("lcpg_") and len(made.text) == 48
     assert made.record.prefix == made.text[:10]
     assert made.record.key_hash == hashlib.sha256(made.text.encode()).digest()
@@ -54,8 +52,7 @@ async def test_the_key_itself_is_nowhere(keys, customer, database):
     made = await keys.create(await customer(0), name="laptop", actor="op", at=NOW)
     rows = await database.read(
         lambda connection: [
-            connection.execute(text(f"SELECT * FROM {table}")).all()
-            for table in ("keys", "admin_log", "accounts")
+            connection.execute(text(f"SELECT * FROM {table}")).all() for table in ("keys", "admin_log", "accounts")
         ]
     )
     secret = made.text[10:]
@@ -85,8 +82,7 @@ async def test_a_key_belongs_to_an_account(keys):
 async def test_a_revoked_key_stays_in_the_list_and_leaves_the_cache(keys, customer):
     account_id = await customer(0)
     first, second = [
-        await keys.create(account_id, name=f"{n}", actor="op", at=NOW + timedelta(seconds=n))
-        for n in range(2)
+        await keys.create(account_id, name=f"{n}", actor="op", at=NOW + timedelta(seconds=n)) for n in range(2)
     ]
     before = await keys.load_all()
     assert {record.id for record in before.records} == {first.record.id, second.record.id}
@@ -141,11 +137,7 @@ async def test_no_change_is_missed_by_a_reader_while_others_write(where, keys, c
 
     following = asyncio.ensure_future(follow())
     made = await asyncio.gather(
-        *(
-            one.create(account_id, name=f"{n}", actor="op", at=NOW)
-            for n in range(20)
-            for one in (keys, other)
-        )
+        *(one.create(account_id, name=f"{n}", actor="op", at=NOW) for n in range(20) for one in (keys, other))
     )
     done = True
     await following

@@ -91,9 +91,7 @@ async def test_an_adjustment_has_an_amount_and_a_reason(ledger, customer):
         await adjust(ledger, account_id, 1, reason=" ")
 
 
-async def test_a_statement_has_each_movement_and_the_balance_after_it(
-    ledger, journal, topups, customer
-):
+async def test_a_statement_has_each_movement_and_the_balance_after_it(ledger, journal, topups, customer):
     account_id = await customer(5_000)
     await customer(9_999)
     topup = await asked(topups, account_id, 1)
@@ -165,9 +163,7 @@ SPOILT = [
 
 
 @pytest.mark.parametrize(("spoil", "found"), SPOILT)
-async def test_an_audit_finds_discrepancies(
-    ledger, journal, topups, database, customer, spoil, found
-):
+async def test_an_audit_finds_discrepancies(ledger, journal, topups, database, customer, spoil, found):
     account_id = await customer(10_000)
     await asked(topups, account_id, 1)
     await topups.settle(hash_of(1), Msat(1_000), settle_index=1, at=NOW)
@@ -192,9 +188,7 @@ async def test_an_audit_looks_at_every_purchase(ledger, journal, database, custo
         journal.record(job(number), State.UNDELIVERED, NOW)
     await written(journal)
     assert (await ledger.audit()).problems == []
-    await database.write(
-        lambda connection: connection.execute(text("UPDATE purchases SET state = 'settled'"))
-    )
+    await database.write(lambda connection: connection.execute(text("UPDATE purchases SET state = 'settled'")))
     audit = await ledger.audit()
     assert len(audit.problems) == audit.purchases == 20
 

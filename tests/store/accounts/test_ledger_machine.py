@@ -39,13 +39,7 @@ updates = st.tuples(
     st.none() | AMOUNTS,
 )
 buys = st.tuples(
-    st.just("buy"),
-    NUMBERS,
-    WHOSE,
-    AMOUNTS,
-    st.sampled_from(MARKUPS),
-    st.booleans(),
-    st.sampled_from(ProviderSource),
+    st.just("buy"), NUMBERS, WHOSE, AMOUNTS, st.sampled_from(MARKUPS), st.booleans(), st.sampled_from(ProviderSource)
 )
 steps = st.one_of(
     # Weighted: the operations that matter most here come more often.
@@ -209,9 +203,7 @@ class Gateway:
             assert told_msat == available_msat < charge_msat
         else:
             assert is_new and charge_msat <= available_msat
-            self.model.purchases[number] = Bought(
-                whose, price_msat, charge_msat, markup, refund, source
-            )
+            self.model.purchases[number] = Bought(whose, price_msat, charge_msat, markup, refund, source)
 
     async def update(self, number, state, charged_msat):
         update = PurchaseUpdate(charged_msat=None if charged_msat is None else Msat(charged_msat))
@@ -269,8 +261,7 @@ async def test_balances_are_what_a_model_says_after_any_sequence(where, sequence
     await gateway.start()
     try:
         gateway.accounts = [
-            (await Accounts(gateway.database).create(name, actor="op", at=NOW)).id
-            for name in ("first", "second")
+            (await Accounts(gateway.database).create(name, actor="op", at=NOW)).id for name in ("first", "second")
         ]
         for whose in range(2):
             await gateway.topup(f"to begin with {whose}", whose, 2_000)

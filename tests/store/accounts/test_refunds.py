@@ -53,9 +53,7 @@ async def refund_of(books, number):
     return record.refund
 
 
-async def test_a_charge_within_the_limits_is_refunded_at_once(
-    journal, books, ledger, customer, heard
-):
+async def test_a_charge_within_the_limits_is_refunded_at_once(journal, books, ledger, customer, heard):
     journal.refunds = RefundLimits(account_day_msat=2 * EACH, day_msat=3 * EACH)
     account_id = await customer(10_000)
     listening = []
@@ -105,9 +103,7 @@ async def test_a_new_day_has_limits_of_its_own(journal, books, customer):
     assert given == [Refund.GIVEN, Refund.GIVEN, Refund.WITHHELD]
 
 
-async def test_what_the_provider_was_paid_counts_where_it_is_more_than_the_charge(
-    journal, books, customer
-):
+async def test_what_the_provider_was_paid_counts_where_it_is_more_than_the_charge(journal, books, customer):
     # A price of 1,000 and a fee of 900: the operator loses 1,900.
     journal.refunds = RefundLimits(account_day_msat=3_799)
     account_id = await customer(10_000)
@@ -135,10 +131,7 @@ async def test_many_in_one_batch_see_one_another(journal, books, customer):
     journal.refunds = RefundLimits(account_day_msat=3 * EACH)
     account_id = await customer(100_000)
     await asyncio.gather(
-        *(
-            journal.intend(charged(number, account_id, refund_undelivered=True))
-            for number in range(20)
-        )
+        *(journal.intend(charged(number, account_id, refund_undelivered=True)) for number in range(20))
     )
     for number in range(20):
         journal.record(job(number), State.SETTLED, NOW)
@@ -149,9 +142,7 @@ async def test_many_in_one_batch_see_one_another(journal, books, customer):
 
 
 @pytest.mark.parametrize("found", ["sweep", "resolve"])
-async def test_the_limits_hold_for_every_way_to_find_it_out(
-    where, database, books, ledger, customer, found
-):
+async def test_the_limits_hold_for_every_way_to_find_it_out(where, database, books, ledger, customer, found):
     account_id = await customer(10_000)
     dead = await open_database(where)
     journal = JournalWriter(dead, on_problem=print)
@@ -221,9 +212,7 @@ async def decide(refunds, grant, *, number=1, reason="looked into it"):
 
 
 @pytest.mark.parametrize(("grant", "refund"), [(True, Refund.GRANTED), (False, Refund.DENIED)])
-async def test_a_decision_is_made_once_and_recorded(
-    journal, database, refunds, books, ledger, customer, grant, refund
-):
+async def test_a_decision_is_made_once_and_recorded(journal, database, refunds, books, ledger, customer, grant, refund):
     account_id = await withheld(journal, customer)
     before = await ledger.balance(account_id)
     for at in range(3):
@@ -303,16 +292,10 @@ async def test_withheld_refunds_are_not_deleted(journal, database, books, refund
 
 # After any sequence the day's refunds stay within the limits, and no refund within them is withheld.
 
-buys = st.tuples(
-    st.integers(0, 2), st.integers(1, 3_000), st.sampled_from([NOW, TOMORROW]), st.booleans()
-)
+buys = st.tuples(st.integers(0, 2), st.integers(1, 3_000), st.sampled_from([NOW, TOMORROW]), st.booleans())
 
 
-@settings(
-    max_examples=examples(0.25),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=examples(0.25), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(buys, max_size=12), st.integers(0, 6_000), st.integers(0, 9_000))
 async def test_the_limits_are_kept_to_the_msat(sqlite_where, bought, account_day_msat, day_msat):
     from lcp_gateway.store.accounts.accounts import Accounts
@@ -338,9 +321,9 @@ async def test_the_limits_are_kept_to_the_msat(sqlite_where, bought, account_day
         await undelivered(journal, number, account_id, price_msat=price_msat, at=at, ending=ending)
         record = await books.purchase(job(number))
         amount_msat = max(record.charge.amount_msat, price_msat + 10)
-        fits = (
-            not account_day_msat or of_account[account_id, at] + amount_msat <= account_day_msat
-        ) and (not day_msat or of_all[at] + amount_msat <= day_msat)
+        fits = (not account_day_msat or of_account[account_id, at] + amount_msat <= account_day_msat) and (
+            not day_msat or of_all[at] + amount_msat <= day_msat
+        )
         if leaves:
             assert record.refund is None
         else:

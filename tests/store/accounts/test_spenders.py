@@ -24,13 +24,8 @@ def spender(where, name, purchases, account_id, source=ProviderSource.LCP):
 
 async def test_two_processes_on_one_balance_for_ten_take_exactly_ten(where, customer, ledger):
     account_id = await customer(10 * EACH_MSAT + 1_049)
-    with (
-        spender(where, "a", 32, account_id) as first,
-        spender(where, "b", 32, account_id) as second,
-    ):
-        lines = await asyncio.gather(
-            *(asyncio.to_thread(read_until, process, "done") for process in (first, second))
-        )
+    with spender(where, "a", 32, account_id) as first, spender(where, "b", 32, account_id) as second:
+        lines = await asyncio.gather(*(asyncio.to_thread(read_until, process, "done") for process in (first, second)))
     assert len(numbers(lines[0]) + numbers(lines[1])) == 10
     balance = await ledger.balance(account_id)
     assert balance.available_msat == 1_049

@@ -37,9 +37,7 @@ async def test_a_payment_is_credited_once_however_often_it_is_reported(topups, l
     account_id = await customer(0)
     made = await asked(topups, account_id, 1)
     told = [
-        await topups.settle(
-            hash_of(1), Msat(1_000), settle_index=7, at=NOW + n * HOUR, node_id="02ab"
-        )
+        await topups.settle(hash_of(1), Msat(1_000), settle_index=7, at=NOW + n * HOUR, node_id="02ab")
         for n in range(3)
     ]
     assert [credit.is_new for credit in told] == [True, False, False]
@@ -53,9 +51,7 @@ async def test_a_payment_is_credited_once_however_often_it_is_reported(topups, l
     assert audit.ok and audit.books == {"customers": 1_000, "lightning": -1_000}
 
 
-async def test_two_gateways_that_are_notified_at_once_credit_it_once(
-    where, topups, ledger, customer
-):
+async def test_two_gateways_that_are_notified_at_once_credit_it_once(where, topups, ledger, customer):
     account_id = await customer(0)
     other_database = await open_database(where)
     other = Topups(other_database)
@@ -134,8 +130,7 @@ async def test_the_bound_holds_for_many_requests_at_once(where, topups, customer
     other_database = await open_database(where)
     other = Topups(other_database)
     outcomes = await asyncio.gather(
-        *(asked((topups, other)[n % 2], account_id, n, most_open=3) for n in range(12)),
-        return_exceptions=True,
+        *(asked((topups, other)[n % 2], account_id, n, most_open=3) for n in range(12)), return_exceptions=True
     )
     await other_database.close()
     assert sum(isinstance(outcome, TooManyOpenTopups) for outcome in outcomes) == 9
@@ -144,10 +139,7 @@ async def test_the_bound_holds_for_many_requests_at_once(where, topups, customer
 
 async def test_topups_are_listed_the_newest_first_and_open_ones_by_their_end(topups, customer):
     account_id = await customer(0)
-    made = [
-        await asked(topups, account_id, n, at=NOW + n * HOUR, expires_at=NOW + (20 - n) * HOUR)
-        for n in range(5)
-    ]
+    made = [await asked(topups, account_id, n, at=NOW + n * HOUR, expires_at=NOW + (20 - n) * HOUR) for n in range(5)]
     first = await topups.page(account_id, limit=3)
     rest = await topups.page(account_id, limit=3, after=first.after)
     assert [*first.items, *rest.items] == made[::-1] and rest.after is None
@@ -186,9 +178,7 @@ async def test_the_oldest_unpaid_of_a_purpose_is_dropped_to_make_room(topups, cu
     account_id = await customer(0)
     of_customer = await asked(topups, account_id, 1, at=NOW - HOUR / 2)
     made = [
-        await asked(
-            topups, None, number, purpose=TopupPurpose.L402, at=NOW + timedelta(seconds=number)
-        )
+        await asked(topups, None, number, purpose=TopupPurpose.L402, at=NOW + timedelta(seconds=number))
         for number in range(2, 8)
     ]
     await topups.settle(hash_of(2), Msat(1), settle_index=1, at=NOW)

@@ -33,11 +33,7 @@ asyncio.run(main())
 
 def opener(where: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", OPEN, where],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
+        [sys.executable, "-c", OPEN, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     )
 
 
@@ -78,9 +74,7 @@ def test_a_start_with_nothing_to_migrate_does_not_import_alembic(where):
 
 async def test_tables_of_a_newer_gateway_are_left_alone(where):
     database = await open_database(where)
-    await database.write(
-        lambda connection: connection.execute(text("UPDATE alembic_version SET version_num='9999'"))
-    )
+    await database.write(lambda connection: connection.execute(text("UPDATE alembic_version SET version_num='9999'")))
     await database.close()
     with pytest.raises(TooNew, match="9999"):
         await open_database(where)
@@ -120,9 +114,7 @@ async def test_a_folder_that_cannot_be_written_is_a_clear_error():
         await open_database("/proc/self/journal.db")
 
 
-@pytest.mark.parametrize(
-    "address", ["mysql://localhost/x", "sqlite://", "sqlite:///:memory:", "://", "foo://%%"]
-)
+@pytest.mark.parametrize("address", ["mysql://localhost/x", "sqlite://", "sqlite:///:memory:", "://", "foo://%%"])
 async def test_an_address_that_cannot_be_used_is_a_clear_error(address):
     with pytest.raises(BadDatabaseUrl):
         await open_database(address)

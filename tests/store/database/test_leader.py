@@ -21,9 +21,7 @@ END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE app
 
 @contextmanager
 def gateway(where: str):
-    process = start_module(
-        "tests.store.lead", where, env=os.environ, cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    process = start_module("tests.store.lead", where, env=os.environ, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -188,9 +186,7 @@ async def test_a_server_that_hangs_ends_the_lead_before_another_process_gets_it(
         lead = Leadership(database, "settlements")
         assert await lead.try_lead()
         pid = int(
-            server.sql(
-                "SELECT pid FROM pg_locks WHERE locktype='advisory' AND objsubid=1 AND mode='ExclusiveLock'"
-            )
+            server.sql("SELECT pid FROM pg_locks WHERE locktype='advisory' AND objsubid=1 AND mode='ExclusiveLock'")
         )
         os.kill(pid, signal.SIGSTOP)
         try:
@@ -237,9 +233,7 @@ async def test_a_folder_that_is_gone_is_a_clear_error_without_its_path(sqlite_wh
     await database.close()
 
 
-async def test_a_lock_that_was_granted_to_a_cancelled_caller_is_free_at_once(
-    postgres_where, monkeypatch
-):
+async def test_a_lock_that_was_granted_to_a_cancelled_caller_is_free_at_once(postgres_where, monkeypatch):
     """When the call is cancelled before the server's reply arrives, the session already holds the lock."""
     database, another = await open_database(postgres_where), await open_database(postgres_where)
     lead, other = Leadership(database, "settlements"), Leadership(another, "settlements")

@@ -46,8 +46,7 @@ def make_old(connection):
         values = {"job_id": job(number), "state": state, "number": number}
         connection.execute(text(OLD_PURCHASE), values)
         connection.execute(
-            text(f"INSERT INTO purchase_states VALUES (:job_id, 'paying', {AT})"),
-            {"job_id": job(number)},
+            text(f"INSERT INTO purchase_states VALUES (:job_id, 'paying', {AT})"), {"job_id": job(number)}
         )
     connection.execute(text(OLD_COUNTER))
 
@@ -80,10 +79,7 @@ async def test_the_purchases_of_an_older_gateway_stay_and_belong_to_no_account(o
     database = await open_database(old_where, gone_after_s=0)
     books, ledger = Books(database), Ledger(database)
     assert (
-        await database.read(
-            lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
-        )
-        == []
+        await database.read(lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)) == []
     )
     paying, delivered = [await books.purchase(job(number)) for number in range(2)]
     assert (paying.state, delivered.state) == (State.PAYING, State.DELIVERED)
@@ -195,8 +191,7 @@ def make_third(connection):
     make_second(connection)
     upgrade_to(connection, "0003")
     connection.execute(
-        text("INSERT INTO background_jobs VALUES ('resp_bg_1', '', 'm', :at, 'abcdabcdabcdabcd')"),
-        {"at": AT},
+        text("INSERT INTO background_jobs VALUES ('resp_bg_1', '', 'm', :at, 'abcdabcdabcdabcd')"), {"at": AT}
     )
 
 
@@ -224,10 +219,7 @@ async def test_a_gateway_that_forgot_repeats_at_a_restart_learns_to_recognise_th
     )
     assert differences == []
     books = Books(database)
-    assert [(await books.purchase(job(number))).state for number in range(2)] == [
-        State.PAYING,
-        State.DELIVERED,
-    ]
+    assert [(await books.purchase(job(number))).state for number in range(2)] == [State.PAYING, State.DELIVERED]
     assert (await BackgroundRows(database).find("resp_bg_1", "")) is not None
     journal = JournalWriter(database, on_problem=print)
     journal.start()
@@ -254,6 +246,4 @@ async def test_a_journal_gets_an_identity_of_its_own_once(third_where, tmp_path)
 
 
 def identity_of(connection):
-    return connection.execute(
-        text("SELECT value FROM journal_identity WHERE name = 'id'")
-    ).scalar_one()
+    return connection.execute(text("SELECT value FROM journal_identity WHERE name = 'id'")).scalar_one()

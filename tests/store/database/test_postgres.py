@@ -61,10 +61,7 @@ async def test_a_session_that_the_server_ends_is_replaced(postgres, postgres_whe
     journal = JournalWriter(database, on_problem=print, limits=IMPATIENT)
     journal.start()
     await journal.intend(intent(1))
-    postgres.sql(
-        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
-        " WHERE application_name='lcp-gateway'"
-    )
+    postgres.sql("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name='lcp-gateway'")
     with pytest.raises(JournalUnavailable):
         await journal.intend(intent(2))
     await journal.intend(intent(2))
@@ -117,9 +114,7 @@ async def flooded(database, readers: int = 3):
         await asyncio.gather(*reads, return_exceptions=True)
 
 
-async def test_a_read_that_finds_every_connection_busy_raises_the_stores_own_error(
-    postgres_where,
-):
+async def test_a_read_that_finds_every_connection_busy_raises_the_stores_own_error(postgres_where):
     """Regression: the pool's own error was not recognized, became a 500, and ended the tasks that read."""
     database = await open_database(postgres_where)
     database._read_engine.sync_engine.pool._timeout = 0.05
@@ -166,9 +161,7 @@ async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again(m
     [asyncpg.CannotConnectNowError("starting up"), asyncpg.TooManyConnectionsError("full")],
     ids=lambda error: type(error).__name__,
 )
-async def test_a_server_that_refuses_connections_counts_as_unavailable(
-    postgres_where, monkeypatch, error
-):
+async def test_a_server_that_refuses_connections_counts_as_unavailable(postgres_where, monkeypatch, error):
     """Not every version of SQLAlchemy wraps the errors that the driver raises while it connects."""
     database = await open_database(postgres_where)
     await database._read_engine.dispose()

@@ -134,13 +134,9 @@ async def live(pair, problems):
 
 async def end_session(database):
     """End the session that holds the owner lock, as the server or a pooler would."""
-    pid = await database.write(
-        lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
-    )
+    pid = await database.write(lambda connection: connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
     await database.read(
-        lambda connection: connection.exec_driver_sql(
-            f"SELECT pg_terminate_backend({pid}, 10000)"
-        ).all()
+        lambda connection: connection.exec_driver_sql(f"SELECT pg_terminate_backend({pid}, 10000)").all()
     )
 
 
@@ -164,9 +160,7 @@ async def swept_for(database, clock, seconds: float, *, beating=None) -> int:
 
 @pytest.mark.parametrize("state", [State.PAYING, State.SETTLED])
 @pytest.mark.parametrize("source", [ProviderSource.LCP, ProviderSource.NODE])
-async def test_purchases_of_a_live_owner_outlive_its_session(
-    pair, live, clock, problems, state, source
-):
+async def test_purchases_of_a_live_owner_outlive_its_session(pair, live, clock, problems, state, source):
     """Regression: until its next write the owner seemed dead, and the purchases it was delivering were ended and refunded."""
     owner, other = pair
     account_id, ledger = await account_of(other)
@@ -187,10 +181,7 @@ async def test_purchases_of_a_live_owner_outlive_its_session(
     assert (found.state, found.refund) == (State.DELIVERED, None)
     assert (await ledger.balance(account_id)).balance_msat == 10_000 - 1_050
     assert (await ledger.audit()).ok
-    assert {problem.kind for problem in problems} <= {
-        JournalProblemKind.UNAVAILABLE,
-        JournalProblemKind.AVAILABLE,
-    }
+    assert {problem.kind for problem in problems} <= {JournalProblemKind.UNAVAILABLE, JournalProblemKind.AVAILABLE}
 
 
 async def test_a_beat_takes_a_lost_lock_again_at_once_and_says_so_once(pair):
@@ -220,9 +211,7 @@ async def test_an_owner_that_is_gone_is_known_after_its_time_and_not_before(pair
     assert (await Books(other).purchase(job(1))).state is State.UNDELIVERED
 
 
-async def test_another_gateway_that_looks_is_not_taken_for_the_owner(
-    pair, live, clock, postgres_where
-):
+async def test_another_gateway_that_looks_is_not_taken_for_the_owner(pair, live, clock, postgres_where):
     """Both gateways probe the owner's lock; one that finds it held by the other must not conclude that the owner lives."""
     owner, other = pair
     third = await open_database(postgres_where)
@@ -258,9 +247,7 @@ async def test_a_background_job_of_an_owner_that_lost_its_session_is_not_called_
     assert not (await jobs.find("resp_1", "k")).elsewhere
 
 
-async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(
-    pair, live, clock, monkeypatch
-):
+async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(pair, live, clock, monkeypatch):
     owner, other = pair
     await live.intend(intent(1))
     live.record(job(1), State.SETTLED, NOW)
@@ -278,9 +265,7 @@ async def test_resolving_by_hand_waits_until_it_is_known_that_the_owner_is_gone(
     assert sum(waits) >= GONE_AFTER_S
 
 
-async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(
-    pair, live, monkeypatch
-):
+async def test_resolving_by_hand_is_refused_when_the_owner_comes_back_meanwhile(pair, live, monkeypatch):
     owner, other = pair
     await live.intend(intent(1))
     live.record(job(1), State.SETTLED, NOW)
@@ -324,9 +309,7 @@ async def test_a_result_delivered_after_its_owner_was_taken_for_dead_is_reported
     assert (await ledger.audit()).ok
 
 
-async def test_a_payment_whose_owner_was_taken_for_dead_goes_on_when_it_comes_back(
-    pair, live, clock, problems
-):
+async def test_a_payment_whose_owner_was_taken_for_dead_goes_on_when_it_comes_back(pair, live, clock, problems):
     owner, other = pair
     account_id, ledger = await account_of(other)
     await live.intend(charged(1, account_id, refund_undelivered=True))

@@ -43,9 +43,7 @@ async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, 
         await second.release()
         await journal.close()
         await database.close()
-        await until(
-            lambda: other.write(lambda connection: other.is_gone(connection, database.owner))
-        )
+        await until(lambda: other.write(lambda connection: other.is_gone(connection, database.owner)))
         await other.close()
     assert not problems
 
@@ -53,9 +51,7 @@ async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, 
 @pytest.mark.parametrize("pooled", [True, False])
 async def test_the_settings_of_a_session_hold(postgres, pooled):
     with pgbouncer(postgres) as port, postgres.fresh_database() as url:
-        database = await open_database(
-            through(url, port) if pooled else url, busy_timeout_s=2.0, write_timeout_s=5.0
-        )
+        database = await open_database(through(url, port) if pooled else url, busy_timeout_s=2.0, write_timeout_s=5.0)
         names = "'lock_timeout', 'idle_in_transaction_session_timeout', 'application_name'"
         question = text(f"SELECT name, setting FROM pg_settings WHERE name IN ({names})")
 
@@ -75,14 +71,9 @@ async def test_the_settings_of_a_session_hold(postgres, pooled):
 @pytest.mark.parametrize("round_robin", ["0", "1"])
 @pytest.mark.parametrize("idle", [0, 1, 2, 3])
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
-async def test_a_pooler_that_shares_sessions_is_refused_in_a_line(
-    postgres, mode, idle, round_robin
-):
+async def test_a_pooler_that_shares_sessions_is_refused_in_a_line(postgres, mode, idle, round_robin):
     """Regression: the gateway started, reported ready, and failed later."""
-    with (
-        pgbouncer(postgres, pool_mode=mode, server_round_robin=round_robin) as port,
-        postgres.fresh_database() as url,
-    ):
+    with pgbouncer(postgres, pool_mode=mode, server_round_robin=round_robin) as port, postgres.fresh_database() as url:
         await leave_idle(through(url, port), idle)
         with pytest.raises(BadDatabaseUrl, match="pool_mode = session") as error:
             await open_database(through(url, port))

@@ -52,9 +52,7 @@ def locked(where: str):
         other.close()
 
 
-async def test_a_locked_database_refuses_intents_and_keeps_updates(
-    journal_on_sqlite, sqlite, sqlite_where, problems
-):
+async def test_a_locked_database_refuses_intents_and_keeps_updates(journal_on_sqlite, sqlite, sqlite_where, problems):
     journal, books = journal_on_sqlite, Books(sqlite)
     await journal.intend(intent(1))
     with locked(sqlite_where):
@@ -68,15 +66,10 @@ async def test_a_locked_database_refuses_intents_and_keeps_updates(
     assert journal.trouble is None
     assert (await books.purchase(job(1))).state is State.SETTLED
     assert await spent(books) == 2_020
-    assert [problem.kind for problem in problems] == [
-        JournalProblemKind.UNAVAILABLE,
-        JournalProblemKind.AVAILABLE,
-    ]
+    assert [problem.kind for problem in problems] == [JournalProblemKind.UNAVAILABLE, JournalProblemKind.AVAILABLE]
 
 
-async def test_updates_are_written_by_themselves_when_the_lock_is_gone(
-    journal_on_sqlite, sqlite, sqlite_where
-):
+async def test_updates_are_written_by_themselves_when_the_lock_is_gone(journal_on_sqlite, sqlite, sqlite_where):
     await journal_on_sqlite.intend(intent(1))
     with locked(sqlite_where):
         journal_on_sqlite.record(job(1), State.UNKNOWN, NOW)
@@ -86,17 +79,10 @@ async def test_updates_are_written_by_themselves_when_the_lock_is_gone(
         journal_on_sqlite.record(job(1), State.DELIVERED, NOW)
     await written(journal_on_sqlite)
     steps = await Books(sqlite).steps(job(1))
-    assert [step.state for step in steps] == [
-        State.PAYING,
-        State.UNKNOWN,
-        State.SETTLED,
-        State.DELIVERED,
-    ]
+    assert [step.state for step in steps] == [State.PAYING, State.UNKNOWN, State.SETTLED, State.DELIVERED]
 
 
-async def test_updates_keep_their_order_through_a_failure(
-    journal_on_sqlite, sqlite, problems, monkeypatch
-):
+async def test_updates_keep_their_order_through_a_failure(journal_on_sqlite, sqlite, problems, monkeypatch):
     for number in (1, 2):
         await journal_on_sqlite.intend(intent(number))
     write = sqlite.write
@@ -112,10 +98,7 @@ async def test_updates_keep_their_order_through_a_failure(
         for number in (1, 2):
             journal_on_sqlite.record(job(number), state, NOW)
     await written(journal_on_sqlite)
-    assert [problem.kind for problem in problems] == [
-        JournalProblemKind.UNAVAILABLE,
-        JournalProblemKind.AVAILABLE,
-    ]
+    assert [problem.kind for problem in problems] == [JournalProblemKind.UNAVAILABLE, JournalProblemKind.AVAILABLE]
     assert (await Books(sqlite).purchase(job(1))).state is State.DELIVERED
 
 
@@ -145,9 +128,7 @@ async def test_updates_keep_their_order_when_a_bad_one_is_singled_out_and_the_da
     assert (await Books(sqlite).purchase(job(1))).state is State.DELIVERED
 
 
-async def test_updates_that_cannot_be_written_until_the_close_are_reported_one_by_one(
-    sqlite, sqlite_where
-):
+async def test_updates_that_cannot_be_written_until_the_close_are_reported_one_by_one(sqlite, sqlite_where):
     problems = []
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=IMPATIENT)
     journal.start()
@@ -167,12 +148,8 @@ async def test_the_queue_is_bounded(sqlite, sqlite_where):
     journal.start()
     await journal.intend(intent("x"))
     with locked(sqlite_where):
-        outcomes = await asyncio.gather(
-            *(journal.intend(intent(n)) for n in range(9)), return_exceptions=True
-        )
-        assert [str(o).startswith("too many purchases wait") for o in outcomes] == [False] * 5 + [
-            True
-        ] * 4
+        outcomes = await asyncio.gather(*(journal.intend(intent(n)) for n in range(9)), return_exceptions=True)
+        assert [str(o).startswith("too many purchases wait") for o in outcomes] == [False] * 5 + [True] * 4
         for _ in range(4):
             journal.record(job("x"), State.SETTLED, NOW)
         assert [p.kind for p in problems][-1] is JournalProblemKind.NOTE_LOST
@@ -182,9 +159,7 @@ async def test_the_queue_is_bounded(sqlite, sqlite_where):
     await journal.close()
 
 
-async def test_intents_do_not_wait_behind_many_updates_for_a_database_that_is_away(
-    sqlite, sqlite_where, problems
-):
+async def test_intents_do_not_wait_behind_many_updates_for_a_database_that_is_away(sqlite, sqlite_where, problems):
     limits = JournalLimits(wait_s=60.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05, batch=10)
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=limits)
     journal.start()
@@ -227,9 +202,7 @@ async def test_an_intent_that_waits_too_long_is_refused_and_taken_back(sqlite, m
     await journal.close()
 
 
-async def test_an_unsure_commit_is_taken_back_but_never_another_ones_intent(
-    journal, database, books, monkeypatch
-):
+async def test_an_unsure_commit_is_taken_back_but_never_another_ones_intent(journal, database, books, monkeypatch):
     await journal.intend(intent(1))
     write = database.write
     failures = iter(["after", "before"])
@@ -294,9 +267,7 @@ def small_folder(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-async def test_a_full_file_system_refuses_to_pay_and_recovers_when_there_is_room(
-    small_folder, problems
-):
+async def test_a_full_file_system_refuses_to_pay_and_recovers_when_there_is_room(small_folder, problems):
     folder = small_folder
     database = await open_database(str(folder / "journal.db"))
     journal = JournalWriter(database, on_problem=problems.append, limits=IMPATIENT)
@@ -331,10 +302,7 @@ async def test_a_full_file_system_refuses_to_pay_and_recovers_when_there_is_room
     for number in intended[1:]:
         assert (await books.purchase(job(number))).state is State.PAYING
     assert await spent(books) == 1_010 * (len(intended) + 1)
-    assert [p.kind for p in problems] == [
-        JournalProblemKind.UNAVAILABLE,
-        JournalProblemKind.AVAILABLE,
-    ]
+    assert [p.kind for p in problems] == [JournalProblemKind.UNAVAILABLE, JournalProblemKind.AVAILABLE]
     await journal.close()
     await database.close()
 
@@ -399,9 +367,7 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
         await open_database(str(tmp_path / "journal.db"))
 
 
-async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(
-    sqlite, problems, monkeypatch
-):
+async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(sqlite, problems, monkeypatch):
     """Regression: the writer task was not restarted after an error; until it is, nothing may be lost."""
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=IMPATIENT)
     tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01))

@@ -96,14 +96,8 @@ HARMS = {
     "replaced": (replace, "its file was replaced by another one"),
     "read-only": (make_read_only, "its file was made read-only"),
     "log moved": (lambda file: move(log_of(file)), "its write-ahead log was deleted or replaced"),
-    "log replaced": (
-        lambda file: replace(log_of(file)),
-        "its write-ahead log was deleted or replaced",
-    ),
-    "index moved": (
-        lambda file: move(index_of(file)),
-        "the index of its write-ahead log was deleted or replaced",
-    ),
+    "log replaced": (lambda file: replace(log_of(file)), "its write-ahead log was deleted or replaced"),
+    "index moved": (lambda file: move(index_of(file)), "the index of its write-ahead log was deleted or replaced"),
     "folder moved": (lambda file: move(file.parent), "its file was deleted or moved"),
     "folder replaced": (replace_folder, "its file was replaced by another one"),
     "folder read-only": (lambda file: make_read_only(file.parent), "its folder was made read-only"),
@@ -111,9 +105,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize(("harm", "reason"), HARMS.values(), ids=HARMS)
-async def test_nothing_is_paid_or_read_until_the_very_file_is_back(
-    writing, opened, file, problems, harm, reason
-):
+async def test_nothing_is_paid_or_read_until_the_very_file_is_back(writing, opened, file, problems, harm, reason):
     """Regression: a gateway kept buying with a journal that had been deleted or replaced."""
     books = Books(opened)
     await books.purchase(job(1))
@@ -133,10 +125,7 @@ async def test_nothing_is_paid_or_read_until_the_very_file_is_back(
     assert writing.trouble is opened.trouble is None
     await writing.intend(intent(3))
     assert await books.purchase(job(2)) is None
-    assert [problem.kind for problem in problems] == [
-        JournalProblemKind.UNAVAILABLE,
-        JournalProblemKind.AVAILABLE,
-    ]
+    assert [problem.kind for problem in problems] == [JournalProblemKind.UNAVAILABLE, JournalProblemKind.AVAILABLE]
 
 
 async def test_the_log_of_a_journal_that_was_made_just_now_is_watched_too(tmp_path):
@@ -211,9 +200,7 @@ async def test_the_first_start_and_later_ones_with_the_same_journal_say_nothing(
 
 
 @pytest.mark.parametrize("how", ["empty", "another"])
-async def test_a_start_with_another_journal_than_before_is_reported_until_an_operator_decides(
-    file, tmp_path, how
-):
+async def test_a_start_with_another_journal_than_before_is_reported_until_an_operator_decides(file, tmp_path, how):
     """Regression: after a restart there were no accounts and no purchases, and the audit reported no problem."""
     first = await open_database(file)
     await first.close()
@@ -234,9 +221,7 @@ async def test_a_start_with_another_journal_than_before_is_reported_until_an_ope
     await database.close()
 
 
-async def test_an_operator_accepts_another_journal_by_deleting_the_file_with_the_old_one_s_name(
-    file,
-):
+async def test_an_operator_accepts_another_journal_by_deleting_the_file_with_the_old_one_s_name(file):
     first = await open_database(file)
     await first.close()
     file.unlink()
@@ -278,9 +263,7 @@ async def test_a_new_secret_is_made_where_there_is_none_of_the_right_size(file):
 # -- on a server --------------------------------------------------------------------------------------
 
 
-async def test_another_database_behind_the_same_address_is_neither_written_nor_read(
-    postgres, migrated_database
-):
+async def test_another_database_behind_the_same_address_is_neither_written_nor_read(postgres, migrated_database):
     """Each new PostgreSQL session is checked for the journal identity that was found at the start."""
     with postgres.fresh_database(migrated_database) as url, postgres.fresh_database() as other_url:
         await (await open_database(other_url)).close()

@@ -124,8 +124,7 @@ async def test_two_gateways_on_one_database_keep_one_budget(where, database, jou
     other = JournalWriter(other_database, on_problem=print)
     other.start()
     outcomes = await asyncio.gather(
-        *((journal, other)[n % 2].intend(intent(n), [for_ten()]) for n in range(64)),
-        return_exceptions=True,
+        *((journal, other)[n % 2].intend(intent(n), [for_ten()]) for n in range(64)), return_exceptions=True
     )
     await other.close()
     await other_database.close()
@@ -170,15 +169,10 @@ intents = st.tuples(
     st.sampled_from(KEYS),
     st.integers(0, 2_000),
     st.sampled_from((0, 1, 30, 24 * 60)),
-    st.lists(
-        st.tuples(st.sampled_from(list(Period)), st.integers(0, 6_000), st.booleans()), max_size=3
-    ),
+    st.lists(st.tuples(st.sampled_from(list(Period)), st.integers(0, 6_000), st.booleans()), max_size=3),
 )
 updates = st.tuples(
-    st.just("update"),
-    st.sampled_from(JOBS),
-    st.sampled_from([None, *State]),
-    st.none() | st.integers(0, 50),
+    st.just("update"), st.sampled_from(JOBS), st.sampled_from([None, *State]), st.none() | st.integers(0, 50)
 )
 _months = itertools.count()
 
@@ -193,8 +187,7 @@ class Model:
         return sum(
             counted
             for key_id, paid_at, _, counted, _ in self.purchases.values()
-            if budget.key_id in {None, key_id}
-            and _period(budget.period, paid_at) == _period(budget.period, at)
+            if budget.key_id in {None, key_id} and _period(budget.period, paid_at) == _period(budget.period, at)
         )
 
     def intend(self, wanted, budgets):
@@ -234,11 +227,7 @@ def _period(period, at):
     }[period]
 
 
-@settings(
-    max_examples=examples(0.3),
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=examples(0.3), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(intents | updates, max_size=25))
 async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, books, steps):
     # Each example has a month and jobs of its own in the one database.
@@ -250,10 +239,7 @@ async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, bo
             _, number, key_id, price_msat, minutes, limits = step
             at = base + timedelta(minutes=minutes)
             wanted = intent(f"{month}/{number}", price_msat=price_msat, key_id=key_id, at=at)
-            budgets = [
-                Budget(period, Msat(limit), key_id if own and key_id else None)
-                for period, limit, own in limits
-            ]
+            budgets = [Budget(period, Msat(limit), key_id if own and key_id else None) for period, limit, own in limits]
             try:
                 await journal.intend(wanted, budgets)
                 taken = True
@@ -267,10 +253,7 @@ async def test_the_counters_are_what_a_model_says_after_any_sequence(journal, bo
             model.record(job_id, state, fee_msat)
     await written(journal)
     for at in (base, base + timedelta(days=1)):
-        for budget in (
-            *PERIODS,
-            *(key_budget(key_id, period) for key_id in "ab" for period in Period),
-        ):
+        for budget in (*PERIODS, *(key_budget(key_id, period) for key_id in "ab" for period in Period)):
             assert await spent(books, budget, at) == model.spent(budget, at), budget
     for job_id, (_, _, state, _, _) in model.purchases.items():
         assert (await books.purchase(job_id)).state is state

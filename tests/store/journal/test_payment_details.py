@@ -77,9 +77,7 @@ async def fees(books, *numbers):
     records = {record.job_id: record for record in page.purchases}
     found = [records[job(number)] for number in numbers]
     assert all((it.fee_msat is None) is (it.preimage is None) for it in found)
-    assert all(
-        it.preimage in {None, job(number)} for it, number in zip(found, numbers, strict=True)
-    )
+    assert all(it.preimage in {None, job(number)} for it, number in zip(found, numbers, strict=True))
     return [it.fee_msat for it in found]
 
 
@@ -113,9 +111,7 @@ async def test_lnd_is_not_asked_while_nothing_is_missing(journal, node, learner)
     assert node.calls == []
 
 
-async def test_details_that_could_not_be_read_while_lnd_was_away_are_recorded_later(
-    journal, books, node, learner
-):
+async def test_details_that_could_not_be_read_while_lnd_was_away_are_recorded_later(journal, books, node, learner):
     """Regression: a purchase left the queue before lnd was asked, and was never asked for again."""
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
@@ -149,9 +145,7 @@ async def test_another_gateway_after_a_restart_goes_on_from_where_the_last_one_w
     assert asked == [5]
 
 
-async def test_a_payment_that_settles_after_a_later_one_is_not_passed_over(
-    journal, books, node, learner
-):
+async def test_a_payment_that_settles_after_a_later_one_is_not_passed_over(journal, books, node, learner):
     held, later = job("held"), job("later")
     hash_of_held = intent("held").payment_hash
     node.knows(settled(job("first"), fee_msat=1))
@@ -181,9 +175,7 @@ async def test_a_payment_held_for_long_is_looked_up_by_its_hash_without_reading_
         await pay(journal, number)
         await learner.once()
         clock.s += 31
-    at = await database.read(
-        lambda connection: cursors.get(connection, cursors.payments_of(node.identity))
-    )
+    at = await database.read(lambda connection: cursors.get(connection, cursors.payments_of(node.identity)))
     assert at == 4
     node.payments[hash_of_held] = settled(job("held"), fee_msat=9)
     journal.record(job("held"), State.SETTLED, datetime.now(UTC))
@@ -269,9 +261,7 @@ async def test_a_preimage_that_does_not_fit_proves_nothing(journal, books, node,
     assert await fees(books, 1) == [None]
 
 
-async def test_a_macaroon_that_may_not_list_learns_one_by_one(
-    journal, books, node, lnd, database, clock
-):
+async def test_a_macaroon_that_may_not_list_learns_one_by_one(journal, books, node, lnd, database, clock):
     class MayNotList(LndClient):
         async def payments_before(self, index, limit):
             raise LndError("UNKNOWN", "permission denied", retryable=False)
@@ -279,24 +269,16 @@ async def test_a_macaroon_that_may_not_list_learns_one_by_one(
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
     async with MayNotList(node.address) as limited:
-        learner = PaymentDetailsReader(
-            limited, PaymentDetails(database), times=ReadTimes(settling_s=0), clock=clock
-        )
+        learner = PaymentDetailsReader(limited, PaymentDetails(database), times=ReadTimes(settling_s=0), clock=clock)
         with pytest.raises(LndError, match="permission denied"):
             await learner.once()
     assert await fees(books, 1) == [7]
 
 
-async def test_purchases_without_a_fee_although_lnd_was_asked_are_counted(
-    journal, books, node, lnd, database, clock
-):
+async def test_purchases_without_a_fee_although_lnd_was_asked_are_counted(journal, books, node, lnd, database, clock):
     told = []
     learner = PaymentDetailsReader(
-        lnd,
-        PaymentDetails(database),
-        on_missing=told.append,
-        times=ReadTimes(settling_s=0),
-        clock=clock,
+        lnd, PaymentDetails(database), on_missing=told.append, times=ReadTimes(settling_s=0), clock=clock
     )
     await learner.once()
     await pay(journal, 1, 2, 3)
@@ -310,9 +292,7 @@ async def test_purchases_without_a_fee_although_lnd_was_asked_are_counted(
     assert told[-1] == 0
 
 
-async def test_payments_unknown_to_lnd_are_looked_up_seldom_and_block_no_other(
-    journal, books, node, learner, clock
-):
+async def test_payments_unknown_to_lnd_are_looked_up_seldom_and_block_no_other(journal, books, node, learner, clock):
     """Purchases of another lnd, or payments that were deleted there."""
     await pay(journal, *range(30))
     for _ in range(5):
@@ -328,9 +308,7 @@ async def test_payments_unknown_to_lnd_are_looked_up_seldom_and_block_no_other(
     assert node.calls.count("TrackPaymentV2") == 50
 
 
-async def test_old_purchases_without_a_fee_are_gone_through_in_rounds(
-    journal, books, node, lnd, database, clock
-):
+async def test_old_purchases_without_a_fee_are_gone_through_in_rounds(journal, books, node, lnd, database, clock):
     await pay(journal, *range(45))
     node.knows(settled(bytes(32)))
     later = datetime.now(UTC) + timedelta(days=1)
@@ -376,22 +354,16 @@ async def test_customers_are_charged_as_before(journal, books, node, learner, cu
     assert (await ledger.audit()).ok
 
 
-async def test_two_gateways_that_learn_at_once_learn_each_fee_once(
-    journal, books, database, node, clock
-):
+async def test_two_gateways_that_learn_at_once_learn_each_fee_once(journal, books, database, node, clock):
     for number in range(100):
         node.knows(settled(job(number), fee_msat=5))
     await pay(journal, *range(100))
     async with LndClient(node.address) as one, LndClient(node.address) as other:
-        await asyncio.gather(
-            *(PaymentDetailsReader(it, PaymentDetails(database)).once() for it in (one, other))
-        )
+        await asyncio.gather(*(PaymentDetailsReader(it, PaymentDetails(database)).once() for it in (one, other)))
     assert await spent(books, HOUR, START) == 100 * 1_005
 
 
-async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(
-    journal, books, node, lnd, database, clock
-):
+async def test_where_the_journal_cannot_be_written_nothing_is_passed_over(journal, books, node, lnd, database, clock):
     class Unwritable(PaymentDetails):
         async def learn(self, *args, **kwargs):
             raise JournalUnavailable("locked")
@@ -409,9 +381,7 @@ async def test_missing_details_are_found_by_an_index(sqlite_where):
     # PostgreSQL describes plans differently, and uses no index for an empty table.
     database = await open_database(sqlite_where)
     query = "EXPLAIN QUERY PLAN SELECT job_id FROM purchases WHERE {} ORDER BY updated_at LIMIT 1"
-    plan = await database.read(
-        lambda connection: str(connection.exec_driver_sql(query.format(HAS_NO_FEE.text)).all())
-    )
+    plan = await database.read(lambda connection: str(connection.exec_driver_sql(query.format(HAS_NO_FEE.text)).all()))
     assert "ix_purchases_no_fee" in plan and "SCAN purchases USING" in plan
     assert "TEMP B-TREE" not in plan
     await database.close()

@@ -108,10 +108,7 @@ async def test_how_each_peer_has_done(history, books):
     ("period", "starts"),
     [
         (Period.MONTH, [datetime(2026, 11, 1, tzinfo=UTC)] * 4),
-        (
-            Period.DAY,
-            [datetime(2026, 11, 21, tzinfo=UTC)] * 3 + [datetime(2026, 11, 22, tzinfo=UTC)],
-        ),
+        (Period.DAY, [datetime(2026, 11, 21, tzinfo=UTC)] * 3 + [datetime(2026, 11, 22, tzinfo=UTC)]),
         (
             Period.HOUR,
             [
@@ -151,11 +148,7 @@ async def test_an_unknown_that_turns_out_settled_has_its_fee_and_preimage(histor
 async def test_an_unknown_that_was_paid_is_undelivered(history, database, books, found):
     """Regression: the reconciler left it settled, and its customer charged for a result that is lost."""
     assert (await resolve(database, job("e"), found, NOW)).state is State.UNDELIVERED
-    assert [step.state for step in await books.steps(job("e"))] == [
-        State.PAYING,
-        State.UNKNOWN,
-        State.UNDELIVERED,
-    ]
+    assert [step.state for step in await books.steps(job("e"))] == [State.PAYING, State.UNKNOWN, State.UNDELIVERED]
 
 
 async def test_an_unknown_that_turns_out_unpaid_releases_its_money(history, database, books):

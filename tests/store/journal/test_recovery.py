@@ -66,9 +66,7 @@ async def test_intents_survive_a_kill_and_become_unknown_or_undelivered(where, a
         lines = await asyncio.to_thread(read_until, process, "intended", after)
         process.send_signal(signal.SIGKILL)
         rest, _ = process.communicate(timeout=10)
-        promised = numbers(
-            lines + [line for line in rest.splitlines(keepends=True) if "\n" in line]
-        )
+        promised = numbers(lines + [line for line in rest.splitlines(keepends=True) if "\n" in line])
     assert len(promised) >= after
     database = await open_database(where, gone_after_s=0)
     books = Books(database)
@@ -148,9 +146,7 @@ async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, bo
 
 
 @pytest.mark.parametrize("state", [State.SETTLED, State.UNDELIVERED])
-async def test_a_dead_processs_settled_purchase_can_be_resolved_and_a_live_ones_cannot(
-    where, state
-):
+async def test_a_dead_processs_settled_purchase_can_be_resolved_and_a_live_ones_cannot(where, state):
     """Regression: ``purchases resolve`` refused it with "is settled, not unknown"."""
     database = await open_database(where, gone_after_s=0)
     with gateway(where, "x", 1) as process:
@@ -183,9 +179,7 @@ async def test_a_dead_ones_settled_payment_cannot_be_called_unpaid(where):
 
 async def test_two_processes_on_one_budget_for_ten_take_exactly_ten(where):
     with gateway(where, "a", 32, 10_100) as first, gateway(where, "b", 32, 10_100) as second:
-        lines = await asyncio.gather(
-            *(asyncio.to_thread(read_until, process, "done") for process in (first, second))
-        )
+        lines = await asyncio.gather(*(asyncio.to_thread(read_until, process, "done") for process in (first, second)))
     assert len(numbers(lines[0]) + numbers(lines[1])) == 10
     database = await open_database(where, gone_after_s=0)
     assert await spent(Books(database)) == 10_100
@@ -231,9 +225,7 @@ async def test_a_request_stands_where_its_purchase_does(database, journal, state
     assert await state_of_request(database, "key_1", "req_x", NOW) is expected
 
 
-async def test_only_what_the_same_key_paid_for_the_same_request_since_then_counts(
-    database, journal
-):
+async def test_only_what_the_same_key_paid_for_the_same_request_since_then_counts(database, journal):
     await journal.intend(of(1, request_id="req_y"))
     await journal.intend(of(2, key_id="key_2"))
     await journal.intend(of(3, at=NOW - timedelta(microseconds=1)))

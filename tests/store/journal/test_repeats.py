@@ -6,12 +6,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from lcp_gateway.purchase.journal import (
-    BudgetExceeded,
-    DuplicateIntent,
-    JournalUnavailable,
-    RequestRepeated,
-)
+from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, JournalUnavailable, RequestRepeated
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import open_database
@@ -44,9 +39,7 @@ async def refused(journal, intent):
 
 async def keys_in(database):
     found = await database.read(
-        lambda connection: connection.execute(
-            select(purchases.c.job_id, purchases.c.repeat_key)
-        ).all()
+        lambda connection: connection.execute(select(purchases.c.job_id, purchases.c.repeat_key)).all()
     )
     return {job_id: key for job_id, key in found if key is not None}
 
@@ -218,9 +211,7 @@ async def test_what_is_not_bought_yet_is_asked_for_beside_other_work(journal, da
 
     async def earlier(intent):
         return await database.read(
-            lambda connection: find_earlier(
-                connection, intent.repeat, owner=database.owner, at=intent.at
-            )
+            lambda connection: find_earlier(connection, intent.repeat, owner=database.owner, at=intent.at)
         )
 
     assert (await earlier(keyed(2, "k"))).quote.job_id == job(1)
@@ -228,16 +219,12 @@ async def test_what_is_not_bought_yet_is_asked_for_beside_other_work(journal, da
     assert await earlier(keyed(4, None)) is None
 
 
-async def test_no_key_can_be_read_from_the_database_or_found_by_trying(
-    journal, database, where, tmp_path
-):
+async def test_no_key_can_be_read_from_the_database_or_found_by_trying(journal, database, where, tmp_path):
     """If the secret or the body's hash were stored beside the key's, short keys could be found by trying all of them."""
     await journal.intend(keyed(1, "7", key_id="alice"))
     await Books(database).purchase(job(1))
     (stored,) = (await keys_in(database)).values()
-    row = await database.read(
-        lambda connection: connection.execute(select(purchases)).mappings().one()
-    )
+    row = await database.read(lambda connection: connection.execute(select(purchases)).mappings().one())
     assert keyed(2, "7", key_id="alice").repeat.key == stored
     from hashlib import sha256
     from hmac import digest

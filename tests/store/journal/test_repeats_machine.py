@@ -28,9 +28,7 @@ SWEPT = {State.PAYING: State.UNKNOWN, State.SETTLED: State.UNDELIVERED}
 WHICH = st.integers(0, 1)
 BODIES = st.sampled_from([b"1" * 32, b"2" * 32])
 # How a request is recognised: by an Idempotency-Key, a client's request id, the retry header, or not at all.
-REQUESTS = st.tuples(
-    st.sampled_from(["key", "key", "client", "retry", "plain"]), st.integers(0, 1), BODIES
-)
+REQUESTS = st.tuples(st.sampled_from(["key", "key", "client", "retry", "plain"]), st.integers(0, 1), BODIES)
 STATES = st.sampled_from([State.NOT_PAID, State.NOT_PAID, State.UNKNOWN, State.SETTLED])
 steps = st.one_of(
     *([st.tuples(st.just("buy"), WHICH, REQUESTS)] * 4),
@@ -129,10 +127,7 @@ class TwoProcesses:
         intents = [self.intent(*request) for _ in range(2)]
         earlier = [self.repeated(which, request) for which in range(2)]
         came = await asyncio.gather(
-            *(
-                journal.intend(intent)
-                for journal, intent in zip(self.journals, intents, strict=True)
-            ),
+            *(journal.intend(intent) for journal, intent in zip(self.journals, intents, strict=True)),
             return_exceptions=True,
         )
         assert all(one is None or isinstance(one, RequestRepeated) for one in came), came
@@ -183,9 +178,7 @@ class TwoProcesses:
         if asked is not None:
             asked.cancel()
             (came,) = await asyncio.gather(asked, return_exceptions=True)
-            assert (
-                isinstance(came, None | JournalUnavailable | RequestRepeated) or asked.cancelled()
-            )
+            assert isinstance(came, None | JournalUnavailable | RequestRepeated) or asked.cancelled()
         await self.start(which)
         if intent is not None:
             found = await Books(self.databases[which]).purchase(intent.quote.job_id)
@@ -210,17 +203,12 @@ class TwoProcesses:
         known = {one.job_id: one for one in self.bought}
         rows = await self.databases[0].read(
             lambda connection: connection.execute(
-                select(
-                    purchases.c.job_id,
-                    purchases.c.state,
-                    purchases.c.repeat_key,
-                    purchases.c.repeat_until,
-                ).where(purchases.c.key_id == f"key of run {self._run}")
+                select(purchases.c.job_id, purchases.c.state, purchases.c.repeat_key, purchases.c.repeat_until).where(
+                    purchases.c.key_id == f"key of run {self._run}"
+                )
             ).all()
         )
-        assert {row.job_id: row.state for row in rows} == {
-            job_id: one.state for job_id, one in known.items()
-        }
+        assert {row.job_id: row.state for row in rows} == {job_id: one.state for job_id, one in known.items()}
         for row in rows:
             one = known[row.job_id]
             if one.state is State.NOT_PAID:

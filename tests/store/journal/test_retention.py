@@ -35,16 +35,12 @@ async def left(books):
     return {int(p.request_id[4:]) for p in (await books.page(PurchaseFilter())).purchases}
 
 
-async def test_only_old_purchases_that_ended_are_deleted_with_their_states(
-    journal, database, books
-):
+async def test_only_old_purchases_that_ended_are_deleted_with_their_states(journal, database, books):
     await fill(journal)
     gone = await forget(database, NOW - timedelta(days=30), at_once=2)
     assert gone.purchases == 4
     assert await left(books) == {4, 5, 6}
-    states = await database.read(
-        lambda c: c.execute(select(func.count()).select_from(purchase_states)).scalar()
-    )
+    states = await database.read(lambda c: c.execute(select(func.count()).select_from(purchase_states)).scalar())
     assert states == 2 + 1 + 3
 
 
@@ -64,16 +60,12 @@ async def test_budgets_of_the_present_stay_as_they_are(journal, database, books)
     assert await spent(books, HOUR) == 1_010
 
 
-async def test_counters_of_old_periods_are_deleted_and_late_updates_still_work(
-    journal, database, books
-):
+async def test_counters_of_old_periods_are_deleted_and_late_updates_still_work(journal, database, books):
     await fill(journal)
     gone = await forget(database, NOW - timedelta(days=30))
     assert gone.counters == 3
     journal.record(job(4), State.NOT_PAID, NOW)
     await written(journal)
     assert (await books.purchase(job(4))).state is State.NOT_PAID
-    least = await database.read(
-        lambda c: c.execute(select(func.min(budget_spend.c.spent_msat))).scalar()
-    )
+    least = await database.read(lambda c: c.execute(select(func.min(budget_spend.c.spent_msat))).scalar())
     assert least == 1_010

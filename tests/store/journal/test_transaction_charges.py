@@ -21,11 +21,7 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts import balances as balances_module
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.recovery import resolve, sweep
-from lcp_gateway.store.journal.transaction import (
-    IntentEntry,
-    JournalProblemKind,
-    JournalTransaction,
-)
+from lcp_gateway.store.journal.transaction import IntentEntry, JournalProblemKind, JournalTransaction
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import NOW, charged, intent, job, spent, written
 
@@ -38,12 +34,7 @@ async def lines(ledger, account_id):
 
 async def move(journal, number, *states, **update):
     for state in states:
-        journal.record(
-            job(number),
-            state,
-            NOW,
-            PurchaseUpdate(**update) if state is states[-1] else PurchaseUpdate(),
-        )
+        journal.record(job(number), state, NOW, PurchaseUpdate(**update) if state is states[-1] else PurchaseUpdate())
     await written(journal)
 
 
@@ -122,25 +113,11 @@ PAID = (Cause.PURCHASE, -1_050)
         ([State.SETTLED, State.UNDELIVERED], {}, True, 0, [PAID, 1_050]),
         ([State.SETTLED, State.UNDELIVERED], {"charged_msat": 400}, True, 0, [PAID, 1_050]),
         # The client cancelled the rest.
-        (
-            [State.SETTLED, State.UNDELIVERED],
-            {"ending": Ending(EndedBy.CLIENT, Received.PART)},
-            True,
-            0,
-            [PAID],
-        ),
-        (
-            [State.SETTLED, State.UNDELIVERED],
-            {"ending": Ending(EndedBy.CLIENT, Received.PART)},
-            False,
-            0,
-            [PAID],
-        ),
+        ([State.SETTLED, State.UNDELIVERED], {"ending": Ending(EndedBy.CLIENT, Received.PART)}, True, 0, [PAID]),
+        ([State.SETTLED, State.UNDELIVERED], {"ending": Ending(EndedBy.CLIENT, Received.PART)}, False, 0, [PAID]),
     ],
 )
-async def test_the_balance_follows_the_states(
-    journal, ledger, books, customer, path, update, refund, held_msat, moves
-):
+async def test_the_balance_follows_the_states(journal, ledger, books, customer, path, update, refund, held_msat, moves):
     account_id = await customer(10_000)
     await journal.intend(charged(1, account_id, refund_undelivered=refund))
     await move(journal, 1, *path, **update)
@@ -162,12 +139,7 @@ async def test_a_charge_that_is_lowered_twice_is_refunded_twice(journal, ledger,
     for charged_msat in (800, 500, 600):
         journal.record(job(1), None, NOW, PurchaseUpdate(charged_msat=Msat(charged_msat)))
     await move(journal, 1, State.UNDELIVERED)
-    assert await lines(ledger, account_id) == [
-        PAID,
-        (Cause.REFUND, 210),
-        (Cause.REFUND, 315),
-        (Cause.REFUND, 525),
-    ]
+    assert await lines(ledger, account_id) == [PAID, (Cause.REFUND, 210), (Cause.REFUND, 315), (Cause.REFUND, 525)]
     assert (await ledger.audit()).ok
 
 
@@ -203,9 +175,7 @@ async def test_many_of_one_account_in_one_batch_see_one_another(database, ledger
     assert (await ledger.audit()).ok
 
 
-async def test_an_amount_released_by_an_update_can_be_spent_in_the_same_batch(
-    journal, ledger, customer
-):
+async def test_an_amount_released_by_an_update_can_be_spent_in_the_same_batch(journal, ledger, customer):
     account_id = await customer(1_050)
     await journal.intend(charged(1, account_id))
     journal.record(job(1), State.NOT_PAID, NOW)
@@ -225,16 +195,13 @@ async def test_a_caller_that_leaves_is_not_charged(journal, ledger, books, custo
     assert (await ledger.audit()).ok
 
 
-async def test_64_parallel_intents_on_a_balance_for_ten_take_exactly_ten(
-    where, journal, ledger, customer
-):
+async def test_64_parallel_intents_on_a_balance_for_ten_take_exactly_ten(where, journal, ledger, customer):
     account_id = await customer(10_500)
     other_database = await open_database(where)
     other = JournalWriter(other_database, on_problem=print)
     other.start()
     outcomes = await asyncio.gather(
-        *((journal, other)[n % 2].intend(charged(n, account_id)) for n in range(64)),
-        return_exceptions=True,
+        *((journal, other)[n % 2].intend(charged(n, account_id)) for n in range(64)), return_exceptions=True
     )
     await other.close()
     await other_database.close()
@@ -249,10 +216,7 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     await first.write(
         lambda connection: [
             connection.execute(text(f"INSERT INTO {into}"))
-            for into in (
-                f"accounts VALUES ('{account_id}', 'x', 0)",
-                f"balances VALUES ('{account_id}', 2100, 0)",
-            )
+            for into in (f"accounts VALUES ('{account_id}', 'x', 0)", f"balances VALUES ('{account_id}', 2100, 0)")
         ]
     )
     journal = JournalWriter(second, on_problem=print)
@@ -263,9 +227,7 @@ async def test_a_hold_waits_for_the_one_that_another_gateway_is_writing(postgres
     held = asyncio.Event()
 
     def hold_slowly(connection):
-        outcome = JournalTransaction(
-            first.owner, [], [IntentEntry(1, charged(1, account_id), [])]
-        ).write(connection)
+        outcome = JournalTransaction(first.owner, [], [IntentEntry(1, charged(1, account_id), [])]).write(connection)
         held.set()
         connection.execute(text("SELECT pg_sleep(0.2)"))
         return outcome
@@ -308,9 +270,7 @@ async def test_evidence_ends_a_hold(journal, database, ledger, customer, state, 
         (ProviderSource.NODE, True, Balance(Msat(10_000), Msat(0))),
     ],
 )
-async def test_a_sweep_after_a_dead_gateway_goes_by_the_row(
-    where, customer, ledger, database, source, refund, balance
-):
+async def test_a_sweep_after_a_dead_gateway_goes_by_the_row(where, customer, ledger, database, source, refund, balance):
     account_id = await customer(10_000)
     dead = await open_database(where)
     journal = JournalWriter(dead, on_problem=print)

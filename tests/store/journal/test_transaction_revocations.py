@@ -23,9 +23,7 @@ def of(key, number: int):
     return charged(number, key.account_id, key_id=key.id)
 
 
-async def test_a_key_that_was_revoked_after_its_admission_buys_nothing(
-    database, journal, ledger, key
-):
+async def test_a_key_that_was_revoked_after_its_admission_buys_nothing(database, journal, ledger, key):
     """Regression: the request was admitted while the database was paused, and bought as soon as it resumed."""
     await journal.intend(of(key, 1))
     await Keys(database).revoke(key.id, actor="test", at=NOW)
@@ -48,9 +46,7 @@ async def test_the_keys_of_others_in_the_same_commit_go_on_buying(database, jour
 
 
 @pytest.mark.parametrize("kind", ["key", "L402"])
-async def test_an_account_that_is_deleted_during_its_request_buys_nothing(
-    database, journal, customer, key, kind
-):
+async def test_an_account_that_is_deleted_during_its_request_buys_nothing(database, journal, customer, key, kind):
     """The request is admitted before the deletion, and quoted after it."""
     key_id = key.id if kind == "key" else f"{L402_KEY_PREFIX}00ff"
     other_id = await customer(10_000)

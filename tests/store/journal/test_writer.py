@@ -41,8 +41,7 @@ async def test_a_job_is_never_intended_twice_by_two_processes_at_once(journal, w
     other = JournalWriter(other_database, on_problem=print)
     other.start()
     outcomes = await asyncio.gather(
-        *(one.intend(intent(n)) for n in range(20) for one in (journal, other)),
-        return_exceptions=True,
+        *(one.intend(intent(n)) for n in range(20) for one in (journal, other)), return_exceptions=True
     )
     await other.close()
     await other_database.close()
@@ -52,23 +51,15 @@ async def test_a_job_is_never_intended_twice_by_two_processes_at_once(journal, w
 
 
 async def test_of_the_same_job_in_one_batch_one_is_written(journal):
-    outcomes = await asyncio.gather(
-        *(journal.intend(intent(1)) for _ in range(5)), return_exceptions=True
-    )
-    assert sorted(type(outcome).__name__ for outcome in outcomes) == [
-        *["DuplicateIntent"] * 4,
-        "NoneType",
-    ]
+    outcomes = await asyncio.gather(*(journal.intend(intent(1)) for _ in range(5)), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == [*["DuplicateIntent"] * 4, "NoneType"]
 
 
 async def test_updates_are_written_in_order_with_their_facts(journal, books):
     await journal.intend(intent(1))
     journal.record(job(1), State.SETTLED, NOW + timedelta(seconds=1))
     journal.record(
-        job(1),
-        State.DELIVERED,
-        NOW + timedelta(seconds=2),
-        PurchaseUpdate(result_sha256=b"r" * 32, result_bytes=77),
+        job(1), State.DELIVERED, NOW + timedelta(seconds=2), PurchaseUpdate(result_sha256=b"r" * 32, result_bytes=77)
     )
     await written(journal)
     found = await books.purchase(job(1))
@@ -101,9 +92,7 @@ async def test_a_update_right_behind_its_intent_is_not_too_early(journal, books)
         ([], State.PAYING),
     ],
 )
-async def test_a_move_that_the_table_lacks_changes_nothing_and_is_reported(
-    journal, books, problems, path, late
-):
+async def test_a_move_that_the_table_lacks_changes_nothing_and_is_reported(journal, books, problems, path, late):
     await journal.intend(intent(1))
     for state in path:
         journal.record(job(1), state, NOW)
@@ -114,9 +103,7 @@ async def test_a_move_that_the_table_lacks_changes_nothing_and_is_reported(
     await written(journal)
     assert await books.purchase(job(1)) == before
     assert await spent(books) == before_spent
-    assert [(p.kind, p.job_id, p.state) for p in problems] == [
-        (JournalProblemKind.LATE_NOTE, job(1), late)
-    ]
+    assert [(p.kind, p.job_id, p.state) for p in problems] == [(JournalProblemKind.LATE_NOTE, job(1), late)]
 
 
 async def test_an_update_of_a_missing_purchase_is_reported(journal, problems):
@@ -125,14 +112,11 @@ async def test_an_update_of_a_missing_purchase_is_reported(journal, problems):
     assert [p.kind for p in problems] == [JournalProblemKind.UNKNOWN_JOB]
 
 
-async def test_an_entry_that_the_database_refuses_leaves_its_neighbours_alone(
-    journal, books, problems
-):
+async def test_an_entry_that_the_database_refuses_leaves_its_neighbours_alone(journal, books, problems):
     await journal.intend(intent(99))
     bad_hash = PurchaseUpdate(result_bytes=2**70)
     outcomes = asyncio.gather(
-        *(journal.intend(intent(n, model="\udc80" if n == 3 else "m")) for n in range(8)),
-        return_exceptions=True,
+        *(journal.intend(intent(n, model="\udc80" if n == 3 else "m")) for n in range(8)), return_exceptions=True
     )
     await asyncio.sleep(0)
     journal.record(job(99), State.SETTLED, NOW, bad_hash)
@@ -160,9 +144,7 @@ async def test_a_caller_that_leaves_takes_its_intent_along(journal, books):
     assert await spent(books) == 5 * 1_010
 
 
-async def test_a_caller_that_leaves_during_the_commit_takes_its_intent_along(
-    journal, books, database, monkeypatch
-):
+async def test_a_caller_that_leaves_during_the_commit_takes_its_intent_along(journal, books, database, monkeypatch):
     begun, go_on = asyncio.Event(), asyncio.Event()
     write = database.write
 
@@ -185,9 +167,7 @@ async def test_a_caller_that_leaves_during_the_commit_takes_its_intent_along(
 
 async def test_concurrent_intents_share_commits(database):
     commits = []
-    journal = JournalWriter(
-        database, on_problem=print, on_commit=lambda entries, seconds: commits.append(entries)
-    )
+    journal = JournalWriter(database, on_problem=print, on_commit=lambda entries, seconds: commits.append(entries))
     journal.start()
     await asyncio.gather(*(journal.intend(intent(n)) for n in range(100)))
     await journal.close()
@@ -209,9 +189,7 @@ async def test_close_writes_the_queue(database, books):
 async def test_a_update_after_the_close_is_reported_as_lost(journal, problems):
     await journal.close()
     journal.record(job(1), State.SETTLED, NOW)
-    assert [(p.kind, p.job_id, p.state) for p in problems] == [
-        (JournalProblemKind.NOTE_LOST, job(1), State.SETTLED)
-    ]
+    assert [(p.kind, p.job_id, p.state) for p in problems] == [(JournalProblemKind.NOTE_LOST, job(1), State.SETTLED)]
 
 
 async def test_an_amount_that_is_too_large_is_refused(journal, books):

@@ -136,9 +136,7 @@ def test_a_file_that_pid_file_names_by_mistake_is_left_alone(machine, port):
     notes = machine.folder / "notes.txt"
     notes.write_text("my notes")
     for command in (("start", "--embedded"), ("stop",)):
-        refused = machine.run(
-            *command, "--http-addr", f"127.0.0.1:{port}", "--pid-file", "notes.txt"
-        )
+        refused = machine.run(*command, "--http-addr", f"127.0.0.1:{port}", "--pid-file", "notes.txt")
         assert refused.code == 1
         assert "is not a PID file of lcp-gateway" in refused.err
     assert notes.read_text() == "my notes"

@@ -21,12 +21,7 @@ def test_start_status_and_stop(machine, port):
     assert answers(port)
 
     code, reported = machine.status(port)
-    assert (code, reported["state"], reported["ready"], reported["reasons"]) == (
-        0,
-        "running",
-        True,
-        [],
-    )
+    assert (code, reported["state"], reported["ready"], reported["reasons"]) == (0, "running", True, [])
     assert reported["pid"] == machine.pid(port)
     assert reported["address"] == f"http://127.0.0.1:{port}"
     assert reported["version"] == __version__

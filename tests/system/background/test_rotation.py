@@ -15,9 +15,7 @@ BATCH = 100
 
 
 def test_no_line_is_lost_and_following_goes_through_the_rotations(machine, port):
-    started = machine.start(
-        port, "--log-level", "debug", "--log-max-bytes", "6000", "--log-keep", "50"
-    )
+    started = machine.start(port, "--log-level", "debug", "--log-max-bytes", "6000", "--log-keep", "50")
     assert started.code == 0
     following = machine.launch("logs", "-f", "-n", "0")
     parts = []

@@ -30,10 +30,7 @@ def test_several_are_distinguished_and_never_guessed(machine, port):
     for arguments in (("--all",), ()):
         listed = machine.run("status", "--json", *arguments)
         assert listed.code == 0
-        assert {one["pid"] for one in json.loads(listed.out)} == {
-            machine.pid(port),
-            machine.pid(second),
-        }
+        assert {one["pid"] for one in json.loads(listed.out)} == {machine.pid(port), machine.pid(second)}
     elsewhere = machine.run("stop", "--http-addr", f"127.0.0.1:{free_port()}")
     assert elsewhere.code == 0
     assert elsewhere.err.count("running: ") == 2
@@ -63,9 +60,7 @@ def test_one_is_found_by_its_port_under_every_name_of_this_machine(machine, port
     for address in (f"localhost:{port}", f":{port}", f"127.0.0.1:{port}", f"[::1]:{port}"):
         found = machine.run("status", "--json", "--http-addr", address)
         assert (found.code, json.loads(found.out)["state"]) == (0, "running"), address
-    assert (
-        json.loads(machine.run("status", "--json", "--port", str(port)).out)["state"] == "running"
-    )
+    assert json.loads(machine.run("status", "--json", "--port", str(port)).out)["state"] == "running"
     assert machine.run("logs", "--http-addr", f"localhost:{port}").code == 0
     assert machine.run("reload", "--http-addr", f":{port}").code == 0
     other = machine.run("status", "--json", "--http-addr", f"192.0.2.1:{port}")

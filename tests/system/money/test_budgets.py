@@ -10,16 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.support.gateway import RunningGateway, gateway, run_command
-from tests.support.journaled import (
-    chat,
-    cost_msat,
-    counted_msat,
-    money_node,
-    on_node,
-    spent_msat,
-    state_counts,
-    states,
-)
+from tests.support.journaled import chat, cost_msat, counted_msat, money_node, on_node, spent_msat, state_counts, states
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, Answer, post
 
@@ -70,9 +61,7 @@ def bounded(node, journal, **settings) -> Iterator[RunningGateway]:
         yield running
 
 
-def all_at_once(
-    ports: list[int], body: dict, headers: list[dict | None] | None = None
-) -> list[Answer]:
+def all_at_once(ports: list[int], body: dict, headers: list[dict | None] | None = None) -> list[Answer]:
     """Send one body many times in the same moment, in turn to each port with each of the headers."""
     ready = threading.Barrier(AT_ONCE)
 

@@ -30,12 +30,7 @@ from tests.support.journaled import (
     state_counts,
     states,
 )
-from tests.support.killing import (
-    LONGEST_START_S,
-    kill_under_load,
-    kill_while_starting,
-    resolve_later,
-)
+from tests.support.killing import LONGEST_START_S, kill_under_load, kill_while_starting, resolve_later
 from tests.support.lnd_standin import LndStandin, settled
 from tests.support.wire import CHAT, RESPONSES, Answer, document, get, post
 
@@ -83,10 +78,7 @@ class Load:
 @contextmanager
 def under_load(dice: random.Random) -> Iterator[Load]:
     load = Load()
-    clients = [
-        threading.Thread(target=load.buy, args=(random.Random(dice.random()),))
-        for _ in range(CLIENTS)
-    ]
+    clients = [threading.Thread(target=load.buy, args=(random.Random(dice.random()),)) for _ in range(CLIENTS)]
     for client in clients:
         client.start()
     try:
@@ -175,8 +167,7 @@ def test_no_job_was_accepted_or_paid_twice(aftermath):
 
 def test_nothing_is_left_paying_and_the_prices_are_those_that_were_paid(aftermath):
     rows = query(
-        aftermath.journal,
-        "SELECT lower(hex(job_id)), lower(hex(payment_hash)), price_msat, state FROM purchases",
+        aftermath.journal, "SELECT lower(hex(job_id)), lower(hex(payment_hash)), price_msat, state FROM purchases"
     )
     paid = aftermath.paid()
     for job, payment_hash, price_msat, state in rows:
@@ -236,8 +227,7 @@ async def test_with_lnd_every_unknown_resolves(aftermath, tmp_path):
     }
     resolved = query(
         aftermath.journal,
-        "SELECT lower(hex(job_id)), preimage, fee_msat, payment_hash FROM purchases "
-        "WHERE preimage IS NOT NULL",
+        "SELECT lower(hex(job_id)), preimage, fee_msat, payment_hash FROM purchases WHERE preimage IS NOT NULL",
     )
     assert {job for job, *_ in resolved} >= unknown & set(paid)
     for job, preimage, fee_msat, payment_hash in resolved:

@@ -112,9 +112,7 @@ def test_a_slow_peer_is_not_waited_for(tmp_path):
 def test_after_the_call_that_pays_no_other_peer_is_asked(tmp_path, model):
     """Two peers sell the same model; a failed payment is not repeated with the other one."""
     file = tmp_path / "peers.toml"
-    peers = [
-        f'[[peers]]\nalias = "{name}"\n[[peers.models]]\nname = "{model}"\n' for name in ("A", "B")
-    ]
+    peers = [f'[[peers]]\nalias = "{name}"\n[[peers.models]]\nname = "{model}"\n' for name in ("A", "B")]
     file.write_text("\n".join(peers))
     env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(file), "LCP_GATEWAY_NODE_FAULTS": "true"}
     with gateway(env=env) as served:

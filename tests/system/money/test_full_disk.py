@@ -185,9 +185,7 @@ def test_it_is_ready_again_by_itself(node, seen, small_disk):
         assert seen.count("accept") == accepted
 
 
-def test_purchases_paid_before_the_disk_was_full_are_delivered_and_recorded_later(
-    node, seen, small_disk
-):
+def test_purchases_paid_before_the_disk_was_full_are_delivered_and_recorded_later(node, seen, small_disk):
     journal = small_disk.folder / "journal.db"
     body = document(CHAT, "echo-slow", "one two three four five six", stream=True, max_tokens=30)
     with running_on(node, journal) as running, ThreadPoolExecutor(1) as client:
@@ -199,9 +197,7 @@ def test_purchases_paid_before_the_disk_was_full_are_delivered_and_recorded_late
         answer = slow.result(60)
         assert answer.status == 200 and answer.whole and answer.blocks[-1][1] == "[DONE]"
         small_disk.make_room()
-        eventually(
-            lambda: {states(journal)[job] for job in seen.jobs("paid")} == {"delivered"},
-        )
+        eventually(lambda: {states(journal)[job] for job in seen.jobs("paid")} == {"delivered"})
 
 
 def test_on_a_full_disk_a_killed_gateways_payments_are_in_the_journal(node, seen, small_disk):
@@ -262,9 +258,7 @@ def test_a_lock_that_is_short_is_waited_for(node, seen, tmp_path):
     assert seen.count("paid") == 4
 
 
-def test_a_payment_under_way_while_the_journal_is_locked_is_recorded_afterwards(
-    node, seen, tmp_path
-):
+def test_a_payment_under_way_while_the_journal_is_locked_is_recorded_afterwards(node, seen, tmp_path):
     journal = tmp_path / "journal.db"
     body = document(CHAT, "echo-slow", "one two three four five six", stream=True, max_tokens=30)
     with running_on(node, journal) as running, ThreadPoolExecutor(1) as client:

@@ -97,9 +97,7 @@ def test_a_retry_of_the_sdk_joins_and_its_first_try_does_not(served, stream):
     text = f"retried {stream}"
 
     def tried(count, headers=ALICE):
-        return ask(
-            served, text, stream=stream, headers={**headers, "x-stainless-retry-count": count}
-        )
+        return ask(served, text, stream=stream, headers={**headers, "x-stainless-retry-count": count})
 
     first, retry = tried("0"), tried("1")
     assert retry.body == first.body and lcp(retry) == lcp(first)
@@ -143,13 +141,10 @@ def test_a_repeat_of_an_unpaid_request_is_bought(served):
 
 
 @pytest.mark.parametrize(
-    ("model", "verdict"),
-    [("fault/wrong-hash", "settled"), ("fault/execute-code-unavailable", "unknown")],
+    ("model", "verdict"), [("fault/wrong-hash", "settled"), ("fault/execute-code-unavailable", "unknown")]
 )
 @pytest.mark.parametrize("marked", ["key", "retry"])
-def test_a_repeat_of_a_failed_paid_request_fails_with_the_same_error(
-    served, model, verdict, marked
-):
+def test_a_repeat_of_a_failed_paid_request_fails_with_the_same_error(served, model, verdict, marked):
     before = len(accepts(served))
     text = f"fails {model} {marked}"
     again = {"Idempotency-Key": text} if marked == "key" else {"x-stainless-retry-count": "1"}
@@ -164,9 +159,7 @@ def test_a_repeat_of_a_failed_paid_request_fails_with_the_same_error(
 def test_a_repeat_of_a_cut_stream_is_cut_at_the_same_byte(served):
     before = len(accepts(served))
     headers = {**ALICE, "Idempotency-Key": "cut"}
-    first, again = (
-        ask(served, "cut", model="fault/stream-cut", stream=True, headers=headers) for _ in range(2)
-    )
+    first, again = (ask(served, "cut", model="fault/stream-cut", stream=True, headers=headers) for _ in range(2))
     assert not first.whole and not again.whole
     assert first.body == again.body and first.verdict == again.verdict == "settled"
     assert bought_meanwhile(served, before) == 1

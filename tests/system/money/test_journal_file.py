@@ -80,9 +80,7 @@ def test_it_is_detected_without_a_purchase_and_ends_when_the_file_is_back(node, 
     assert seen.count("accept") == 2
 
 
-def test_customers_are_not_served_from_a_deleted_journal_and_the_audit_fails_after_a_restart(
-    node, journal
-):
+def test_customers_are_not_served_from_a_deleted_journal_and_the_audit_fails_after_a_restart(node, journal):
     """Once the audit succeeded after a restart although accounts and purchases were missing."""
     env = {**on_node(node, journal_url=journal), **selling(keys_stale_s=3)}
     with gateway(embedded=False, env=env) as running:

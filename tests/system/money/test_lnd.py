@@ -22,11 +22,7 @@ class WhatTheNodePaid(dict):
 
     def values(self):
         return [
-            settled(
-                bytes.fromhex(event["detail"]),
-                value_msat=event["price_msat"],
-                fee_msat=event["fee_msat"],
-            )
+            settled(bytes.fromhex(event["detail"]), value_msat=event["price_msat"], fee_msat=event["fee_msat"])
             for event in self.node.events("paid")
         ]
 

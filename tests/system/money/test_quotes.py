@@ -138,9 +138,7 @@ def test_over_its_own_limit_a_client_gets_a_quote_that_it_can_take_without_it(se
     details = answer.error["lcp"]
     assert details["payment"] == "none" and details["limit_msat"] == 1_000
     assert details["price_msat"] > 1_000
-    still = take(
-        served, "dear", details["quote_id"], headers={**ALICE, "X-Lcp-Max-Price-Msat": "1000"}
-    )
+    still = take(served, "dear", details["quote_id"], headers={**ALICE, "X-Lcp-Max-Price-Msat": "1000"})
     assert still.status == 402 and still.error["lcp"]["quote_id"] == details["quote_id"]
     taken = take(served, "dear", details["quote_id"])
     assert taken.status == 200 and taken.headers["x-lcp-job-id"] == details["job_id"]

@@ -126,12 +126,7 @@ def test_a_restart_in_between_does_not_pay_again(node, journal, end):
         end(first)
     with serving(node, journal) as second:
         with ThreadPoolExecutor(CLIENTS) as pool:
-            came = list(
-                pool.map(
-                    lambda _: post(second.port, CHAT, chat(), keyed("k")),
-                    range(CLIENTS),
-                )
-            )
+            came = list(pool.map(lambda _: post(second.port, CHAT, chat(), keyed("k")), range(CLIENTS)))
         # Its outcome may not have been on disk when the process was killed.
         payment = "settled or unknown" if end is killed else "settled"
         for answer in came:
@@ -147,9 +142,7 @@ def test_a_restart_in_between_does_not_pay_again(node, journal, end):
     assert seen.count("accept") == 2
 
 
-def test_a_key_whose_payment_was_cut_off_is_not_paid_again_until_it_is_known_to_be_unpaid(
-    node, journal
-):
+def test_a_key_whose_payment_was_cut_off_is_not_paid_again_until_it_is_known_to_be_unpaid(node, journal):
     seen = node.mark()
     body = chat("fault/execute-hangs")
     with serving(node, journal) as first, ThreadPoolExecutor(1) as pool:
@@ -186,9 +179,7 @@ def test_a_key_is_free_again_once_the_operator_resolves_it_as_not_paid(node, jou
         assert seen.count("accept") == 1
         job_id = lost.headers["x-lcp-job-id"]
         resolve = ["purchases", "resolve", job_id, "not_paid", "--why", "lnd says so", "--yes"]
-        done = run_command(
-            *resolve, env={"LCP_GATEWAY_JOURNAL_URL": journal, "XDG_STATE_HOME": str(tmp_path)}
-        )
+        done = run_command(*resolve, env={"LCP_GATEWAY_JOURNAL_URL": journal, "XDG_STATE_HOME": str(tmp_path)})
         assert done.returncode == 0, done.stderr
         assert post(one.port, CHAT, body, keyed("lost")).verdict == "unknown"
         assert len(set(seen.jobs("accept"))) == 2
@@ -244,11 +235,7 @@ def test_a_quote_that_was_taken_before_a_restart_is_409_with_its_outcome(node, j
         bought = post(first.port, CHAT, chat(), {**taken, "Idempotency-Key": "q"})
         assert bought.status == 200
         # The same once more in the same process, without the key that would join it.
-        is_gone(
-            post(first.port, CHAT, chat(), taken),
-            bought.headers["x-lcp-job-id"],
-            "settled or unknown",
-        )
+        is_gone(post(first.port, CHAT, chat(), taken), bought.headers["x-lcp-job-id"], "settled or unknown")
         terminated(first)
     with serving(node, journal) as second:
         for headers in (taken, {**taken, "Idempotency-Key": "q"}):
@@ -267,9 +254,7 @@ def test_a_job_in_the_background_is_begun_once_whatever_process_is_asked(node, j
         begun = post(first.port, RESPONSES, body, keyed("job"))
         assert begun.status == 200, begun.body
         response_id = begun.json["id"]
-        eventually(
-            lambda: retrieve(first.port, response_id, headers=MINE).json["status"] == "completed"
-        )
+        eventually(lambda: retrieve(first.port, response_id, headers=MINE).json["status"] == "completed")
         with serving(node, journal) as other:
             error = is_gone(post(other.port, RESPONSES, body, keyed("job")))
             # The background response is polled by this id.
@@ -279,12 +264,7 @@ def test_a_job_in_the_background_is_begun_once_whatever_process_is_asked(node, j
         is_gone(post(second.port, RESPONSES, body, keyed("job")))
         streamed = post(second.port, RESPONSES, {**body, "stream": True}, keyed("job"))
         assert streamed.status == 422
-        other = post(
-            second.port,
-            RESPONSES,
-            document(RESPONSES, "echo-1", text="x", background=True),
-            keyed("job"),
-        )
+        other = post(second.port, RESPONSES, document(RESPONSES, "echo-1", text="x", background=True), keyed("job"))
         assert other.status == 422, other.body
     assert seen.count("accept") == 1
 

@@ -13,9 +13,7 @@ from tests.support.node_thread import eventually
 HELLO = [{"role": "user", "content": "hello there, this is long enough for a few chunks"}]
 RETRIES = 3
 EXECUTE_S = 1.5
-PAID_FAULTS = sorted(
-    name for name, fault in FAULTS.items() if fault.stage is Stage.EXECUTE and fault.paid
-)
+PAID_FAULTS = sorted(name for name, fault in FAULTS.items() if fault.stage is Stage.EXECUTE and fault.paid)
 # These end with the deadline of the call.
 HANGING = ["execute-hangs", "stream-stalls"]
 NODE = """
@@ -33,13 +31,9 @@ base_msat = 0
 """
 CALLS = {
     "chat": lambda client, model: client.chat.completions.create(model=model, messages=HELLO),
-    "chat-stream": lambda client, model: list(
-        client.chat.completions.create(model=model, messages=HELLO, stream=True)
-    ),
+    "chat-stream": lambda client, model: list(client.chat.completions.create(model=model, messages=HELLO, stream=True)),
     "responses": lambda client, model: client.responses.create(model=model, input=HELLO),
-    "responses-stream": lambda client, model: list(
-        client.responses.create(model=model, input=HELLO, stream=True)
-    ),
+    "responses-stream": lambda client, model: list(client.responses.create(model=model, input=HELLO, stream=True)),
 }
 
 
@@ -92,9 +86,7 @@ def tries(wire):
 
 @pytest.fixture
 def client(running, wire):
-    return openai.OpenAI(
-        base_url=running.api_url, api_key="unused", http_client=wire[0], max_retries=RETRIES
-    )
+    return openai.OpenAI(base_url=running.api_url, api_key="unused", http_client=wire[0], max_retries=RETRIES)
 
 
 def call_and_fail(call: str, client: openai.OpenAI, model: str) -> Exception | None:
@@ -167,9 +159,7 @@ def test_an_unpaid_request_is_bought_at_each_try_with_its_own_quote(client, seen
     "ask",
     [
         lambda client: client.chat.completions.create(model="cheap", messages=HELLO, max_tokens=5),
-        lambda client: list(
-            client.chat.completions.create(model="cheap", messages=HELLO, max_tokens=5, stream=True)
-        ),
+        lambda client: list(client.chat.completions.create(model="cheap", messages=HELLO, max_tokens=5, stream=True)),
         lambda client: client.responses.create(model="cheap", input=HELLO, max_output_tokens=16),
     ],
     ids=["chat", "chat-stream", "responses"],

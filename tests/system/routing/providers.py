@@ -109,9 +109,7 @@ def info_of(answer: Answer) -> dict[str, object]:
 
 def agrees(info: Mapping[str, object], headers: Mapping[str, str], text: str) -> str:
     """Check that the routing info is true; return the provider that answered."""
-    assert set(info) - {"node", "peer"} == {
-        *("source", "model", "score", "reason", "candidates", "price_msat")
-    }
+    assert set(info) - {"node", "peer"} == {*("source", "model", "score", "reason", "candidates", "price_msat")}
     if info["source"] == "node":
         provider = f"node:{info['node']}"
         assert text.startswith(f"{info['node']} says: "), text

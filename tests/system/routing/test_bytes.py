@@ -28,13 +28,9 @@ HOSTILE = {
     "nested keys": b'{"metadata":{"model":"a","x":[{"model":"auto"}]},"tool":"\\"model\\":\\"auto\\"",'
     b'"a":"}{\\\\","model":%s,"model ":1,' + SUBJECT + b',"z":{"model":{"model":2}}}',
     "half a surrogate": b'{"user":"\\ud83d \\uDE00",' + SUBJECT + b',"model":%s}',
-    "characters": '{"user":"\u2028\ufeff\U0001f600\u0301\x7f","model":%s,'.encode()
-    + SUBJECT
-    + b"}",
+    "characters": '{"user":"\u2028\ufeff\U0001f600\u0301\x7f","model":%s,'.encode() + SUBJECT + b"}",
     "keys twice": b'{"a":1,"a":2,"model":%s,"a":3,' + SUBJECT + b"}",
-    "numbers": b'{"ns":[1.0,-0,1E+2,123456789012345678901234567890,-0.0e-0],"model":%s,'
-    + SUBJECT
-    + b"}",
+    "numbers": b'{"ns":[1.0,-0,1E+2,123456789012345678901234567890,-0.0e-0],"model":%s,' + SUBJECT + b"}",
 }
 
 
@@ -59,11 +55,7 @@ def port(node):
     rows = [
         row(node, endpoints=["chat", "responses", "completions", "embeddings"], models=[NAME]),
         row(Named(node, "two"), endpoints=["embeddings"], models=["nomic-embed-text"]),
-        row(
-            Named(node, "three"),
-            endpoints=["chat", "responses", "completions"],
-            models=["with-defaults"],
-        ),
+        row(Named(node, "three"), endpoints=["chat", "responses", "completions"], models=["with-defaults"]),
     ]
     # A request for auto gets the model without defaults.
     with served_by(*rows, models=models) as process:
@@ -122,16 +114,10 @@ def test_auto_changes_the_models_value_alone(node, port, path, template, name):
 
 
 ANY_JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: (
         st.lists(inner, max_size=4)
-        | st.dictionaries(
-            st.sampled_from(["model", "a", "", "{", '"']) | st.text(), inner, max_size=4
-        )
+        | st.dictionaries(st.sampled_from(["model", "a", "", "{", '"']) | st.text(), inner, max_size=4)
     ),
     max_leaves=12,
 )
@@ -153,12 +139,7 @@ def test_any_body_reaches_the_node_with_the_models_value_alone_changed(
     def written(model):
         messages = [{"role": "user", "content": "x"}]
         document = {**before, "model": model, **after, "messages": messages}
-        text = json.dumps(
-            document,
-            ensure_ascii=ascii_only,
-            indent=indent,
-            separators=("," + between, between + ":"),
-        )
+        text = json.dumps(document, ensure_ascii=ascii_only, indent=indent, separators=("," + between, between + ":"))
         return (around[0] + text + around[1]).encode("utf-8", "surrogatepass")
 
     assert heard(node, port, CHAT, written(ALIAS)) == written(NAME)
@@ -197,10 +178,7 @@ def test_defaults_do_not_replace_what_the_client_says(node, port, path):
 # The way back.
 
 ODD = {
-    "white space": (
-        b' {\r\n\t"id" : "x" ,\n"choices":[ {"message" : {} } ] } \r\n',
-        "application/json",
-    ),
+    "white space": (b' {\r\n\t"id" : "x" ,\n"choices":[ {"message" : {} } ] } \r\n', "application/json"),
     "CRLF stream": (
         b': hello\r\n\r\nevent: x\r\ndata:{"choices" : [{"delta":{ }}]}\r\n\r\ndata: [DONE]\r\n\r\n',
         "text/event-stream; charset=x",
@@ -223,9 +201,7 @@ def answering(node):
 
 
 # A stream is no answer to a request without one.
-ODD_ANSWERS = [
-    (name, stream) for name in ODD for stream in (False, True) if stream or name != "CRLF stream"
-]
+ODD_ANSWERS = [(name, stream) for name in ODD for stream in (False, True) if stream or name != "CRLF stream"]
 
 
 @pytest.mark.parametrize("model", [NAME, ALIAS])
@@ -256,9 +232,7 @@ def test_auto_adds_routing_info_to_the_first_event_and_leaves_the_rest(answering
     answer = post(port, CHAT, {"model": "auto", "messages": [{}], "stream": True})
     assert answer.whole
     reported = answer.headers["x-lcp-routing"]
-    assert json.loads(re.search(rb'"routing_info":(\{.*\})\}\r\n', answer.body)[1]) == json.loads(
-        reported
-    )
+    assert json.loads(re.search(rb'"routing_info":(\{.*\})\}\r\n', answer.body)[1]) == json.loads(reported)
     assert re.sub(rb',"routing_info":\{.*\}(\}\r\n)', rb"\1", answer.body) == raw
 
 
@@ -271,9 +245,7 @@ def test_a_result_that_is_no_json_document_is_an_error(answering, port, name, mo
     assert (answer.status, answer.error["code"]) == (502, "undelivered")
 
 
-def test_a_compressed_answer_is_unchanged_and_its_routing_info_is_in_the_header_only(
-    node, answering, port
-):
+def test_a_compressed_answer_is_unchanged_and_its_routing_info_is_in_the_header_only(node, answering, port):
     packed = gzip.compress(b'{"choices": []}')
     node.behave(content_encoding="gzip")
     answering(packed, "application/json")

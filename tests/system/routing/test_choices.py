@@ -18,10 +18,7 @@ PIXEL = "data:image/png;base64,iVBORw0KGgo="
 
 def chosen_in(served, count, model="auto", **more):
     """Send so many requests; return how many each provider answered."""
-    return Counter(
-        ask(served, model, f"question {number}", **more).headers["x-lcp-peer-id"]
-        for number in range(count)
-    )
+    return Counter(ask(served, model, f"question {number}", **more).headers["x-lcp-peer-id"] for number in range(count))
 
 
 # Speed.
@@ -119,9 +116,7 @@ def talents():
         for able in nodes:
             able.behave(delay_s=0.02)
         made = [row(node, endpoints=["chat", "responses"], **more) for node, more in rows]
-        with served_by(
-            *made, row(quick, endpoints=["chat", "responses"]), models=models
-        ) as process:
+        with served_by(*made, row(quick, endpoints=["chat", "responses"]), models=models) as process:
             yield process, {node.server.name: node for node in [*nodes, quick]}
 
 
@@ -157,10 +152,7 @@ def test_where_no_node_can_one_is_asked_all_the_same(twins):
 def test_an_able_node_goes_before_one_that_may_be_able_and_that_before_an_unable_one():
     nodes = [HttpNodeThread(name=name, models=(name,)) for name in ("can", "may", "cannot")]
     models = {"can": {"capabilities": ["tools"]}, "cannot": {"capabilities": []}}
-    with (
-        http_nodes(*nodes),
-        served_by(*map(row, nodes), models=models, nodes_refresh_s=0.2) as process,
-    ):
+    with http_nodes(*nodes), served_by(*map(row, nodes), models=models, nodes_refresh_s=0.2) as process:
         assert set(chosen_in(process, 10, **tools_of(CHAT))) == {"node:can"}
         stopped(process, nodes[0])
         assert set(chosen_in(process, 10, **tools_of(CHAT))) == {"node:may"}
@@ -178,9 +170,7 @@ def test_a_request_that_is_too_long_goes_where_there_is_room():
     models = {"short": {"context_length": 2_000}, "long": {"context_length": 100_000}}
     with (
         http_nodes(*nodes),
-        served_by(
-            row(nodes[0]), row(nodes[1], price_per_request_msat=50_000), models=models
-        ) as process,
+        served_by(row(nodes[0]), row(nodes[1], price_per_request_msat=50_000), models=models) as process,
     ):
         assert set(chosen_in(process, 10, max_tokens=4_000)) == {"node:long"}
         for number in range(10):
@@ -199,20 +189,11 @@ def test_the_log_line_has_all_inputs_to_repeat_the_decision(talents, path):
     for number in range(40):
         request_id = f"again-{path[-5:]}-{number}"
         answer = ask(
-            process,
-            next(names),
-            f"{number}",
-            path=path,
-            stream=number % 3 == 0,
-            headers={"x-request-id": request_id},
+            process, next(names), f"{number}", path=path, stream=number % 3 == 0, headers={"x-request-id": request_id}
         )
         reported[request_id] = info_of(answer)
     process.wait_for_log(f"again-{path[-5:]}-39")
-    lines = {
-        line["request_id"]: line
-        for line in process.json_logs()
-        if line["event"] == "routing decision"
-    }
+    lines = {line["request_id"]: line for line in process.json_logs() if line["event"] == "routing decision"}
     for request_id, info in reported.items():
         provider, model = replay(lines[request_id])
         assert (provider, model) == (f"node:{info['node']}", info["model"])

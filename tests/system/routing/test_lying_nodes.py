@@ -38,10 +38,7 @@ def nodes():
 @pytest.fixture
 def gateway(nodes):
     """A gateway that has measured nothing yet."""
-    rows = [
-        row(node, endpoints=["chat", "responses"], price_per_request_msat=PRICE_MSAT)
-        for node in nodes
-    ]
+    rows = [row(node, endpoints=["chat", "responses"], price_per_request_msat=PRICE_MSAT) for node in nodes]
     settings = {
         name.removeprefix("LCP_GATEWAY_").lower(): value
         for name, value in selling(markup_percent=0, breaker_failures=5).items()
@@ -116,9 +113,7 @@ def test_an_error_result_is_a_failure_in_every_later_answer(nodes, gateway, stre
     assert customer.balance()["balance_msat"] == FILLED_MSAT
 
 
-def test_a_job_that_streams_ends_with_the_error_of_its_provider_and_with_no_second_one(
-    nodes, gateway
-):
+def test_a_job_that_streams_ends_with_the_error_of_its_provider_and_with_no_second_one(nodes, gateway):
     """A client gets exactly one terminal event."""
     lying, _ = nodes
     failed = {"type": "response.failed", "response": {"id": "r", "status": "failed"}}
@@ -131,8 +126,5 @@ def test_a_job_that_streams_ends_with_the_error_of_its_provider_and_with_no_seco
     assert came.count(b'"response.failed"') == 1
     assert b"response.completed" not in came
     eventually(
-        lambda: (
-            customer.balance()
-            == {"balance_msat": FILLED_MSAT, "held_msat": 0, "available_msat": FILLED_MSAT}
-        )
+        lambda: customer.balance() == {"balance_msat": FILLED_MSAT, "held_msat": 0, "available_msat": FILLED_MSAT}
     )

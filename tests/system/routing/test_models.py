@@ -10,17 +10,7 @@ import pytest
 from tests.support.gateway import gateway
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.wire import exchange, get, post, request_bytes
-from tests.system.routing.providers import (
-    ROUTE,
-    agrees,
-    ask,
-    info_of,
-    models_of,
-    nodes_of,
-    row,
-    served_by,
-    until,
-)
+from tests.system.routing.providers import ROUTE, agrees, ask, info_of, models_of, nodes_of, row, served_by, until
 
 SLASHED = "org/Qwen2.5-Coder-14B"
 PLAIN = "llama3.2:latest"
@@ -140,9 +130,7 @@ def test_auto_is_a_model_for_every_client(model, name):
     assert found["lcp"]["ready"] is True and len(found["lcp"]["providers"]) == 5
 
 
-@pytest.mark.parametrize(
-    "name", ["unknown-model", "org%2Fnothing", "org/nothing", "%00", "a%0d%0ab"]
-)
+@pytest.mark.parametrize("name", ["unknown-model", "org%2Fnothing", "org/nothing", "%00", "a%0d%0ab"])
 def test_an_unknown_model_is_not_found(served, name):
     answer = get(served.port, f"/v1/models/{name}")
     assert answer.status == 404 and answer.error["type"] == "invalid_request_error"

@@ -56,10 +56,7 @@ REFUSALS = {
     "429": Failure({"fail_status": 429}, 429, "rate_limit_exceeded"),
     "500": Failure({"fail_status": 500}, 502, "upstream_unavailable"),
     "503": Failure(
-        {"fail_status": 503, "fail_body": error_body("loading", "loading")},
-        502,
-        "loading",
-        message="loading",
+        {"fail_status": 503, "fail_body": error_body("loading", "loading")}, 502, "loading", message="loading"
     ),
     "504": Failure({"fail_status": 504}, 504, "upstream_timeout", elsewhere=False),
     "redirect": Failure({"redirect": "http://127.0.0.1:1/v1/x"}, 502, "upstream_unavailable"),
@@ -69,9 +66,7 @@ REFUSALS = {
 LATE = {
     "cut in the middle": Failure({"cut": "mid_stream"}, 502, "upstream_unavailable", lost=True),
     "reset": Failure({"die_after_chunks": 1}, 502, "upstream_unavailable", lost=True),
-    "cut without a length": Failure(
-        {"cut": "mid_stream", "close_delimited": True}, 500, "node_failed", lost=True
-    ),
+    "cut without a length": Failure({"cut": "mid_stream", "close_delimited": True}, 500, "node_failed", lost=True),
     "huge": Failure({"raw": HUGE}, 500, "node_failed", lost=True),
 }
 LATE_STREAMS = {
@@ -84,14 +79,10 @@ LATE_STREAMS = {
 def nodes():
     made = {
         **{
-            which: HttpNodeThread(
-                name=which, models=(OWN_MODEL[which], SHARED_MODEL[which], f"soon-{which}")
-            )
+            which: HttpNodeThread(name=which, models=(OWN_MODEL[which], SHARED_MODEL[which], f"soon-{which}"))
             for which in OWN_MODEL
         },
-        "spare": HttpNodeThread(
-            name="spare", models=(*SHARED_MODEL.values(), "soon-free", "soon-dear")
-        ),
+        "spare": HttpNodeThread(name="spare", models=(*SHARED_MODEL.values(), "soon-free", "soon-dear")),
     }
     with http_nodes(*made.values()):
         yield made
@@ -108,24 +99,13 @@ def served(nodes, journal):
     models = {which: [OWN_MODEL[which], SHARED_MODEL[which]] for which in OWN_MODEL}
     rows = [
         row(nodes["free"], endpoints=endpoints, models=models["free"]),
-        row(
-            nodes["dear"],
-            endpoints=endpoints,
-            models=models["dear"],
-            price_per_request_msat=PRICE_MSAT,
-        ),
+        row(nodes["dear"], endpoints=endpoints, models=models["dear"], price_per_request_msat=PRICE_MSAT),
         row(nodes["spare"], endpoints=endpoints, price_per_request_msat=SPARE_MSAT),
     ]
     # The same two once more, with a short time-out; the spare one has these models too.
     for which, more in {"free": {}, "dear": {"price_per_request_msat": PRICE_MSAT}}.items():
         rows.append(
-            row(
-                nodes[which],
-                endpoints=endpoints,
-                timeout_s=SOON_S,
-                models=[f"soon-{which}"],
-                **more,
-            )
+            row(nodes[which], endpoints=endpoints, timeout_s=SOON_S, models=[f"soon-{which}"], **more)
             | {"name": f"soon-{which}"}
         )
     settings = {
@@ -152,9 +132,7 @@ def healed(nodes, served):
     for node in gone:
         node.start()
     if gone:
-        until(
-            lambda: looked_for(served) and all(state["up"] for state in nodes_of(served).values())
-        )
+        until(lambda: looked_for(served) and all(state["up"] for state in nodes_of(served).values()))
     for node in nodes.values():
         node.behave(
             delay_s=0.0,
@@ -188,13 +166,8 @@ def bought(journal):
 
 def asked_once(nodes, *names):
     """One task each: a task that was lost on a reused connection before the first byte may have been sent once more."""
-    tasks = {
-        name: {call.headers["Idempotency-Key"] for call in node.calls()}
-        for name, node in nodes.items()
-    }
-    assert {name: len(keys) for name, keys in tasks.items()} == {
-        name: int(name in names) for name in nodes
-    }
+    tasks = {name: {call.headers["Idempotency-Key"] for call in node.calls()} for name, node in nodes.items()}
+    assert {name: len(keys) for name, keys in tasks.items()} == {name: int(name in names) for name in nodes}
     assert all(len(node.calls()) <= 2 for node in nodes.values())
 
 
@@ -310,9 +283,7 @@ def test_nodes_that_do_not_listen(nodes, served, bought, stream):
 @STREAMED_OR_NOT
 @FREE_OR_NOT
 @pytest.mark.parametrize("close_delimited", [False, True])
-def test_an_answer_that_ends_with_its_connection_is_whole(
-    nodes, served, which, stream, close_delimited
-):
+def test_an_answer_that_ends_with_its_connection_is_whole(nodes, served, which, stream, close_delimited):
     nodes[which].behave(close_delimited=close_delimited)
     answer = ask(served, OWN_MODEL[which], PROMPT, stream=stream)
     assert answer.status == 200 and answer.whole
@@ -322,9 +293,7 @@ def test_an_answer_that_ends_with_its_connection_is_whole(
 @STREAMED_OR_NOT
 @FREE_OR_NOT
 @pytest.mark.parametrize("name", [*REFUSALS, *LATE])
-def test_another_node_is_asked_only_where_nothing_was_paid(
-    nodes, served, bought, which, stream, name
-):
+def test_another_node_is_asked_only_where_nothing_was_paid(nodes, served, bought, which, stream, name):
     """Both offer the model; the spare one costs something too."""
     failure = {**REFUSALS, **LATE}[name]
     nodes[which].behave(**failure.behaviour)
@@ -371,9 +340,7 @@ def test_auto_fails_over_and_names_the_provider_that_answered(nodes, served, str
 
 @pytest.mark.parametrize("behaviour", [{"cut": "before_head"}, {"cut": "mid_stream"}])
 @pytest.mark.parametrize("endpoint", ["chat", "chat-stream", "responses", "responses-stream"])
-def test_the_sdk_told_to_try_three_times_is_charged_once(
-    nodes, served, bought, behaviour, endpoint
-):
+def test_the_sdk_told_to_try_three_times_is_charged_once(nodes, served, bought, behaviour, endpoint):
     nodes["dear"].behave(**behaviour)
     kind, _, stream = endpoint.partition("-")
     model = OWN_MODEL["dear"]
@@ -382,9 +349,7 @@ def test_the_sdk_told_to_try_three_times_is_charged_once(
         def call():
             if kind == "chat":
                 messages = [{"role": "user", "content": PROMPT}]
-                made = client.chat.completions.create(
-                    model=model, messages=messages, stream=bool(stream)
-                )
+                made = client.chat.completions.create(model=model, messages=messages, stream=bool(stream))
             else:
                 made = client.responses.create(model=model, input=PROMPT, stream=bool(stream))
             return list(made) if stream else made
@@ -405,9 +370,7 @@ def test_the_sdk_gets_its_answer_from_a_free_node_that_recovers(nodes, served):
             event_hooks={"response": [lambda _response: nodes["free"].behave(cut="")]}
         ),
     ) as client:
-        answer = client.chat.completions.create(
-            model=OWN_MODEL["free"], messages=[{"role": "user", "content": "hi"}]
-        )
+        answer = client.chat.completions.create(model=OWN_MODEL["free"], messages=[{"role": "user", "content": "hi"}])
     assert answer.choices[0].message.content == "free says: hi"
     # Two tasks; the first may have been sent once more on a new connection.
     calls = nodes["free"].calls()

@@ -9,15 +9,7 @@ from tests.support.gateway import run_command
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.journaled import counted_msat, query
 from tests.support.wire import CHAT, RESPONSES
-from tests.system.routing.providers import (
-    COMPLETIONS,
-    EMBEDDINGS,
-    ask,
-    info_of,
-    row,
-    served_by,
-    until,
-)
+from tests.system.routing.providers import COMPLETIONS, EMBEDDINGS, ask, info_of, row, served_by, until
 
 STREAMED_OR_NOT = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 REQUEST_MSAT = 700
@@ -73,9 +65,7 @@ def in_journal(journal, answer):
     columns = "state, price_msat, fee_cap_msat, upstream, peer_id, payment_hash, model, task_kind"
 
     def read():
-        return query(
-            journal, f"SELECT {columns} FROM purchases WHERE lower(hex(job_id)) = ?", [job]
-        )
+        return query(journal, f"SELECT {columns} FROM purchases WHERE lower(hex(job_id)) = ?", [job])
 
     until(lambda: read() and read()[0][0] not in {"paying", "settled"})
     return dict(zip(columns.split(", "), read()[0], strict=True))
@@ -110,14 +100,8 @@ def test_a_streams_head_has_the_ceiling_and_the_books_what_it_came_to(nodes, ser
     nodes["tokens"].behave(token_delay_s=0.02)
     more = {"max_tokens": 100, "stream_options": {"include_usage": True}}
     answer = ask(served, "m-tokens", stream=True, **more)
-    [usage] = [
-        found
-        for _, data in answer.blocks
-        if data != "[DONE]" and (found := json.loads(data).get("usage"))
-    ]
-    price = -(
-        -(usage["prompt_tokens"] * INPUT_MSAT + usage["completion_tokens"] * OUTPUT_MSAT) // 1_000
-    )
+    [usage] = [found for _, data in answer.blocks if data != "[DONE]" and (found := json.loads(data).get("usage"))]
+    price = -(-(usage["prompt_tokens"] * INPUT_MSAT + usage["completion_tokens"] * OUTPUT_MSAT) // 1_000)
     assert int(answer.headers["x-lcp-price-msat"]) >= 100 * OUTPUT_MSAT / 1_000 > price
     assert in_journal(journal, answer)["price_msat"] == price
 
@@ -171,9 +155,7 @@ def test_the_command_line_shows_what_nodes_were_paid(served, journal):
 def test_a_budget_is_kept_to_the_last_request(nodes, tmp_path):
     journal = tmp_path / "journal.db"
     limit = 3 * REQUEST_MSAT
-    with served_by(
-        *rows_of(nodes, "flat"), journal_url=str(journal), budget_month_msat=limit
-    ) as process:
+    with served_by(*rows_of(nodes, "flat"), journal_url=str(journal), budget_month_msat=limit) as process:
         for _ in range(3):
             in_journal(journal, ask(process, "m-flat"))
         nodes["flat"].requests.clear()
@@ -242,9 +224,7 @@ def test_auto_within_a_limit_finds_a_provider_that_is_cheap_enough(served):
 
 @STREAMED_OR_NOT
 @pytest.mark.parametrize("model", ["m-flat", "auto:cheap"])
-def test_a_quote_is_shown_and_taken_and_only_the_taking_reaches_the_node(
-    nodes, served, model, stream
-):
+def test_a_quote_is_shown_and_taken_and_only_the_taking_reaches_the_node(nodes, served, model, stream):
     quote = ask(served, model, stream=stream, headers=QUOTE_ONLY)
     assert quote.status == 200 and quote.verdict == "none"
     assert not any(node.calls() for node in nodes.values())
@@ -276,9 +256,7 @@ def test_a_quote_of_auto_is_for_these_bytes_only(nodes, served):
 
 @STREAMED_OR_NOT
 @pytest.mark.parametrize("model", ["m-free", "m-flat", "auto"])
-def test_a_repeat_gets_the_same_answer_without_asking_a_provider_again(
-    nodes, served, model, stream
-):
+def test_a_repeat_gets_the_same_answer_without_asking_a_provider_again(nodes, served, model, stream):
     key = {"Idempotency-Key": f"{model}-{stream}"}
     first = ask(served, model, "the same", stream=stream, headers=key)
     again = ask(served, model, "the same", stream=stream, headers=key)

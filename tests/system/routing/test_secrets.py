@@ -10,17 +10,7 @@ import pytest
 
 from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.wire import CHAT, RESPONSES, exchange, get, post, request_bytes
-from tests.system.routing.providers import (
-    COMPLETIONS,
-    EMBEDDINGS,
-    ROUTE,
-    ask,
-    body_of,
-    nodes_of,
-    row,
-    served_by,
-    until,
-)
+from tests.system.routing.providers import COMPLETIONS, EMBEDDINGS, ROUTE, ask, body_of, nodes_of, row, served_by, until
 
 PROMPT = "zanzibar-quokka-prompt"
 NODES_KEY = "sk-node-armadillo-key"
@@ -37,9 +27,7 @@ ENDPOINTS = ["chat", "responses", "completions", "embeddings"]
 @pytest.fixture(scope="module")
 def nodes():
     made = {
-        "keyed": HttpNodeThread(
-            name="keyed", models=("keyed-model", "nomic-embed-text"), api_key=NODES_KEY
-        ),
+        "keyed": HttpNodeThread(name="keyed", models=("keyed-model", "nomic-embed-text"), api_key=NODES_KEY),
         # Its error repeats the received key, which is wrong.
         "wrong": HttpNodeThread(name="wrong", models=("wrong-model",)),
     }
@@ -83,9 +71,7 @@ def model_of(path, node="keyed"):
 @PATHS
 @STREAMED_OR_NOT
 @pytest.mark.parametrize("is_auto", [False, True], ids=["named", "auto"])
-def test_a_node_gets_its_own_key_and_nothing_of_the_clients_headers(
-    served, nodes, path, stream, is_auto
-):
+def test_a_node_gets_its_own_key_and_nothing_of_the_clients_headers(served, nodes, path, stream, is_auto):
     headers = {
         **BEARER,
         "Cookie": f"a={OTHERS_KEY}",
@@ -130,9 +116,7 @@ def test_a_node_that_repeats_key_and_prompt_in_its_error(served, nodes, path, st
 
 
 @STREAMED_OR_NOT
-@pytest.mark.parametrize(
-    "behaviour", [{"cut": "before_head"}, {"cut": "mid_stream"}, {"delay_s": 3.0}]
-)
+@pytest.mark.parametrize("behaviour", [{"cut": "before_head"}, {"cut": "mid_stream"}, {"delay_s": 3.0}])
 def test_a_node_that_breaks_off(served, nodes, stream, behaviour):
     nodes["wrong"].behave(**behaviour)
     answer = ask(served, "wrong-model", PROMPT, stream=stream, headers=BEARER)
@@ -192,17 +176,7 @@ def trap():
             thread.join(60)
 
 
-LURES = (
-    "base_url",
-    "api_base",
-    "api_url",
-    "url",
-    "host",
-    "endpoint",
-    "proxy",
-    "custom_host",
-    "node",
-)
+LURES = ("base_url", "api_base", "api_url", "url", "host", "endpoint", "proxy", "custom_host", "node")
 
 
 @pytest.mark.parametrize("model", ["keyed-model", "auto"])
@@ -213,23 +187,12 @@ def test_no_address_in_a_request_is_called(served, nodes, model):
             more = {lure: url, "metadata": {lure: url}, "extra_body": {lure: url}}
             assert ask(served, model, headers=BEARER, **more).status == 200
         for header in (
-            *(
-                "X-Forwarded-Host",
-                "Forwarded",
-                "X-Original-URL",
-                "X-Base-Url",
-                "X-Portkey-Custom-Host",
-            ),
+            *("X-Forwarded-Host", "Forwarded", "X-Original-URL", "X-Base-Url", "X-Portkey-Custom-Host"),
             *("Proxy", "Referer", "Origin", "X-Lcp-Node", "X-Upstream"),
         ):
             assert ask(served, model, headers={**BEARER, header: url}).status in {200, 403}
         raw = json.dumps(body_of(CHAT, model)).encode()
-        assert (
-            exchange(
-                served.port, request_bytes("POST", CHAT, raw, {**BEARER, "Host": place})
-            ).status
-            < 500
-        )
+        assert exchange(served.port, request_bytes("POST", CHAT, raw, {**BEARER, "Host": place})).status < 500
         absolute = request_bytes("POST", f"{url}/chat/completions", raw, BEARER)
         assert exchange(served.port, absolute).status < 500
         for name in (url, f"node:{place}", f"{url}/keyed-model", f"openai/{url}"):

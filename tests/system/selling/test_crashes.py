@@ -18,9 +18,7 @@ SEED = os.environ.get("LCP_TEST_SEED") or str(random.randrange(10**6))
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_customers_are_charged_for_what_they_got_whenever_the_gateway_is_killed(
-    request, tmp_path, database
-):
+def test_customers_are_charged_for_what_they_got_whenever_the_gateway_is_killed(request, tmp_path, database):
     if database == "sqlite":
         done = run(kills=KILLS, journal=str(tmp_path / "journal.db"), folder=tmp_path, seed=SEED)
     else:

@@ -10,16 +10,7 @@ import pytest
 
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, Answer, document, get, post, request_bytes, wire
-from tests.system.selling.seller import (
-    ADMIN_KEY,
-    MARKUP,
-    STATIC_KEY,
-    bearer,
-    charged,
-    is_401,
-    price,
-    running_seller,
-)
+from tests.system.selling.seller import ADMIN_KEY, MARKUP, STATIC_KEY, bearer, charged, is_401, price, running_seller
 
 A_LOT = 10_000_000
 MOST_OPEN = 4
@@ -62,11 +53,7 @@ def costs_nothing(served):
 
 
 def test_a_key_is_accepted_for_its_scopes_only(served, with_key):
-    paths = {
-        "inference": "/v1/models",
-        "wallet": "/api/wallet",
-        "admin": "/api/admin/accounts",
-    }
+    paths = {"inference": "/v1/models", "wallet": "/api/wallet", "admin": "/api/admin/accounts"}
     for scope in paths:
         holder = with_key(scopes=[scope])
         for wanted, path in paths.items():
@@ -244,9 +231,7 @@ def test_a_402_has_an_invoice_however_many_went_unpaid(served):
         assert refused.status == 402
         reported = refused.error["lcp"]
         assert "topup" in reported, f"none after {number}"
-        assert (
-            reported["topup"]["amount_msat"] >= reported["required_msat"] - reported["balance_msat"]
-        )
+        assert reported["topup"]["amount_msat"] >= reported["required_msat"] - reported["balance_msat"]
     # A repeat gets the same invoice.
     again = holder.ask(max_tokens=200 + 100 * number).error["lcp"]
     assert again["topup"] == reported["topup"]

@@ -111,9 +111,7 @@ def ask(port: int, token: Token, model: str = "echo-1") -> Answer:
 
 @pytest.fixture(scope="module")
 def served():
-    with running_seller(
-        l402="true", l402_msat=BUYS_MSAT, l402_invoices_per_minute=1_000
-    ) as running:
+    with running_seller(l402="true", l402_msat=BUYS_MSAT, l402_invoices_per_minute=1_000) as running:
         yield running
         running.office.is_in_order()
 
@@ -298,10 +296,7 @@ def test_strangers_cannot_have_invoices_made_without_end():
 def test_a_strangers_flood_keeps_no_other_stranger_and_no_customer_away():
     """Once, after a thousand invoices of one stranger, every other client got 429 for an hour."""
     with running_seller(
-        l402="true",
-        l402_invoices_per_minute=3,
-        max_requests_per_minute=20,
-        trusted_proxies="127.0.0.1",
+        l402="true", l402_invoices_per_minute=3, max_requests_per_minute=20, trusted_proxies="127.0.0.1"
     ) as running:
 
         def stranger(address, path=CHAT):

@@ -59,10 +59,7 @@ def test_a_stream_whose_gateway_loses_its_sessions_ends_delivered_and_charged_on
         customer = Office(delivering.port).customer(FILLED)
         answers: list = []
         asking = threading.Thread(
-            target=lambda: answers.append(
-                customer.ask("echo-slow", WORDS, stream=True, max_tokens=400)
-            ),
-            daemon=True,
+            target=lambda: answers.append(customer.ask("echo-slow", WORDS, stream=True, max_tokens=400)), daemon=True
         )
         asking.start()
         eventually(lambda: state_of_all(postgres, database) == "settled")

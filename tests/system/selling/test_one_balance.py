@@ -122,10 +122,7 @@ class Three:
 @pytest.fixture
 def three(node, redis, postgres):
     with postgres.fresh_database() as url, ExitStack() as stack:
-        settings = {
-            **on_node(node, journal_url=url, redis_url=redis.url, l402_secret="s" * 40),
-            **selling(),
-        }
+        settings = {**on_node(node, journal_url=url, redis_url=redis.url, l402_secret="s" * 40), **selling()}
 
         def start() -> RunningGateway:
             return stack.enter_context(gateway(embedded=False, env=settings))
@@ -219,10 +216,7 @@ def books_agree(three: Three, node, seen, postgres, account_id: str, charge: int
 
     def in_state(*states: str) -> set[str]:
         listed = ", ".join(f"'{state}'" for state in states)
-        asked = (
-            "SELECT coalesce(json_agg(encode(job_id, 'hex')), '[]') FROM purchases "
-            f"WHERE state IN ({listed})"
-        )
+        asked = f"SELECT coalesce(json_agg(encode(job_id, 'hex')), '[]') FROM purchases WHERE state IN ({listed})"
         return set(json.loads(postgres.sql(asked, three.database)))
 
     # The dead gateway's payments are swept into unknown by the others.

@@ -15,15 +15,7 @@ from tests.support.lnd_standin import LndStandin, settled
 from tests.support.node_thread import eventually
 from tests.support.postgres import RunningPostgres, postgres  # noqa: F401 - a fixture
 from tests.support.wire import get
-from tests.system.selling.seller import (
-    ADMIN_KEY,
-    MARKUP,
-    Customer,
-    Office,
-    bearer,
-    charged,
-    selling,
-)
+from tests.system.selling.seller import ADMIN_KEY, MARKUP, Customer, Office, bearer, charged, selling
 
 FILLED = 1_000_000
 
@@ -106,19 +98,13 @@ def is_held(customer):
 def has_it_back(there, charge):
     expected = [("adjustment", FILLED), ("purchase", -charge), ("refund", charge)]
     eventually(lambda: there.moved() == expected)
-    assert there.balance() == {
-        "balance_msat": FILLED,
-        "held_msat": 0,
-        "available_msat": FILLED,
-    }
+    assert there.balance() == {"balance_msat": FILLED, "held_msat": 0, "available_msat": FILLED}
     there.office.is_in_order()
 
 
 def test_a_stream_in_whose_middle_the_gateway_was_killed_is_given_back(node, seen, journal):
     """Once it stayed settled for ever, charged to the customer, and its peer was not blamed."""
-    customer, job_id, charge, _ = killed_while(
-        node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True
-    )
+    customer, job_id, charge, _ = killed_while(node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True)
     with selling_gateway(node, journal) as running:
         has_it_back(Customer(running.port, customer.account_id, customer.key), charge)
         eventually(lambda: metric(running, "lcpgateway_peer_undelivered_msat") > 0)
@@ -132,9 +118,7 @@ def test_a_stream_in_whose_middle_the_gateway_was_killed_is_given_back(node, see
 
 def test_what_a_dead_gateway_left_settled_can_be_resolved_by_hand(node, seen, journal):
     """Once ``purchases resolve`` refused it."""
-    _, job_id, _, _ = killed_while(
-        node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True
-    )
+    _, job_id, _, _ = killed_while(node, journal, seen, "fault/stream-stalls", until=is_taken, stream=True)
     command = ("resolve", job_id, "settled", "--why", "the gateway is gone", "--yes")
     deadline = time.monotonic() + 10
     # A server takes a moment to notice that a session's other end is gone.
@@ -172,11 +156,7 @@ async def test_a_payment_that_lnd_knows_of_later_is_given_back(node, seen, journ
     finally:
         await lnd.stop()
     found = shown(journal, job_id)
-    assert (found["ended_by"], found["received"], found["refund"]) == (
-        "unknown",
-        "nothing",
-        "given",
-    )
+    assert (found["ended_by"], found["received"], found["refund"]) == ("unknown", "nothing", "given")
     assert found["preimage"] == preimage.hex() and found["fee_msat"] == paid["fee_msat"]
 
 
@@ -204,9 +184,7 @@ def test_over_the_limit_the_refund_is_withheld_and_the_operator_decides(node, tm
         everything = office.get("refunds?refund=withheld").json["data"]
         assert [one["job_id"] for one in everything] == [one["job_id"] for one in mine]
         listed = books(journal, "list", "--state", "undelivered", "--refund", "withheld", "--json")
-        assert {one["job_id"] for one in json.loads(listed.stdout)} == {
-            one["job_id"] for one in mine
-        }
+        assert {one["job_id"] for one in json.loads(listed.stdout)} == {one["job_id"] for one in mine}
 
         job_id = last.headers["x-lcp-job-id"]
         before = customer.balance()["balance_msat"]
@@ -250,11 +228,7 @@ def test_what_cannot_be_decided_is_refused(refusing, path, fields, status, code)
 def test_refunds_are_the_administrators_and_each_customers_own(refusing):
     customer = refusing.customer(FILLED)
     assert customer.get("/api/admin/refunds").status == 403
-    assert customer.get("/api/wallet/refunds").json == {
-        "object": "list",
-        "data": [],
-        "after": None,
-    }
+    assert customer.get("/api/wallet/refunds").json == {"object": "list", "data": [], "after": None}
     assert get(refusing.port, "/api/wallet/refunds", bearer(ADMIN_KEY)).status == 403
 
 

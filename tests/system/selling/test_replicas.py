@@ -253,9 +253,7 @@ def test_while_redis_is_away_customers_are_served_and_none_overspends(both, cust
 
 
 @pytest.mark.slow
-def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
-    both, quote, node, postgres
-):
+def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(both, quote, node, postgres):
     """The last test: payments under way when PostgreSQL ends may stay unknown."""
     (customers,) = both.customers({})
     charge = quote["charge_msat"]
@@ -308,9 +306,7 @@ def test_postgresql_is_killed_while_customers_spend_and_the_books_are_right(
         "available_msat": A_LOT - (len(taken) + len(held)) * charge,
     }
     of_the_node = [event for event in node.events("paid") if event["job_id"] in taken]
-    assert sum(MARKUP.charge_msat(event["price_msat"]) for event in of_the_node) == (
-        len(taken) * charge
-    )
+    assert sum(MARKUP.charge_msat(event["price_msat"]) for event in of_the_node) == (len(taken) * charge)
     both.office.is_in_order()
     # Both have recovered.
     for each in both.gateways:

@@ -65,9 +65,7 @@ def market(tmp_path_factory) -> Iterator[Market]:
         server = stack.enter_context(running_postgres())
         url = stack.enter_context(server.fresh_database())
         env = {**on_node(node, journal_url=url), **selling()}
-        used, administered = [
-            stack.enter_context(gateway(embedded=False, env=env)) for _ in range(2)
-        ]
+        used, administered = [stack.enter_context(gateway(embedded=False, env=env)) for _ in range(2)]
         yield Market(server, url.rpartition("/")[2], node, used, administered)
 
 
@@ -108,11 +106,7 @@ def bought_nothing_since(market: Market, buyer: Buyer, revoked_at: float) -> Non
     accepted = [at - revoked_at for at, status, _ in buyer.answers if status == 200]
     assert [late for late in accepted if late > UNDER_WAY_S] == []
     refused = {(status, code) for _, status, code in buyer.answers if status != 200}
-    assert refused <= {
-        (401, "invalid_api_key"),
-        (503, "keys_unavailable"),
-        (503, "journal_unavailable"),
-    }
+    assert refused <= {(401, "invalid_api_key"), (503, "keys_unavailable"), (503, "journal_unavailable")}
 
 
 def recovers(market: Market, revoked: Customer, other: Customer) -> None:
@@ -139,9 +133,7 @@ def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], No
 
     def check() -> None:
         assert late == [], "the list is too old, and a key was accepted or refused by it"
-        about_keys = [
-            after for after, reason in reported if "the keys of accounts were last read" in reason
-        ]
+        about_keys = [after for after, reason in reported if "the keys of accounts were last read" in reason]
         assert about_keys, reported
 
     return check
@@ -214,10 +206,7 @@ def reading(customer: Customer, clients: int, path: str) -> Iterator[list[int]]:
 def test_while_a_customer_floods_the_gateway_with_reads(market):
     """Once one customer's 3,000 reads kept the refresh from getting a connection."""
     revoked, other, flooding = (market.customer() for _ in range(3))
-    with (
-        Buyer(revoked).running(2) as buyer,
-        reading(flooding, 60, "/api/wallet/transactions?limit=100") as statuses,
-    ):
+    with Buyer(revoked).running(2) as buyer, reading(flooding, 60, "/api/wallet/transactions?limit=100") as statuses:
         eventually(lambda: len(statuses) > 200)
         revoked_at = market.revoke(revoked)
         eventually(lambda: revoked.get("/v1/models").status == 401)

@@ -9,15 +9,7 @@ import pytest
 from tests.support.gateway import run_command
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes
-from tests.system.selling.seller import (
-    ADMIN_KEY,
-    STATIC_KEY,
-    Customer,
-    bearer,
-    dumped,
-    running_seller,
-    selling,
-)
+from tests.system.selling.seller import ADMIN_KEY, STATIC_KEY, Customer, bearer, dumped, running_seller, selling
 
 PROMPT = "zanzibar-quokka-prompt"
 WRONG = "lcpg_" + "periwinkle-okapi-" * 2 + "123456789"
@@ -75,11 +67,7 @@ def after_everything(served, reported):
 
     topup = customer.top_up(5_000)
     paid = served.pay(topup["payment_request"])
-    eventually(
-        lambda: (
-            reported(customer.get(f"/api/wallet/topups/{topup['id']}")).json["status"] == "settled"
-        )
-    )
+    eventually(lambda: reported(customer.get(f"/api/wallet/topups/{topup['id']}")).json["status"] == "settled")
     challenge = post(served.port, CHAT, document(text=PROMPT))
     macaroon, invoice = re.match(
         r'L402 macaroon="([^"]+)", invoice="([^"]+)"', challenge.headers["www-authenticate"]
@@ -125,9 +113,7 @@ def after_everything(served, reported):
         reported(get(served.port, f"/v1/models?key={token}", {"Origin": "https://app.example"}))
         # Bytes that are not HTTP, with a secret in them.
         reported(exchange(served.port, f"GET {at}/v1 models HTTP/9.9\r\n\r\n".encode()))
-        reported(
-            exchange(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode())
-        )
+        reported(exchange(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode()))
         long = {"X-Long": "x" * 20_000, "Authorization": f"Bearer {token}"}
         reported(get(served.port, f"{at}/v1/models", long))
     for path in (f"accounts/{account}/keys", "keys", "log?limit=100", "audit", "accounts"):

@@ -35,11 +35,7 @@ def served(node, lnd, tmp_path_factory):
 
 @contextmanager
 def selling_gateway(node, lnd, journal, **more):
-    settings = {
-        **on_node(node, journal_url=journal),
-        **selling(**more),
-        **lnd_settings(lnd.address),
-    }
+    settings = {**on_node(node, journal_url=journal), **selling(**more), **lnd_settings(lnd.address)}
     with gateway(embedded=False, env=settings) as running:
         yield running
 
@@ -132,10 +128,7 @@ def test_while_lnd_does_not_answer_customers_can_spend_and_top_ups_are_503(serve
 
 def test_of_two_gateways_one_follows_and_the_other_takes_over(node, lnd, postgres):
     with postgres.fresh_database() as url, ExitStack() as stack:
-        both = [
-            stack.enter_context(selling_gateway(node, lnd, url, l402_secret="s" * 40))
-            for _ in range(2)
-        ]
+        both = [stack.enter_context(selling_gateway(node, lnd, url, l402_secret="s" * 40)) for _ in range(2)]
         eventually(lambda: sum(map(leads, both)) == 1)
         leader, other = both if leads(both[0]) else both[::-1]
         customer = Office(leader.port).customer()

@@ -10,11 +10,7 @@ from tests.system.selling.seller import selling
 
 def start(tmp_path, **settings: object) -> subprocess.CompletedProcess:
     """Start a gateway that is expected to refuse; ended soon if it does not."""
-    env = {
-        "LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0",
-        "XDG_CONFIG_HOME": str(tmp_path),
-        "XDG_STATE_HOME": str(tmp_path),
-    }
+    env = {"LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0", "XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
     env |= {f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
     return run_command("serve", "--embedded", env=env)
 
@@ -33,9 +29,7 @@ def test_an_open_gateway_does_not_listen_on_the_network_without_allow_open(tmp_p
 
 
 def test_api_keys_with_auth_none_are_refused(tmp_path):
-    is_refused(
-        start(tmp_path, http_addr=":0", auth="none", api_keys="sk-of-the-test"), "allow_open"
-    )
+    is_refused(start(tmp_path, http_addr=":0", auth="none", api_keys="sk-of-the-test"), "allow_open")
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,7 @@ def settles(customer: Customer, *moves: tuple[str, int], held_msat: int = 0) -> 
     expected = [("adjustment", FILLED), *moves]
     eventually(lambda: customer.moved() == expected)
     balance = sum(amount for _, amount in expected)
-    reported = {
-        "balance_msat": balance,
-        "held_msat": held_msat,
-        "available_msat": balance - held_msat,
-    }
+    reported = {"balance_msat": balance, "held_msat": held_msat, "available_msat": balance - held_msat}
     eventually(lambda: customer.balance() == reported)
     customer.office.is_in_order()
 
@@ -102,9 +98,7 @@ def test_an_error_has_the_refund_and_the_balance_after_it(customer):
 
 
 @pytest.mark.parametrize("fault", UNDELIVERED)
-def test_without_refunds_an_undelivered_purchase_is_charged_and_the_error_says_so(
-    keeping, node, fault
-):
+def test_without_refunds_an_undelivered_purchase_is_charged_and_the_error_says_so(keeping, node, fault):
     customer = Office(keeping.port).customer(FILLED)
     answer = customer.ask(f"fault/{fault}")
     assert answer.error["code"] == "undelivered" and answer.verdict == "settled"
@@ -136,12 +130,9 @@ def test_what_was_not_paid_is_not_charged(customer, seen, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "evidence"),
-    [("execute-code-unavailable", "settled"), ("execute-hangs", "not_paid")],
+    ("fault", "evidence"), [("execute-code-unavailable", "settled"), ("execute-hangs", "not_paid")]
 )
-def test_an_unknown_payment_is_held_until_the_operator_resolves_it(
-    customer, node, journal, fault, evidence
-):
+def test_an_unknown_payment_is_held_until_the_operator_resolves_it(customer, node, journal, fault, evidence):
     answer = customer.ask(f"fault/{fault}")
     assert answer.verdict == "unknown" and answer.error["code"] == "payment_unknown"
     assert answer.headers["x-should-retry"] == "false"
@@ -198,9 +189,7 @@ def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(nod
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_a_killed_gateway_had_in_its_memory_is_given_back(
-    node, seen, tmp_path, stream
-):
+def test_an_answer_that_a_killed_gateway_had_in_its_memory_is_given_back(node, seen, tmp_path, stream):
     """Once it was on disk as delivered while a slow client was still reading it, and the customer was charged for a part."""
     journal = tmp_path / "journal.db"
     with open_shop(node, journal) as running:

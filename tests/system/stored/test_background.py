@@ -114,9 +114,7 @@ def stream_of(text: str, model: str = "echo-slow", **more) -> bytes:
 
 def id_of(port: int, connection) -> str:
     """The id in a stream's next event."""
-    return (
-        "resp_bg_" + connection.read_until(b'"object"').decode().split("resp_bg_")[1].split('"')[0]
-    )
+    return "resp_bg_" + connection.read_until(b'"object"').decode().split("resp_bg_")[1].split('"')[0]
 
 
 def test_a_job_that_is_cancelled_while_it_waits_for_a_quote_costs_nothing(port, bought):

@@ -130,10 +130,7 @@ def test_of_a_duplicate_input_the_last_one_counts(node, port):
 
 
 def test_instructions_are_not_carried_over_and_nothing_else_is(node, port):
-    first = sent(
-        port,
-        b'{"model":"m","input":"a","instructions":"be brief","temperature":0.5,"user":"u"}',
-    )
+    first = sent(port, b'{"model":"m","input":"a","instructions":"be brief","temperature":0.5,"user":"u"}')
     sent(port, turn(first["id"]))
     assert set(json.loads(heard(node)[-1])) == {"model", "input"}
 
@@ -145,15 +142,12 @@ def test_a_streamed_output_is_carried_on_as_the_provider_wrote_it(node, port, st
     if stream:
         node.behave(
             raw=b'event: response.created\r\ndata: {"type":"response.created","response":{"id":"resp_odd"}}\r\n\r\n'
-            b'event: response.completed\r\ndata: {"type":"response.completed","response":%b}\r\n\r\n'
-            % response,
+            b'event: response.completed\r\ndata: {"type":"response.completed","response":%b}\r\n\r\n' % response,
             content_type="text/event-stream",
         )
     else:
         node.behave(raw=response)
-    answer = post(
-        port, RESPONSES, b'{"model":"m","input":"a","stream":%b}' % json.dumps(stream).encode()
-    )
+    answer = post(port, RESPONSES, b'{"model":"m","input":"a","stream":%b}' % json.dumps(stream).encode())
     assert answer.status == 200
     assert retrieve(port, "resp_odd").body == response
     node.behave(raw=None, content_type="")
@@ -220,10 +214,7 @@ def test_an_unreadable_response_is_an_error_and_is_not_paid_for(node, port):
 
 
 def test_the_requests_own_body_is_not_touched_without_a_chain(node, port):
-    for raw in (
-        b' {"input" : "x","store":true, "model":"m"}',
-        b'{"model":"m","input":"x","store":false} ',
-    ):
+    for raw in (b' {"input" : "x","store":true, "model":"m"}', b'{"model":"m","input":"x","store":false} '):
         sent(port, raw)
         assert heard(node)[-1] == raw
 

@@ -5,17 +5,7 @@ import json
 import pytest
 
 from tests.support.http_node import HttpNodeThread
-from tests.support.stored import (
-    MODEL,
-    begun,
-    chat,
-    ended,
-    last_response,
-    numbers,
-    on_http_node,
-    respond,
-    retrieve,
-)
+from tests.support.stored import MODEL, begun, chat, ended, last_response, numbers, on_http_node, respond, retrieve
 from tests.support.wire import CHAT, get
 
 MESSAGE = {
@@ -98,8 +88,7 @@ def test_a_stream_without_an_id_gets_one_where_the_client_asked(node, port):
     assert found.status == 200 and found.json["output"] == [MESSAGE]
     again = retrieve(port, response_id, "?stream=true")
     assert [json.loads(data) for _, data in again.blocks] == [
-        {**json.loads(data), "sequence_number": number}
-        for number, (_, data) in enumerate(made.blocks)
+        {**json.loads(data), "sequence_number": number} for number, (_, data) in enumerate(made.blocks)
     ]
 
 
@@ -169,9 +158,7 @@ def test_a_background_response_goes_by_the_id_that_its_client_knows(node, port):
     assert numbers(replayed) == list(range(len(replayed.blocks)))
 
 
-def test_an_answer_that_is_no_response_fails_in_the_background_and_says_that_it_was_paid(
-    node, port
-):
+def test_an_answer_that_is_no_response_fails_in_the_background_and_says_that_it_was_paid(node, port):
     node.behave(raw=b"no JSON at all", content_type="text/plain")
     response_id = begun(port, "garbage", model=MODEL)
     found = ended(port, response_id)

@@ -8,18 +8,7 @@ from tests.support.gateway import gateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.money import accepts, metric
 from tests.support.node_thread import eventually
-from tests.support.stored import (
-    MODEL,
-    begun,
-    cancel,
-    chat,
-    delete,
-    ended,
-    input_items,
-    on_http_node,
-    respond,
-    retrieve,
-)
+from tests.support.stored import MODEL, begun, cancel, chat, delete, ended, input_items, on_http_node, respond, retrieve
 from tests.support.wire import CHAT, RESPONSES, document, get, post
 
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -148,9 +137,7 @@ def test_a_chain_longer_than_a_body_may_be_is_refused_before_it_is_paid(node):
         assert answer.error["code"] == "context_length_exceeded"
         assert answer.headers["x-should-retry"] == "false"
         assert not node.calls()
-        background = respond(
-            running.port, "y" * 9_000, model=MODEL, previous_response_id=first, background=True
-        )
+        background = respond(running.port, "y" * 9_000, model=MODEL, previous_response_id=first, background=True)
         assert background.error["code"] == "context_length_exceeded"
         shorter = respond(running.port, "y", model=MODEL, previous_response_id=first)
         assert shorter.status == 200
@@ -165,9 +152,7 @@ def test_a_chain_longer_than_the_models_context_is_refused_before_it_is_paid(nod
         first = respond(running.port, "word " * 800, model=MODEL)
         assert first.status == 200
         node.requests.clear()
-        answer = respond(
-            running.port, "word " * 3_200, model=MODEL, previous_response_id=first.json["id"]
-        )
+        answer = respond(running.port, "word " * 3_200, model=MODEL, previous_response_id=first.json["id"])
         assert (answer.status, answer.verdict) == (400, "none")
         assert answer.error["code"] == "context_length_exceeded"
         assert answer.error["param"] == "input"
@@ -206,16 +191,7 @@ def test_an_invalid_request_is_refused(node, plain, option, param):
 
 
 @pytest.mark.parametrize(
-    "metadata",
-    [
-        [],
-        "x",
-        {"a": 1},
-        {"a": None},
-        {"k" * 65: "v"},
-        {"k": "v" * 513},
-        {f"k{n}": "" for n in range(17)},
-    ],
+    "metadata", [[], "x", {"a": 1}, {"a": None}, {"k" * 65: "v"}, {"k": "v" * 513}, {f"k{n}": "" for n in range(17)}]
 )
 def test_metadata_is_what_openai_takes(plain, metadata):
     made = chat(plain.port, model=MODEL, metadata={"a": "b"}).json["id"]
@@ -230,8 +206,7 @@ def test_metadata_is_what_openai_takes(plain, metadata):
 
 
 @pytest.mark.parametrize(
-    "query",
-    ["limit=0", "limit=101", "limit=x", "limit=-1", "order=up", "after=item_missing", "limit=1e2"],
+    "query", ["limit=0", "limit=101", "limit=x", "limit=-1", "order=up", "after=item_missing", "limit=1e2"]
 )
 def test_an_invalid_page_is_refused(plain, query):
     made = respond(plain.port, model=MODEL).json["id"]
@@ -241,17 +216,13 @@ def test_an_invalid_page_is_refused(plain, query):
         assert answer.status == 400 and answer.error["param"] in query
 
 
-@pytest.mark.parametrize(
-    "query", ["?stream=maybe", "?starting_after=1", "?stream=true&starting_after=x"]
-)
+@pytest.mark.parametrize("query", ["?stream=maybe", "?starting_after=1", "?stream=true&starting_after=x"])
 def test_an_invalid_replay_is_refused(plain, query):
     made = respond(plain.port, model=MODEL).json["id"]
     assert retrieve(plain.port, made, query).status == 400
 
 
-@pytest.mark.parametrize(
-    "path", ["/v1/responses/", "/v1/responses/a/b", "/v1/responses/%2e%2e", "/v1/responses/a%2Fb"]
-)
+@pytest.mark.parametrize("path", ["/v1/responses/", "/v1/responses/a/b", "/v1/responses/%2e%2e", "/v1/responses/a%2Fb"])
 def test_an_invalid_id_is_not_found(plain, path):
     assert get(plain.port, path).status == 404
     assert delete(plain.port, path).status in {404, 405}

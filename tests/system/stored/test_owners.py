@@ -25,17 +25,9 @@ def on_a_response(port, response_id, headers):
         "resume": retrieve(port, response_id, "?stream=true&starting_after=1", headers=headers),
         "items": get(port, f"{RESPONSES}/{response_id}/input_items", headers),
         "chain": respond(port, previous_response_id=response_id, headers=headers),
-        "chain in the background": respond(
-            port, previous_response_id=response_id, background=True, headers=headers
-        ),
-        "chain, streamed": respond(
-            port, previous_response_id=response_id, stream=True, headers=headers
-        ),
-        "quote": respond(
-            port,
-            previous_response_id=response_id,
-            headers={**headers, "X-Lcp-Quote-Only": "true"},
-        ),
+        "chain in the background": respond(port, previous_response_id=response_id, background=True, headers=headers),
+        "chain, streamed": respond(port, previous_response_id=response_id, stream=True, headers=headers),
+        "quote": respond(port, previous_response_id=response_id, headers={**headers, "X-Lcp-Quote-Only": "true"}),
         "cancel": cancel(port, response_id, headers=headers),
         "delete": delete(port, f"{RESPONSES}/{response_id}", headers=headers),
     }
@@ -69,10 +61,7 @@ def alike(found, missing):
 
 def test_anothers_response_is_like_one_that_does_not_exist(port):
     made = respond(port, headers=MINE).json["id"]
-    alike(
-        on_a_response(port, made, THEIRS),
-        on_a_response(port, "resp_" + "0" * (len(made) - 5), THEIRS),
-    )
+    alike(on_a_response(port, made, THEIRS), on_a_response(port, "resp_" + "0" * (len(made) - 5), THEIRS))
     # And the other's attempts had no effect.
     assert retrieve(port, made, headers=MINE).status == 200
 

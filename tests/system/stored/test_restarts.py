@@ -54,10 +54,7 @@ def quick_paying(tmp_path_factory):
 def serving(node: TestedNode, folder, **settings: object) -> Iterator[RunningGateway]:
     """Run a gateway whose journal stays in the folder."""
     settings = {"api_keys": ",".join(KEYS), "shutdown_grace_s": 0.3, **settings}
-    env = on_node(node, **settings) | {
-        "XDG_STATE_HOME": str(folder),
-        "XDG_CONFIG_HOME": str(folder),
-    }
+    env = on_node(node, **settings) | {"XDG_STATE_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     with gateway(embedded=False, env=env) as running:
         yield running
 
@@ -79,11 +76,7 @@ def is_lost(port: int, response_id: str, payment: str) -> dict:
     found = retrieve(port, response_id, headers=MINE)
     assert found.status == 200, found.body
     reported = found.json
-    assert (reported["id"], reported["object"], reported["status"]) == (
-        response_id,
-        "response",
-        "failed",
-    )
+    assert (reported["id"], reported["object"], reported["status"]) == (response_id, "response", "failed")
     assert reported["background"] is True and reported["output"] == []
     assert reported["error"]["code"] and reported["error"]["message"]
     assert reported["lcp"]["payment"] == found.verdict == payment
@@ -285,6 +278,4 @@ def test_a_reload_keeps_what_is_stored_and_what_runs(quick_paying, tmp_path):
         for one in (job, followed):
             assert ended(port, one, headers=MINE).json["status"] == "completed"
         eventually(lambda: get(port, "/readyz").json["jobs_in_flight"] == 0)
-        assert (
-            cancel(port, begun(port, model="slow-quote", headers=MINE), headers=MINE).status == 200
-        )
+        assert cancel(port, begun(port, model="slow-quote", headers=MINE), headers=MINE).status == 200

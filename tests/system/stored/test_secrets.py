@@ -185,9 +185,7 @@ def test_of_errors(node, served):
 def test_of_a_provider_that_fails(node, served):
     node.behave(fail_status=500, fail_body=json.dumps({"error": {"message": f"{PROMPT} {OUTPUT}"}}))
     try:
-        done = ended(
-            served.port, begun(served.port, PROMPT, model=MODEL, headers=MINE), headers=MINE
-        )
+        done = ended(served.port, begun(served.port, PROMPT, model=MODEL, headers=MINE), headers=MINE)
     finally:
         node.behave(fail_status=0, fail_body="")
     # Only the client itself gets the text of its node.

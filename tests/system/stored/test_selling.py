@@ -35,13 +35,7 @@ def seller(tmp_path_factory):
     peers = tmp_path_factory.mktemp("node") / "peers.toml"
     peers.write_text(slow_peers(20.0))
     node = free_address()
-    env = selling(
-        node_listen=node,
-        node_peers_file=peers,
-        node_faults="true",
-        l402="true",
-        exposure_base_msat=10**9,
-    )
+    env = selling(node_listen=node, node_peers_file=peers, node_faults="true", l402="true", exposure_base_msat=10**9)
     with gateway(env=env) as running:
         yield Seller(running, node)
         Office(running.port).is_in_order()
@@ -78,9 +72,7 @@ def test_a_background_response_is_charged_once(customer):
 
 def test_a_job_that_is_cancelled_before_it_is_paid_costs_nothing(customer):
     response_id = begun(customer.port, model="slow-quote", headers=customer.headers)
-    assert (
-        cancel(customer.port, response_id, headers=customer.headers).json["status"] == "cancelled"
-    )
+    assert cancel(customer.port, response_id, headers=customer.headers).json["status"] == "cancelled"
     customer.eventually_has(balance_msat=FILLED, held_msat=0, available_msat=FILLED)
     assert moved(customer) == []
 
@@ -88,12 +80,7 @@ def test_a_job_that_is_cancelled_before_it_is_paid_costs_nothing(customer):
 def test_a_job_that_is_cancelled_after_it_was_paid_is_settled_and_holds_nothing(customer):
     body = document(RESPONSES, "echo-slow", LONG, background=True, stream=False)
     response_id = post(customer.port, RESPONSES, body, customer.headers).json["id"]
-    wait_for(
-        customer.port,
-        response_id,
-        lambda it: it["status"] == "in_progress",
-        headers=customer.headers,
-    )
+    wait_for(customer.port, response_id, lambda it: it["status"] == "in_progress", headers=customer.headers)
     time.sleep(0.3)
     done = cancel(customer.port, response_id, headers=customer.headers)
     assert done.json["status"] == "cancelled"
@@ -124,11 +111,7 @@ def test_a_job_of_a_customer_without_balance_fails_with_insufficient_balance(sel
 def test_retrieving_is_free_and_chaining_is_charged(customer):
     first = respond(customer.port, "one", headers=customer.headers, max_output_tokens=8)
     second = respond(
-        customer.port,
-        "two",
-        headers=customer.headers,
-        previous_response_id=first.json["id"],
-        max_output_tokens=8,
+        customer.port, "two", headers=customer.headers, previous_response_id=first.json["id"], max_output_tokens=8
     )
     assert charged(second) > charged(first)
     # The delivery is recorded right after the answer.
@@ -142,9 +125,7 @@ def test_retrieving_is_free_and_chaining_is_charged(customer):
 
 def test_what_a_key_stores_is_that_keys_alone(seller, customer):
     """Not even another key of the same account sees it."""
-    other = Customer(
-        seller.port, customer.account_id, seller.office.key(customer.account_id)["key"]
-    )
+    other = Customer(seller.port, customer.account_id, seller.office.key(customer.account_id)["key"])
     made = respond(seller.port, headers=customer.headers).json["id"]
     job = begun(seller.port, model="slow-quote", headers=customer.headers)
     for response_id in (made, job):
@@ -205,17 +186,13 @@ def test_an_l402_token_opens_its_own_store(seller):
     response_id = begun(seller.port, headers=headers, max_output_tokens=8)
     done = ended(seller.port, response_id, headers=headers)
     assert done.json["status"] == "completed"
-    chained = respond(
-        seller.port, "more", headers=headers, previous_response_id=response_id, max_output_tokens=8
-    )
+    chained = respond(seller.port, "more", headers=headers, previous_response_id=response_id, max_output_tokens=8)
     assert chained.status == 200
     assert retrieve(seller.port, response_id).status == 401
 
 
 def test_a_gateway_that_is_killed_while_it_pays_holds_the_charge_and_says_so(tmp_path):
-    with money_node(
-        tmp_path, toml="[wallet]\npayment_latency_s = 1.0\n" + slow_peers(20.0)
-    ) as node:
+    with money_node(tmp_path, toml="[wallet]\npayment_latency_s = 1.0\n" + slow_peers(20.0)) as node:
         env = on_node(node, journal_url=tmp_path / "journal.db") | selling()
         with gateway(embedded=False, env=env) as running:
             customer = Office(running.port).customer(FILLED)

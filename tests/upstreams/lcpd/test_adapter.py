@@ -73,9 +73,7 @@ async def test_a_quote_is_asked_for_again_when_that_helps(daemon, upstream, pass
     assert [method for method, _ in failures] == ["RequestQuote"] * 2
 
 
-@pytest.mark.parametrize(
-    "code", [c for c in grpc.StatusCode if c.name not in {"OK", "UNAVAILABLE", "CANCELLED"}]
-)
+@pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c.name not in {"OK", "UNAVAILABLE", "CANCELLED"}])
 async def test_a_quote_that_is_refused_is_not_asked_for_again(daemon, upstream, code):
     daemon.answers["RequestQuote"] = [(code, "no")]
     with pytest.raises(UpstreamError, match="no") as caught:
@@ -123,11 +121,7 @@ async def test_all_tries_share_one_time_out(transport):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "lcp_error code=6: payload too large",
-        "quote_request is too large",
-        "request_json is larger than max_job_bytes",
-    ],
+    ["lcp_error code=6: payload too large", "quote_request is too large", "request_json is larger than max_job_bytes"],
 )
 async def test_a_request_too_large_for_a_peer_is_not_retried(daemon, upstream, text):
     """A retry would be too large again."""
@@ -159,9 +153,7 @@ async def test_the_call_that_may_pay_goes_out_once_whatever_comes_of_it(daemon, 
     assert daemon.requests["AcceptAndExecute"][0].pay_invoice
 
 
-@pytest.mark.parametrize(
-    "changes", [{"job_id": b"short"}, {"terms_hash": b""}, {"job_id": b"\x11" * 33}]
-)
+@pytest.mark.parametrize("changes", [{"job_id": b"short"}, {"terms_hash": b""}, {"job_id": b"\x11" * 33}])
 async def test_terms_that_make_no_sense_are_no_quote(daemon, upstream, changes):
     daemon.answers["RequestQuote"] = [pb.RequestQuoteResponse(peer_id=PEER, terms=terms(**changes))]
     with pytest.raises(UpstreamError) as caught:
@@ -298,11 +290,7 @@ async def test_a_daemon_behind_tls_is_reached_with_a_client_certificate(certific
         assert (await trusted.local_info(30)).protocol_version == 2
         await trusted.close()
         stranger = LcpdUpstream(
-            LcpdAddress(
-                running.address,
-                tls=TlsFiles(ca=files.ca, server_name="lcpd.test"),
-                transport=transport,
-            )
+            LcpdAddress(running.address, tls=TlsFiles(ca=files.ca, server_name="lcpd.test"), transport=transport)
         )
         with pytest.raises(UpstreamError):
             await stranger.local_info(30)

@@ -18,10 +18,7 @@ MIB = 1024 * KIB
 
 def peer(peer_id=PEER, models=("m",), **manifest):
     templates = [
-        {
-            "kind": pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1,
-            "openai_chat_completions_v1": {"model": model},
-        }
+        {"kind": pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1, "openai_chat_completions_v1": {"model": model}}
         for model in models
     ]
     return pb.LCPPeer(peer_id=peer_id, remote_manifest={"supported_tasks": templates, **manifest})
@@ -38,9 +35,7 @@ class Listed:
         self._serving = serving(Daemon())
         self.daemon = await self._serving.__aenter__()
         self.daemon.answers["ListLCPPeers"] = [pb.ListLCPPeersResponse(peers=self.peers)]
-        self.upstream = LcpdUpstream(
-            LcpdAddress(self.daemon.address), on_odd_peer=lambda *told: self.odd.append(told)
-        )
+        self.upstream = LcpdUpstream(LcpdAddress(self.daemon.address), on_odd_peer=lambda *told: self.odd.append(told))
         self.providers = await self.upstream.list_peers(5)
         return self
 
@@ -86,9 +81,7 @@ async def test_a_result_is_held_to_the_limits_of_its_peer(limits):
     async with Listed(peer(**limits)) as listed:
         quote = await listed.upstream.request_quote(TASK, PEER, 5)
         for size in (MIB, MIB + 1):
-            whole = pb.AcceptAndExecuteResponse(
-                result={"status": pb.Result.STATUS_OK, "result": bytes(size)}
-            )
+            whole = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": bytes(size)})
             listed.daemon.answers["AcceptAndExecute"] = [whole]
             if size == MIB:
                 assert len((await listed.upstream.execute(quote, TASK, 5)).body) == MIB
@@ -120,9 +113,7 @@ async def test_a_result_that_is_too_large_for_any_peer_was_paid(size):
     """Regression: a result of 110 MB was "unknown", and the customer's hold stayed."""
     async with Listed(peer()) as listed:
         quote = await listed.upstream.request_quote(TASK, PEER, 5)
-        whole = pb.AcceptAndExecuteResponse(
-            result={"status": pb.Result.STATUS_OK, "result": bytes(size)}
-        )
+        whole = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": bytes(size)})
         listed.daemon.answers["AcceptAndExecute"] = [whole]
         with pytest.raises(UpstreamError) as caught:
             await listed.upstream.execute(quote, TASK, 30)

@@ -40,9 +40,7 @@ def frames(output):
     found = []
     while output:
         size = int.from_bytes(output[:3], "big")
-        found.append(
-            (output[3], output[4], int.from_bytes(output[5:9], "big"), output[9 : 9 + size])
-        )
+        found.append((output[3], output[4], int.from_bytes(output[5:9], "big"), output[9 : 9 + size]))
         output = output[9 + size :]
     return found
 
@@ -276,9 +274,7 @@ def test_the_limit_of_streams_is_kept():
 
 def test_an_answer_before_the_end_of_the_request_stops_the_request():
     made = opened(1, bytes(100_000))
-    made.receive(
-        raw.head(1, *raw.HEAD, ("grpc-status", "8"), flags=raw.END_HEADERS | raw.END_STREAM)
-    )
+    made.receive(raw.head(1, *raw.HEAD, ("grpc-status", "8"), flags=raw.END_HEADERS | raw.END_STREAM))
     (stop,) = frames(made.take_output())
     assert stop[:3] == (raw.RST_STREAM, 0, 1)
     made.receive(raw.window(0, 100_000) + raw.window(1, 100_000))
@@ -289,9 +285,7 @@ valid = st.sampled_from(
     [raw.settings(), raw.head(1), raw.head(3), raw.data(1, b"abc"), raw.trailers(1),
      raw.frame(raw.PING, 0, 0, bytes(8)), raw.window(1, 5), raw.goaway(1), raw.reset(3, 8)]
 )  # fmt: skip
-noise = st.builds(
-    raw.frame, st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=40)
-)
+noise = st.builds(raw.frame, st.integers(0, 12), st.integers(0, 255), st.integers(0, 9), st.binary(max_size=40))
 
 
 @given(st.lists(valid | noise | st.binary(max_size=60), max_size=30))

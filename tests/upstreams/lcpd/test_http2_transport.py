@@ -218,9 +218,7 @@ async def test_a_reader_that_stops_stops_the_server_and_no_other_call():
 async def test_available_bytes_come_as_one_block():
     count = 200
     async with raw_server(
-        lambda s: [
-            raw.head(s) + b"".join(raw.data(s, b"t%d" % n) for n in range(count)) + raw.trailers(s)
-        ]
+        lambda s: [raw.head(s) + b"".join(raw.data(s, b"t%d" % n) for n in range(count)) + raw.trailers(s)]
     ) as server:
         transport = transport_to(server, TransportKind.DIRECT)
         call = transport.stream(PATH, b"", 30, ())
@@ -323,8 +321,7 @@ async def _any_messages_in_any_frames(messages, size, status):
 
     def script(stream_id):
         pieces = [
-            raw.frame(raw.DATA, 0, stream_id, body[at : at + size])
-            for at in range(0, min(len(body), 60_000), size)
+            raw.frame(raw.DATA, 0, stream_id, body[at : at + size]) for at in range(0, min(len(body), 60_000), size)
         ]
         return [raw.head(stream_id), *pieces, raw.trailers(stream_id, status)]
 

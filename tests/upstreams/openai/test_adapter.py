@@ -148,10 +148,7 @@ async def test_each_kind_of_task_goes_to_its_own_path_with_its_own_bytes(server,
     assert (seen.path, seen.body) == (path, asked.body)
     assert result.status is ResultStatus.OK
     assert json.loads(result.body)["model"] == "m"
-    assert (result.sha256, result.length) == (
-        hashlib.sha256(result.body).digest(),
-        len(result.body),
-    )
+    assert (result.sha256, result.length) == (hashlib.sha256(result.body).digest(), len(result.body))
 
 
 async def test_nothing_is_sent_but_what_the_adapter_says_itself(server, opened):
@@ -192,10 +189,7 @@ async def test_unusual_bytes_go_in_and_come_out_as_they_are(server, opened):
     assert [seen.body for seen in server.calls()] == [ODD, ODD]
     assert result.body == b"".join(chunks) == answer
     assert begin == StreamBegin("application/x-odd; q=1", "x-y")
-    assert (result.content_type, result.content_encoding) == (
-        begin.content_type,
-        begin.content_encoding,
-    )
+    assert (result.content_type, result.content_encoding) == (begin.content_type, begin.content_encoding)
     assert (end.sha256, end.length) == (hashlib.sha256(answer).digest(), len(answer))
 
 
@@ -272,9 +266,7 @@ async def test_a_stream_that_is_cut_never_passes_for_whole(server, opened, kind,
 
 
 @pytest.mark.parametrize("kind", [CHAT, TaskKind.COMPLETIONS])
-async def test_a_stream_without_its_end_mark_whose_choices_are_finished_is_whole(
-    server, opened, kind
-):
+async def test_a_stream_without_its_end_mark_whose_choices_are_finished_is_whole(server, opened, kind):
     """Regression: a clean end after the finish_reason of every choice was classified as cut."""
     server.behave(cut="no_done")
     begin, *_, end = await streamed(opened(server.base_url), task(kind, stream=True))
@@ -315,10 +307,7 @@ async def stream_is_whole(server, upstream, kind, raw):
         (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"\n", b"\r\n")),
         (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"completed", b"incomplete")),
         (TaskKind.RESPONSES, RESPONSES_STREAM + b"data: [DONE]\n\n"),
-        (
-            TaskKind.RESPONSES,
-            b'data: {"response":{},"sequence_number":1,"type":"response.completed"}\n\n',
-        ),
+        (TaskKind.RESPONSES, b'data: {"response":{},"sequence_number":1,"type":"response.completed"}\n\n'),
         (TaskKind.RESPONSES, b'data: {"type": "response.completed"}\n\n'),
         (TaskKind.RESPONSES, RESPONSES_STREAM.replace(b"{}", b'"' + b"y" * 99_000 + b'"')),
     ],
@@ -448,11 +437,7 @@ async def test_a_task_without_a_connection_in_time_bought_nothing(server, opened
     busy = asyncio.create_task(bought(upstream, task()))
     await asyncio.sleep(0.1)
     error = await failed(bought(upstream, task(), 0.2))
-    assert (error.status, error.evidence, error.retryable) == (
-        "RESOURCE_EXHAUSTED",
-        Verdict.NONE,
-        True,
-    )
+    assert (error.status, error.evidence, error.retryable) == ("RESOURCE_EXHAUSTED", Verdict.NONE, True)
     await busy
     assert len(server.calls()) == 1
 
@@ -477,11 +462,7 @@ async def test_a_missing_node_was_sent_nothing(opened, price):
         upstream = opened(base_url, price=price, options={"on_down": gone.append})
         for call in (bought(upstream, task()), streamed(upstream, task(stream=True))):
             error = await failed(call)
-            assert (error.status, error.evidence, error.retryable) == (
-                "UNAVAILABLE",
-                Verdict.NONE,
-                True,
-            )
+            assert (error.status, error.evidence, error.retryable) == ("UNAVAILABLE", Verdict.NONE, True)
     assert gone == ["node:a", "node:a"]
 
 
@@ -554,12 +535,7 @@ async def test_bad_chunk_framing_is_lost(opened):
 
 @pytest.mark.parametrize(
     ("status", "name"),
-    [
-        (400, "INVALID_ARGUMENT"),
-        (404, "NOT_FOUND"),
-        (429, "RESOURCE_EXHAUSTED"),
-        (500, "UNAVAILABLE"),
-    ],
+    [(400, "INVALID_ARGUMENT"), (404, "NOT_FOUND"), (429, "RESOURCE_EXHAUSTED"), (500, "UNAVAILABLE")],
 )
 async def test_a_refusal_buys_nothing_and_says_why(server, opened, status, name):
     said = {"error": {"message": f"no, since Bearer {KEY} and {KEY}", "code": "because"}}

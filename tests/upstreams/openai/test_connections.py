@@ -167,9 +167,7 @@ async def test_a_head_that_is_refused_is_not_booked(lines, stream):
 
 @pytest.mark.parametrize("close", [closed_unread, closed_at_once])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_meets_the_close_of_an_idle_connection_is_sent_once_more(
-    stream, close
-):
+async def test_a_request_that_meets_the_close_of_an_idle_connection_is_sent_once_more(stream, close):
     """Regression: the node never saw the request, and the client got 502 and was charged."""
     node = Node()
     node.steps[1, 2] = close
@@ -258,9 +256,7 @@ def test_how_long_a_node_asks_to_be_left_alone_is_read_within_bounds(value, seco
 )
 async def test_a_nodes_retry_after_reaches_the_client(status, header, told):
     """Regression: the client got a Retry-After of 1 second."""
-    quote = await OpenAIHttpUpstream([VirtualNode("a", "http://x")]).request_quote(
-        task(), "node:a", 1
-    )
+    quote = await OpenAIHttpUpstream([VirtualNode("a", "http://x")]).request_quote(task(), "node:a", 1)
     cause = http_error(status, b"", retry_after=header)
     answer = map_purchase_error(PaymentFailed(cause, Verdict.NONE, quote=quote))
     assert (answer.retry, answer.response().headers["retry-after"]) == (True, str(told))

@@ -48,11 +48,7 @@ def test_each_status_has_its_code_and_nothing_was_bought(status, name, retryable
 @pytest.mark.parametrize(
     ("body", "message", "code"),
     [
-        (
-            {"error": {"message": "too long", "code": "context_length_exceeded"}},
-            "too long",
-            "context_length_exceeded",
-        ),
+        ({"error": {"message": "too long", "code": "context_length_exceeded"}}, "too long", "context_length_exceeded"),
         ({"error": {"message": "no", "code": 400}}, "no", None),
         ({"error": {"message": "no", "code": "Not A Code"}}, "no", None),
         ({"error": "model is loading"}, "model is loading", None),

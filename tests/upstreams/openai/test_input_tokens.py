@@ -66,9 +66,7 @@ async def test_a_node_without_a_key_is_sent_none(counter):
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
-async def test_a_node_that_cannot_count_is_left_alone_for_ten_minutes(
-    counter, node, server, clock, status
-):
+async def test_a_node_that_cannot_count_is_left_alone_for_ten_minutes(counter, node, server, clock, status):
     server.counting.status, server.counting.text = status, "404 page not found"
     for _ in range(3):
         assert await counter.count(node, BODY, 5) is None
@@ -131,9 +129,7 @@ async def test_what_is_no_count_is_none(counter, node, server, text):
     assert await counter.count(node, BODY, 5) is None
 
 
-@pytest.mark.parametrize(
-    "text", ['{"input_tokens":7}', '{"object":"response.input_tokens","input_tokens":7}']
-)
+@pytest.mark.parametrize("text", ['{"input_tokens":7}', '{"object":"response.input_tokens","input_tokens":7}'])
 async def test_a_count_needs_no_more_than_its_number(counter, node, server, text):
     server.counting.text = text
     assert await counter.count(node, BODY, 5) == 7
@@ -170,12 +166,7 @@ async def test_a_node_that_hangs_up_or_is_gone_returns_none(counter, node, serve
 
 
 async def test_a_wrong_address_gives_none(counter):
-    for url in (
-        "http://127.0.0.1:1/v1",
-        "http://no-such-host.invalid/v1",
-        "http://[::zz]/v1",
-        "x:",
-    ):
+    for url in ("http://127.0.0.1:1/v1", "http://no-such-host.invalid/v1", "http://[::zz]/v1", "x:"):
         assert await counter.count(VirtualNode("a", url), BODY, 1) is None
 
 

@@ -58,9 +58,7 @@ def node(name="a", **options):
 def watch_of(lists, *nodes, **options):
     changes = []
     options = {"refresh_s": 60, "timeout_s": 1, "describe": describe, **options}
-    watch = NodeWatch(
-        lists, nodes, on_change=lambda name, up: changes.append((name, up)), **options
-    )
+    watch = NodeWatch(lists, nodes, on_change=lambda name, up: changes.append((name, up)), **options)
     return watch, changes
 
 
@@ -84,20 +82,12 @@ async def test_before_the_first_probe_no_node_is_up():
 
 
 async def test_a_node_becomes_a_provider_with_all_that_is_known_of_it():
-    listed = [
-        ListedModel("m", created=5, context_length=4096, capabilities=frozenset({"tools"})),
-        "embed-x",
-        "m",
-    ]
+    listed = [ListedModel("m", created=5, context_length=4096, capabilities=frozenset({"tools"})), "embed-x", "m"]
     price = NodePrice(per_request_msat=7)
     watch, changes = watch_of(Lists(a=listed), node(price=price))
     await watch.refresh()
     (provider,) = watch.providers
-    assert (provider.peer_id, provider.node_name, provider.source) == (
-        "node:a",
-        "a",
-        ProviderSource.NODE,
-    )
+    assert (provider.peer_id, provider.node_name, provider.source) == ("node:a", "a", ProviderSource.NODE)
     assert provider.address == "http://a.test:1/v1"
     assert provider.models == {CHAT: ("m",), EMBEDDINGS: ("embed-x",)}
     assert provider.facts["m"] == ModelFacts(4096, 5, frozenset({"tools"}))
@@ -260,9 +250,7 @@ async def test_without_nodes_there_is_nothing_to_do_until_there_are_some():
 
 
 async def test_a_node_that_dies_leaves_with_the_first_task_that_finds_it_gone_and_comes_back():
-    with http_nodes(
-        HttpNodeThread("alpha", ("m",)), HttpNodeThread("beta", style="ollama")
-    ) as servers:
+    with http_nodes(HttpNodeThread("alpha", ("m",)), HttpNodeThread("beta", style="ollama")) as servers:
         nodes = [VirtualNode(s.server.name, s.base_url) for s in servers]
         watches = []
 
@@ -296,9 +284,7 @@ async def test_a_node_that_dies_leaves_with_the_first_task_that_finds_it_gone_an
 def process():
     command = [sys.executable, "-m", "tests.support.http_node", "--name", "solo"]
     with subprocess.Popen(
-        [*command, "--port", "0", "--models", "m,n", "--style", "ollama"],
-        stdout=subprocess.PIPE,
-        text=True,
+        [*command, "--port", "0", "--models", "m,n", "--style", "ollama"], stdout=subprocess.PIPE, text=True
     ) as running:
         word, port = running.stdout.readline().split()
         assert word == "listening"
@@ -329,9 +315,7 @@ async def test_an_unexpected_error_takes_its_node_out_and_blocks_no_other_probe(
     """Regression: all nodes were probed in one task group, and any error ended all probes for good."""
     tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01, most_s=0.02))
     lists = Lists(a=["m"], b=["m"])
-    watch, changes = watch_of(
-        lists, node("a"), node("b"), refresh_s=0.01, start_task=tasks.starter("nodes")
-    )
+    watch, changes = watch_of(lists, node("a"), node("b"), refresh_s=0.01, start_task=tasks.starter("nodes"))
     async with tasks.running(BackgroundTask("nodes", watch.run)):
         await until(lambda: len(watch.providers) == 2)
         lists.answers["a"] = OverflowError("a number that is none")

@@ -21,9 +21,7 @@ def test_a_node_without_prices_is_free_and_comes_to_nothing():
     assert price.list_price_msat() == 0
 
 
-@pytest.mark.parametrize(
-    "part", ["per_request_msat", "per_1k_input_msat", "per_1k_output_msat", "per_minute_msat"]
-)
+@pytest.mark.parametrize("part", ["per_request_msat", "per_1k_input_msat", "per_1k_output_msat", "per_minute_msat"])
 def test_any_part_makes_it_cost_something(part):
     price = NodePrice(**{part: 1})
     assert not price.is_free
@@ -31,9 +29,7 @@ def test_any_part_makes_it_cost_something(part):
 
 
 def test_all_parts_add_up_and_a_fraction_counts_whole():
-    price = NodePrice(
-        per_request_msat=1_000, per_1k_input_msat=100, per_1k_output_msat=300, per_minute_msat=600
-    )
+    price = NodePrice(per_request_msat=1_000, per_1k_input_msat=100, per_1k_output_msat=300, per_minute_msat=600)
     asked = Task(CHAT, "m", b'{"model":"m","max_tokens":10} ' * 1, stream=False)
     # 15 tokens in (1.5), 10 out (3), 30 s (300)
     assert len(asked.body) == 30
@@ -93,9 +89,7 @@ def test_the_charge_follows_the_usage_and_stops_at_the_ceiling():
 
 def test_without_a_usage_four_bytes_are_a_token():
     price = NodePrice(per_1k_input_msat=1_000, per_1k_output_msat=1_000)
-    charge = price.charge_msat(
-        None, body_bytes=9, result_bytes=8, elapsed_s=1.0, ceiling_msat=10**6
-    )
+    charge = price.charge_msat(None, body_bytes=9, result_bytes=8, elapsed_s=1.0, ceiling_msat=10**6)
     assert charge == 3 + 2
 
 
@@ -120,9 +114,7 @@ def test_an_ordinary_charge_never_reaches_past_what_was_quoted(price, text, toke
     asked = task(messages=[{"role": "user", "content": text}], max_tokens=4_096)
     most = price.most_msat(asked, 100.0)
     usage = Usage(len(asked.body) // 2, tokens_out)
-    charge = price.charge_msat(
-        usage, body_bytes=0, result_bytes=0, elapsed_s=elapsed_s, ceiling_msat=10**18
-    )
+    charge = price.charge_msat(usage, body_bytes=0, result_bytes=0, elapsed_s=elapsed_s, ceiling_msat=10**18)
     assert 0 <= charge <= most
 
 
@@ -134,10 +126,7 @@ def test_an_ordinary_charge_never_reaches_past_what_was_quoted(price, text, toke
         (b'{"usage":{"prompt_tokens":5,"total_tokens":5}}', Usage(5, 0)),
         (b'{"usage":{"input_tokens":1,"details":{"a":{"b":2}},"output_tokens":9}}', Usage(1, 9)),
         # the last one counts, and an empty one does not
-        (
-            b'data: {"usage":{"prompt_tokens":1}}\n\ndata: {"usage":{"prompt_tokens":2}}',
-            Usage(2, 0),
-        ),
+        (b'data: {"usage":{"prompt_tokens":1}}\n\ndata: {"usage":{"prompt_tokens":2}}', Usage(2, 0)),
         (b'data: {"usage":{"prompt_tokens":1}}\n\ndata: {"usage":null}\n\n', Usage(1, 0)),
         # a tail that begins inside a value
         (b'\xa9abc"}]}\n\ndata: {"usage":{"prompt_tokens":1}}\n\ndata: [DONE]\n\n', Usage(1, 0)),

@@ -30,15 +30,11 @@ async def streamed(*pieces, end=End.TIDY, kind=CHAT, price=PRICE):
     body = json.dumps({"model": "m", "messages": [{"content": "case-0"}], "stream": True}).encode()
     task = Task(kind, "m", body, stream=True)
     with raw_node(Scripted(pieces, end)) as node:
-        upstream = OpenAIHttpUpstream(
-            [VirtualNode("a", node.base_url, kinds=frozenset(TaskKind), price=price)]
-        )
+        upstream = OpenAIHttpUpstream([VirtualNode("a", node.base_url, kinds=frozenset(TaskKind), price=price)])
         try:
             quote = await upstream.request_quote(task, "node:a", 1)
             begun = time.monotonic()
-            begin, *chunks, result = [
-                event async for event in upstream.execute_stream(quote, task, 60)
-            ]
+            begin, *chunks, result = [event async for event in upstream.execute_stream(quote, task, 60)]
             took_s = time.monotonic() - begun
         finally:
             await upstream.close()
@@ -48,8 +44,7 @@ async def streamed(*pieces, end=End.TIDY, kind=CHAT, price=PRICE):
 
 @pytest.mark.parametrize("end", End)
 @pytest.mark.parametrize(
-    ("kind", "stream"),
-    [(CHAT, HELLO + DONE), (CHAT, HELLO + STOP + DONE), (RESPONSES, COMPLETED)],
+    ("kind", "stream"), [(CHAT, HELLO + DONE), (CHAT, HELLO + STOP + DONE), (RESPONSES, COMPLETED)]
 )
 async def test_a_whole_answer_is_whole_however_its_connection_ends(monkeypatch, kind, stream, end):
     monkeypatch.setattr(node_result, "CLOSE_WAIT_S", 0.2)

@@ -48,19 +48,12 @@ def upgrade() -> None:
     op.create_index("ix_purchases_payment_hash", "purchases", ["payment_hash"])
     op.create_index("ix_purchases_paying_at", "purchases", ["paying_at", "job_id"])
     op.create_index(
-        "ix_purchases_open",
-        "purchases",
-        ["state", "paying_at"],
-        sqlite_where=_IS_OPEN,
-        postgresql_where=_IS_OPEN,
+        "ix_purchases_open", "purchases", ["state", "paying_at"], sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN
     )
     op.create_table(
         "purchase_states",
         sa.Column(
-            "job_id",
-            sa.LargeBinary(32),
-            sa.ForeignKey("purchases.job_id", ondelete="CASCADE"),
-            primary_key=True,
+            "job_id", sa.LargeBinary(32), sa.ForeignKey("purchases.job_id", ondelete="CASCADE"), primary_key=True
         ),
         sa.Column("state", sa.Text, primary_key=True),
         sa.Column("at", sa.BigInteger, nullable=False),

@@ -79,13 +79,7 @@ def _make_accounts() -> None:
         sa.Column("received_msat", sa.BigInteger),
     )
     op.create_index("ix_topups_account", "topups", ["account_id", "created_at", "id"])
-    op.create_index(
-        "ix_topups_open",
-        "topups",
-        ["expires_at"],
-        sqlite_where=_OPEN_TOPUP,
-        postgresql_where=_OPEN_TOPUP,
-    )
+    op.create_index("ix_topups_open", "topups", ["expires_at"], sqlite_where=_OPEN_TOPUP, postgresql_where=_OPEN_TOPUP)
     op.create_table(
         "watch_state",
         sa.Column("name", sa.Text, primary_key=True),

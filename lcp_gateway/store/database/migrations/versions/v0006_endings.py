@@ -16,13 +16,7 @@ def upgrade() -> None:
     """Add the columns. Of purchases that are there already nothing is known of how they ended."""
     for name in ("ended_by", "received", "refund"):
         op.add_column("purchases", sa.Column(name, sa.Text))
-    op.create_index(
-        "ix_purchases_settled",
-        "purchases",
-        ["owner"],
-        sqlite_where=_SETTLED,
-        postgresql_where=_SETTLED,
-    )
+    op.create_index("ix_purchases_settled", "purchases", ["owner"], sqlite_where=_SETTLED, postgresql_where=_SETTLED)
     op.create_index(
         "ix_purchases_refund",
         "purchases",
