@@ -19,17 +19,6 @@ from lcp_gateway.telemetry.logs import configure_logging, get_logger, log_always
 SECRET = "the quick brown fox"
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    """Restore the process's logging after each test."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
 class Terminal(io.StringIO):
     def isatty(self):
         return True

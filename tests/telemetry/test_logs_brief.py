@@ -3,7 +3,6 @@
 import io
 
 import pytest
-import structlog
 
 from lcp_gateway.telemetry.logs import MOST_CHARACTERS, brief_line, configure_logging, get_logger
 
@@ -39,8 +38,7 @@ def lines():
         configure_logging(level, fmt, stream=stream)
         return lambda: stream.getvalue().replace("\x1b[2m", "").replace("\x1b[0m", "").splitlines()
 
-    yield at
-    structlog.reset_defaults()
+    return at
 
 
 def test_a_request_is_one_short_line(lines):
