@@ -1,11 +1,13 @@
 """What all tests share: their order, how Hypothesis runs, and that nothing of a run is left when it ends."""
 
+import logging
 import os
 import shutil
 import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -88,6 +90,18 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return "ended just now"
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_removed() -> Iterator[None]:
+    """Remove the handlers that the gateway's logging put on the root logger.
+
+    One that stays renders the errors of later tests with all their local variables, for seconds, on the loop of a node in a thread.
+    """
+    yield
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if type(each).__module__.startswith("lcp_gateway.")]:
+        root.removeHandler(handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -130,6 +130,8 @@ def test_a_job_that_is_cancelled_while_it_waits_for_a_quote_costs_nothing(port, 
 def test_deleting_a_job_that_runs_ends_it(served, port, bought):
     response_id = begun(port, LONG, model="echo-slow")
     wait_for(port, response_id, lambda it: it["status"] == "in_progress")
+    # In progress it is before the node has the call that pays.
+    eventually(lambda: bought()[0])
     gone = delete(port, f"{RESPONSES}/{response_id}")
     assert gone.json == {"id": response_id, "object": "response", "deleted": True}
     for query in ("", "?stream=true"):
