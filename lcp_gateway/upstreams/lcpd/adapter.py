@@ -270,19 +270,16 @@ def open_transport(address: LcpdAddress) -> Transport:
 
     Raises:
         OSError: a TLS file cannot be read.
-        ValueError: the address has a form that only grpcio understands.
+        ValueError: the address is malformed.
     """
     # Each is imported where it is used: grpcio takes 9 MiB and a quarter of a second's CPU.
-    if address.transport is not TransportKind.GRPCIO:
+    wanted = address.transport is TransportKind.DIRECT
+    if wanted or (address.transport is TransportKind.AUTO and address.tls is None):
         from lcp_gateway.upstreams.lcpd.http2_transport import DirectTransport, Endpoint  # noqa: PLC0415
 
-        wanted = address.transport is TransportKind.DIRECT
-        if wanted or address.tls is None:
-            endpoint = Endpoint.of(address)
-            if endpoint is not None and (wanted or endpoint.is_local):
-                return DirectTransport(endpoint)
-            if wanted:
-                raise ValueError(f"lcpd_transport = direct needs host:port or unix:/path, not {address.target!r}")
+        endpoint = Endpoint.of(address)
+        if wanted or endpoint.is_local:
+            return DirectTransport(endpoint)
     from lcp_gateway.upstreams.lcpd.grpcio_transport import GrpcioTransport  # noqa: PLC0415 - as above
 
     return GrpcioTransport(address)
@@ -352,6 +349,8 @@ def _joined(messages: Sequence[bytes]) -> Iterator[StreamEvent]:
         try:
             event = pb.AcceptAndExecuteStreamResponse.FromString(message)
         except DecodeError:
+            if chunks:
+                yield b"".join(chunks)
             raise UpstreamError(UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind") from None
         if event.HasField("result_chunk"):
             chunks.append(event.result_chunk.data)

@@ -93,6 +93,9 @@ class GrpcCall:
         """Record the end of the call, by this side or the other; a stream that has not ended is reset."""
         if self.is_done:
             return
+        if error is not None and error.not_processed and self._headers:
+            # A handler has answered already: that it never saw the call is no evidence any more.
+            error = RpcError(error.status, error.details)
         self.is_done, self.error = True, error
         if self._timer is not None:
             self._timer.cancel()
@@ -175,11 +178,16 @@ class GrpcCall:
         """Take the head or the trailers."""
         self._headers.update(headers)
         status = self._headers.get(b":status", b"")
-        if status != b"200" and b"grpc-status" not in self._headers:
+        if b"grpc-status" in self._headers:
+            if is_end:
+                self._finish()
+        elif status != b"200":
             name = _STATUS_OF_HTTP.get(status, UpstreamStatus.UNKNOWN)
             self.end(RpcError(name, f"Received http2 header with status: {status.decode('latin-1')}"))
+        elif not self._headers.get(b"content-type", b"").startswith(b"application/grpc"):
+            self.end(RpcError(UpstreamStatus.UNKNOWN, "the answer is not gRPC: another server listens there"))
         elif is_end:
-            self._finish()
+            self.on_end()
 
     def on_end(self) -> None:
         """The stream ended without trailers."""

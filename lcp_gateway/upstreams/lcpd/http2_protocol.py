@@ -181,11 +181,6 @@ class Http2Connection:
         return self._is_over or self._went_away_at is not None or self._next_id > _MAX_WINDOW
 
     @property
-    def open_streams(self) -> int:
-        """How many streams have not ended yet."""
-        return len(self._streams)
-
-    @property
     def has_output(self) -> bool:
         """Whether ``take_output`` has something."""
         return bool(self._output)
@@ -199,14 +194,17 @@ class Http2Connection:
         """Open a stream with a whole request: a header block of ``literal`` and a body. Return its id.
 
         Raises:
-            ValueError: not ``can_open``, or the block does not fit one frame.
+            ValueError: not ``can_open``.
         """
-        if not self.can_open or len(header_block) > _MAX_FRAME_BYTES:
-            raise ValueError("no stream can be opened now, or its header block is too long")
+        if not self.can_open:
+            raise ValueError("no stream can be opened now")
         stream_id, self._next_id = self._next_id, self._next_id + 2
         self._last_id = stream_id
         stream = self._streams[stream_id] = _Stream(self._peer_window, memoryview(body))
-        self._output.append(_frame(_HEADERS, _END_HEADERS, stream_id, header_block))
+        parts = [header_block[at : at + _MAX_FRAME_BYTES] for at in range(0, len(header_block), _MAX_FRAME_BYTES)]
+        for number, part in enumerate(parts, start=1):
+            kind = _HEADERS if number == 1 else _CONTINUATION
+            self._output.append(_frame(kind, _END_HEADERS if number == len(parts) else 0, stream_id, part))
         self._send(stream_id, stream)
         return stream_id
 

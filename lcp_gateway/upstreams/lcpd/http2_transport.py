@@ -7,7 +7,6 @@ import asyncio
 import math
 import random
 import ssl
-from base64 import b64encode
 from collections import deque
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -29,6 +28,7 @@ _LONGEST_BACKOFF_S: Final = 2.0
 _JITTER: Final = 0.2
 _MAX_TIMEOUT_DIGITS: Final = 99_999_999
 _USER_AGENT: Final = b"lcp-gateway"
+_SCHEMES: Final = frozenset({"dns", "ipv4", "ipv6"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +50,24 @@ class Endpoint:
         return f"{self.server_name or host}:{self.port}"
 
     @classmethod
-    def of(cls, address: LcpdAddress) -> "Endpoint | None":
-        """Return where an address is (``host:port``, ``unix:path``); None for forms that need grpcio's resolvers.
+    def of(cls, address: LcpdAddress) -> "Endpoint":
+        """Return where an address is: ``host:port`` (also after ``dns:``, ``ipv4:``, ``ipv6:``) or ``unix:path``.
 
         Raises:
             OSError: a TLS file cannot be read or understood.
+            ValueError: the target has another form.
         """
-        target = address.target
         tls = None if address.tls is None else _tls(address.tls)
         name = None if address.tls is None else address.tls.server_name
-        for prefix in ("unix://", "unix:"):
-            if target.startswith(prefix):
-                return cls(path=target.removeprefix(prefix), tls=tls, server_name=name)
-        host, separator, port = target.removeprefix("dns:///").rpartition(":")
+        scheme, colon, rest = address.target.partition(":")
+        if scheme == "unix" and colon:
+            return cls(path=rest.removeprefix("//"), tls=tls, server_name=name)
+        # A host may be called as a scheme is: then only its port follows.
+        named = rest.removeprefix("///") if scheme in _SCHEMES and not rest.isdigit() else address.target
+        host, _, port = named.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not (separator and host and port.isascii() and port.isdigit()) or "/" in host:
-            return None
+        if not host or "/" in host or not (port.isascii() and port.isdigit()):
+            raise ValueError(f"the target of gRPC must be host:port or unix:/path, not {address.target!r}")
         return cls(host=host, port=int(port), tls=tls, server_name=name)
 
     @property
@@ -101,6 +103,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._keepalive: asyncio.TimerHandle | None = None
         self._flush_planned = False
+        self._is_paused = False
         self._is_quiet = True
         self._room: deque[asyncio.Future[None]] = deque()
         self.is_closed = False
@@ -154,8 +157,13 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(f"Socket closed: {type(exc).__name__}" if exc else "Socket closed")
 
-    def eof_received(self) -> bool:
-        return False
+    def pause_writing(self) -> None:
+        # The daemon does not read: what is still to be sent waits in the core, which bounds it.
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._flush()
 
     async def room(self) -> None:
         """Wait until the server's limit of streams allows one more, or the connection is leaving."""
@@ -204,13 +212,19 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and not self.is_closed:
             self._core.close()
             self._flush()
-            self._transport.close()
+            if self._is_paused:
+                # Its buffer may never empty.
+                self._transport.abort()
+            else:
+                self._transport.close()
         self._end(reason)
 
     def _flush(self) -> None:
         self._flush_planned = False
-        if self._transport is not None and not self._transport.is_closing() and self._core.has_output:
-            self._transport.write(self._core.take_output())
+        transport = self._transport
+        if transport is None or self._is_paused or transport.is_closing() or not self._core.has_output:
+            return
+        transport.write(self._core.take_output())
 
     def _end(self, reason: str) -> None:
         if self.is_closed:
@@ -260,7 +274,7 @@ class DirectTransport:
         self._endpoint = endpoint
         self._connection: _Connection | None = None
         self._leaving: set[_Connection] = set()
-        self._connecting: asyncio.Task[_Connection] | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._backoff_s = 0.0
         self._not_before = 0.0
         self._last_problem = ""
@@ -332,7 +346,8 @@ class DirectTransport:
             call.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))
         except RpcError as error:
             call.end(error)
-        except asyncio.CancelledError:
+        except BaseException:
+            # No call is left without an end, whatever ended this.
             call.end(RpcError(UpstreamStatus.CANCELLED, "the channel is closed"))
             raise
 
@@ -350,15 +365,19 @@ class DirectTransport:
                 if self._is_closed or loop.time() < self._not_before:
                     raise self._unavailable()
                 self._connecting = loop.create_task(self._connect())
+                self._connecting.add_done_callback(self._attempted)
             attempt = self._connecting
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait([attempt])
-            if self._connecting is attempt:
-                self._connecting = None
             if attempt.cancelled() or attempt.exception() is not None:
                 raise self._unavailable()
-            self._connection = attempt.result()
         return self._connection
+
+    def _attempted(self, attempt: asyncio.Task[None]) -> None:
+        self._connecting = None
+        if not attempt.cancelled():
+            # Retrieved: all calls that waited for it may have left.
+            attempt.exception()
 
     def _retire(self) -> None:
         """Let a connection that accepts no more calls finish those that it has."""
@@ -372,7 +391,7 @@ class DirectTransport:
             UpstreamStatus.UNAVAILABLE, f"failed to connect to all addresses; last error: {self._last_problem}"
         )
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
         endpoint = self._endpoint
         try:
@@ -399,7 +418,7 @@ class DirectTransport:
             self._not_before = loop.time() + self._backoff_s * spread
             raise
         self._backoff_s = self._not_before = 0.0
-        return connection
+        self._connection = connection
 
     def _block(self, path: str, timeout_s: float, metadata: Metadata) -> bytes:
         head = self._heads.get(path)
@@ -417,7 +436,7 @@ class DirectTransport:
             )
         block = head + http2_protocol.literal(b"grpc-timeout", _timeout(timeout_s))
         for name, value in metadata:
-            block += http2_protocol.literal(name.lower().encode("ascii"), _value(name, value))
+            block += http2_protocol.literal(name.lower().encode("ascii"), value.encode("ascii"))
         return block
 
 
@@ -432,9 +451,3 @@ def _timeout(timeout_s: float) -> bytes:
         if count <= _MAX_TIMEOUT_DIGITS:
             return str(count).encode() + unit
     return b"99999999S"
-
-
-def _value(name: str, value: str) -> bytes:
-    if name.lower().endswith("-bin"):
-        return b64encode(value.encode("latin-1")).rstrip(b"=")
-    return value.encode("ascii")

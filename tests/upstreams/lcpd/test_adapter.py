@@ -8,7 +8,7 @@ from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd
-from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion, _joined
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles, TransportKind
 from tests.support.scripted_daemon import PEER, Daemon, begin, chunk, serving, terms
 
@@ -197,6 +197,14 @@ async def test_messages_before_a_break_are_returned_before_the_error(daemon, ups
         async for event in upstream.execute_stream(quote, TASK, 30):
             events.append(event)
     assert events[-1] == b"half"
+
+
+async def test_chunks_before_a_message_that_cannot_be_read_are_given():
+    good = chunk(b"half").SerializeToString()
+    events = _joined([good, b"\xff\xff"])
+    assert next(events) == b"half"
+    with pytest.raises(UpstreamError, match="unknown kind"):
+        next(events)
 
 
 async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream, transport):

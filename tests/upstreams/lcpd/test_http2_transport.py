@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcp_gateway.config.addresses import parse_grpc_target
 from lcp_gateway.upstreams.lcpd import http2_transport
 from lcp_gateway.upstreams.lcpd.adapter import open_transport
+from lcp_gateway.upstreams.lcpd.http2_transport import Endpoint, _Connection
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, RpcError, TransportKind
 from tests.support import raw_http2 as raw
 from tests.support.raw_http2 import CLOSE, raw_server
@@ -90,6 +92,10 @@ SCRIPTS = {
         ["OK"],
     ),
     "503 from a proxy": (lambda s: [raw.head(s, (":status", "503"), flags=5)], ["UNAVAILABLE"]),
+    "a page of a web server": (
+        lambda s: [raw.head(s, (":status", "200"), ("content-type", "text/html")), raw.frame(raw.DATA, 1, s, b"<html>")],
+        ["UNKNOWN"],
+    ),
     "404 from a web server": (lambda s: [raw.head(s, (":status", "404"), flags=5)], ["UNIMPLEMENTED"]),
     "goaway above, then the answer": (
         lambda s: [raw.head(s), raw.goaway(2**31 - 1), raw.data(s, b"one"), raw.goaway(s), raw.trailers(s)],
@@ -164,6 +170,8 @@ async def test_only_a_call_that_was_not_processed_is_reported_as_such():
     scripts = {
         "goaway below": lambda s: [raw.goaway(s - 2 if s > 1 else 0)],
         "refused": lambda s: [raw.reset(s, 7)],
+        "refused after its head": lambda s: [raw.head(s), raw.reset(s, 7)],
+        "goaway below after its head": lambda s: [raw.head(s), raw.goaway(0)],
         "goaway at": lambda s: [raw.goaway(s), CLOSE],
         "cancelled": lambda s: [raw.reset(s, 8)],
         "closed": lambda _: [CLOSE],
@@ -311,23 +319,100 @@ async def test_a_call_that_is_left_is_reset():
 
 
 @settings(max_examples=10)
-@given(
-    st.lists(st.binary(max_size=3_000) | st.just(bytes(100_000)), max_size=8),
-    st.integers(1, 16_384),
-    st.sampled_from(["0", "3", "14"]),
-)
-async def _any_messages_in_any_frames(messages, size, status):
+@given(st.lists(st.binary(max_size=3_000), max_size=8), st.integers(1, 16_384), st.sampled_from(["0", "3", "14"]))
+async def test_any_messages_in_any_frames_are_told_alike(messages, size, status):
     body = b"".join(map(raw.message, messages))
 
     def script(stream_id):
-        pieces = [
-            raw.frame(raw.DATA, 0, stream_id, body[at : at + size]) for at in range(0, min(len(body), 60_000), size)
-        ]
+        pieces = [raw.frame(raw.DATA, 0, stream_id, body[at : at + size]) for at in range(0, len(body), size)]
         return [raw.head(stream_id), *pieces, raw.trailers(stream_id, status)]
 
-    if len(body) <= 60_000:  # the scripted server ignores the windows
-        first, second = await outcomes(script)
-        assert first == second
+    # Less than a window: the scripted server ignores them.
+    first, second = await outcomes(script)
+    assert first == second
 
 
-test_any_messages_in_any_frames = _any_messages_in_any_frames
+TARGETS = {
+    "127.0.0.1:50051": ("127.0.0.1", 50051, "", True),
+    "localhost:1": ("localhost", 1, "", True),
+    "[::1]:50051": ("::1", 50051, "", True),
+    "ipv4:127.0.0.1:50051": ("127.0.0.1", 50051, "", True),
+    "ipv6:[::1]:50051": ("::1", 50051, "", True),
+    "dns:///lcpd.lan:50051": ("lcpd.lan", 50051, "", False),
+    "dns:lcpd.lan:50051": ("lcpd.lan", 50051, "", False),
+    "dns:50051": ("dns", 50051, "", False),
+    "10.0.0.7:50051": ("10.0.0.7", 50051, "", False),
+    "unix:/run/lcpd.sock": ("", 0, "/run/lcpd.sock", True),
+    "unix:///run/lcpd.sock": ("", 0, "/run/lcpd.sock", True),
+}
+
+
+def test_every_target_that_settings_accept_is_understood():
+    """``ipv4:`` was taken for a part of the host's name, and never found."""
+    wrong = {}
+    for target, expected in TARGETS.items():
+        assert parse_grpc_target(target) == target
+        found = Endpoint.of(LcpdAddress(target))
+        if (found.host, found.port, found.path, found.is_local) != expected:
+            wrong[target] = found
+    assert wrong == {}
+
+
+async def test_a_daemon_on_this_machine_is_reached_directly_and_any_other_by_grpcio():
+    found = {target: open_transport(LcpdAddress(target)).name for target in TARGETS}
+    assert found == {target: "direct" if local else "grpcio" for target, (_, _, _, local) in TARGETS.items()}
+
+
+async def test_metadata_longer_than_a_frame_arrives():
+    """It ended the task that starts a call, and the call hung until its time was over."""
+    value = "m" * 40_000
+    async with raw_server(whole) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        for _ in range(2):  # with and without a connection
+            call = transport.stream(PATH, b"", 30, (("macaroon", value),))
+            while await call.read():
+                pass
+        await transport.close()
+    blocks = [payload for kind, _, stream_id, payload in server.frames if kind in {raw.HEADERS, raw.CONTINUATION}]
+    assert b"".join(blocks).count(value.encode()) == 2
+
+
+async def test_a_call_that_cannot_be_started_has_an_end():
+    async with raw_server(whole) as server:
+        transport = transport_to(server, TransportKind.DIRECT)
+        call = transport.stream(PATH, b"", 30, (("x", "not ASCII: \u20ac"),))
+        with pytest.raises(RpcError):
+            await call.read()
+        await transport.close()
+
+
+class Unread:
+    """A socket that takes nothing: what is written stays in its buffer."""
+
+    def __init__(self):
+        self.written = 0
+        self.ended = False
+
+    def write(self, data):
+        self.written += len(data)
+
+    def is_closing(self):
+        return self.ended
+
+    def abort(self):
+        self.ended = True
+
+    close = abort
+
+
+async def test_a_daemon_that_asks_without_end_and_reads_nothing_is_left():
+    """Its PINGs were answered into a buffer without a bound."""
+    connection, socket = _Connection(asyncio.get_running_loop()), Unread()
+    connection.connection_made(socket)
+    connection.data_received(raw.settings())
+    connection.pause_writing()
+    before = socket.written
+    for _ in range(2_000):
+        connection.data_received(raw.frame(raw.PING, 0, 0, bytes(8)))
+    assert socket.written == before
+    assert socket.ended and connection.is_closed
