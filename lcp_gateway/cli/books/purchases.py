@@ -23,7 +23,15 @@ from lcp_gateway.cli.books.journal import (
     with_journal,
 )
 from lcp_gateway.cli.books.purchase_fields import COLUMNS, FIELDS, csv_cells, fields_of, written_field
-from lcp_gateway.cli.options import JsonOption, YesOption, command_group, parameters_of, text_option, with_parameters
+from lcp_gateway.cli.options import (
+    JsonOption,
+    YesOption,
+    command_group,
+    parameters_of,
+    text_option,
+    utf8_text,
+    with_parameters,
+)
 from lcp_gateway.cli.output import (
     USAGE_ERROR,
     CommandFailed,
@@ -175,6 +183,20 @@ async def export(
             sys.stdout.write(line + "\n")
 
 
+def _evidence_text(param: typer.CallbackParam, why: str) -> str:
+    utf8_text(param, why)
+    if not why.strip() or len(why) > _LONGEST_REASON:
+        raise CommandFailed(f"--why: say in 1 to {_LONGEST_REASON} characters how you know", exit_code=USAGE_ERROR)
+    return why.strip()
+
+
+def _ended_before(age: str) -> datetime:
+    try:
+        return datetime.now(UTC) - read_age(age)
+    except OverflowError:
+        raise CommandFailed("--older-than: nothing is that old", exit_code=USAGE_ERROR) from None
+
+
 @app.command("resolve")
 @with_journal()
 async def resolve_purchase(
@@ -183,7 +205,7 @@ async def resolve_purchase(
     job_id: JobArgument,
     evidence: Annotated[ResolvedState, typer.Argument(metavar="settled|undelivered|not_paid", show_default=False)],
     *,
-    why: Annotated[str, text_option(metavar="TEXT", help="The evidence for the outcome.")],
+    why: Annotated[str, typer.Option(metavar="TEXT", help="The evidence for the outcome.", callback=_evidence_text)],
     yes: YesOption = False,
 ) -> None:
     """Record the outcome of an unknown purchase, when you have found it out and the gateway cannot.
@@ -191,8 +213,6 @@ async def resolve_purchase(
     A purchase that was paid, and whose answer did not come, ends undelivered: "settled" and "undelivered" are the same.
     One that a gateway left settled when it died can be resolved so as well.
     """
-    if not why.strip() or len(why) > _LONGEST_REASON:
-        raise CommandFailed(f"--why: say in 1 to {_LONGEST_REASON} characters how you know", exit_code=USAGE_ERROR)
     record, _ = await one_purchase(journal, job_id)
     if record.state not in _RESOLVED_FROM:
         raise CommandFailed(f"the purchase is {record.state}, not unknown; nothing was changed")
@@ -205,7 +225,7 @@ async def resolve_purchase(
     now = datetime.now(UTC)
     state = State(evidence.value)
     # Before the journal is changed.
-    file = _record_reason(record.job_id, state, why.strip(), now)
+    file = _record_reason(record.job_id, state, why, now)
     limits = RefundLimits(settings.refund_account_day_msat, settings.refund_day_msat)
     try:
         resolved = await resolve(journal, record.job_id, state, now, refunds=limits)
@@ -253,16 +273,14 @@ async def refund_purchase(
 async def forget_purchases(
     journal: Database,
     *,
-    older_than: Annotated[str, typer.Option(metavar="AGE", help='Such as "90d".', show_default=False)],
+    older_than: Annotated[
+        datetime, typer.Option(metavar="AGE", help='Such as "90d".', show_default=False, parser=_ended_before)
+    ],
     yes: YesOption = False,
 ) -> None:
     """Delete purchases that ended long ago. Open ones stay, however old, and so do budgets of periods that still run."""
-    try:
-        before = datetime.now(UTC) - read_age(older_than)
-    except OverflowError:
-        raise CommandFailed("--older-than: nothing is that old", exit_code=USAGE_ERROR) from None
-    confirm(f"Delete all purchases that ended before {format_time(before)}, for good?", yes=yes)
-    gone = await forget(journal, before)
+    confirm(f"Delete all purchases that ended before {format_time(older_than)}, for good?", yes=yes)
+    gone = await forget(journal, older_than)
     typer.echo(f"deleted {gone.purchases} purchases and {gone.counters} ended budget counters")
 
 

@@ -191,6 +191,7 @@ def test_the_books_may_be_on_postgresql(run, postgres: RunningPostgres, monkeypa
         ["forget", "--older-than", "999999w", "--yes"],
         ["list", "--since", "tomorrow"],
         ["list", "--since", "999999w"],
+        ["list", "--since", "0001-01-01T00:00+14:00"],
         ["list", "--state", "paid"],
         ["list", "--limit", "0"],
     ],
@@ -200,6 +201,13 @@ def test_wrong_use_is_one_line_and_changes_nothing(arguments, run):
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.count("\n") == 1
     assert len(listed(run("purchases", "list", "--json"))) == 4
+
+
+@pytest.mark.parametrize(
+    "arguments", [["resolve", "00" * 32, "settled", "--why", " ", "--yes"], ["forget", "--older-than", "soon", "--yes"]]
+)
+def test_wrong_use_is_told_as_such_where_no_journal_is_either(arguments, run):
+    assert run("purchases", *arguments).code == 2
 
 
 def test_purchases_that_ended_long_ago_are_deleted_and_open_ones_are_not(run, tmp_path):
