@@ -15,31 +15,11 @@ CHAT = "/v1/chat/completions"
 ALICE, BOB = "02" + "a" * 64, "03" + "b" * 64
 
 
-class Clock:
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def metrics(clock):
     metrics = Metrics(clock=clock)
     metrics.set_known({"echo-1", "echo-mini"}, {ALICE, BOB})
     return metrics
-
-
-@pytest.fixture
-def value(metrics):
-    def read(name, **labels):
-        return metrics.registry.get_sample_value(PREFIX + name, labels)
-
-    return read
 
 
 def label_values(metrics, label):

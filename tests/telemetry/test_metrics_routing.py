@@ -18,14 +18,6 @@ def metrics():
     return metrics
 
 
-@pytest.fixture
-def value(metrics):
-    def read(name, **labels):
-        return metrics.registry.get_sample_value(PREFIX + name, labels)
-
-    return read
-
-
 def series_of(metrics, name):
     """Return the labels of every series of a metric as a scrape sees them."""
     lines = metrics.render()[0].decode().splitlines()

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
@@ -71,6 +72,30 @@ def open_channel(address: LndAddress) -> grpc.aio.Channel:
         grpc.ssl_channel_credentials(address.tls_cert.read_bytes().removeprefix(codecs.BOM_UTF8)),
         options=(*options, *_KEEPALIVE),
     )
+
+
+class LndChannel:
+    """A channel to lnd and the metadata of its calls; closed at the end of an ``async with`` block.
+
+    Raises:
+        OSError: the certificate or the macaroon cannot be read.
+    """
+
+    def __init__(self, address: LndAddress) -> None:
+        self._metadata = call_metadata(address)
+        self._channel = open_channel(address)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel. Open calls are cancelled, and none may follow."""
+        await self._channel.close()
 
 
 def call_metadata(address: LndAddress) -> tuple[tuple[str, str], ...]:

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, Self
+from types import MappingProxyType
+from typing import Any, Final
 
 import grpc.aio
 
 from lcp_gateway.constants import MSAT_PER_SAT
-from lcp_gateway.lightning.lnd.channel import LndAddress, call_metadata, lnd_errors, open_channel
+from lcp_gateway.lightning.lnd.channel import LndAddress, LndChannel, lnd_errors
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentPage, PaymentRecord, PaymentState
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
 from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
@@ -115,7 +115,7 @@ class LndInvoice:
     description_hash: bytes | None
 
 
-class LndClient:
+class LndClient(LndChannel):
     """Reads from one lnd. It connects on the first call, and again by itself after lnd was away.
 
     Every method raises ``LndError`` when there is no answer within ``timeout_s``. Made and used in one event loop.
@@ -128,22 +128,9 @@ class LndClient:
     def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
         self._stubs = _load_stubs()
         self._timeout_s = timeout_s
-        self._metadata = call_metadata(address)
-        self._channel = open_channel(address)
+        super().__init__(address)
         self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
         self._router = self._stubs.router_grpc.RouterStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel. Open calls are cancelled, and none may follow."""
-        await self._channel.close()
 
     async def info(self) -> LndInfo:
         """Return lnd's identity and whether it follows the chain. Needs ``info:read``."""

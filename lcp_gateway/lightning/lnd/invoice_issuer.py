@@ -8,14 +8,14 @@ import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from types import MappingProxyType, TracebackType
-from typing import Any, Final, Self
+from types import MappingProxyType
+from typing import Any, Final
 
 import grpc.aio
 
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd.channel import LndAddress, call_metadata, lnd_errors, open_channel
+from lcp_gateway.lightning.lnd.channel import LndAddress, LndChannel, lnd_errors
 from lcp_gateway.lightning.lnd.client import INVOICE_PREFIXES
 from lcp_gateway.lightning.lnd.records import (
     CreatedInvoice,
@@ -45,7 +45,7 @@ _CANCELED = 2
 _STATES = MappingProxyType({_SETTLED: InvoiceStatus.SETTLED, _CANCELED: InvoiceStatus.CANCELED})
 
 
-class LndInvoices:
+class LndInvoices(LndChannel):
     """The invoices of one lnd. It connects on the first call, and reconnects by itself after an outage.
 
     ``network`` is the prefix that invoices must have ("bc", "bcrt", …), None for that of lnd's own network;
@@ -72,22 +72,9 @@ class LndInvoices:
         self._route_hints = route_hints
         self._timeout_s = timeout_s
         self._poll_s = poll_s
-        self._metadata = call_metadata(address)
-        self._channel = open_channel(address)
+        super().__init__(address)
         self._lightning = stubs.lightning_grpc.LightningStub(self._channel)
         self._identity: NodeIdentity | None = None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the channel. Calls that are open are cancelled, and none may follow."""
-        await self._channel.close()
 
     async def identity(self) -> NodeIdentity:
         """Return the node whose invoices these are: settle indexes count for that node alone.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress, call_metadata, lnd_errors, open_channel
+from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress, LndChannel, lnd_errors
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
 
@@ -67,7 +67,7 @@ class MacaroonNotAccepted(LndError):
     """lnd does not accept this macaroon for any call."""
 
 
-class MacaroonProbe:
+class MacaroonProbe(LndChannel):
     """Probes what one macaroon allows. Made and used in one event loop.
 
     Raises:
@@ -78,14 +78,9 @@ class MacaroonProbe:
     def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
         self._stubs: Stubs = load_stubs()
         self._timeout_s = timeout_s
-        self._metadata = call_metadata(address)
-        self._channel = open_channel(address)
+        super().__init__(address)
         self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
         self._router = self._stubs.router_grpc.RouterStub(self._channel)
-
-    async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
 
     async def missing(self, wanted: Sequence[Permission]) -> Sequence[Permission]:
         """Return the calls that the macaroon does not allow.
