@@ -96,7 +96,7 @@ class Settings(BaseModel):
         "auto",
         "How calls reach the daemon: `direct` is HTTP/2 on the gateway's own event loop, which costs less for each token of a "
         "stream; `grpcio` is gRPC's own library. `auto` is direct on loopback and unix sockets without TLS, else grpcio. "
-        "`/readyz`, `doctor` and the metric `lcpd_transport` show which is in use.",
+        "`direct` uses no proxy. `/readyz`, `doctor` and the metric `lcpd_transport` show which is in use.",
         Group.DAEMON,
         restart=_DAEMON,
     )
