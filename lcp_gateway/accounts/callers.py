@@ -19,6 +19,8 @@ class Scope(enum.StrEnum):
     """The routes of OpenAI's API."""
     WALLET = "wallet"
     """Reading the account's balance and statement, and topping it up."""
+    ACCOUNT = "account"
+    """Managing the account: its name, its keys and its wallet. It buys nothing."""
     ADMIN = "admin"
     """Administering every account."""
 
@@ -53,3 +55,39 @@ class Caller:
     key_id: str
     account_id: str | None
     rules: KeyRules
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The purchases that a caller may see: those of an account, those of a key, or with both None all of the gateway's.
+
+    ``sees_cost`` is false for customers: they see their charges, and neither the operator's price, fee nor provider.
+    """
+
+    account_id: str | None
+    key_id: str | None
+    sees_cost: bool
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it shows the purchases of the whole gateway."""
+        return self.account_id is None and self.key_id is None
+
+
+WHOLE_VIEW = View(None, None, sees_cost=True)
+_WHOLE_ACCOUNT = frozenset({Scope.WALLET, Scope.ACCOUNT})
+
+
+def view_of(caller: Caller) -> View:
+    """Return the purchases that a caller may see.
+
+    An administrator sees all. A customer's key sees those of its account, or only its own where it may neither read the
+    wallet nor manage the account. An operator's key beside customers sees its own.
+    """
+    scopes = caller.rules.scopes
+    if Scope.ADMIN in scopes:
+        return WHOLE_VIEW
+    if caller.account_id is None:
+        return View(None, caller.key_id, sees_cost=True)
+    sees_account = not scopes.isdisjoint(_WHOLE_ACCOUNT)
+    return View(caller.account_id, None if sees_account else caller.key_id, sees_cost=False)

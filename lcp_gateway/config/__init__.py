@@ -1,7 +1,15 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
 from lcp_gateway.config.addresses import HostPort, parse_host_port, without_password
-from lcp_gateway.config.derived import all_nodes, auth_mode, known_hosts, markups, may_use_proxy, model_limits
+from lcp_gateway.config.derived import (
+    all_nodes,
+    auth_mode,
+    is_open_to_others,
+    known_hosts,
+    markups,
+    may_use_proxy,
+    model_limits,
+)
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
@@ -25,6 +33,7 @@ __all__ = [
     "all_nodes",
     "auth_mode",
     "docs_markdown",
+    "is_open_to_others",
     "journal_place",
     "known_hosts",
     "load",

@@ -31,6 +31,14 @@ class HostPort:
     port: int
 
 
+_LOOPBACK_NAMES = frozenset({"localhost", "::1"})
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host that is listened on, or connected to, is this machine's loopback interface."""
+    return host in _LOOPBACK_NAMES or host.startswith("127.")
+
+
 def parse_host_port(text: str) -> HostPort:
     """Read ``host:port``, ``:port`` (all interfaces, as in Go) or ``[::1]:port``.
 

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from lcp_gateway.config.addresses import parse_host_port
+from lcp_gateway.config.addresses import is_loopback, parse_host_port
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
 
@@ -12,6 +12,11 @@ from lcp_gateway.config.settings import Settings
 def auth_mode(settings: Settings) -> str:
     """Return the mode of authentication: none, keys or accounts."""
     return settings.auth or ("keys" if settings.api_keys else "none")
+
+
+def is_open_to_others(settings: Settings) -> bool:
+    """Return whether other machines can reach the gateway: it does not listen on the loopback interface alone."""
+    return not is_loopback(parse_host_port(settings.http_addr).host)
 
 
 def known_hosts(settings: Settings) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import urlsplit
 
-from lcp_gateway.config.addresses import JOURNAL_OFF, parse_host_port
+from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
 from lcp_gateway.config.derived import all_nodes, auth_mode, markups
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
@@ -16,7 +16,6 @@ from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT
 DAEMON_FEE_LIMIT_SAT: Final = 10_000
 """The routing fee of one payment that lcpd-grpcd allows lnd, fixed in its source."""
 
-_LOOPBACK_HOSTS = frozenset({"localhost", "::1"})
 _FILES = (
     "http_tls_cert",
     "http_tls_key",
@@ -117,7 +116,7 @@ def _unknown_node(provider: str, settings: Settings) -> str:
 
 def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     mode = auth_mode(settings)
-    local = _is_local(parse_host_port(settings.http_addr).host)
+    local = is_loopback(parse_host_port(settings.http_addr).host)
     if mode == "none" and not local and not settings.allow_open:
         source = sources.get("http_addr") or "http_addr"
         yield (
@@ -151,7 +150,7 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
             f"{sources['allow_open']}: {settings.http_addr} serves every client: any that reaches it spends your money{by_name}"
         )
     yield from _page_cautions(settings, sources)
-    is_behind_proxy = _is_local(parse_host_port(settings.http_addr).host) and not settings.embedded
+    is_behind_proxy = is_loopback(parse_host_port(settings.http_addr).host) and not settings.embedded
     if settings.l402 and is_behind_proxy and not settings.trusted_proxies:
         yield (
             f"{sources['l402']}: on {settings.http_addr} all clients come through a proxy and seem to have one address, so "
@@ -228,7 +227,7 @@ def _https_cautions(settings: Settings) -> Iterator[str]:
     key = settings.http_tls_key or settings.http_tls_cert
     if key and others_may_read(key):
         yield f"{key} holds the certificate's key and other users may read it: chmod 600"
-    local = _is_local(parse_host_port(settings.http_addr).host)
+    local = is_loopback(parse_host_port(settings.http_addr).host)
     plain = settings.http_tls_cert is None and not settings.trusted_proxies
     if auth_mode(settings) != "none" and plain and not local:
         yield (
@@ -239,14 +238,10 @@ def _https_cautions(settings: Settings) -> Iterator[str]:
 
 def _node_cautions(node: NodeConfig) -> Iterator[str]:
     url = urlsplit(node.base_url)
-    if node.api_key and url.scheme == "http" and not _is_local(url.hostname or ""):
+    if node.api_key and url.scheme == "http" and not is_loopback(url.hostname or ""):
         yield f"the key of node {node.name} travels unencrypted: {node.base_url} is not https"
     if node.api_key_file and others_may_read(node.api_key_file):
         yield f"{node.api_key_file} holds a secret and other users may read it: chmod 600"
-
-
-def _is_local(host: str) -> bool:
-    return host in _LOOPBACK_HOSTS or host.startswith("127.")
 
 
 def spending_cautions(settings: Settings) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from aiohttp import web
 from lcp_gateway.accounts.callers import Caller, KeyRules, Scope
 from lcp_gateway.accounts.keys import KeysStale
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.openai.request_headers import is_route_only
+from lcp_gateway.http.permissions import BUYING_PATHS, check_permission
 
 if TYPE_CHECKING:
     from lcp_gateway.http.gateway.l402 import L402Routes
@@ -18,14 +18,11 @@ if TYPE_CHECKING:
 AGENT_TOKEN = "agent_token"  # noqa: S105 - the name of a part of a path
 """The name of the part of the path that holds an agent's token."""
 
-_ADMIN_PATHS = "/api/admin/"
-_WALLET_PATHS = "/api/wallet"
-_METRICS = "/metrics"
-_MODELS, _RANKING = "/v1/models", "/api/models/route"
-# The routes that an L402 payment opens: stored objects belong to a credential that exists already.
-_BUYING_PATHS = frozenset({"/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings", _RANKING})
 ANONYMOUS = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
-"""The caller where no authentication is configured."""
+"""The caller where no authentication is configured, and other machines can reach the gateway."""
+_LOCAL_RULES = KeyRules(scopes=frozenset({Scope.INFERENCE, Scope.ADMIN}))
+LOCAL = Caller("", None, _LOCAL_RULES)
+"""The caller where no authentication is configured, on this machine: its user is the operator."""
 _ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
 # Enough of a key's SHA-256 to tell keys apart, and not enough to authenticate.
 _NAME_CHARS = 12
@@ -78,15 +75,20 @@ class Authenticator(Protocol):
 
 
 class OpenAuthenticator:
-    """Admits every request."""
+    """Admits every request; with ``is_local``, where only this machine can reach the gateway, as its operator's."""
 
-    async def admit(self, request: web.Request) -> Caller:  # noqa: ARG002 - the protocol's signature
-        """Return the anonymous caller."""
-        return ANONYMOUS
+    def __init__(self, *, is_local: bool = False) -> None:
+        self._caller = LOCAL if is_local else ANONYMOUS
+
+    async def admit(self, request: web.Request) -> Caller:
+        """Return the local or the anonymous caller."""
+        if self._caller is ANONYMOUS:
+            check_permission(self._caller, request)
+        return self._caller
 
 
 class StaticKeyAuthenticator:
-    """Admits requests with one of the static keys."""
+    """Admits requests with one of the static keys, which are the operator's own: there are no customers beside them."""
 
     def __init__(self, keys: StaticKeys) -> None:
         self._keys = keys
@@ -94,7 +96,7 @@ class StaticKeyAuthenticator:
     async def admit(self, request: web.Request) -> Caller:
         """Return the caller of a static key."""
         key_id = self._keys.check(request.headers.get("Authorization"))
-        return Caller(key_id, None, ANONYMOUS.rules)
+        return Caller(key_id, None, _LOCAL_RULES)
 
 
 class AccountAuthenticator:
@@ -120,7 +122,6 @@ class AccountAuthenticator:
 
     async def admit(self, request: web.Request) -> Caller:
         """Return the caller of a key, an agent's token or an L402 token with the scope of the path."""
-        scope = scope_of(request.path)
         try:
             caller = await self._caller(request)
         except KeysStale as stale:
@@ -138,15 +139,7 @@ class AccountAuthenticator:
             if is_anonymous and self._l402 is not None and _would_buy(request):
                 raise await self._l402.challenge(request)
             raise _unknown_key()
-        if request.path == _METRICS:
-            # The metrics cover all customers, so none of them may read them.
-            if caller.account_id is not None:
-                raise _missing_scope("metrics")
-            return caller
-        if caller is _ADMINISTRATOR and _only_reads_offers(request):
-            return caller
-        if scope not in caller.rules.scopes:
-            raise _missing_scope(scope.value)
+        check_permission(caller, request)
         return caller
 
     async def _caller(self, request: web.Request) -> Caller | None:
@@ -164,40 +157,8 @@ class AccountAuthenticator:
         return self._find(key) if key else None
 
 
-def scope_of(path: str) -> Scope:
-    """Return the scope that a key needs for a path."""
-    if path.startswith(_ADMIN_PATHS):
-        return Scope.ADMIN
-    return Scope.WALLET if path.startswith(_WALLET_PATHS) else Scope.INFERENCE
-
-
-def check_may_buy(caller: Caller) -> None:
-    """Check that a caller may buy: the administrator may only read the offers.
-
-    Raises:
-        ApiError: 403.
-    """
-    if Scope.INFERENCE not in caller.rules.scopes:
-        raise _missing_scope(Scope.INFERENCE.value)
-
-
-def _only_reads_offers(request: web.Request) -> bool:
-    """Return whether a request lists models or asks how it would be routed, and can buy nothing."""
-    if request.method == "GET":
-        return request.path == _MODELS or request.path.startswith(f"{_MODELS}/")
-    if request.method != "POST":
-        return False
-    if request.path == _RANKING:
-        return True
-    return request.path in _BUYING_PATHS and is_route_only(request.headers)
-
-
 def _would_buy(request: web.Request) -> bool:
-    return request.method == "POST" and request.path in _BUYING_PATHS
-
-
-def _missing_scope(scope: str) -> ApiError:
-    return ApiError(403, f"this key is not good for {scope}", code="missing_scope", reason="auth")
+    return request.method == "POST" and request.path in BUYING_PATHS
 
 
 def _unknown_key() -> ApiError:

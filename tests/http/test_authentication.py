@@ -7,7 +7,7 @@ from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
 from lcp_gateway.accounts.callers import Scope
-from lcp_gateway.http.authentication import ANONYMOUS, OpenAuthenticator, StaticKeyAuthenticator, StaticKeys, scope_of
+from lcp_gateway.http.authentication import ANONYMOUS, LOCAL, OpenAuthenticator, StaticKeyAuthenticator, StaticKeys
 from lcp_gateway.http.errors import ApiError
 from tests.http.front import ADMIN_KEY, STATIC_KEY, front
 
@@ -29,25 +29,26 @@ async def test_the_static_keys_let_in_without_an_account():
     authenticator = StaticKeyAuthenticator(StaticKeys(["one", "two"]))
     caller = await authenticator.admit(asked("Bearer two"))
     assert caller.account_id is None and caller.key_id.startswith("key_")
-    assert caller.rules.scopes == {Scope.INFERENCE}
+    assert caller.rules.scopes == {Scope.INFERENCE, Scope.ADMIN}, "they are the operator's, and nobody else has a key"
     with pytest.raises(ApiError) as caught:
         await authenticator.admit(asked("Bearer three"))
     assert caught.value.status == 401
 
 
+async def test_without_authentication_the_user_of_this_machine_is_the_operator():
+    caller = await OpenAuthenticator(is_local=True).admit(asked(path="/api/providers"))
+    assert (caller, caller.account_id, caller.key_id) == (LOCAL, None, "")
+    assert Scope.ADMIN in caller.rules.scopes
+
+
 @pytest.mark.parametrize(
-    ("path", "scope"),
-    [
-        (CHAT, Scope.INFERENCE),
-        ("/v1/models", Scope.INFERENCE),
-        ("/api/models/route", Scope.INFERENCE),
-        ("/api/wallet", Scope.WALLET),
-        ("/api/wallet/topups/top_1", Scope.WALLET),
-        ("/api/admin/accounts", Scope.ADMIN),
-    ],
+    "path", ["/api/purchases", "/api/usage", "/api/events", "/api/providers", "/api/admin/overview"]
 )
-def test_a_path_asks_for_a_scope(path, scope):
-    assert scope_of(path) is scope
+async def test_without_authentication_other_machines_buy_and_read_no_books(path):
+    with pytest.raises(ApiError) as caught:
+        await OpenAuthenticator().admit(asked(path=path))
+    assert (caught.value.status, caught.value.code) == (403, "missing_scope")
+    assert "loopback" in caught.value.message
 
 
 async def test_the_administrators_key_reads_the_offers_and_buys_nothing(bank):
@@ -124,6 +125,7 @@ async def test_a_401_is_the_same_for_a_key_that_never_was_and_one_that_is_over(b
         ({Scope.INFERENCE}, 200, 403, 403),
         ({Scope.WALLET}, 403, 200, 403),
         ({Scope.ADMIN}, 403, 403, 200),
+        ({Scope.ACCOUNT}, 403, 200, 403),
         ({Scope.INFERENCE, Scope.WALLET}, 200, 200, 403),
         (set(), 403, 403, 403),
     ],

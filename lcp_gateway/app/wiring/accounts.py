@@ -35,7 +35,7 @@ from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.lnd import open_invoice_issuer
 from lcp_gateway.app.workers import measure_accounts
-from lcp_gateway.config import Settings, auth_mode, journal_place, known_hosts
+from lcp_gateway.config import Settings, auth_mode, is_open_to_others, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
     ANONYMOUS,
     AccountAuthenticator,
@@ -307,7 +307,9 @@ class Access:
             return self._for_customers(settings, customers, admission)
         charges, payment_required = ChargeReport(None, self._log), PaymentRequired(None, self._log)
         if auth_mode(settings) == "none":
-            return AccessParts(OpenAuthenticator(), admission, charges, payment_required)
+            return AccessParts(
+                OpenAuthenticator(is_local=not is_open_to_others(settings)), admission, charges, payment_required
+            )
         return AccessParts(StaticKeyAuthenticator(StaticKeys(settings.api_keys)), admission, charges, payment_required)
 
     def use(self, settings: Settings) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 from aiohttp import web
 
-from lcp_gateway.http.authentication import check_may_buy
 from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError
@@ -20,6 +19,7 @@ from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.http.openai.request_body import parse_request, read_body
 from lcp_gateway.http.openai.request_headers import RequestHeaders, read_request_headers
 from lcp_gateway.http.openai.response import JSON, ResponseWriter, quote_response
+from lcp_gateway.http.permissions import check_may_buy
 from lcp_gateway.purchase.idempotency import RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.limits import SpendingLimits
