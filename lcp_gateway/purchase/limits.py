@@ -78,7 +78,9 @@ class SpendingLimits:
             return None
         markup = self.tariff.markup_for(order.task.model)
         amount_msat = markup.charge_msat(quote.price_msat)
-        return Charge(order.account_id, amount_msat, markup, self.refund_undelivered)
+        # A provider that is paid on delivery got nothing for a result that did not come: no reason to keep the charge.
+        refund = self.refund_undelivered or quote.on_delivery
+        return Charge(order.account_id, amount_msat, markup, refund)
 
     def budgets_for(self, key_id: str) -> Sequence[Budget]:
         """Return the budgets that a purchase of this credential is counted in, besides its own."""

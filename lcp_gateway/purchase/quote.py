@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
-from lcp_gateway.constants import NODE_PREFIX
+from lcp_gateway.constants import NODE_PREFIX, PPM
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task
 
@@ -64,12 +64,26 @@ class ProviderSource(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Payee:
+    """The owner of a node that dialled in, who is paid when the result is delivered; ``commission_ppm`` of the price stay with the operator."""
+
+    node_id: str
+    account_id: str
+    commission_ppm: int
+
+    def earned_msat(self, price_msat: int) -> Msat:
+        """Return the owner's part of a price; the commission is rounded up."""
+        return Msat(price_msat + -price_msat * self.commission_ppm // PPM)
+
+
+@dataclass(frozen=True, slots=True)
 class Quote:
     """The terms that a provider offers for one task.
 
     ``peer_id`` is the provider's id: a peer's public key, or ``node:<name>``. ``job_id`` and ``terms_hash`` are 32
     bytes, ``expires_at`` is aware UTC, ``payment_request`` is BOLT11, and empty where the provider is a node. A node's
-    ``price_msat`` is the most that it can come to.
+    ``price_msat`` is the most that it can come to. ``on_delivery`` says that its provider is paid for a whole result only:
+    a node that dialled in, whose owner is the ``payee`` unless it is the operator's own.
     """
 
     peer_id: str
@@ -80,6 +94,8 @@ class Quote:
     payment_request: str
     protocol_version: int
     source: ProviderSource = ProviderSource.LCP
+    on_delivery: bool = False
+    payee: Payee | None = None
 
     @property
     def is_free(self) -> bool:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded
 from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
 from lcp_gateway.purchase.money import Budget, Markup, Msat, Period, Tariff
-from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.purchase.quote import Payee, ProviderSource, Quote
 from tests.support.purchases import quote
 from tests.support.scripted_peers import ordered
 
@@ -200,3 +200,16 @@ def test_whatever_passes_is_charged_within_the_customers_limit(price, limit, ppm
         assert limits.charge_for(order, quote(price)).amount_msat > limit
     else:
         assert limits.charge_for(order, quote(price)).amount_msat <= limit
+
+
+def test_a_charge_is_always_refunded_where_the_provider_is_paid_on_delivery():
+    keeping = replace(SELLING, refund_undelivered=False)
+    assert not keeping.charge_for(of_customer(), of_node(10_000)).refund_undelivered
+    assert keeping.charge_for(of_customer(), replace(of_node(10_000), on_delivery=True)).refund_undelivered
+
+
+@given(price=st.integers(0, 10**15), ppm=st.integers(0, 10**6))
+def test_an_owner_and_the_operator_share_a_price_to_the_msat(price, ppm):
+    earned = Payee("n", "a", ppm).earned_msat(price)
+    assert 0 <= earned <= price
+    assert (price - earned) * 10**6 >= price * ppm > (price - earned - 1) * 10**6
