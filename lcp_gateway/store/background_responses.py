@@ -6,12 +6,13 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select
 
 from lcp_gateway.purchase.journal import JournalUnavailable, RepeatIdentity, RequestRepeated
+from lcp_gateway.purchase.records import PurchaseRecord
 from lcp_gateway.purchase.states import VERDICTS, Verdict
 from lcp_gateway.responses.background import BackgroundRecord
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.database.schema import background_jobs, purchases
 from lcp_gateway.store.database.times import from_micros, to_micros
-from lcp_gateway.store.journal.purchases import PurchaseRecord, record_of
+from lcp_gateway.store.journal.purchases import record_of
 from lcp_gateway.store.journal.repeats import find_earlier
 
 _FORGET = delete(background_jobs).where(background_jobs.c.id == bindparam("of_job"))

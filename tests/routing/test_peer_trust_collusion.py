@@ -17,11 +17,11 @@ from lcp_gateway.purchase.errors import PurchaseError, Refused
 from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.records import PurchaseFilter
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import written

@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 
 from lcp_gateway.cli.output import Columns, format_time
 from lcp_gateway.purchase.money import Refund
+from lcp_gateway.purchase.records import PurchaseRecord
 from lcp_gateway.purchase.states import VERDICTS, State
-from lcp_gateway.store.journal.purchases import PurchaseRecord
 
 FIELDS = (
     *("job_id", "state", "verdict", "kind", "task_kind", "model", "peer_id", "upstream", "key_id"),

@@ -11,9 +11,9 @@ from lcp_gateway.cli.books.journal import SinceOption, UntilOption, with_journal
 from lcp_gateway.cli.options import JsonOption, command_app
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_json, print_table
 from lcp_gateway.purchase.money import Msat, Period, format_sat
+from lcp_gateway.purchase.records import PurchaseFilter, Spend
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.journal.purchases import PurchaseFilter
-from lcp_gateway.store.journal.queries import Books, Spend
+from lcp_gateway.store.journal.queries import Books
 
 app = command_app()
 

@@ -30,7 +30,7 @@ from lcp_gateway.cli.service.instances import (
 from lcp_gateway.cli.service.pid_file import Condition, InstanceRecord, PidFile
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.money import Msat, Period, format_sat
-from lcp_gateway.store.journal.purchases import PurchaseFilter
+from lcp_gateway.purchase.records import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books
 
 app = command_app()

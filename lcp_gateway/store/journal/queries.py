@@ -1,13 +1,23 @@
 """Queries of the journal: purchases, spending, open payments, peers, budgets. Reads only."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, and_, case, func, not_, or_, select
 
 from lcp_gateway.purchase.money import Budget, Msat, Period, Refund
 from lcp_gateway.purchase.outcome import RULINGS
+from lcp_gateway.purchase.records import (
+    BudgetState,
+    Outstanding,
+    PeerTotals,
+    PurchaseCursor,
+    PurchaseFilter,
+    PurchasePage,
+    PurchaseRecord,
+    Spend,
+    StateChange,
+)
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
@@ -22,14 +32,7 @@ from lcp_gateway.store.database.times import (
     to_micros,
 )
 from lcp_gateway.store.journal.budgets import counter_of
-from lcp_gateway.store.journal.purchases import (
-    PurchaseCursor,
-    PurchaseFilter,
-    PurchasePage,
-    PurchaseRecord,
-    StateChange,
-    record_of,
-)
+from lcp_gateway.store.journal.purchases import record_of
 
 _JOB_DIGITS = 64
 _OPEN = tuple(state.value for state in OPEN_STATES)
@@ -54,63 +57,6 @@ _IS_LOST = and_(
     ),
 )
 _COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c.fee_cap_msat)
-
-
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """Spending in one period, on one model of one peer, with one key.
-
-    ``settled_msat`` is certain, ``unknown_msat`` may turn out not to have been paid; both include fees, estimated where
-    the real ones are not known. ``undelivered_msat`` is the part of ``settled_msat`` that brought no result.
-    """
-
-    starts_at: datetime
-    model: str
-    peer_id: str
-    key_id: str
-    purchases: int
-    settled_msat: Msat
-    unknown_msat: Msat
-    undelivered_msat: Msat
-
-
-@dataclass(frozen=True, slots=True)
-class Outstanding:
-    """The open purchases, of which it is not known whether they were paid. ``oldest_at`` is the oldest unknown's time."""
-
-    unknown: int
-    unknown_msat: Msat
-    oldest_at: datetime | None
-    paying: int
-    paying_msat: Msat
-
-
-@dataclass(frozen=True, slots=True)
-class PeerTotals:
-    """A peer's purchases: counts and msat of the delivered ones, the undelivered ones, and the others.
-
-    ``lost_msat`` is the part of ``undelivered_msat`` that the peer is to blame for.
-    """
-
-    peer_id: str
-    delivered: int
-    delivered_msat: Msat
-    undelivered: int
-    undelivered_msat: Msat
-    not_paid: int
-    unknown: int
-    unknown_msat: Msat
-    lost_msat: Msat
-
-
-@dataclass(frozen=True, slots=True)
-class BudgetState:
-    """A budget in its present period, which ends at ``ends_at``."""
-
-    budget: Budget
-    spent_msat: Msat
-    left_msat: Msat
-    ends_at: datetime
 
 
 class Books:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lcp_gateway.lightning.receipts import Receipt, document
 from lcp_gateway.purchase.quote import ProviderSource, Quote
-from lcp_gateway.store.journal.purchases import PurchaseRecord, StateChange
+from lcp_gateway.purchase.records import PurchaseRecord, StateChange
 from lcp_gateway.store.journal.queries import Books
 
 

@@ -12,12 +12,12 @@ from lcp_gateway.accounts.models import AdjustmentExceedsBalance, AdjustmentIdRe
 from lcp_gateway.purchase.journal import DuplicateIntent, InsufficientBalance, PurchaseUpdate
 from lcp_gateway.purchase.money import Markup, Msat
 from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.records import PurchaseFilter
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.accounts.topups import Topups
 from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import sweep
 from lcp_gateway.store.journal.writer import JournalWriter

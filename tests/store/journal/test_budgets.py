@@ -11,9 +11,9 @@ from sqlalchemy import text
 
 from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, PurchaseUpdate
 from lcp_gateway.purchase.money import Budget, Msat, Period
+from lcp_gateway.purchase.records import PurchaseFilter
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.transaction import IntentEntry, JournalTransaction
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import DAY, HOUR, MONTH, NOW, intent, job, key_budget, spent, written

@@ -12,12 +12,12 @@ from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader, Read
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.records import PurchaseFilter
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.database.schema import HAS_NO_FEE
 from lcp_gateway.store.journal.payment_details import PaymentDetails
-from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.recovery import resolve
 from tests.store.journals import HOUR, charged, intent, job, spent, written
 from tests.support.lnd_standin import LndStandin, Trouble, settled, unfinished

@@ -4,9 +4,9 @@ from datetime import timedelta
 
 from sqlalchemy import func, select
 
+from lcp_gateway.purchase.records import PurchaseFilter
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.schema import budget_spend, purchase_states
-from lcp_gateway.store.journal.purchases import PurchaseFilter
 from lcp_gateway.store.journal.retention import forget
 from tests.store.journals import HOUR, MONTH, NOW, intent, job, spent, written
 

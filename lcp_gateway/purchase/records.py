@@ -1,0 +1,168 @@
+"""The journal as it is read: purchases, filters and pages of them, and the sums of spending, peers and budgets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from lcp_gateway.purchase.money import Budget, Charge, Msat, Refund
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
+from lcp_gateway.purchase.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseRecord:
+    """One purchase. Hashes are 32 bytes, times aware UTC; None means not known, or not yet.
+
+    ``kind`` is a value of ``ProviderSource``: ``lcp`` of a Lightning peer, ``node`` of a virtual node, which sends no
+    invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was charged; its amount is held
+    while the purchase is open, and taken once it is settled. ``ended_by`` and ``received`` say how a paid purchase ended
+    without a whole result, ``refund`` is the refund of its charge.
+    """
+
+    job_id: bytes
+    payment_hash: bytes | None
+    state: State
+    kind: str
+    task_kind: TaskKind
+    model: str
+    peer_id: str
+    upstream: str
+    key_id: str
+    request_id: str
+    price_msat: Msat
+    fee_cap_msat: Msat
+    fee_msat: Msat | None
+    runner_up_msat: Msat | None
+    terms_hash: bytes
+    payment_request: str
+    protocol_version: int
+    request_sha256: bytes
+    request_bytes: int
+    stream: bool
+    result_sha256: bytes | None
+    result_bytes: int | None
+    preimage: bytes | None
+    expires_at: datetime
+    paying_at: datetime
+    ended_at: datetime | None
+    updated_at: datetime
+    owner: str
+    charge: Charge | None = None
+    ended_by: EndedBy | None = None
+    received: Received | None = None
+    refund: Refund | None = None
+
+    @property
+    def blames_provider(self) -> bool:
+        """Whether the provider is to blame for the loss; also where it is not known how the purchase ended."""
+        if self.state is not State.UNDELIVERED:
+            return False
+        if self.ended_by is None or self.received is None:
+            return True
+        return RULINGS[self.received][self.ended_by].blames_provider
+
+    @property
+    def charged_msat(self) -> Msat:
+        """The amount taken from the customer: 0 while it is open, and where it was not paid or was refunded."""
+        return Msat(0) if self.charge is None else self.charge.taken_msat(self.state)
+
+    @property
+    def cost_msat(self) -> Msat:
+        """Price and fee: the real one where it is known, else the estimated one. Also where nothing was paid."""
+        fee_msat = self.fee_cap_msat if self.fee_msat is None else self.fee_msat
+        return Msat(self.price_msat + fee_msat)
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A state and when it was entered."""
+
+    state: State
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseCursor:
+    """A place in the list of purchases: behind this one."""
+
+    paying_at: datetime
+    job_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseFilter:
+    """Restrictions of a list of purchases. ``since`` is included, ``until`` is not; both refer to ``paying_at``."""
+
+    states: Sequence[State] | None = None
+    model: str | None = None
+    peer_id: str | None = None
+    key_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    refunds: Sequence[Refund] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PurchasePage:
+    """Some purchases, the newest first; ``after`` is the cursor of the next page, None at the end."""
+
+    purchases: Sequence[PurchaseRecord]
+    after: PurchaseCursor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Spending in one period, on one model of one peer, with one key.
+
+    ``settled_msat`` is certain, ``unknown_msat`` may turn out not to have been paid; both include fees, estimated where
+    the real ones are not known. ``undelivered_msat`` is the part of ``settled_msat`` that brought no result.
+    """
+
+    starts_at: datetime
+    model: str
+    peer_id: str
+    key_id: str
+    purchases: int
+    settled_msat: Msat
+    unknown_msat: Msat
+    undelivered_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class Outstanding:
+    """The open purchases, of which it is not known whether they were paid. ``oldest_at`` is the oldest unknown's time."""
+
+    unknown: int
+    unknown_msat: Msat
+    oldest_at: datetime | None
+    paying: int
+    paying_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTotals:
+    """A peer's purchases: counts and msat of the delivered ones, the undelivered ones, and the others.
+
+    ``lost_msat`` is the part of ``undelivered_msat`` that the peer is to blame for.
+    """
+
+    peer_id: str
+    delivered: int
+    delivered_msat: Msat
+    undelivered: int
+    undelivered_msat: Msat
+    not_paid: int
+    unknown: int
+    unknown_msat: Msat
+    lost_msat: Msat
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """A budget in its present period, which ends at ``ends_at``."""
+
+    budget: Budget
+    spent_msat: Msat
+    left_msat: Msat
+    ends_at: datetime
