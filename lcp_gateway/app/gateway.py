@@ -14,9 +14,10 @@ from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
-from lcp_gateway.config import Settings, auth_mode, known_hosts
+from lcp_gateway.config import Settings, auth_mode, known_hosts, serves_console
 from lcp_gateway.http.application import Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.console.assets import CONSOLE_PATHS, AssetFiles, ConsolePages
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.receipts import ReceiptRoutes
@@ -47,7 +48,7 @@ from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.sources import MergedCatalog
 
-OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz"})
+OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz", *CONSOLE_PATHS})
 # How long a client may go on reading after its provider's time is over.
 _RELAY_SLACK_S = 5.0
 
@@ -109,6 +110,7 @@ class Gateway:
         metrics.concurrency_limit(settings.max_concurrent_requests)
         self.runtime = runtime
         self._started = int(time.time())
+        self._asset_files = AssetFiles()
         routing, access, purchase = self._parts(settings)
         self.service = PurchaseService(
             quoting=purchase.quoting,
@@ -231,7 +233,7 @@ class Gateway:
             access=access,
             purchase=purchase,
             app=build_application(
-                self._routes(settings, routing, access, purchase, health),
+                self._routes(settings, routing, access, purchase, health, guard),
                 middleware,
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
@@ -247,6 +249,7 @@ class Gateway:
         access: AccessParts,
         purchase: PurchaseParts,
         health: HealthRoutes,
+        guard: BrowserGuard,
     ) -> Routes:
         runtime, selector, trust = self.runtime, routing.selector, self.runtime.trust
         sells = access.wallet_routes is not None
@@ -296,7 +299,8 @@ class Gateway:
                 started=self._started,
                 charge=purchase.limits.tariff.charge_msat if sells else None,
             ),
-            welcome=WelcomeRoutes(asks_for_key=auth_mode(settings) != "none"),
+            welcome=WelcomeRoutes(asks_for_key=auth_mode(settings) != "none", has_console=serves_console(settings)),
+            console=self._console(settings, guard),
             ranking=RankingRoutes(
                 lambda query: rank_models(query, selector.offers(), routing.auto),
                 why_nothing=lambda query: explain_no_match(query, selector.offers()),
@@ -309,3 +313,11 @@ class Gateway:
             keys=access.key_routes,
             refunds=access.refund_routes,
         )
+
+    def _console(self, settings: Settings, guard: BrowserGuard) -> ConsolePages | None:
+        if not serves_console(settings):
+            return None
+        if auth_mode(settings) == "none":
+            # A page of another name that leads here would be of the console's origin.
+            return ConsolePages(self._asset_files, check=guard.check_host)
+        return ConsolePages(self._asset_files)

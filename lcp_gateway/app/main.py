@@ -22,7 +22,7 @@ from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
 from lcp_gateway.app.workers import purge
-from lcp_gateway.config import Loaded, Settings, parse_host_port
+from lcp_gateway.config import Loaded, Settings, parse_host_port, serves_console
 from lcp_gateway.http.server.listener import CannotListen
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.purchase import InterruptReason
@@ -180,7 +180,10 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
     # A gateway on all interfaces is reached at the loopback address.
     called = _CALLED_AS.get(host, host)
     usage = f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"
-    sys.stdout.write("\n".join([*banner, listening, usage]) + "\n")
+    lines = [*banner, listening, usage]
+    if serves_console(settings):
+        lines.append(f"web console: {serving.scheme}://{called}:{serving.port}/console/")
+    sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 
 

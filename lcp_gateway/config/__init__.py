@@ -9,6 +9,7 @@ from lcp_gateway.config.derived import (
     markups,
     may_use_proxy,
     model_limits,
+    serves_console,
 )
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
@@ -42,6 +43,7 @@ __all__ = [
     "model_limits",
     "others_may_read",
     "parse_host_port",
+    "serves_console",
     "specs",
     "spending_cautions",
     "without_password",

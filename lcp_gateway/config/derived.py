@@ -1,10 +1,10 @@
-"""Values that follow from several settings together: authentication, host names, nodes, mark-ups, limits, proxies."""
+"""Values that follow from several settings together: authentication, the console, host names, nodes, mark-ups, limits, proxies."""
 
 import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from lcp_gateway.config.addresses import is_loopback, parse_host_port
+from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
 
@@ -17,6 +17,22 @@ def auth_mode(settings: Settings) -> str:
 def is_open_to_others(settings: Settings) -> bool:
     """Return whether other machines can reach the gateway: it does not listen on the loopback interface alone."""
     return not is_loopback(parse_host_port(settings.http_addr).host)
+
+
+def console_problem(settings: Settings) -> str:
+    """Return why the web console cannot be served, whatever ``console`` says; empty where it can."""
+    if auth_mode(settings) == "none":
+        if not is_open_to_others(settings):
+            return ""
+        return f"{settings.http_addr} can be reached by other machines, and without keys any client there would see your purchases"
+    if settings.journal_url == JOURNAL_OFF:
+        return "sign-in keeps its sessions in the journal's database, which is off"
+    return ""
+
+
+def serves_console(settings: Settings) -> bool:
+    """Return whether the web console is served."""
+    return settings.console != "off" and not console_problem(settings)
 
 
 def known_hosts(settings: Settings) -> tuple[str, ...]:

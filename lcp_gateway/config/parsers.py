@@ -361,6 +361,8 @@ LogLevel = Annotated[
 LogFormat = Annotated[Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)]
 Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
 Transport = Annotated[Literal["auto", "direct", "grpcio"], Form("auto, direct or grpcio", "TRANSPORT"), read_by(_lower)]
+ConsoleMode = Annotated[Literal["auto", "on", "off"], Form("auto, on or off", "MODE"), read_by(_lower)]
+Registration = Annotated[Literal["closed", "invite", "open"], Form("closed, invite or open", "MODE"), read_by(_lower)]
 Network = Annotated[str, Form("network", "NETWORK"), read_by(_parse_network)]
 ModelLimits = Annotated[Mapping[str, int], Form("map", "MODEL=MSAT;..."), read_by(_parse_model_limits)]
 PartsPerMillion = Annotated[int, Form("parts per million", "PPM"), read_by(_parse_ppm)]

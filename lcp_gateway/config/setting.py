@@ -24,6 +24,7 @@ class Group(enum.StrEnum):
     TRUST = "Quotes and trust in peers"
     MONEY = "Money"
     ACCOUNTS = "Access and accounts"
+    CONSOLE = "The web console"
     RATES = "Rates"
     ANSWERS = "Answers and retries"
     STORED = "Stored responses and completions"

@@ -391,6 +391,29 @@ class Settings(BaseModel):
         restart=_LND,
     )
 
+    # -- The web console ------------------------------------------------------------------------
+
+    console: parsers.ConsoleMode = setting(
+        "auto",
+        "Serve the web console at `/console/`. `auto`: without keys on a loopback address only, where it needs no sign-in; with "
+        "`api_keys` or accounts on every address, behind a sign-in whose sessions are kept in the journal's database. "
+        "`off`: its pages and its sign-in are 404.",
+        Group.CONSOLE,
+    )
+    console_insecure: parsers.Switch = setting(
+        False,
+        "Allow sign-in to the console over plain http from other machines: everyone on the way can read the key. "
+        "Over https and on loopback it is allowed anyway.",
+        Group.CONSOLE,
+    )
+    registration: parsers.Registration = setting(
+        "closed",
+        "Which persons may open an account in the console by themselves: none (`closed`), those with an invite of the "
+        "operator's (`invite`), or everyone (`open`): 5 an hour from one address, and an account that was "
+        "never topped up is deleted after 7 days.",
+        Group.CONSOLE,
+    )
+
     # -- Rates ----------------------------------------------------------------------------------
 
     api_concurrent: parsers.Count = setting(

@@ -5,7 +5,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
-from lcp_gateway.config.derived import all_nodes, auth_mode, markups
+from lcp_gateway.config.derived import all_nodes, auth_mode, console_problem, markups
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
@@ -41,6 +41,7 @@ _KEY_CAPS = ("key_budget_hour_msat", "key_budget_day_msat", "key_budget_month_ms
 def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield the problems of settings that are valid one by one and not together."""
     yield from _access_contradictions(settings, sources)
+    yield from _console_contradictions(settings, sources)
     yield from _tls_contradictions(settings, sources)
     yield from _lnd_contradictions(settings, sources)
     yield from _node_contradictions(settings, sources)
@@ -142,6 +143,18 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
         yield f"{source}: l402_msat must be from topup_min_msat to topup_max_msat"
 
 
+def _console_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    problem = console_problem(settings)
+    if settings.console == "on" and problem:
+        yield f"{sources['console']}: the console cannot be served: {problem}"
+    if settings.registration == "closed":
+        return
+    if auth_mode(settings) != "accounts":
+        yield f"{sources['registration']}: has no effect unless auth is accounts"
+    elif settings.console == "off":
+        yield f"{sources['registration']}: no account can be opened while console is off"
+
+
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
@@ -158,6 +171,7 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot top up: lnd_grpc_addr is not set"
+    yield from _console_cautions(settings, sources)
     yield from _markup_cautions(settings)
     yield from _https_cautions(settings)
     if settings.embedded and "lcpd_grpc_addr" in sources:
@@ -220,6 +234,20 @@ def _page_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
         yield (
             f"{sources['allowed_hosts']}: a web page whose name is made to lead to this address may spend your money: name "
             "the hosts, or set api_keys"
+        )
+
+
+def _console_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    if settings.console_insecure and settings.console != "off":
+        yield (
+            f"{sources['console_insecure']}: keys that are typed into the console travel unencrypted: set http_tls_cert, or "
+            "trusted_proxies where a proxy in front of it speaks https"
+        )
+    is_behind_proxy = is_loopback(parse_host_port(settings.http_addr).host) and not settings.embedded
+    if settings.registration == "open" and is_behind_proxy and not settings.trusted_proxies:
+        yield (
+            f"{sources['registration']}: on {settings.http_addr} all clients come through a proxy and seem to have one address, "
+            "so that they share 5 new accounts an hour: set trusted_proxies"
         )
 
 

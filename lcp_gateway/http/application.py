@@ -7,6 +7,7 @@ from aiohttp import hdrs, web
 
 from lcp_gateway.http.authentication import AGENT_TOKEN
 from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.console.assets import PREFIX, ConsolePages
 from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
@@ -50,6 +51,7 @@ class Routes:
     keys: KeyRoutes | None = None
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
+    console: ConsolePages | None = None
 
 
 def build_application(
@@ -76,9 +78,7 @@ def build_application(
         bounded += _refund_table(routes.refunds)
     for method, path, handler in bounded:
         _add(app, method, path, api_limits.bounded(handler))
-    if routes.welcome is not None:
-        for path in ("/", "/v1", "/v1/"):
-            app.router.add_get(path, routes.welcome.get)
+    _add_pages(app, routes)
     app.router.add_get("/healthz", routes.health.healthz)
     app.router.add_get("/readyz", routes.health.readyz)
     if with_metrics:
@@ -140,6 +140,17 @@ def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, api_li
         for method, path, handler in table:
             _add(app, method, f"{prefix}{version}/{path}", handler)
     app.router.add_post(f"{prefix}/api/models/route", routes.ranking.rank)
+
+
+def _add_pages(app: web.Application, routes: Routes) -> None:
+    """Add what a person opens in a browser."""
+    if routes.welcome is not None:
+        for path in ("/", "/v1", "/v1/"):
+            app.router.add_get(path, routes.welcome.get)
+    if routes.console is not None:
+        app.router.add_get("/console", routes.console.redirect)
+        app.router.add_get("/console/", routes.console.page)
+        app.router.add_get(f"{PREFIX}/{{version}}/{{path:.+}}", routes.console.asset)
 
 
 def _wallet_table(wallet: WalletRoutes) -> Table:

@@ -25,7 +25,8 @@ class RequestContext:
 
     ``headers`` go out with any response. ``client`` is the client's address, empty for this machine. ``earlier`` is the
     purchase that the request repeats, where only the journal knows it. ``may_read_details`` is false for a request that a
-    web page may have caused, on a route that needs no key.
+    web page may have caused, on a route that needs no key. ``is_shareable`` is false for a response that no page of another
+    origin may read, whatever ``cors_origins`` says.
     """
 
     request_id: str
@@ -40,6 +41,7 @@ class RequestContext:
     caller: Caller = UNAUTHENTICATED
     client: str = ""
     may_read_details: bool = True
+    is_shareable: bool = True
     headers: dict[str, str] = field(default_factory=dict)
     answer: ResultBuffer | None = None
     earlier: EarlierPurchase | None = None

@@ -42,7 +42,7 @@ class RequestMiddleware:
         unavailable: tuple[type[Exception], ...] = (),
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``open_paths`` need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database."""
+        """``open_paths`` (also as the route table writes them) need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database."""
         self._authenticator = authenticator
         self._cors = cors
         self._guard = guard
@@ -104,7 +104,7 @@ class RequestMiddleware:
             headers.setdefault(name, value)
         if request.path.startswith(_API):
             headers["Cache-Control"] = "no-store"
-        if cors := self._cors.headers_for(request.headers.get("Origin")):
+        if context.is_shareable and (cors := self._cors.headers_for(request.headers.get("Origin"))):
             headers.update(cors)
             if "Access-Control-Allow-Origin" in cors:
                 headers["Cross-Origin-Resource-Policy"] = "cross-origin"
@@ -133,7 +133,7 @@ class RequestMiddleware:
             )
         if preflight := self._cors.preflight(request):
             return preflight
-        if request.path in self._open_paths:
+        if request.path in self._open_paths or context.endpoint in self._open_paths:
             context.may_read_details = self._guard.passes(request)
         else:
             context.caller = await self._authenticator.admit(request)

@@ -149,7 +149,7 @@ def needed_beside(name, existing):
         }
     if name in {"http_tls_cert", "http_tls_key"}:
         extra |= {f"LCP_GATEWAY_HTTP_TLS_{other}": existing for other in ("CERT", "KEY")}
-    if name in {"admin_key", "l402", "l402_secret"}:
+    if name in {"admin_key", "l402", "l402_secret", "registration"}:
         extra |= {"LCP_GATEWAY_AUTH": "accounts"}
     if name == "openclaw_enabled":
         extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
@@ -233,6 +233,9 @@ EXAMPLES = {
     "answers_keep_s": ("1h", 3600.0),
     "answers_max_bytes": ("8MiB", 8 * 1024 * 1024),
     "auth": ("Accounts", "accounts"),
+    "console": ("On", "on"),
+    "console_insecure": ("yes", True),
+    "registration": ("Invite", "invite"),
     "allow_open": ("true", True),
     "admin_key": ("hush", "hush"),
     "markup_percent": ("2.5", 2.5),

@@ -112,6 +112,9 @@ def test_the_root_describes_the_gateway_and_its_use(path, plain, guarded):
         assert answer.status == 200 and key in answer.json["api_key"]
         assert answer.json["base_url"] == f"http://127.0.0.1:{port}/v1"
         page = get(port, path, {**host, "Accept": "text/html,*/*;q=0.8"})
+        if path == "/":
+            assert (page.status, page.headers["location"]) == (303, "/console/")
+            continue
         assert page.headers["content-type"].startswith("text/html")
         assert f"http://127.0.0.1:{port}/v1".encode() in page.body
         assert page.headers["x-content-type-options"] == "nosniff"
@@ -125,7 +128,15 @@ def test_a_welcome_does_not_repeat_the_host_header(plain):
 
 
 def test_the_banner_has_the_base_url(plain):
-    assert f"base URL for OpenAI clients: {plain.api_url} (model auto)" in "\n".join(plain.output)
+    output = "\n".join(plain.output)
+    assert f"base URL for OpenAI clients: {plain.api_url} (model auto)" in output
+    assert f"web console: {plain.base_url}/console/" in output
+
+
+def test_the_console_is_served_from_the_package_unless_it_is_off(plain):
+    page = get(plain.port, "/console/")
+    assert page.status == 200 and b"<!doctype html>" in page.body.lower()
+    assert get(plain.port, "/console/", {"Host": "evil.example"}).status == 421
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/compact", "/api/agent/x/v1/responses/compact"])

@@ -35,14 +35,20 @@ _ABOUT = "This gateway takes OpenAI requests and buys the answers from compute p
 class WelcomeRoutes:
     """Serves the description; it needs no key and holds nothing confidential."""
 
-    def __init__(self, *, asks_for_key: bool) -> None:
+    def __init__(self, *, asks_for_key: bool, has_console: bool = False) -> None:
+        """``has_console`` sends browsers that ask for ``/`` to the console."""
+        self._has_console = has_console
         self._key = "one of this gateway's keys" if asks_for_key else "any, none is asked for"
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET / and GET /v1: a page for browsers, JSON for everything else."""
+        accepts_html = "text/html" in request.headers.get("Accept", "")
+        if accepts_html and self._has_console and request.path == "/":
+            headers = {"Location": "/console/", "Vary": "Accept", "Cache-Control": "no-store"}
+            return web.Response(status=303, headers=headers)
         # The page does not repeat a host name that another site made resolve to this address.
         base_url = f"{request.scheme}://{request.host}/v1" if request[CONTEXT].may_read_details else "/v1"
-        if "text/html" in request.headers.get("Accept", ""):
+        if accepts_html:
             endpoints = "\n".join(f"<li><code>{escape(one)}</code></li>" for one in _ENDPOINTS)
             page = _PAGE.format(
                 version=escape(__version__),

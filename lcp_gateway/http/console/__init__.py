@@ -1,0 +1,1 @@
+"""The web console: its pages, the cookie of a signed-in browser, sign-in and registration."""
