@@ -1,5 +1,6 @@
 """The outermost middleware: request ids, authentication, CORS, errors, metrics and the access log."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -175,11 +176,14 @@ class RequestMiddleware:
             context.endpoint, context.model, status, verdict.value, context.stream, context.elapsed_s()
         )
         if context.operation:
-            self._log_job(context, status)
+            # It was paid, or may have been, and there is no whole answer.
+            is_grave = bool(context.problem) and verdict is not Verdict.NONE
+            if self._log.is_enabled_for(logging.WARNING if is_grave else logging.INFO):
+                self._log_job(context, status, is_grave=is_grave)
         else:
             self._log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
 
-    def _log_job(self, context: RequestContext, status: int) -> None:
+    def _log_job(self, context: RequestContext, status: int, *, is_grave: bool) -> None:
         fields: dict[str, object] = {
             "status": status,
             "model": context.model,
@@ -189,16 +193,17 @@ class RequestMiddleware:
             "request_tokens_approx": context.request_bytes // BYTES_PER_TOKEN,
             "total_ms": round(context.elapsed_s() * 1000),
         }
-        if context.purchase is not None:
-            quote = context.purchase.quote
-            fields["state"] = context.purchase.state.value
-            if (ending := context.purchase.ending) is not None:
-                fields["ended_by"], fields["received"] = ending
+        purchase = context.purchase
+        if purchase is not None:
+            quote = purchase.quote
+            fields["state"] = purchase.state.value
+            if (ending := purchase.ending) is not None:
+                fields["ended_by"], fields["received"] = ending.ended_by.value, ending.received.value
             fields["peer_id"] = quote.peer_id
             fields["job_id"] = quote.job_id.hex()
-            fields["price_msat"] = context.purchase.cost_msat
+            fields["price_msat"] = purchase.cost_msat
             fields["source"] = quote.source.value
-            bought = context.purchase.order.task.model
+            bought = purchase.order.task.model
             if bought != context.model:
                 fields["bought_model"] = bought
             fields["terms_hash"] = quote.terms_hash.hex()
@@ -213,15 +218,10 @@ class RequestMiddleware:
             fields[f"{what}_bytes"] = size
             fields[f"{what}_tokens_approx"] = tokens
             fields["total_tokens_approx"] = (context.request_bytes // BYTES_PER_TOKEN) + tokens
-        said = {
-            "key_id": context.key_id,
-            "client": context.client,
-            "joined": context.joined,
-            "problem": context.problem,
-        }
-        fields.update((name, value) for name, value in said.items() if value)
-        if context.problem and context.verdict is not Verdict.NONE:
-            # It was paid, or may have been, and there is no whole answer.
+        for name in ("key_id", "client", "joined", "problem"):
+            if value := getattr(context, name):
+                fields[name] = value
+        if is_grave:
             self._log.warning(context.operation, **fields)
         else:
             self._log.info(context.operation, **fields)

@@ -227,6 +227,17 @@ class ResultBuffer:
             await self._changed()
         return self.head
 
+    async def whole(self) -> bytes:
+        """Wait for the end and return all bytes.
+
+        Raises:
+            ResultGone: the beginning is no longer held.
+            Exception: the result was cut short.
+        """
+        if self.ended and self.error is None and self._whole:
+            return self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
+        return b"".join([block async for block in self.chunks()])
+
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield all bytes from the first on, those that are there as one block.
 

@@ -299,16 +299,23 @@ class Measurements:
         provider = self._provider(provider_id)
         self._fade(provider, now)
         provider.delivered += 1
-        all_providers = self._all_providers.setdefault(mode, self._speed())
-        of_provider = provider.speeds.setdefault(mode, self._speed())
+        all_providers = self._all_providers.get(mode)
+        if all_providers is None:
+            all_providers = self._all_providers[mode] = self._speed()
+        of_provider = provider.speeds.get(mode)
+        if of_provider is None:
+            of_provider = provider.speeds[mode] = self._speed()
         pair = self._pair(provider_id, model)
-        of_pair = pair.speeds.setdefault(mode, self._speed())
+        of_pair = pair.speeds.get(mode)
+        if of_pair is None:
+            of_pair = pair.speeds[mode] = self._speed()
+            # It was taken to be like others until now.
+            pair.views.pop(mode, None)
         for speed in (all_providers, of_provider, of_pair):
             if tokens_per_s is not None:
                 speed.rate.add(max(tokens_per_s, _LEAST_PER_S), now)
             if first_byte_s is not None:
                 speed.first_byte.add(max(first_byte_s, _LEAST_S), now)
-        pair.views.clear()
 
     def failed(self, provider_id: str) -> None:
         """Record a job that the provider failed."""
@@ -436,7 +443,10 @@ class Measurements:
         return math.exp2(-max(0.0, now - provider.at) / self._half_life_s)
 
     def _provider(self, provider_id: str) -> _Provider:
-        return self._providers.setdefault(provider_id, _Provider())
+        provider = self._providers.get(provider_id)
+        if provider is None:
+            provider = self._providers[provider_id] = _Provider()
+        return provider
 
     def _pair(self, provider_id: str, model: str) -> _Pair:
         key = (provider_id, model)

@@ -64,16 +64,20 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Ma
     if len(event) > MAX_FIELDS:
         for name in [name for name in event if name not in _ESSENTIAL][MAX_FIELDS:]:
             del event[name]
-    for name, value in list(event.items()):
+    forbidden: list[str] = []
+    for name, value in event.items():
         if _is_forbidden(name):
-            del event[name]
+            forbidden.append(name)
             continue
         kind = type(value)
         if kind is str:
             if len(value) > MAX_TEXT:
                 event[name] = cut(value)
         elif kind not in _SCALARS:
+            # No name is added or removed meanwhile, so the iteration goes on.
             event[name] = _plain(value)
+    for name in forbidden:
+        del event[name]
     return event
 
 

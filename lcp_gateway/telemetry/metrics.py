@@ -131,13 +131,15 @@ class Metrics:
         self._gauges[name].set(value)
 
     def _adder(self, name: str, *labels: str) -> _Add:
-        """Return ``inc`` or ``observe`` of a child; ``labels`` are folded, so that they are few."""
+        """Return ``inc``, ``set`` or ``observe`` of a child; ``labels`` are folded, so that they are few."""
         key = (name, *labels)
         adder = self._adders.get(key)
         if adder is None:
             if name in self._counters:
                 counter = self._counters[name]
                 adder = (counter.labels(*labels) if labels else counter).inc
+            elif name in self._gauges:
+                adder = self._gauges[name].labels(*labels).set
             else:
                 adder = self._histograms[name].labels(*labels).observe
             self._adders[key] = adder
@@ -280,7 +282,7 @@ class Metrics:
             ("provider_tokens_per_second", tokens_per_s),
         ):
             if value is not None:
-                self._gauges[name].labels(_fold("source", source), provider).set(value)
+                self._adder(name, _fold("source", source), provider)(value)
 
     def node_up(self, name: str, up: bool) -> None:
         """Set whether a virtual node is up: at first, and whenever that may have changed.

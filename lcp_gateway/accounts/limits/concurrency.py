@@ -140,10 +140,10 @@ class Lease:
         self._leases = leases
         self._key_id = key_id
         self._lease_id = lease_id
-        self._has_ended = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
         if leases is not None and leases.lease_s is not None:
             every_s = leases.lease_s / 3
+            self._has_ended = asyncio.Event()
             self._renewing = start_task(lambda: self._renew(leases, every_s), may_return=self._has_ended.is_set)
 
     async def __aenter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Providers and the choice among them as the settings say: the daemon, the nodes, models, trust and weights."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -180,7 +181,8 @@ def routing_parts(
     )
 
     def decided(order: Order, decision: Decision) -> None:
-        log.info("routing decision", request_id=order.request_id, **decision.as_log())
+        if log.is_enabled_for(logging.INFO):
+            log.info("routing decision", request_id=order.request_id, **decision.as_log())
 
     def chosen(order: Order, scored: Scored, asked: Mapping[str, int]) -> None:
         provider = scored.entry.provider

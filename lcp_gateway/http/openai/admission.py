@@ -112,6 +112,8 @@ class Admission:
 
 def _budgets(caller: Caller) -> tuple[Budget, ...]:
     rules = caller.rules
+    if not (rules.budget_hour_msat or rules.budget_day_msat or rules.budget_month_msat):
+        return ()
     limits: Mapping[Period, Msat] = {
         Period.HOUR: rules.budget_hour_msat,
         Period.DAY: rules.budget_day_msat,

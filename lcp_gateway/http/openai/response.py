@@ -225,7 +225,7 @@ class ResponseWriter:
             await self._charges.add_headers(context)
             if not purchase.order.task.stream:
                 headers = {**result_headers(purchase, head, JSON), **transform.headers()}
-                body = transform.whole(b"".join([block async for block in answer.chunks()]))
+                body = transform.whole(await answer.whole())
                 return await self._whole(request, context, answer, body, headers)
             response = web.StreamResponse(
                 headers={**result_headers(purchase, head, EVENTS), **transform.headers(), **STREAM_HEADERS}

@@ -10,6 +10,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 import hpack
+from hpack.table import HeaderTable
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -24,6 +25,8 @@ _MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
 _MAX_CONTINUATIONS: Final = 16
 # Answers to PING and SETTINGS that the transport has not taken yet: a flood of them is an attack (10.5).
 _MAX_PENDING_REPLIES: Final = 1_000
+# Answers of one daemon have few different heads and trailers.
+_MAX_KNOWN_BLOCKS: Final = 64
 _HEAD_BYTES: Final = 9
 _SEVEN_BITS: Final = 0x7F
 
@@ -151,6 +154,8 @@ class Http2Connection:
         ]
         self._tail = b""
         self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BLOCK_BYTES)
+        # Decoded blocks that did not change the decoder's table, for as long as that stays as it is.
+        self._known_blocks: dict[bytes, Headers] = {}
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._last_id = 0
@@ -357,15 +362,11 @@ class Http2Connection:
             self._on_header_block(events, block)
 
     def _on_header_block(self, events: list[Event], block: _HeaderBlock) -> None:
-        try:
-            # Also for a stream that is over: the decoder's table has to follow.
-            decoded = self._decoder.decode(b"".join(block.parts), raw=True)
-        except hpack.HPACKError:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a header block is broken") from None
+        # Also for a stream that is over: the decoder's table has to follow.
+        headers = self._decoded(block.parts[0] if len(block.parts) == 1 else b"".join(block.parts))
         stream = self._streams.get(block.stream_id)
         if stream is None:
             return
-        headers: Headers = tuple((bytes(name), bytes(value)) for name, value, *_ in decoded)
         status = [value for name, value in headers if name == b":status"]
         if not stream.has_head:
             if len(status) != 1 or (len(status[0]) != 3 or not status[0].isdigit()):  # noqa: PLR2004 - 8.3.2
@@ -381,6 +382,26 @@ class Http2Connection:
         if block.is_end:
             self._ended(block.stream_id, stream)
         events.append(HeadersReceived(block.stream_id, headers, block.is_end))
+
+    def _decoded(self, encoded: bytes) -> Headers:
+        known = self._known_blocks.get(encoded)
+        if known is not None:
+            return known
+        table = self._decoder.header_table
+        size, count, newest = _shape(table)
+        try:
+            decoded = self._decoder.decode(encoded, raw=True)
+        except hpack.HPACKError:
+            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a header block is broken") from None
+        headers = tuple((bytes(name), bytes(value)) for name, value, *_ in decoded)
+        size_now, count_now, newest_now = _shape(table)
+        # A new entry is another object, and the old one was held until here: its place in memory cannot be used again.
+        is_same = size_now == size and count_now == count and newest_now is newest
+        if not is_same or len(self._known_blocks) >= _MAX_KNOWN_BLOCKS:
+            self._known_blocks.clear()
+        else:
+            self._known_blocks[encoded] = headers
+        return headers
 
     def _malformed(self, events: list[Event], stream_id: int) -> None:
         self.reset(stream_id, ErrorCode.PROTOCOL_ERROR)
@@ -499,6 +520,12 @@ _CONTROL: Final = {
 def _frame(kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -> bytes:
     head = len(payload) << 48 | kind << 40 | flags << 32 | stream_id
     return head.to_bytes(_HEAD_BYTES, "big") + payload
+
+
+def _shape(table: HeaderTable) -> tuple[int, int, object]:
+    """Return what changes with every change of a dynamic table: its limit, its length, its newest entry (RFC 7541, 4)."""
+    entries = table.dynamic_entries
+    return table.maxsize, len(entries), entries[0] if entries else None
 
 
 def _unpadded(payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ import random
 import ssl
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, cast
 
@@ -434,7 +435,7 @@ class DirectTransport:
                     (b"user-agent", _USER_AGENT),
                 ]
             )
-        block = head + http2_protocol.literal(b"grpc-timeout", _timeout(timeout_s))
+        block = head + _timeout_header(timeout_s)
         for name, value in metadata:
             block += http2_protocol.literal(name.lower().encode("ascii"), value.encode("ascii"))
         return block
@@ -442,6 +443,12 @@ class DirectTransport:
 
 def _message(request: bytes) -> bytes:
     return b"\x00" + len(request).to_bytes(4, "big") + request
+
+
+# Nearly all calls have one of two timeouts.
+@lru_cache(maxsize=16)
+def _timeout_header(timeout_s: float) -> bytes:
+    return http2_protocol.literal(b"grpc-timeout", _timeout(timeout_s))
 
 
 def _timeout(timeout_s: float) -> bytes:
