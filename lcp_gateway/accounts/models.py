@@ -63,6 +63,16 @@ class AdjustmentExceedsBalance(AccountError):
         self.available_msat = available_msat
 
 
+class BalanceLeft(AccountError):
+    """The account holds money that its holder would lose."""
+
+    def __init__(self, balance_msat: Msat, held_msat: Msat) -> None:
+        held = f", of which {held_msat} msat are held by purchases under way" if held_msat else ""
+        super().__init__(f"the account holds {balance_msat} msat{held}: spend them, or say that they may be lost")
+        self.balance_msat = balance_msat
+        self.held_msat = held_msat
+
+
 class AdjustmentIdReused(AccountError):
     """The id was used for another adjustment before."""
 

@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Protocol
 
-from lcp_gateway.accounts.callers import KeyRules
+from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.invites import Invite, NewInvite
 from lcp_gateway.accounts.models import (
     Account,
     AdminAction,
@@ -28,6 +29,7 @@ from lcp_gateway.accounts.models import (
     TopupPurpose,
     Totals,
 )
+from lcp_gateway.accounts.sessions import Session
 from lcp_gateway.purchase.money import Msat, Refund
 
 
@@ -44,7 +46,7 @@ class AccountRepository(Protocol):
 
     async def rename(self, account_id: str, name: str, *, actor: str, at: datetime) -> None: ...
 
-    async def delete(self, account_id: str, *, actor: str, at: datetime) -> None: ...
+    async def delete(self, account_id: str, *, actor: str, at: datetime, forfeit_msat: Msat | None = ...) -> None: ...
 
 
 class KeyRepository(Protocol):
@@ -65,6 +67,40 @@ class KeyRepository(Protocol):
     async def load_all(self) -> KeyChanges: ...
 
     async def changed_since(self, number: int) -> KeyChanges: ...
+
+
+class SessionRepository(Protocol):
+    """The sessions of the console."""
+
+    async def create(self, session: Session, *, most: int) -> None: ...
+
+    async def find(self, token_hash: bytes, now: datetime) -> tuple[Session, Caller | None] | None: ...
+
+    async def extend(self, token_hash: bytes, *, seen_at: datetime, idle_ends_at: datetime) -> None: ...
+
+    async def end(self, token_hash: bytes) -> bool: ...
+
+    async def end_all(self, *, account_id: str | None, key_id: str | None = ...) -> int: ...
+
+    async def forget_ended(self, now: datetime) -> int: ...
+
+
+class RegistrationRepository(Protocol):
+    """The accounts that persons open by themselves, and the invites to do so."""
+
+    async def register(
+        self, name: str, *, actor: str, at: datetime, rules: KeyRules, invite: str | None = ...
+    ) -> tuple[Account, NewKey]: ...
+
+    async def forget_unfunded(self, before: datetime, at: datetime) -> int: ...
+
+    async def create_invite(self, *, note: str, expires_at: datetime, actor: str, at: datetime) -> NewInvite: ...
+
+    async def get_invite(self, invite_id: str) -> Invite | None: ...
+
+    async def invites(self, *, limit: int = ..., after: str | None = ...) -> Listing[Invite]: ...
+
+    async def revoke_invite(self, invite_id: str, *, actor: str, at: datetime) -> Invite | None: ...
 
 
 class LedgerRepository(Protocol):

@@ -3,14 +3,14 @@
 import secrets
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
-from lcp_gateway.accounts.models import Account, AccountNotFound, Balance, Listing, check_text
+from lcp_gateway.accounts.models import Account, AccountNotFound, Balance, BalanceLeft, Listing, check_text
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import accounts, balances, keys, topups
+from lcp_gateway.store.database.schema import accounts, balances, keys, sessions, topups
 from lcp_gateway.store.database.statements import fetch_one, fetch_page, newest_first
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
@@ -29,6 +29,7 @@ _RENAME = (
     .values(name=bindparam("new_name"))
 )
 _FORGET_MEMOS = update(topups).where(topups.c.account_id == bindparam("of_account")).values(memo="")
+_END_SESSIONS = delete(sessions).where(sessions.c.account_id == bindparam("of_account"))
 _FORGET_KEY_NAMES = update(keys).where(keys.c.account_id == bindparam("of_account")).values(name="")
 _REVOKE_ALL = (
     update(keys)
@@ -42,10 +43,31 @@ def new_account_id() -> str:
     return f"acct_{secrets.token_hex(12)}"
 
 
-def make_account(connection: Connection, account_id: str, name: str, at: datetime) -> None:
-    """Insert an account with an empty balance, in the caller's transaction."""
-    connection.execute(insert(accounts).values(id=account_id, name=name, created_at=to_micros(at)))
+def make_account(
+    connection: Connection, account_id: str, name: str, at: datetime, *, registered: str | None = None
+) -> None:
+    """Insert an account with an empty balance, in the caller's transaction; ``registered`` says how its holder opened it."""
+    connection.execute(
+        insert(accounts).values(id=account_id, name=name, created_at=to_micros(at), registered=registered)
+    )
     connection.execute(insert(balances).values(account_id=account_id, balance_msat=0, held_msat=0))
+
+
+def forget_account(connection: Connection, account_id: str, *, actor: str, at: datetime) -> None:
+    """Delete an account as ``Accounts.delete`` does, in the caller's transaction.
+
+    Raises:
+        AccountNotFound: there is none.
+    """
+    now, of_account = to_micros(at), {"of_account": account_id}
+    if not connection.execute(_FORGET_NAME, {**of_account, "now": now}).rowcount:
+        raise AccountNotFound
+    number = cursors.take_next(connection, cursors.KEYS)
+    connection.execute(_REVOKE_ALL, {**of_account, "now": now, "number": number})
+    connection.execute(_FORGET_KEY_NAMES, of_account)
+    connection.execute(_FORGET_MEMOS, of_account)
+    connection.execute(_END_SESSIONS, of_account)
+    write_admin_action(connection, at, actor, "account.delete", account_id)
 
 
 def is_there(connection: Connection, account_id: str) -> bool:
@@ -115,27 +137,30 @@ class Accounts:
 
         await self._database.write(work)
 
-    async def delete(self, account_id: str, *, actor: str, at: datetime) -> None:
-        """Delete an account's name, memos and key names, and revoke its keys; purchases, top-ups and the ledger stay.
+    async def delete(self, account_id: str, *, actor: str, at: datetime, forfeit_msat: Msat | None = None) -> None:
+        """Delete an account's name, memos, key names and sessions, and revoke its keys; purchases, top-ups and the ledger stay.
 
-        The rest of its balance stays as well, until an adjustment takes it.
+        The rest of its balance stays as well, until an adjustment takes it; with ``forfeit_msat`` it has to be that.
 
         Raises:
             AccountNotFound: there is none.
+            BalanceLeft: the balance is not ``forfeit_msat``, or purchases hold a part of it.
         """
-        now = to_micros(at)
 
         def work(connection: Connection) -> None:
-            of_account = {"of_account": account_id}
-            if not connection.execute(_FORGET_NAME, {**of_account, "now": now}).rowcount:
-                raise AccountNotFound
-            number = cursors.take_next(connection, cursors.KEYS)
-            connection.execute(_REVOKE_ALL, {**of_account, "now": now, "number": number})
-            connection.execute(_FORGET_KEY_NAMES, of_account)
-            connection.execute(_FORGET_MEMOS, of_account)
-            write_admin_action(connection, at, actor, "account.delete", account_id)
+            if forfeit_msat is not None:
+                _check_forfeit(connection, account_id, forfeit_msat)
+            forget_account(connection, account_id, actor=actor, at=at)
 
         await self._database.write(work)
+
+
+def _check_forfeit(connection: Connection, account_id: str, forfeit_msat: Msat) -> None:
+    check_lives(connection, account_id)
+    query = select(balances.c.balance_msat, balances.c.held_msat).where(balances.c.account_id == account_id)
+    balance_msat, held_msat = connection.execute(query.with_for_update()).one()
+    if held_msat or balance_msat != forfeit_msat:
+        raise BalanceLeft(Msat(balance_msat), Msat(held_msat))
 
 
 def _account(row: RowMapping) -> Account:

@@ -63,31 +63,13 @@ class Keys:
             InvalidAmount: a limit is negative or too large, or the models are too many.
         """
         name = check_text(name, "name")
-        _check(rules)
-        made = generate_key()
-        key_id = f"key_{secrets.token_hex(8)}"
+        check_rules(rules)
 
-        def work(connection: Connection) -> KeyRecord:
+        def work(connection: Connection) -> NewKey:
             check_lives(connection, account_id)
-            record = KeyRecord(
-                id=key_id,
-                account_id=account_id,
-                key_hash=made.hash,
-                prefix=made.prefix,
-                name=name,
-                kind=kind,
-                rules=rules,
-                created_at=at,
-                revoked_at=None,
-                change=cursors.take_next(connection, cursors.KEYS),
-            )
-            connection.execute(insert(keys).values(_values(record)))
-            write_admin_action(
-                connection, at, actor, "key.create", key_id, account_id=account_id, scopes=sorted(rules.scopes)
-            )
-            return record
+            return insert_key(connection, account_id, name=name, actor=actor, at=at, rules=rules, kind=kind)
 
-        return NewKey(await self._database.write(work), made.text)
+        return await self._database.write(work)
 
     async def revoke(self, key_id: str, *, actor: str, at: datetime) -> KeyRecord | None:
         """Revoke a key and return it, or None where there is none. A key that is revoked stays as it is."""
@@ -97,14 +79,14 @@ class Keys:
             number = cursors.take_next(connection, cursors.KEYS)
             if connection.execute(_REVOKE, {**values, "number": number}).rowcount:
                 write_admin_action(connection, at, actor, "key.revoke", key_id)
-            found = read_records(connection, select(keys).where(keys.c.id == key_id), _record)
+            found = read_records(connection, select(keys).where(keys.c.id == key_id), key_record)
             return found[0] if found else None
 
         return await self._database.write(work)
 
     async def get(self, key_id: str) -> KeyRecord | None:
         """Return a key, revoked or not."""
-        return await fetch_one(self._database, select(keys).where(keys.c.id == key_id), _record)
+        return await fetch_one(self._database, select(keys).where(keys.c.id == key_id), key_record)
 
     async def page(
         self, account_id: str | None = None, *, limit: int = 100, after: str | None = None
@@ -113,7 +95,7 @@ class Keys:
         query = newest_first(select(keys), keys.c.created_at, keys.c.id, after)
         if account_id is not None:
             query = query.where(keys.c.account_id == account_id)
-        page = await fetch_page(self._database, query, _record, limit, lambda last: last.id)
+        page = await fetch_page(self._database, query, key_record, limit, lambda last: last.id)
         return Listing(*page)
 
     async def load_all(self) -> KeyChanges:
@@ -127,13 +109,50 @@ class Keys:
     async def _changes(self, query: AnySelect) -> KeyChanges:
         def work(connection: Connection) -> KeyChanges:
             upto = cursors.get(connection, cursors.KEYS)
-            return KeyChanges(read_records(connection, query, _record), upto)
+            return KeyChanges(read_records(connection, query, key_record), upto)
 
         # Other reads must not delay the news that a key was revoked.
         return await self._database.read_reserved(work)
 
 
-def _check(rules: KeyRules) -> None:
+def insert_key(
+    connection: Connection,
+    account_id: str,
+    *,
+    name: str,
+    actor: str,
+    at: datetime,
+    rules: KeyRules,
+    kind: KeyKind = KeyKind.API,
+) -> NewKey:
+    """Make a key in the caller's transaction, which has locked or made the account; name and rules were checked."""
+    made = generate_key()
+    record = KeyRecord(
+        id=f"key_{secrets.token_hex(8)}",
+        account_id=account_id,
+        key_hash=made.hash,
+        prefix=made.prefix,
+        name=name,
+        kind=kind,
+        rules=rules,
+        created_at=at,
+        revoked_at=None,
+        change=cursors.take_next(connection, cursors.KEYS),
+    )
+    connection.execute(insert(keys).values(_values(record)))
+    write_admin_action(
+        connection, at, actor, "key.create", record.id, account_id=account_id, scopes=sorted(rules.scopes)
+    )
+    return NewKey(record, made.text)
+
+
+def check_rules(rules: KeyRules) -> None:
+    """Check the limits of a key.
+
+    Raises:
+        InvalidAmount: a limit is negative or too large, or the models are too many.
+        InvalidText: the name of a model cannot be one.
+    """
     if any(not 0 <= getattr(rules, number) < LARGEST_AMOUNT for number in _NUMBERS):
         raise InvalidAmount
     if len(rules.models) > _MOST_MODELS:
@@ -161,7 +180,8 @@ def _values(record: KeyRecord) -> dict[str, object]:
     }
 
 
-def _record(row: RowMapping) -> KeyRecord:
+def key_record(row: RowMapping) -> KeyRecord:
+    """Return a row as a record."""
     return KeyRecord(
         id=row["id"],
         account_id=row["account_id"],

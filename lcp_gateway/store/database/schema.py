@@ -4,8 +4,8 @@ Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970
 a prompt or an output, and none a key.
 
 A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
-purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
-the positions of settlements; and the rows of one table in the order of their keys.
+invites, purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
+the positions of settlements, sessions; and the rows of one table in the order of their keys.
 """
 
 import re
@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0006"
+HEAD = "0009"
 """The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -49,6 +49,7 @@ HAS_NO_FEE = text(
 _SETTLED = text("state = 'settled'")
 _HAS_REFUND = text("refund IS NOT NULL")
 _OPEN_TOPUP = text("state = 'open'")
+_OPENED_ACCOUNT = text("registered = 'open' AND deleted_at IS NULL")
 _HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
 # The only kind of key that SQLite increments by itself.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -151,7 +152,10 @@ accounts = Table(
     Column("name", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("deleted_at", BigInteger),
+    # How its holder opened it: 'invite' or 'open'; null for one that the operator or an L402 payment made.
+    Column("registered", Text),
     Index("ix_accounts_created_at", "created_at", "id"),
+    Index("ix_accounts_opened", "created_at", sqlite_where=_OPENED_ACCOUNT, postgresql_where=_OPENED_ACCOUNT),
 )
 
 keys = Table(
@@ -178,6 +182,37 @@ keys = Table(
     Column("revoked_at", BigInteger),
     # Counted over all keys: a gateway that has seen one number asks for the changes above it.
     Column("change", BigInteger, nullable=False, index=True),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    # SHA-256 of the browser's token, which is stored nowhere.
+    Column("hash", LargeBinary(32), primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("account_id", Text, index=True),
+    Column("key_id", Text, nullable=False, index=True),
+    # For a key of the settings: its HMAC under the token, by which a changed key ends the session.
+    Column("proof", LargeBinary(32)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+    Column("idle_ends_at", BigInteger, nullable=False, index=True),
+    Column("ends_at", BigInteger, nullable=False),
+)
+
+invites = Table(
+    "invites",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("hash", LargeBinary(32), nullable=False, unique=True),
+    Column("note", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    # The account that was opened with it.
+    Column("account_id", Text),
+    Index("ix_invites_created_at", "created_at", "id"),
 )
 
 balances = Table(
