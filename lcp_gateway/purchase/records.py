@@ -1,10 +1,12 @@
 """The journal as it is read: purchases, filters and pages of them, and the sums of spending, peers and budgets."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Protocol
 
-from lcp_gateway.purchase.money import Budget, Charge, Msat, Refund
+from lcp_gateway.purchase.money import Budget, Charge, Msat, Period, Refund
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import RULINGS, EndedBy, Received
 from lcp_gateway.purchase.states import State
@@ -98,6 +100,7 @@ class PurchaseFilter:
     model: str | None = None
     peer_id: str | None = None
     key_id: str | None = None
+    account_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
     refunds: Sequence[Refund] | None = None
@@ -166,3 +169,103 @@ class BudgetState:
     spent_msat: Msat
     left_msat: Msat
     ends_at: datetime
+
+
+class GroupBy(enum.StrEnum):
+    """The property of purchases by which usage is added up."""
+
+    MODEL = "model"
+    KEY = "key"
+    PEER = "peer"
+
+
+@dataclass(slots=True)
+class UsageSums:
+    """Sums over purchases, unpaid ones left out.
+
+    ``undelivered`` counts those that were paid and brought no whole result. The first three amounts are the operator's
+    cost, as in ``Spend``. ``charged_msat`` was taken from customers and not refunded, ``held_msat`` is held for purchases
+    that have not ended. ``sold_msat`` is the part of ``settled_msat`` that was bought for customers.
+    """
+
+    purchases: int = 0
+    undelivered: int = 0
+    settled_msat: int = 0
+    unknown_msat: int = 0
+    undelivered_msat: int = 0
+    charged_msat: int = 0
+    held_msat: int = 0
+    sold_msat: int = 0
+
+    def add(self, other: "UsageSums") -> None:
+        """Add other sums."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Usage in all, by group and by period. A group is a model, a key's id or a provider's id; None is all smaller ones.
+
+    ``groups`` has the largest first, ``data`` the oldest period first.
+    """
+
+    totals: UsageSums
+    groups: Sequence[tuple[str | None, UsageSums]]
+    data: Sequence[tuple[datetime, str | None, UsageSums]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyUse:
+    """The use of a key: its newest purchase, and the amounts that its budgets count in the periods that run now."""
+
+    last_used_at: datetime | None = None
+    spent_msat: Mapping[Period, Msat] = field(default_factory=dict)
+
+
+class PurchaseBooks(Protocol):
+    """The journal as HTTP reads it; ``store/journal/`` implements it, and every method raises ``DatabaseUnavailable``."""
+
+    async def purchase(self, job_id: bytes) -> PurchaseRecord | None:
+        """Return a purchase, or None."""
+        ...
+
+    async def steps(self, job_id: bytes) -> Sequence[StateChange]:
+        """Return the states that a purchase went through, in order."""
+        ...
+
+    async def page(
+        self, which: PurchaseFilter, *, limit: int = ..., after: PurchaseCursor | None = ...
+    ) -> PurchasePage:
+        """Return purchases, the newest first."""
+        ...
+
+    async def budgets(self, budgets: Sequence[Budget], at: datetime) -> Sequence[BudgetState]:
+        """Return the amounts spent and left of each budget at a time."""
+        ...
+
+    async def usage(
+        self, by: GroupBy, period: Period, which: PurchaseFilter, *, most: int, by_charge: bool
+    ) -> UsageReport:
+        """Return usage by period and the ``most`` largest groups."""
+        ...
+
+    async def total(self, since: datetime) -> UsageSums:
+        """Return the sums of all purchases since a time."""
+        ...
+
+    async def key_use(self, key_ids: Sequence[str], at: datetime) -> Mapping[str, KeyUse]:
+        """Return the use of each key."""
+        ...
+
+    async def outstanding(self) -> Outstanding:
+        """Return the sums of the open purchases."""
+        ...
+
+    async def peers(self, *, since: datetime | None = ...) -> Sequence[PeerTotals]:
+        """Return the totals of each peer."""
+        ...
+
+    async def withheld(self) -> tuple[int, Msat]:
+        """Return how many charges wait for the operator's decision, and their sum."""
+        ...

@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0009"
+HEAD = "0010"
 """The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -48,6 +48,9 @@ HAS_NO_FEE = text(
 """The condition of paid purchases whose fee lnd has not reported yet; worded as in the index, so that it is used."""
 _SETTLED = text("state = 'settled'")
 _HAS_REFUND = text("refund IS NOT NULL")
+_HAS_ACCOUNT = text("account_id IS NOT NULL")
+HAS_KEY = text("key_id <> ''")
+"""The condition of purchases that were made with a key; worded as in the index, so that it is used."""
 _OPEN_TOPUP = text("state = 'open'")
 _OPENED_ACCOUNT = text("registered = 'open' AND deleted_at IS NULL")
 _HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
@@ -122,6 +125,14 @@ purchases = Table(
     Index("ix_purchases_no_fee", "updated_at", "job_id", sqlite_where=HAS_NO_FEE, postgresql_where=HAS_NO_FEE),
     Index("ix_purchases_settled", "owner", sqlite_where=_SETTLED, postgresql_where=_SETTLED),
     Index("ix_purchases_refund", "account_id", "paying_at", sqlite_where=_HAS_REFUND, postgresql_where=_HAS_REFUND),
+    Index(
+        "ix_purchases_account",
+        *("account_id", "paying_at", "job_id"),
+        sqlite_where=_HAS_ACCOUNT,
+        postgresql_where=_HAS_ACCOUNT,
+    ),
+    Index("ix_purchases_key", "key_id", "paying_at", "job_id", sqlite_where=HAS_KEY, postgresql_where=HAS_KEY),
+    Index("ix_purchases_updated_at", "updated_at", "job_id"),
 )
 
 purchase_states = Table(

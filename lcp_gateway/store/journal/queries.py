@@ -1,14 +1,16 @@
 """Queries of the journal: purchases, spending, open payments, peers, budgets. Reads only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, TextClause, and_, case, func, not_, or_, select
 
 from lcp_gateway.purchase.money import Budget, Msat, Period, Refund
 from lcp_gateway.purchase.outcome import RULINGS
 from lcp_gateway.purchase.records import (
     BudgetState,
+    GroupBy,
+    KeyUse,
     Outstanding,
     PeerTotals,
     PurchaseCursor,
@@ -17,10 +19,12 @@ from lcp_gateway.purchase.records import (
     PurchaseRecord,
     Spend,
     StateChange,
+    UsageReport,
+    UsageSums,
 )
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import OPEN_STATES, budget_spend, purchase_states, purchases
+from lcp_gateway.store.database.schema import HAS_KEY, OPEN_STATES, budget_spend, purchase_states, purchases
 from lcp_gateway.store.database.statements import AnySelect, fetch, fetch_one, fetch_page, follows, newest_first
 from lcp_gateway.store.database.times import (
     MICROS_PER_DAY,
@@ -33,6 +37,7 @@ from lcp_gateway.store.database.times import (
 )
 from lcp_gateway.store.journal.budgets import counter_of
 from lcp_gateway.store.journal.purchases import record_of
+from lcp_gateway.store.journal.usage import read_key_use, read_total, read_usage
 
 _JOB_DIGITS = 64
 _OPEN = tuple(state.value for state in OPEN_STATES)
@@ -142,6 +147,23 @@ class Books:
 
         return await self._database.read(work)
 
+    async def usage(
+        self, by: GroupBy, period: Period, which: PurchaseFilter, *, most: int, by_charge: bool
+    ) -> UsageReport:
+        """Return usage by period and the ``most`` largest groups, by their charges or by their cost."""
+        conditions = tuple(_conditions(which))
+        return await self._database.read(
+            lambda connection: read_usage(connection, by, period, conditions, most=most, by_charge=by_charge)
+        )
+
+    async def total(self, since: datetime) -> UsageSums:
+        """Return the sums of all purchases since a time."""
+        return await self._database.read(lambda connection: read_total(connection, since))
+
+    async def key_use(self, key_ids: Sequence[str], at: datetime) -> Mapping[str, KeyUse]:
+        """Return the use of each key at a time."""
+        return await self._database.read(lambda connection: read_key_use(connection, key_ids, at))
+
     async def outstanding(self) -> Outstanding:
         """Return the sums of the open purchases."""
         query = (
@@ -239,10 +261,13 @@ def _sum_where(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, _COST), else_=0)), 0)
 
 
-def _conditions(which: PurchaseFilter) -> Iterator[ColumnElement[bool]]:
+def _conditions(which: PurchaseFilter) -> Iterator[ColumnElement[bool] | TextClause]:
     if which.states is not None:
         yield purchases.c.state.in_([state.value for state in which.states])
-    for name in ("model", "peer_id", "key_id"):
+    if which.key_id:
+        # Stated so that the index of keys is used.
+        yield HAS_KEY
+    for name in ("model", "peer_id", "key_id", "account_id"):
         if (value := getattr(which, name)) is not None:
             yield purchases.c[name] == value
     if which.since is not None:
