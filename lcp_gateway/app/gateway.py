@@ -41,6 +41,7 @@ from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.routing.route_query import explain_no_match, rank_models
 from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PurchaseObserver
@@ -57,7 +58,7 @@ _RELAY_SLACK_S = 5.0
 class Runtime:
     """The state that outlives a change of settings: connections, the journal, measurements, purchases under way.
 
-    ``lnd_report`` returns lnd's state for ``/readyz``; None where no lnd is configured.
+    ``link`` leads to the supervisor, where this process is one of several workers. ``lnd_report`` returns lnd's state for ``/readyz``; None where no lnd is configured.
     """
 
     metrics: Metrics
@@ -79,6 +80,7 @@ class Runtime:
     paid_jobs: PaidJobs
     brake: LoopBrake
     lnd_report: Callable[[], Mapping[str, object]] | None = None
+    link: WorkerLink | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,7 @@ class Gateway:
             other_reasons=lambda: (*runtime.journal.problems(), *runtime.access.problems(), *runtime.tasks.reasons()),
             tasks=runtime.tasks.report,
             lnd_report=runtime.lnd_report,
+            workers=runtime.link,
         )
         cors = Cors(settings.cors_origins)
         guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))

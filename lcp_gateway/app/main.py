@@ -18,7 +18,6 @@ from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.reload import Reload
 from lcp_gateway.app.serving import Serving, log_level, open_serving
 from lcp_gateway.app.startup import StartError, open_runtime
-from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
 from lcp_gateway.app.workers import purge
@@ -26,6 +25,9 @@ from lcp_gateway.config import Loaded, Settings, parse_host_port, serves_console
 from lcp_gateway.http.server.listener import CannotListen
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.purchase import InterruptReason
+from lcp_gateway.supervisor.link import WorkerLink
+from lcp_gateway.supervisor.messages import Message, Pulse, Ready, ReloadResult
+from lcp_gateway.supervisor.systemd import Notifier
 from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 from lcp_gateway.telemetry.metrics import Metrics
@@ -43,11 +45,13 @@ def run(
     loaded_warnings: Sequence[str],
     read_settings: Callable[[], Loaded],
     lost_log_lines: Callable[[], int] = lambda: 0,
+    link: WorkerLink | None = None,
 ) -> int:
     """Run the gateway until SIGTERM or SIGINT; return the exit code.
 
     ``read_settings`` is called at each SIGHUP; it raises ``ConfigError`` where the settings cannot be used.
-    ``lost_log_lines`` returns how many lines for standard output and error were lost so far.
+    ``lost_log_lines`` returns how many lines for standard output and error were lost so far. ``link`` leads to the supervisor,
+    where this process is one of several workers.
     """
     # The start makes hardly any garbage; the garbage collector is turned on again below.
     gc.disable()
@@ -57,7 +61,7 @@ def run(
         log.warning(warning)
     notifier = Notifier.from_environ(os.environ)
     try:
-        uvloop.run(_serve(settings, banner, read_settings, lost_log_lines, notifier, log))
+        uvloop.run(_serve(settings, banner, read_settings, lost_log_lines, notifier, log, link))
     except (StartError, CannotListen, BadCertificate) as error:
         sys.stderr.write(f"lcp-gateway: {error}\n")
         return 1
@@ -75,6 +79,7 @@ async def _serve(
     lost_log_lines: Callable[[], int],
     notifier: Notifier,
     log: FilteringBoundLogger,
+    link: WorkerLink | None,
 ) -> None:
     metrics = Metrics()
 
@@ -84,18 +89,19 @@ async def _serve(
 
     stop, reload_wanted = asyncio.Event(), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_hang_ups(stop, reload_wanted))
+        if link is None:
+            stack.enter_context(_hang_ups(stop, reload_wanted))
         if settings.slow_callback_ms:
             limit_s = settings.slow_callback_ms / 1000
             stack.enter_context(SlowCallbacks(limit_s, partial(_log_slow_callback, log)))
         tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
-        runtime, background = await open_runtime(settings, stack, metrics, tasks, log)
+        runtime, background = await open_runtime(settings, stack, metrics, tasks, log, link)
         try:
             gateway = Gateway(settings, runtime)
             await load_trust(runtime.journal, runtime.trust)
         except WiringError as error:
             raise StartError(str(error)) from error
-        _on_stop(stop, gateway)
+        stopped = _on_stop(stop, gateway)
         background += [
             BackgroundTask("loop", lambda: watch_loop(record_pulse)),
             *journal_tasks(runtime.journal, gateway.budgets, runtime.trust, metrics, log),
@@ -105,18 +111,26 @@ async def _serve(
             background.append(BackgroundTask("watchdog", lambda: notifier.watch(lambda: True)))
         for task in background:
             await stack.enter_async_context(tasks.running(task))
-        serving = await stack.enter_async_context(open_serving(settings, gateway))
+        serving = await stack.enter_async_context(open_serving(settings, gateway, link))
         reload = Reload(
             settings, wanted=reload_wanted, read=read_settings, renew=serving.renew, notifier=notifier, log=log
         )
-        _greet(gateway, serving, settings, banner)
-        notifier.ready(_status(gateway))
+        greeting = _greeting(gateway, serving, settings)
+        if link is None:
+            sys.stdout.write("\n".join([*banner, *greeting]) + "\n")
+            sys.stdout.flush()
+            notifier.ready(_status(gateway))
+            steering = BackgroundTask("reload", reload.run)
+        else:
+            steering = _steered_by(link, reload, gateway, serving, stopped)
         # The objects of the start live as long as the process: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         gc.enable()
-        async with tasks.running(BackgroundTask("reload", reload.run)):
+        async with tasks.running(steering):
+            if link is not None:
+                link.served(Ready(_status(gateway), greeting))
             await stop.wait()
         notifier.stopping()
         await _wind_down(gateway, reload.settings, log)
@@ -139,7 +153,41 @@ def _log_slow_callback(log: FilteringBoundLogger, held_s: float, frames: list[st
     log.warning("the event loop was held up", held_ms=round(held_s * 1000), frames=frames)
 
 
-def _on_stop(stop: asyncio.Event, gateway: Gateway) -> None:
+def _steered_by(
+    link: WorkerLink, reload: Reload, gateway: Gateway, serving: Serving, stopped: Callable[[], None]
+) -> BackgroundTask:
+    """Return the task that does what the supervisor says. Without a supervisor a worker ends, and listens no longer."""
+
+    async def snapshot(_content: object) -> Pulse:
+        return Pulse(len(gateway.runtime.jobs), await gateway.runtime.metrics.families())
+
+    async def jobs(_content: object) -> int:
+        return len(gateway.runtime.jobs)
+
+    async def take(loaded: Loaded) -> ReloadResult:
+        return await reload.take(loaded)
+
+    async def stop(_content: object) -> None:
+        stopped()
+
+    def orphaned() -> None:
+        get_logger("gateway").error("the supervisor is gone: this worker ends once its jobs have")
+        # Another gateway may start on the same address meanwhile.
+        serving.stop_listening()
+        stopped()
+
+    link.handle(Message.SNAPSHOT, snapshot)
+    link.handle(Message.JOBS, jobs)
+    link.handle(Message.RELOAD, take)
+    link.handle(Message.STOP, stop)
+    link.handle(Message.ACCEPT_FOR, serving.accept_for)
+    link.handle(Message.ACCEPT_NO_MORE_FOR, serving.accept_no_more_for)
+    return BackgroundTask("supervisor", lambda: link.run(orphaned))
+
+
+def _on_stop(stop: asyncio.Event, gateway: Gateway) -> Callable[[], None]:
+    """Stop at SIGTERM and SIGINT, and when the returned function is called; a second time: at once."""
+
     def stopped() -> None:
         if stop.is_set():
             gateway.runtime.jobs.hurry()
@@ -148,6 +196,7 @@ def _on_stop(stop: asyncio.Event, gateway: Gateway) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped)
+    return stopped
 
 
 @contextlib.contextmanager
@@ -170,7 +219,7 @@ def _hang_ups(stop: asyncio.Event, reload_wanted: asyncio.Event) -> Iterator[Non
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
-def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Sequence[str]) -> None:
+def _greeting(gateway: Gateway, serving: Serving, settings: Settings) -> Sequence[str]:
     host = parse_host_port(settings.http_addr).host or "0.0.0.0"  # noqa: S104 - for the message
     host = f"[{host}]" if ":" in host else host
     listening = (
@@ -180,11 +229,9 @@ def _greet(gateway: Gateway, serving: Serving, settings: Settings, banner: Seque
     # A gateway on all interfaces is reached at the loopback address.
     called = _CALLED_AS.get(host, host)
     usage = f"base URL for OpenAI clients: {serving.scheme}://{called}:{serving.port}/v1 (model auto)"
-    lines = [*banner, listening, usage]
-    if serves_console(settings):
-        lines.append(f"web console: {serving.scheme}://{called}:{serving.port}/console/")
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    if not serves_console(settings):
+        return listening, usage
+    return listening, usage, f"web console: {serving.scheme}://{called}:{serving.port}/console/"
 
 
 def _status(gateway: Gateway) -> str:

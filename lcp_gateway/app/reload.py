@@ -5,11 +5,12 @@ from collections.abc import Awaitable, Callable, Collection
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.app.systemd import Notifier
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.config import ConfigError, Loaded, Settings, specs
 from lcp_gateway.http.server.tls import BadCertificate
-from lcp_gateway.telemetry.logs import log_always
+from lcp_gateway.supervisor.messages import ReloadResult
+from lcp_gateway.supervisor.reloading import log_refusal, log_reload
+from lcp_gateway.supervisor.systemd import Notifier
 
 _TLS = ("http_tls_cert", "http_tls_key")
 
@@ -60,31 +61,39 @@ class Reload:
             self._wanted.clear()
             self._notifier.reloading()
             try:
-                await self._reload()
+                result = await self._reload()
+                if result.problems:
+                    log_refusal(self._log, result.problems)
+                else:
+                    log_reload(self._log, result)
             finally:
                 self._notifier.ready()
 
-    async def _reload(self) -> None:
+    async def _reload(self) -> ReloadResult:
         try:
             # Files may lie on a slow disk: streams go on meanwhile.
             loaded = await asyncio.to_thread(self._read)
+        except ConfigError as error:
+            return ReloadResult(problems=error.problems)
+        except Exception as error:  # noqa: BLE001 - a gateway that serves must not end because of its settings
+            return self._unexpected(error)
+        return await self.take(loaded)
+
+    async def take(self, loaded: Loaded) -> ReloadResult:
+        """Take settings that were read: all that can change while the gateway runs, or none. Raises nothing."""
+        try:
             changed, restart = changes(self._settings, loaded.settings)
             settings = loaded.keeping(self._settings, restart)
             renewed = await self._renew(settings)
         except ConfigError as error:
-            self._refuse(error.problems)
+            return ReloadResult(problems=error.problems)
         except (WiringError, BadCertificate) as error:
-            self._refuse([str(error)])
-        except Exception as error:  # noqa: BLE001 - a gateway that serves must not end because of its settings
-            self._log.error("the settings could not be taken in", exc_info=error)
-            self._refuse(["an unexpected error; see the log"])
-        else:
-            self._settings = settings
-            for warning in loaded.warnings:
-                self._log.warning(warning)
-            # Names alone: a value may be a secret.
-            names = sorted({*changed, *renewed})
-            log_always(self._log, "configuration reloaded", changed=names, needs_restart=sorted(restart))
+            return ReloadResult(problems=[str(error)])
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._unexpected(error)
+        self._settings = settings
+        return ReloadResult(changed=[*{*changed, *renewed}], needs_restart=restart, warnings=loaded.warnings)
 
-    def _refuse(self, problems: list[str]) -> None:
-        self._log.error("configuration not reloaded", problems=problems)
+    def _unexpected(self, error: Exception) -> ReloadResult:
+        self._log.error("the settings could not be taken in", exc_info=error)
+        return ReloadResult(problems=["an unexpected error; see the log"])

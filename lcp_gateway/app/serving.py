@@ -1,23 +1,36 @@
 """The addresses on which the gateway listens, and the exchange of its applications at a reload."""
 
 import contextlib
-from collections.abc import AsyncIterator, Collection
+import os
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.config import Settings, parse_host_port
 from lcp_gateway.http.server.listener import Listener, ServerOptions, listen, prepare_application
 from lcp_gateway.http.server.tls import Tls
+from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import set_log_level
 
 
 class Serving:
-    """A gateway that listens; ``metrics`` is the listener of ``metrics_addr``, if that is set."""
+    """A gateway that listens; ``metrics`` is the listener of ``metrics_addr``, if that is set.
 
-    def __init__(self, gateway: Gateway, main: Listener, metrics: Listener | None, tls: Tls | None) -> None:
+    ``link`` has the sockets of all workers, where there are several.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        main: Listener,
+        metrics: Listener | None,
+        tls: Tls | None,
+        link: WorkerLink | None = None,
+    ) -> None:
         self._gateway = gateway
         self._main = main
         self._metrics = metrics
         self._tls = tls
+        self._link = link
 
     @property
     def port(self) -> int:
@@ -28,6 +41,32 @@ class Serving:
     def scheme(self) -> str:
         """The scheme of the main address."""
         return "http" if self._tls is None else "https"
+
+    async def accept_for(self, place: int) -> None:
+        """Accept the connections of another worker, by its place, in addition."""
+        for listener, by_place in self._by_place():
+            await listener.accept_for(place, by_place[place])
+
+    async def accept_no_more_for(self, place: int) -> None:
+        """Leave new connections to that worker again."""
+        for listener, _ in self._by_place():
+            await listener.accept_no_more_for(place)
+
+    def _by_place(self) -> Iterable[tuple[Listener, Sequence[Sequence[int]]]]:
+        if self._link is not None:
+            yield self._main, self._link.boot.sockets
+            if self._metrics is not None:
+                yield self._metrics, self._link.boot.metrics_sockets
+
+    def stop_listening(self) -> None:
+        """Accept no more connections, and free the addresses; open connections go on."""
+        self._main.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
+        for _, by_place in self._by_place():
+            for descriptors in by_place:
+                for descriptor in descriptors:
+                    os.close(descriptor)
 
     async def renew(self, settings: Settings) -> Collection[str]:
         """Serve by other settings from now on; return the names of those whose files have changed.
@@ -59,8 +98,8 @@ class Serving:
 
 
 @contextlib.asynccontextmanager
-async def open_serving(settings: Settings, gateway: Gateway) -> AsyncIterator[Serving]:
-    """Listen for as long as the block lasts.
+async def open_serving(settings: Settings, gateway: Gateway, link: WorkerLink | None = None) -> AsyncIterator[Serving]:
+    """Listen for as long as the block lasts; as a worker, on the sockets that the supervisor opened.
 
     Raises:
         CannotListen: an address cannot be listened on.
@@ -74,13 +113,17 @@ async def open_serving(settings: Settings, gateway: Gateway) -> AsyncIterator[Se
         context = None if tls is None else tls.context
         options = server_options(settings)
         where = parse_host_port(settings.http_addr)
-        main = await stack.enter_async_context(listen(configured.app, where.host, where.port, options, context))
+        own = None if link is None else link.boot.sockets[link.boot.place]
+        main = await stack.enter_async_context(listen(configured.app, where.host, where.port, options, context, own))
         metrics = None
         if settings.metrics_addr:
             # Without TLS: a scraper beside the gateway does not call it by the name in the certificate.
             where = parse_host_port(settings.metrics_addr)
-            metrics = await stack.enter_async_context(listen(configured.metrics_app, where.host, where.port, options))
-        yield Serving(gateway, main, metrics, tls)
+            own = None if link is None else link.boot.metrics_sockets[link.boot.place]
+            metrics = await stack.enter_async_context(
+                listen(configured.metrics_app, where.host, where.port, options, None, own)
+            )
+        yield Serving(gateway, main, metrics, tls, link)
 
 
 def server_options(settings: Settings) -> ServerOptions:

@@ -27,6 +27,7 @@ from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.model_registry import read_name
 from lcp_gateway.routing.peer_trust import PeerTrust
+from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
@@ -56,8 +57,11 @@ async def open_runtime(
     metrics: Metrics,
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
+    link: WorkerLink | None = None,
 ) -> tuple[Runtime, list[BackgroundTask]]:
     """Open everything for as long as the stack; return it with the tasks that have to run beside the requests.
+
+    ``link`` leads to the supervisor, where this process is one of several workers.
 
     Raises:
         StartError: a needed part is missing.
@@ -77,7 +81,8 @@ async def open_runtime(
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
     access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
-    shared_results = SharedResults(settings.redis_url, journal, metrics, tasks.starter("claims"), log)
+    run_secret = "" if link is None else link.boot.run_secret
+    shared_results = SharedResults(settings.redis_url, run_secret, journal, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(shared_results.close)
     trust = PeerTrust(trust_rules(settings))
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
@@ -122,6 +127,7 @@ async def open_runtime(
         paid_jobs=PaidJobs(),
         brake=LoopBrake(settings.loop_brake_per_minute),
         lnd_report=lnd_report,
+        link=link,
     )
     return runtime, background
 

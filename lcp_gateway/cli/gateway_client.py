@@ -76,13 +76,17 @@ class GatewayResponse:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """The readiness that a gateway reports: ``reasons`` why it is not ready, ``nodes`` by name whether each is up."""
+    """The readiness that a gateway reports: ``reasons`` why it is not ready, ``nodes`` by name whether each is up.
+
+    ``workers`` are how many serve, and of how many; None for a gateway of one process.
+    """
 
     ready: bool
     reasons: tuple[str, ...]
     peers: int
     jobs_in_flight: int
     nodes: Mapping[str, bool]
+    workers: tuple[int, int] | None = None
 
 
 def call(
@@ -128,12 +132,14 @@ def ask_readiness(where: Address | str) -> Readiness | None:
         if not response.server.startswith(_SERVER) or "jobs_in_flight" not in document:
             return None
         nodes = document.get("nodes") or {}
+        workers = document.get("workers")
         return Readiness(
             ready=document["status"] == "ready",
             reasons=tuple(printable(str(reason))[:_SHOWN_CHARACTERS] for reason in document["reasons"]),
             peers=int(document["peers"]),
             jobs_in_flight=int(document["jobs_in_flight"]),
             nodes={str(name): bool(state["up"]) for name, state in nodes.items()},
+            workers=(int(workers["running"]), int(workers["of"])) if workers else None,
         )
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -10,6 +10,7 @@ from lcp_gateway.config.derived import (
     may_use_proxy,
     model_limits,
     serves_console,
+    worker_count,
 )
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
@@ -47,5 +48,6 @@ __all__ = [
     "specs",
     "spending_cautions",
     "without_password",
+    "worker_count",
     "written",
 ]

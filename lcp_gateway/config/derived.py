@@ -1,11 +1,13 @@
 """Values that follow from several settings together: authentication, the console, host names, nodes, mark-ups, limits, proxies."""
 
 import ipaddress
+import os
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
 from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.parsers import MAX_WORKERS, WORKERS_AUTO
 from lcp_gateway.config.settings import Settings
 
 
@@ -33,6 +35,15 @@ def console_problem(settings: Settings) -> str:
 def serves_console(settings: Settings) -> bool:
     """Return whether the web console is served."""
     return settings.console != "off" and not console_problem(settings)
+
+
+def worker_count(settings: Settings) -> int:
+    """Return how many processes serve."""
+    if settings.workers != WORKERS_AUTO:
+        return int(settings.workers)
+    # The cores that this process may use, which a container or a service may limit.
+    allowed = getattr(os, "sched_getaffinity", None)
+    return min(len(allowed(0)) if allowed is not None else os.cpu_count() or 1, MAX_WORKERS)
 
 
 def known_hosts(settings: Settings) -> tuple[str, ...]:

@@ -12,6 +12,9 @@ from pydantic import BeforeValidator
 
 from lcp_gateway.constants import NODE_PREFIX, PPM
 
+WORKERS_AUTO: Final = "auto"
+MAX_WORKERS: Final = 64
+
 _QUOTES: Final = "\"'`"
 _BRACKETS: Final = ("[]", "{}")
 
@@ -130,6 +133,19 @@ def parse_count(value: object) -> int:
         raise problem from None
     if not 0 <= count < 2**63:
         raise problem
+    return count
+
+
+def _parse_workers(value: object) -> str | int:
+    """Read a number of workers, at least 1, or ``auto``."""
+    if isinstance(value, str) and value.strip().lower() == WORKERS_AUTO:
+        return WORKERS_AUTO
+    try:
+        count = parse_count(value)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MAX_WORKERS:
+        raise ValueError(f"must be `{WORKERS_AUTO}` or a number from 1 to {MAX_WORKERS}")
     return count
 
 
@@ -360,6 +376,7 @@ LogLevel = Annotated[
 ]
 LogFormat = Annotated[Literal["auto", "console", "json"], Form("auto, console or json", "FORMAT"), read_by(_lower)]
 Choice = Annotated[Literal["score", "order"], Form("score or order", "CHOICE"), read_by(_lower)]
+Workers = Annotated[Literal["auto"] | int, Form("auto or whole number", "N"), read_by(_parse_workers)]
 Transport = Annotated[Literal["auto", "direct", "grpcio"], Form("auto, direct or grpcio", "TRANSPORT"), read_by(_lower)]
 ConsoleMode = Annotated[Literal["auto", "on", "off"], Form("auto, on or off", "MODE"), read_by(_lower)]
 Registration = Annotated[Literal["closed", "invite", "open"], Form("closed, invite or open", "MODE"), read_by(_lower)]

@@ -63,6 +63,15 @@ class Settings(BaseModel):
         None, "PEM file of the certificate's key; it may stand in the same file.", Group.HTTP
     )
 
+    workers: parsers.Workers = setting(
+        1,
+        "Processes that serve as one gateway: a number, or `auto` for one to a core. More than one need a journal and "
+        "lcp-gateway[redis], and share their state in the Redis of `redis_url`; without it the gateway runs a private one, which "
+        "needs redis-server or valkey-server installed.",
+        Group.HTTP,
+        restart="they are started with the gateway",
+    )
+
     # -- The daemon -----------------------------------------------------------------------------
 
     lcpd_grpc_addr: addresses.GrpcTarget = setting(

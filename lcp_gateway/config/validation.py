@@ -5,7 +5,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
-from lcp_gateway.config.derived import all_nodes, auth_mode, console_problem, markups
+from lcp_gateway.config.derived import all_nodes, auth_mode, console_problem, markups, worker_count
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
@@ -49,6 +49,9 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
         path = getattr(settings, name)
         if path is not None and not path.is_file():
             yield f"{sources[name]}: no such file: {path}"
+    if worker_count(settings) > 1 and settings.journal_url == JOURNAL_OFF:
+        source = sources.get("workers") or sources["journal_url"]
+        yield f"{source}: several workers need a journal, which journal_url turns off: it is what keeps them from paying twice"
     if settings.embedded and settings.node_listen.endswith(":0"):
         yield f"{sources['node_listen']}: the embedded node needs a port of its own, not 0"
     if settings.peers_stale_s < settings.peers_refresh_s:

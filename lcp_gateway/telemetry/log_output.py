@@ -340,7 +340,10 @@ class LogFile:
         keep: int,
         streams: Sequence[int] = STANDARD_STREAMS,
         interval_s: float = _CHECK_INTERVAL_S,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> None:
+        """``on_moved`` is called, from a thread, when another file has the log's name: other processes may write to it too."""
+        self._on_moved = on_moved
         self._path = path
         self._max_bytes = max_bytes
         self._keep = keep
@@ -394,6 +397,7 @@ class LogFile:
                 os.dup2(handle, stream)
         finally:
             os.close(handle)
+        self._on_moved()
 
     def _run(self) -> None:
         while not self._ended.wait(self._interval_s):

@@ -7,7 +7,9 @@ from math import isnan
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar, Sample
 
+from lcp_gateway.telemetry.merged_metrics import Family, Snapshot
 from lcp_gateway.telemetry.metric_table import BY_NAME, OTHER, MetricKind
 
 MAX_LABEL_LENGTH = 128
@@ -106,4 +108,41 @@ class Exposed(Collector):
             metric.samples = [
                 sample for sample in metric.samples if not isnan(sample.value) and not sample.name.endswith("_created")
             ]
+            yield metric
+
+
+def snapshot_of(registry: CollectorRegistry) -> Snapshot:
+    """Return the exposed families of a registry as data."""
+    families: dict[str, Family] = {}
+    for metric in Exposed(registry).collect():
+        family = families[metric.name] = Family(metric.name, metric.type, metric.documentation)
+        for sample in metric.samples:
+            key = (sample.name, tuple(sample.labels.items()))
+            family.samples[key] = sample.value
+            if sample.exemplar is not None:
+                at = sample.exemplar.timestamp
+                family.exemplars[key] = (
+                    tuple(sample.exemplar.labels.items()),
+                    sample.exemplar.value,
+                    None if at is None else float(at),
+                )
+    return families
+
+
+class SnapshotCollector(Collector):
+    """Families that are data, as the exposition reads them."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield them."""
+        for family in self._snapshot.values():
+            metric = Metric(family.name, family.help, family.kind)
+            for key, value in family.samples.items():
+                name, labels = key
+                exemplar = None
+                if (held := family.exemplars.get(key)) is not None:
+                    exemplar = Exemplar(dict(held[0]), held[1], held[2])
+                metric.samples.append(Sample(name, dict(labels), value, None, exemplar))
             yield metric

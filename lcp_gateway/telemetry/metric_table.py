@@ -193,6 +193,7 @@ TASKS = (
     "settlements",
     "settlements_lead",
     "solvency",
+    "supervisor",
     "sweep",
     "topups",
     "watchdog",

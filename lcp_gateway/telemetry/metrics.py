@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from prometheus_client.exposition import choose_encoder
 
 from lcp_gateway.constants import NODE_PREFIX
-from lcp_gateway.telemetry.metric_families import ABSENT, Exposed, Families, KnownLabels
+from lcp_gateway.telemetry.merged_metrics import Snapshot
+from lcp_gateway.telemetry.metric_families import ABSENT, Exposed, Families, KnownLabels, SnapshotCollector, snapshot_of
 from lcp_gateway.telemetry.metric_table import (
     ABSENT_AT_FIRST,
     AUTO,
@@ -458,14 +459,21 @@ class Metrics:
 
     # -- exposition -----------------------------------------------------------------------------
 
-    def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Return the body of ``/metrics`` and its content type: OpenMetrics where ``Accept`` asks for it, else text 0.0.4."""
-        encode, content_type = choose_encoder(accept)
-        return encode(Exposed(self.registry)), content_type
+    def render(self, accept: str = "", of_all: Snapshot | None = None) -> tuple[bytes, str]:
+        """Return the body of ``/metrics`` and its content type: OpenMetrics where ``Accept`` asks for it, else text 0.0.4.
 
-    async def expose(self, accept: str = "") -> tuple[bytes, str]:
+        ``of_all`` are the metrics of all workers, where this process is one of several.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(Exposed(self.registry) if of_all is None else SnapshotCollector(of_all)), content_type
+
+    async def expose(self, accept: str = "", of_all: Snapshot | None = None) -> tuple[bytes, str]:
         """Do the same in a thread: with hundreds of peers and models it takes long enough to hold up streams."""
-        return await asyncio.to_thread(self.render, accept)
+        return await asyncio.to_thread(self.render, accept, of_all)
+
+    async def families(self) -> Snapshot:
+        """Return the families that are exposed as data, for the sum over several workers; from a thread, as above."""
+        return await asyncio.to_thread(snapshot_of, self.registry)
 
 
 def _is_peer_counter(spec: MetricSpec) -> bool:

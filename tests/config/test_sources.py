@@ -173,6 +173,7 @@ EXAMPLES = {
     "lcpd_tls": ("yes", True),
     "lcpd_tls_server_name": ("lcpd.lan", "lcpd.lan"),
     "lcpd_metadata": ("Macaroon=ab=cd; x-team=red", {"macaroon": "ab=cd", "x-team": "red"}),
+    "workers": ("Auto", "auto"),
     "lcpd_transport": ("Direct", "direct"),
     "proxy_from_environment": ("yes", True),
     "slow_callback_ms": ("50", 50),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lcp_gateway.config import ConfigError, Settings, load
+from lcp_gateway.config import ConfigError, Settings, load, worker_count
 
 
 @pytest.fixture
@@ -353,3 +353,19 @@ def test_contradictions_about_access_are_a_problem(problems_of, subtests):
         with subtests.test(str(environ)):
             (problem,) = problems_of(environ)
             assert words in problem
+
+
+@pytest.mark.parametrize("count", ["0", "65", "-1", "many", "1.5", ""])
+def test_a_number_of_workers_is_auto_or_from_1_to_64(count):
+    if count == "":
+        assert worker_count(load(flags={}, environ={"LCP_GATEWAY_WORKERS": count}).settings) == 1
+        return
+    with pytest.raises(ConfigError, match="`auto` or a number from 1 to 64"):
+        load(flags={"workers": count}, environ={})
+
+
+def test_several_workers_need_a_journal():
+    assert load(flags={"workers": "1", "journal_url": "off"}, environ={}).settings.workers == 1
+    with pytest.raises(ConfigError, match="several workers need a journal"):
+        load(flags={"workers": "2", "journal_url": "off"}, environ={})
+    assert worker_count(load(flags={"workers": "auto"}, environ={}).settings) >= 1

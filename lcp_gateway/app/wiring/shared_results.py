@@ -34,9 +34,16 @@ class SharedResults:
     """The results of repeated requests that several gateways share in Redis; a single gateway shares none."""
 
     def __init__(
-        self, redis_url: str, journal: JournalParts, metrics: Metrics, start_task: StartTask, log: FilteringBoundLogger
+        self,
+        redis_url: str,
+        run_secret: str,
+        journal: JournalParts,
+        metrics: Metrics,
+        start_task: StartTask,
+        log: FilteringBoundLogger,
     ) -> None:
-        """``start_task`` starts the task that renews a claim."""
+        """``start_task`` starts the task that renews a claim. ``run_secret`` is one that the workers of this run share, if any."""
+        self._run_secret = run_secret
         self._start_task = start_task
         self._redis_url = redis_url
         self._journal = journal
@@ -56,7 +63,7 @@ class SharedResults:
         from lcp_gateway.accounts.shared.encryption import MIN_SECRET_BYTES, Encryption  # noqa: PLC0415 - see above
         from lcp_gateway.accounts.shared.results import RedisResults  # noqa: PLC0415 - see above
 
-        secrets = (settings.l402_secret.encode(), settings.admin_key.encode())
+        secrets = (settings.l402_secret.encode(), settings.admin_key.encode(), self._run_secret.encode())
         secret = next((one for one in secrets if len(one) >= MIN_SECRET_BYTES), None)
         if secret is None:
             self._log.warning(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,15 @@ from lcp_gateway.cli.market.requests import first_servable
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed, printable
 from lcp_gateway.cli.serve.embedded import daemon_for
-from lcp_gateway.config import NodeConfig, Settings, all_nodes, journal_place, spending_cautions, without_password
+from lcp_gateway.config import (
+    NodeConfig,
+    Settings,
+    all_nodes,
+    journal_place,
+    spending_cautions,
+    without_password,
+    worker_count,
+)
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Task
@@ -55,9 +64,31 @@ def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
     report.ok("configuration", str(loaded.config_file or "no file; environment and flags"))
     for warning in (*loaded.warnings, *spending_cautions(loaded.settings)):
         report.warn(warning)
+    _examine_workers(report, loaded.settings)
     with daemon_for(loaded.settings) as settings:
         asyncio.run(_examine(report, settings))
     return 0 if report.healthy else RUNTIME_ERROR
+
+
+def _examine_workers(report: Report, settings: Settings) -> None:
+    """Check that several workers have what they share their state in."""
+    count = worker_count(settings)
+    if count == 1:
+        return
+    advice = "pip install 'lcp-gateway[redis]', or use workers = 1"
+    if importlib.util.find_spec("redis") is None or importlib.util.find_spec("cryptography") is None:
+        report.fail("workers", f"{count}: the extra for their Redis is not installed", advice)
+        return
+    from lcp_gateway.supervisor.private_redis import RedisMissing, find_server  # noqa: PLC0415 - for several workers only
+
+    if settings.redis_url:
+        report.ok("workers", f"{count}, with the Redis of redis_url")
+        return
+    try:
+        report.ok("workers", f"{count}, with a private Redis: {find_server()}")
+    except RedisMissing as error:
+        problem, _, remedy = str(error).partition(": ")
+        report.fail("workers", f"{count}: {problem}", remedy)
 
 
 async def _examine(report: Report, settings: Settings) -> None:

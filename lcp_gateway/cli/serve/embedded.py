@@ -22,8 +22,8 @@ from lcp_gateway.config import Settings
 
 NO_REAL_MONEY = "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
 
-# The longest path of a socket on any system, less one byte for its end.
-_MAX_SOCKET_BYTES = 103
+MAX_SOCKET_BYTES = 103
+"""The longest path of a socket on any system, without the byte that ends it."""
 # Variables of systemd that are for the gateway alone: a child with the socket could send messages in its name.
 _SYSTEMD_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _DAEMON_SETTINGS = (
@@ -201,7 +201,7 @@ class EmbeddedNode:
 def _private_folder() -> Path:
     """Make a folder for a socket: where temporary files go, unless that path is longer than a socket's may be."""
     folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
-    if len(str(folder / "node.sock").encode()) <= _MAX_SOCKET_BYTES:
+    if len(str(folder / "node.sock").encode()) <= MAX_SOCKET_BYTES:
         return folder
     folder.rmdir()
     return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))

@@ -98,6 +98,9 @@ class GatewayStatus:
             "reasons": list(readiness.reasons) if readiness else [],
             "peers": readiness.peers if readiness else None,
             "nodes": readiness.nodes if readiness else None,
+            "workers": dict(zip(("running", "of"), readiness.workers, strict=True))
+            if readiness and readiness.workers
+            else None,
             "jobs_in_flight": readiness.jobs_in_flight if readiness else None,
             "spent_today": {
                 "purchases": spent.purchases,
@@ -120,10 +123,12 @@ class GatewayStatus:
         ready = "yes" if readiness.ready else f"no: {'; '.join(readiness.reasons)}"
         down = [name for name, up in readiness.nodes.items() if not up]
         nodes = f"{len(readiness.nodes) - len(down)} of {len(readiness.nodes)} up"
+        workers = "{} of {} serve".format(*readiness.workers) if readiness.workers else ""
         return [
             ("Ready", ready),
             ("Peers", str(readiness.peers)),
             ("Nodes", nodes if readiness.nodes else ""),
+            ("Workers", workers),
             ("Jobs", str(readiness.jobs_in_flight)),
             ("Spent today", self._spent()),
         ]

@@ -12,6 +12,7 @@ from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog
+from lcp_gateway.telemetry.merged_metrics import Snapshot
 from lcp_gateway.telemetry.metrics import Metrics
 
 
@@ -48,6 +49,37 @@ class NodeState(Protocol):
         ...
 
 
+class Overview(Protocol):
+    """The workers that serve, of how many, and the jobs under way at all of them."""
+
+    @property
+    def running(self) -> int:
+        """How many serve."""
+        ...
+
+    @property
+    def of(self) -> int:
+        """How many there should be."""
+        ...
+
+    @property
+    def jobs(self) -> int:
+        """Their jobs under way."""
+        ...
+
+
+class Workers(Protocol):
+    """The workers of a gateway that has several."""
+
+    async def scrape(self) -> Snapshot | None:
+        """Return the metrics of all; None where they cannot be had."""
+        ...
+
+    async def overview(self) -> Overview | None:
+        """Return the state of all; None where it cannot be had."""
+        ...
+
+
 class HealthRoutes:
     """Serves monitoring."""
 
@@ -64,13 +96,15 @@ class HealthRoutes:
         other_reasons: Callable[[], Iterable[str]] = tuple,
         tasks: Callable[[], Mapping[str, object]] = dict,
         lnd_report: Callable[[], Mapping[str, object]] | None = None,
+        workers: Workers | None = None,
     ) -> None:
         """A snapshot of the peers older than ``stale_s`` is stale.
 
         ``transport`` names the transport to the daemon. ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of
         each virtual node, ``other_reasons`` further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
-        lnd, where one is configured.
+        lnd, where one is configured. ``workers`` are those of the gateway, where this process is one of several.
         """
+        self._workers = workers
         self._tasks = tasks
         self._other_reasons = other_reasons
         self._daemon_problem = daemon_problem
@@ -112,6 +146,10 @@ class HealthRoutes:
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),
         }
+        overview = None if self._workers is None else await self._workers.overview()
+        if overview is not None:
+            report["jobs_in_flight"] = overview.jobs
+            report["workers"] = {"running": overview.running, "of": overview.of}
         if tasks := self._tasks():
             report["tasks"] = tasks
         if nodes := self._nodes():
@@ -135,5 +173,8 @@ class HealthRoutes:
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Serve GET /metrics in the format that the scraper asks for."""
-        body, content_type = await self._metrics.expose(request.headers.get("Accept", ""))
+        accept = request.headers.get("Accept", "")
+        # Where the supervisor does not answer, this worker's own are better than none.
+        of_all = None if self._workers is None else await self._workers.scrape()
+        body, content_type = await self._metrics.expose(accept, of_all)
         return web.Response(body=body, headers={"Content-Type": content_type})

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from aiohttp import web
@@ -79,22 +81,34 @@ class GatewayServer(web.Server):
 
 
 class _Site(web.TCPSite):
-    """An address that is listened on; a handshake that takes longer than ``_HANDSHAKE_S`` is cut off."""
+    """An address that is listened on; a handshake that takes longer than ``_HANDSHAKE_S`` is cut off.
 
-    __slots__ = ()
+    ``opened`` is a socket that listens on it already.
+    """
+
+    __slots__ = ("_opened",)
+
+    def __init__(self, *arguments: Any, opened: socket.socket | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._opened = opened
 
     async def start(self) -> None:
         """Listen as aiohttp does, which lets a handshake take a minute."""
         await web.BaseSite.start(self)
         assert self._runner.server is not None  # noqa: S101 - the runner was set up
+        where: dict[str, Any] = {"host": self._host, "port": self._port}
         self._server = await asyncio.get_running_loop().create_server(
             self._runner.server,
-            self._host,
-            self._port,
+            **(where if self._opened is None else {"sock": self._opened}),
             ssl=self._ssl_context,
             backlog=self._backlog,
             ssl_handshake_timeout=_HANDSHAKE_S if self._ssl_context else None,
         )
+
+    def stop_accepting(self) -> None:
+        """Accept no more connections; open ones go on."""
+        if self._server is not None:
+            self._server.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +117,37 @@ class Listener:
 
     port: int
     server: GatewayServer
+    _runner: web.ServerRunner
+    _tls: ssl.SSLContext | None
+    _sites: list[_Site]
+    _for_others: dict[int, list[_Site]] = field(default_factory=dict)
+
+    async def accept_for(self, place: int, descriptors: Sequence[int]) -> None:
+        """Accept connections of these inherited sockets too, under a name."""
+        if place not in self._for_others:
+            self._for_others[place] = await _accept(self._runner, descriptors, self._tls)
+
+    async def accept_no_more_for(self, place: int) -> None:
+        """Accept no more connections of the sockets of that name; open ones go on."""
+        for site in self._for_others.pop(place, ()):
+            site.stop_accepting()
+
+    def stop(self) -> None:
+        """Accept no more connections; open ones go on."""
+        for sites in (self._sites, *self._for_others.values()):
+            for site in sites:
+                site.stop_accepting()
+
+
+async def _accept(runner: web.ServerRunner, descriptors: Sequence[int], tls: ssl.SSLContext | None) -> list[_Site]:
+    """Serve on inherited sockets, whose descriptors stay open."""
+    sites = []
+    for descriptor in descriptors:
+        opened = socket.socket(fileno=os.dup(descriptor))
+        site = _Site(runner, port=opened.getsockname()[1], backlog=_BACKLOG, ssl_context=tls, opened=opened)
+        await site.start()
+        sites.append(site)
+    return sites
 
 
 async def prepare_application(app: web.Application) -> web.Server:
@@ -115,9 +160,16 @@ async def prepare_application(app: web.Application) -> web.Server:
 
 @contextlib.asynccontextmanager
 async def listen(
-    app: web.Application, host: str, port: int, options: ServerOptions, tls: ssl.SSLContext | None = None
+    app: web.Application,
+    host: str,
+    port: int,
+    options: ServerOptions,
+    tls: ssl.SSLContext | None = None,
+    descriptors: Sequence[int] | None = None,
 ) -> AsyncIterator[Listener]:
     """Serve on an address for the block. An empty ``host`` is all addresses; for port 0 the system chooses one.
+
+    ``descriptors`` are inherited sockets that listen there already.
 
     Raises:
         CannotListen: the address is taken, or not one of this machine.
@@ -126,12 +178,16 @@ async def listen(
     runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
     await runner.setup()
     try:
-        site = _Site(runner, host=host or None, port=port, backlog=_BACKLOG, ssl_context=tls)
-        try:
-            await site.start()
-        except OSError as error:
-            shown = f"[{host}]" if ":" in host else host
-            raise CannotListen(f"cannot listen on {shown}:{port}: {error.strerror or error}") from error
-        yield Listener(runner.addresses[0][1], server)
+        if descriptors is None:
+            site = _Site(runner, host=host or None, port=port, backlog=_BACKLOG, ssl_context=tls)
+            try:
+                await site.start()
+            except OSError as error:
+                shown = f"[{host}]" if ":" in host else host
+                raise CannotListen(f"cannot listen on {shown}:{port}: {error.strerror or error}") from error
+            sites = [site]
+        else:
+            sites = await _accept(runner, descriptors, tls)
+        yield Listener(runner.addresses[0][1], server, runner, tls, sites)
     finally:
         await runner.cleanup()

@@ -27,11 +27,16 @@ class Log:
         self.warnings.append((said, more))
 
 
-async def shared(**settings):
+async def shared(run_secret="", **settings):
     log = Log()
     chosen = Settings(**settings)
     sharing = SharedResults(
-        chosen.redis_url, JournalParts(NullJournal()), SimpleNamespace(joined=print), start_unsupervised, log
+        chosen.redis_url,
+        run_secret,
+        JournalParts(NullJournal()),
+        SimpleNamespace(joined=print),
+        start_unsupervised,
+        log,
     )
     async with aclosing(SimpleNamespace(aclose=sharing.close)):
         made = sharing.results(chosen)
@@ -45,6 +50,11 @@ async def test_one_gateway_shares_nothing():
 @pytest.mark.parametrize("name", ["l402_secret", "admin_key"])
 async def test_several_with_a_redis_and_a_secret_share_their_answers(name):
     made, warnings = await shared(redis_url="redis://127.0.0.1:1/0", **{name: SECRET})
+    assert isinstance(made, RedisResults) and warnings == []
+
+
+async def test_workers_of_one_run_share_by_a_secret_of_their_own():
+    made, warnings = await shared(run_secret="0" * 64, redis_url="redis://127.0.0.1:1/0", admin_key="short")
     assert isinstance(made, RedisResults) and warnings == []
 
 

@@ -93,3 +93,12 @@ def test_the_doctor_brings_its_own_node_when_it_is_asked_to(start):
     assert out.count("ok  ") == 7
     assert "embedded.db is made at the first start" in out
     assert "warn" not in out
+
+
+def test_several_workers_need_a_redis_that_the_doctor_looks_for(run, at, monkeypatch, tmp_path):
+    outcome = run("doctor", *at, "--workers", "2", "--redis-url", "redis://127.0.0.1:1/0")
+    assert "workers        2, with the Redis of redis_url" in outcome.out
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = run("doctor", *at, "--workers", "2")
+    assert outcome.code == 1
+    assert "install one" in outcome.out

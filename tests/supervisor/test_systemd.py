@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lcp_gateway.app.systemd import VARIABLES, Notifier
+from lcp_gateway.supervisor.systemd import VARIABLES, Notifier
 
 TIMEOUT_S = 60.0
 
@@ -129,7 +129,7 @@ def pauses(monkeypatch):
         if len(found) == 4:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("lcp_gateway.app.systemd.asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("lcp_gateway.supervisor.systemd.asyncio", SimpleNamespace(sleep=sleep))
     return found
 
 

@@ -1,0 +1,64 @@
+"""The workers of a gateway that has several, as its tests see them."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import psutil
+
+from tests.support.gateway import RunningGateway
+from tests.support.wire import Answer, get
+
+UNTIL_S = 60.0
+
+
+def children(gateway: RunningGateway, mark: str) -> list[psutil.Process]:
+    """Return the supervisor's children whose command line has a mark."""
+    found = []
+    for child in psutil.Process(gateway.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if mark in " ".join(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def worker_processes(gateway: RunningGateway) -> list[psutil.Process]:
+    """Return the processes of the workers."""
+    return children(gateway, "lcp_gateway.cli.serve.worker")
+
+
+def until(happened: Callable[[], object], what: str) -> None:
+    """Wait until it is true."""
+    deadline = time.monotonic() + UNTIL_S
+    while not happened():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def running(gateway: RunningGateway) -> int:
+    """Return how many workers serve."""
+    return get(gateway.port, "/readyz").json["workers"]["running"]
+
+
+def at_once(count: int, ask: Callable[[int], Answer], threads: int = 32) -> Sequence[Answer]:
+    """Call with the numbers from 0, many at one time, and return the answers in their order.
+
+    Each call opens a connection, and connections are spread over the workers.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(ask, range(count)))
+
+
+def metric(gateway: RunningGateway, name: str, **labels: str) -> float:
+    """Return the sum of the samples of a name that have these labels."""
+    total, found = 0.0, False
+    for line in get(gateway.port, "/metrics").body.decode().splitlines():
+        matched = re.fullmatch(r"([a-zA-Z_:]+)(?:\{(.*)\})? (\S+)", line)
+        if matched and matched[1] == name:
+            have = dict(re.findall(r'(\w+)="([^"]*)"', matched[2] or ""))
+            if labels.items() <= have.items():
+                total, found = total + float(matched[3]), True
+    assert found, name
+    return total

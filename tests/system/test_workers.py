@@ -1,0 +1,162 @@
+"""Several workers behave as one gateway, and live and end as one."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+import psutil
+import pytest
+
+from tests.support.gateway import gateway, run_command
+from tests.support.journaled import counted_msat
+from tests.support.reloading import reloadable
+from tests.support.wire import CHAT, document, get, post
+from tests.support.workers import at_once, children, metric, running, until, worker_processes
+
+WORKERS = 4
+TEN_WORDS = "one two three four five six seven eight nine ten"
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory):
+    return tmp_path_factory.mktemp("journal") / "journal.db"
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, journal):
+    """A gateway with four workers, whose configuration file tests rewrite."""
+    env = {"LCP_GATEWAY_JOURNAL_URL": str(journal)}
+    with reloadable(tmp_path_factory.mktemp("workers"), args=["--workers", str(WORKERS)], env=env) as it:
+        yield it
+
+
+@pytest.fixture
+def four(one):
+    one.take("")
+    yield one.running
+    one.take("")
+
+
+def ask(port, number=0, headers=None, path=CHAT, **fields):
+    return post(port, path, document(path, **{"seed": number, **fields}), headers)
+
+
+def test_one_key_is_one_payment_at_whichever_worker_it_comes_in(four):
+    """Regression: two processes on one port bought one Idempotency-Key twice, each time."""
+    before = len(four.events("accept"))
+    answers = at_once(24, lambda _: ask(four.port, headers={"Idempotency-Key": "the-one"}))
+    assert {answer.status for answer in answers} == {200}
+    assert len({answer.body for answer in answers}) == 1
+    assert len(four.events("accept")) - before == 1
+
+
+def test_requests_are_spread_and_their_metrics_are_summed(four):
+    before = metric(four, "lcpgateway_requests_total", endpoint=CHAT, status="200")
+    answers = at_once(40, lambda number: ask(four.port, 100 + number))
+    assert {answer.status for answer in answers} == {200}
+    assert metric(four, "lcpgateway_requests_total", endpoint=CHAT, status="200") - before == 40
+    assert metric(four, "lcpgateway_jobs_in_flight") == 0
+    assert metric(four, "lcpgateway_peers") == 3
+    assert get(four.port, "/readyz").json["workers"] == {"running": WORKERS, "of": WORKERS}
+    busy = [process.cpu_times().user for process in worker_processes(four)]
+    assert len(busy) == WORKERS
+
+
+def test_a_rate_holds_for_all_workers_together(one, four):
+    while time.time() % 60 > 40:
+        # A window of the clock that ends in between would let a few more pass.
+        time.sleep(0.5)
+    one.take("max_requests_per_minute = 100")
+    answers = at_once(150, lambda number: ask(four.port, 1_000 + number))
+    admitted = Counter(answer.status for answer in answers)
+    assert abs(admitted[200] - 100) <= 1, admitted
+    assert admitted[200] + admitted[429] == 150, admitted
+
+
+def test_a_budget_holds_for_all_workers_together(one, four, journal):
+    one.take("fee_ppm = 0\nfee_base_msat = 0")
+    price_msat = int(ask(four.port, 4_000, model="echo-1").headers["x-lcp-price-msat"])
+    before_msat, left = counted_msat(journal, period="day"), 10
+    limit_msat = before_msat + left * price_msat
+    one.take(f"fee_ppm = 0\nfee_base_msat = 0\nbudget_day_msat = {limit_msat}")
+    answers = at_once(40, lambda number: ask(four.port, 4_001 + number, model="echo-1"))
+    assert Counter(answer.status for answer in answers) == {200: left, 402: 40 - left}
+    assert {answer.error["code"] for answer in answers if answer.status == 402} == {"budget_exceeded"}
+    assert counted_msat(journal, period="day") == limit_msat
+
+
+def test_counters_never_fall_when_a_worker_dies_and_it_is_replaced(four):
+    before = metric(four, "lcpgateway_requests_total", endpoint=CHAT)
+    victim = worker_processes(four)[0]
+    victim.kill()
+    # Connections that the system gives to the dead worker are accepted by another.
+    answers = at_once(24, lambda number: ask(four.port, 2_000 + number))
+    assert {answer.status for answer in answers} == {200}
+    assert metric(four, "lcpgateway_requests_total", endpoint=CHAT) >= before
+    four.wait_for_log("a worker serves again")
+    until(lambda: running(four) == WORKERS, "the worker did not come back")
+    assert metric(four, "lcpgateway_requests_total", endpoint=CHAT) >= before
+
+
+def stream_words(port, words):
+    """Return the text of a slow stream, read to its end."""
+    fields = {"model": "echo-slow", "stream": True, "messages": [{"role": "user", "content": words}]}
+    answer = post(port, CHAT, document(CHAT, **fields))
+    assert answer.whole
+    assert answer.blocks[-1][1] == "[DONE]"
+    return answer
+
+
+def test_a_reload_reaches_every_worker_and_no_stream_breaks(one, four):
+    answers = []
+    readers = [
+        threading.Thread(target=lambda: answers.append(stream_words(four.port, TEN_WORDS * 3))) for _ in range(8)
+    ]
+    for reader in readers:
+        reader.start()
+    until(lambda: metric(four, "lcpgateway_jobs_in_flight") == 8, "the streams did not begin")
+    line = one.take("max_price_msat = 1")
+    assert line["changed"] == ["max_price_msat"]
+    found = at_once(24, lambda number: ask(four.port, 3_000 + number))
+    assert {(answer.status, answer.error["code"]) for answer in found} == {(402, "price_limit_exceeded")}
+    for reader in readers:
+        reader.join(60)
+    assert len(answers) == 8
+    refused = one.read("max_price_msat = -1")
+    assert refused["event"] == "configuration not reloaded"
+    assert {answer.status for answer in at_once(8, lambda number: ask(four.port, 3_100 + number))} == {402}
+
+
+def test_sigterm_drains_every_worker(tmp_path):
+    with gateway(args=["--workers", "3"]) as it:
+        answers = []
+        readers = [
+            threading.Thread(target=lambda: answers.append(stream_words(it.port, TEN_WORDS * 3))) for _ in range(6)
+        ]
+        for reader in readers:
+            reader.start()
+        until(lambda: metric(it, "lcpgateway_jobs_in_flight") == 6, "the streams did not begin")
+        left = psutil.Process(it.pid).children(recursive=True)
+        assert it.stop() == 0
+        for reader in readers:
+            reader.join(60)
+        assert len(answers) == 6
+        assert not [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_a_killed_supervisor_leaves_nothing_behind(tmp_path):
+    with gateway(args=["--workers", "2"]) as it:
+        started = psutil.Process(it.pid).children(recursive=True)
+        assert children(it, "redis-server" if children(it, "redis-server") else "valkey-server")
+        os.kill(it.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(started, 60)
+        assert not alive
+
+
+def test_without_a_redis_the_gateway_says_how_to_get_one(tmp_path):
+    ended = run_command("serve", "--embedded", "--workers", "2", env={"PATH": str(tmp_path)})
+    assert ended.returncode == 2
+    assert "neither redis-server nor valkey-server is installed" in ended.stderr
+    assert "workers = 1" in ended.stderr
