@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Callable
-from datetime import datetime
+from datetime import UTC, datetime
 
+from lcp_gateway.accounts.invites import Invite
 from lcp_gateway.accounts.models import Account, AdminAction, Audit, Balance, KeyRecord, StatementLine, Topup
 
 Document = dict[str, object]
@@ -88,6 +89,20 @@ def action_document(action: AdminAction, time: Time) -> Document:
         "action": action.action,
         "target": action.target,
         "detail": dict(action.detail),
+    }
+
+
+def invite_document(invite: Invite, time: Time) -> Document:
+    """Return an invite without its code."""
+    return {
+        "id": invite.id,
+        "note": invite.note,
+        "created_at": time(invite.created_at),
+        "expires_at": time(invite.expires_at),
+        "used_at": _optional(invite.used_at, time),
+        "revoked_at": _optional(invite.revoked_at, time),
+        "account_id": invite.account_id,
+        "status": invite.status(datetime.now(UTC)).value,
     }
 
 

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple, NewType
 
-from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.callers import Caller, KeyRules, Scope
 from lcp_gateway.accounts.models import KeyRecord
 
 API_KEY_PREFIX: Final = "lcpg_"
 PREFIX_CHARS: Final = 10
 """The characters of a key that are stored, for display."""
+
+SIGN_IN_RULES: Final = KeyRules(scopes=frozenset({Scope.ACCOUNT, Scope.WALLET}))
+"""The rules of a sign-in key: it manages the account, and buys nothing."""
 
 KeyHash = NewType("KeyHash", bytes)
 """The SHA-256 of a key's whole text."""

@@ -68,7 +68,9 @@ class BalanceLeft(AccountError):
 
     def __init__(self, balance_msat: Msat, held_msat: Msat) -> None:
         held = f", of which {held_msat} msat are held by purchases under way" if held_msat else ""
-        super().__init__(f"the account holds {balance_msat} msat{held}: spend them, or say that they may be lost")
+        super().__init__(
+            f"the account holds {balance_msat} msat{held}: spend them, or name the exact sum that may be lost (forfeit_msat)"
+        )
         self.balance_msat = balance_msat
         self.held_msat = held_msat
 

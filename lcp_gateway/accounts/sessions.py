@@ -170,11 +170,11 @@ class ConsoleSessions:
             raise stale
         if of_customer is None or of_customer.account_id is None:
             return None
-        return await self._begin(token, role_of_customer(of_customer), of_customer, None)
+        return await self._begin(token, role_of(of_customer, has_customers=True), of_customer, None)
 
     async def begin(self, caller: Caller) -> NewSession:
         """Begin a session of a customer's key that was just made."""
-        return await self._begin(secrets.token_urlsafe(_TOKEN_BYTES), role_of_customer(caller), caller, None)
+        return await self._begin(secrets.token_urlsafe(_TOKEN_BYTES), role_of(caller, has_customers=True), caller, None)
 
     async def find(self, token: str, *, extend: bool) -> SignedIn | None:
         """Return the session of a token, None where it never was or has ended.
@@ -188,7 +188,7 @@ class ConsoleSessions:
         session, caller = found
         if session.account_id is None:
             caller = self._settings_keys.of_session(token, session)
-        elif caller is not None and role_of_customer(caller) is not session.role:
+        elif caller is not None and role_of(caller, has_customers=True) is not session.role:
             # The key became an administrator's, or is one no more: other lifetimes apply.
             caller = None
         if caller is None:
@@ -229,9 +229,13 @@ class ConsoleSessions:
         return NewSession(token, SignedIn(session, caller))
 
 
-def role_of_customer(caller: Caller) -> Role:
-    """Return the role of the caller of an account's key."""
-    return Role.OPERATOR if Scope.ADMIN in caller.rules.scopes else Role.CUSTOMER
+def role_of(caller: Caller, *, has_customers: bool) -> Role:
+    """Return the role of a caller; ``has_customers`` says whether the gateway keeps accounts."""
+    if not has_customers:
+        return Role.LOCAL
+    if Scope.ADMIN in caller.rules.scopes:
+        return Role.OPERATOR
+    return Role.KEY if caller.account_id is None else Role.CUSTOMER
 
 
 def hash_token(token: str) -> bytes:

@@ -9,15 +9,17 @@ from aiohttp import web
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
+from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.config import Settings, auth_mode, known_hosts, serves_console
-from lcp_gateway.http.application import Routes, build_application, build_metrics_application
+from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
-from lcp_gateway.http.console.assets import CONSOLE_PATHS, AssetFiles, ConsolePages
+from lcp_gateway.http.console.assets import CONSOLE_PATHS
+from lcp_gateway.http.console.cookie_routes import OPEN_ROUTES
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.receipts import ReceiptRoutes
@@ -49,7 +51,7 @@ from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.sources import MergedCatalog
 
-OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz", *CONSOLE_PATHS})
+OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz", *CONSOLE_PATHS, *OPEN_ROUTES})
 # How long a client may go on reading after its provider's time is over.
 _RELAY_SLACK_S = 5.0
 
@@ -71,6 +73,7 @@ class Runtime:
     upstream: Upstream
     journal: JournalParts
     access: Access
+    console: Console
     shared_results: SharedResults
     trust: PeerTrust
     measurements: Measurements
@@ -112,7 +115,6 @@ class Gateway:
         metrics.concurrency_limit(settings.max_concurrent_requests)
         self.runtime = runtime
         self._started = int(time.time())
-        self._asset_files = AssetFiles()
         routing, access, purchase = self._parts(settings)
         self.service = PurchaseService(
             quoting=purchase.quoting,
@@ -219,8 +221,9 @@ class Gateway:
         )
         cors = Cors(settings.cors_origins)
         guard = BrowserGuard(cors, known_hosts(settings), log=get_logger("request"))
+        authenticator, console = runtime.console.parts(settings, access.authenticator)
         middleware = RequestMiddleware(
-            authenticator=access.authenticator,
+            authenticator=authenticator,
             cors=cors,
             guard=guard,
             metrics=runtime.metrics,
@@ -236,7 +239,7 @@ class Gateway:
             access=access,
             purchase=purchase,
             app=build_application(
-                self._routes(settings, routing, access, purchase, health, guard),
+                self._routes(settings, routing, access, purchase, health, console),
                 middleware,
                 max_body_bytes=settings.max_body_bytes,
                 with_metrics=not settings.metrics_addr,
@@ -252,7 +255,7 @@ class Gateway:
         access: AccessParts,
         purchase: PurchaseParts,
         health: HealthRoutes,
-        guard: BrowserGuard,
+        console: ConsoleRoutes,
     ) -> Routes:
         runtime, selector, trust = self.runtime, routing.selector, self.runtime.trust
         sells = access.wallet_routes is not None
@@ -303,7 +306,7 @@ class Gateway:
                 charge=purchase.limits.tariff.charge_msat if sells else None,
             ),
             welcome=WelcomeRoutes(asks_for_key=auth_mode(settings) != "none", has_console=serves_console(settings)),
-            console=self._console(settings, guard),
+            console=console,
             ranking=RankingRoutes(
                 lambda query: rank_models(query, selector.offers(), routing.auto),
                 why_nothing=lambda query: explain_no_match(query, selector.offers()),
@@ -316,11 +319,3 @@ class Gateway:
             keys=access.key_routes,
             refunds=access.refund_routes,
         )
-
-    def _console(self, settings: Settings, guard: BrowserGuard) -> ConsolePages | None:
-        if not serves_console(settings):
-            return None
-        if auth_mode(settings) == "none":
-            # A page of another name that leads here would be of the console's origin.
-            return ConsolePages(self._asset_files, check=guard.check_host)
-        return ConsolePages(self._asset_files)

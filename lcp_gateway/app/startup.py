@@ -11,6 +11,7 @@ from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Sh
 from lcp_gateway.app.gateway import Runtime
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.accounts import open_access
+from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.journal import JournalParts, open_journal
 from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
 from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, node_parts, trust_rules
@@ -81,6 +82,7 @@ async def open_runtime(
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
     access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
+    console = Console(journal.database, access.customers, access.api_limits, get_logger("console"))
     run_secret = "" if link is None else link.boot.run_secret
     shared_results = SharedResults(settings.redis_url, run_secret, journal, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(shared_results.close)
@@ -88,6 +90,7 @@ async def open_runtime(
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
     observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))
     background = [BackgroundTask("peers", peers.run), BackgroundTask("nodes", nodes.watch.run), *access.tasks]
+    background += console.tasks(settings)
     lnd_report = None
     if lnd is not None:
         watched = lnd_parts(
@@ -116,6 +119,7 @@ async def open_runtime(
         upstream=UpstreamBySource(daemon, nodes.upstream),
         journal=journal,
         access=access,
+        console=console,
         shared_results=shared_results,
         trust=trust,
         measurements=measurements,

@@ -3,11 +3,11 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.repositories import LedgerRepository
+from lcp_gateway.accounts.repositories import LedgerRepository, RegistrationRepository, SessionRepository
 from lcp_gateway.purchase.money import Budget, Period, RefundLimits
 from lcp_gateway.responses.items import Item
 from lcp_gateway.responses.store import ResponseStore
@@ -23,6 +23,8 @@ _GAUGES_EVERY_S = 5.0
 _SWEEP_EVERY_S = 2.0
 _ALIVE_EVERY_S = 1.0
 _PURGE_EVERY_S = 60.0
+_TIDY_EVERY_S = 600.0
+_UNFUNDED_FOR = timedelta(days=7)
 # The most transactions in a row that remove repeat keys: other writers wait meanwhile.
 _MOST_CHUNKS = 10
 
@@ -88,6 +90,16 @@ async def measure_accounts(ledger: LedgerRepository, metrics: Metrics) -> None:
             totals = await ledger.totals()
             metrics.customers(totals.accounts, totals.balance_msat, totals.held_msat)
         await asyncio.sleep(_GAUGES_EVERY_S)
+
+
+async def tidy_console(sessions: SessionRepository, registrations: RegistrationRepository) -> None:
+    """Delete the sessions that are over, and accounts that were opened freely and never topped up."""
+    while True:
+        now = datetime.now(UTC)
+        with contextlib.suppress(DatabaseUnavailable):
+            await sessions.forget_ended(now)
+            await registrations.forget_unfunded(now - _UNFUNDED_FOR, now)
+        await asyncio.sleep(_TIDY_EVERY_S)
 
 
 async def purge(store: ResponseStore[Item]) -> None:

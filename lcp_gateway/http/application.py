@@ -8,10 +8,15 @@ from aiohttp import hdrs, web
 from lcp_gateway.http.authentication import AGENT_TOKEN
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import PREFIX, ConsolePages
+from lcp_gateway.http.console.description import DescriptionRoutes
+from lcp_gateway.http.console.registration import RegistrationRoutes
+from lcp_gateway.http.console.sessions import SessionRoutes
 from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
+from lcp_gateway.http.gateway.account import AccountRoutes
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.health import HealthRoutes
+from lcp_gateway.http.gateway.invites import InviteRoutes
 from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.receipts import ReceiptRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
@@ -35,6 +40,18 @@ AGENT_PREFIX = f"/api/agent/{{{AGENT_TOKEN}}}"
 
 
 @dataclass(frozen=True, slots=True)
+class ConsoleRoutes:
+    """The console's handlers; those of sign-in and of the page are None where it is not served."""
+
+    pages: ConsolePages | None = None
+    description: DescriptionRoutes | None = None
+    sessions: SessionRoutes | None = None
+    registration: RegistrationRoutes | None = None
+    invites: InviteRoutes | None = None
+    account: AccountRoutes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Routes:
     """The handlers, by subject; None where the settings leave them out."""
 
@@ -51,7 +68,7 @@ class Routes:
     keys: KeyRoutes | None = None
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
-    console: ConsolePages | None = None
+    console: ConsoleRoutes = ConsoleRoutes()
 
 
 def build_application(
@@ -76,6 +93,10 @@ def build_application(
         bounded += _key_table(routes.keys)
     if routes.refunds is not None:
         bounded += _refund_table(routes.refunds)
+    bounded += _console_table(routes.console)
+    # Bounded by the handler itself, as is sign-in, once it has read the body.
+    if routes.console.registration is not None:
+        app.router.add_post("/api/register", routes.console.registration.register)
     for method, path, handler in bounded:
         _add(app, method, path, api_limits.bounded(handler))
     _add_pages(app, routes)
@@ -147,10 +168,12 @@ def _add_pages(app: web.Application, routes: Routes) -> None:
     if routes.welcome is not None:
         for path in ("/", "/v1", "/v1/"):
             app.router.add_get(path, routes.welcome.get)
-    if routes.console is not None:
-        app.router.add_get("/console", routes.console.redirect)
-        app.router.add_get("/console/", routes.console.page)
-        app.router.add_get(f"{PREFIX}/{{version}}/{{path:.+}}", routes.console.asset)
+    pages, sessions = routes.console.pages, routes.console.sessions
+    # Where the console is off they are 404 rather than 401: they need no credential.
+    app.router.add_get("/console", _no_such_route if pages is None else pages.redirect)
+    app.router.add_get("/console/", _no_such_route if pages is None else pages.page)
+    app.router.add_get(f"{PREFIX}/{{version}}/{{path:.+}}", _no_such_route if pages is None else pages.asset)
+    app.router.add_post("/api/session", _no_such_route if sessions is None else sessions.sign_in)
 
 
 def _wallet_table(wallet: WalletRoutes) -> Table:
@@ -172,6 +195,24 @@ def _refund_table(refunds: RefundRoutes) -> Table:
         ("GET", "/api/admin/refunds/{id}", refunds.get_refund),
         ("POST", "/api/admin/refunds/{id}", refunds.decide),
     )
+
+
+def _console_table(console: ConsoleRoutes) -> Table:
+    if console.description is not None:
+        yield "GET", "/api/console", console.description.get
+    if (sessions := console.sessions) is not None:
+        yield "GET", "/api/session", sessions.get
+        yield "DELETE", "/api/session", sessions.sign_out
+        yield "DELETE", "/api/sessions", sessions.sign_out_everywhere
+    if (account := console.account) is not None:
+        yield "GET", "/api/account", account.get
+        yield "PATCH", "/api/account", account.rename
+        yield "DELETE", "/api/account", account.delete
+    if (invites := console.invites) is not None:
+        yield "POST", "/api/admin/invites", invites.create
+        yield "GET", "/api/admin/invites", invites.list
+        yield "GET", "/api/admin/invites/{id}", invites.get
+        yield "DELETE", "/api/admin/invites/{id}", invites.revoke
 
 
 def _admin_table(admin: AdminRoutes) -> Table:

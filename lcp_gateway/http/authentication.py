@@ -20,10 +20,11 @@ AGENT_TOKEN = "agent_token"  # noqa: S105 - the name of a part of a path
 
 ANONYMOUS = Caller("", None, KeyRules(scopes=frozenset({Scope.INFERENCE})))
 """The caller where no authentication is configured, and other machines can reach the gateway."""
-_LOCAL_RULES = KeyRules(scopes=frozenset({Scope.INFERENCE, Scope.ADMIN}))
-LOCAL = Caller("", None, _LOCAL_RULES)
+LOCAL_RULES = KeyRules(scopes=frozenset({Scope.INFERENCE, Scope.ADMIN}))
+LOCAL = Caller("", None, LOCAL_RULES)
 """The caller where no authentication is configured, on this machine: its user is the operator."""
-_ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
+ADMINISTRATOR = Caller("admin", None, KeyRules(scopes=frozenset({Scope.ADMIN})))
+"""The caller of ``admin_key``."""
 # Enough of a key's SHA-256 to tell keys apart, and not enough to authenticate.
 _NAME_CHARS = 12
 
@@ -96,7 +97,7 @@ class StaticKeyAuthenticator:
     async def admit(self, request: web.Request) -> Caller:
         """Return the caller of a static key."""
         key_id = self._keys.check(request.headers.get("Authorization"))
-        return Caller(key_id, None, _LOCAL_RULES)
+        return Caller(key_id, None, LOCAL_RULES)
 
 
 class AccountAuthenticator:
@@ -125,13 +126,7 @@ class AccountAuthenticator:
         try:
             caller = await self._caller(request)
         except KeysStale as stale:
-            raise ApiError(
-                503,
-                f"this key cannot be checked right now: {stale}; nothing was paid, try again",
-                code="keys_unavailable",
-                retry=True,
-                reason="keys",
-            ) from stale
+            raise keys_unavailable(stale) from stale
         if caller is None:
             if AGENT_TOKEN in request.match_info:
                 raise _unknown_token()
@@ -152,7 +147,7 @@ class AccountAuthenticator:
             return await self._l402.admit(authorization)
         key = credential.strip() if scheme.lower() == "bearer" else ""
         if self._admin_digest is not None and hmac.compare_digest(self._admin_digest, _digest(key)):
-            return _ADMINISTRATOR
+            return ADMINISTRATOR
         # A request without a key needs no store to be refused.
         return self._find(key) if key else None
 
@@ -162,16 +157,28 @@ def _would_buy(request: web.Request) -> bool:
 
 
 def _unknown_key() -> ApiError:
-    return _unauthorized("a valid API key is needed: Authorization: Bearer <key>")
+    return unauthorized("a valid API key is needed: Authorization: Bearer <key>")
 
 
 def _unknown_token() -> ApiError:
-    return _unauthorized(
+    return unauthorized(
         "the token in the URL is not valid: /api/agent/<token>/v1 needs an agent's token that is neither revoked nor expired"
     )
 
 
-def _unauthorized(message: str) -> ApiError:
+def keys_unavailable(stale: KeysStale) -> ApiError:
+    """Return the error while customers' keys cannot be checked."""
+    return ApiError(
+        503,
+        f"this key cannot be checked right now: {stale}; nothing was paid, try again",
+        code="keys_unavailable",
+        retry=True,
+        reason="keys",
+    )
+
+
+def unauthorized(message: str) -> ApiError:
+    """Return the error for a credential that is not valid."""
     return ApiError(401, message, code="invalid_api_key", reason="auth", headers={"WWW-Authenticate": "Bearer"})
 
 

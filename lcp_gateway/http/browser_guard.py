@@ -119,6 +119,35 @@ class BrowserGuard:
             reason="cross_site",
         )
 
+    def check_own(self, request: web.BaseRequest, *, needs_origin: bool) -> None:
+        """Check that the gateway's own page caused a request, whatever ``cors_origins`` says; or a program.
+
+        A program sends none of a browser's headers; with ``needs_origin`` it is refused as well.
+
+        Raises:
+            ApiError: 403.
+        """
+        headers = request.headers
+        origin, site = headers.get("Origin"), headers.get("Sec-Fetch-Site", "").lower()
+        if site in _FOREIGN_SITES or (origin is not None and not self.is_own(request, origin)):
+            shown = _shown(site if origin is None else origin)
+            self._hint("own_origin", "trusted_proxies", shown)
+            raise ApiError(
+                403,
+                f"this route takes requests of the gateway's own pages only, not of {shown!r}. Behind a proxy that speaks "
+                "https, name the proxy in trusted_proxies so that the gateway knows its own origin",
+                code="cross_site_request" if origin is None else "origin_not_allowed",
+                reason="cross_site" if origin is None else "origin",
+            )
+        if needs_origin and origin is None:
+            raise ApiError(
+                403,
+                "a request with the console's cookie needs an Origin, which browsers send: a program sends a key "
+                "(Authorization: Bearer <key>) instead",
+                code="origin_not_allowed",
+                reason="origin",
+            )
+
     def passes(self, request: web.BaseRequest) -> bool:
         """Return whether a request would pass ``check``, without counting or logging it."""
         if self._foreign_host(request) is not None:

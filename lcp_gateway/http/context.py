@@ -3,11 +3,13 @@
 import re
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from aiohttp import web
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.sessions import Session
 from lcp_gateway.purchase.journal import EarlierPurchase
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.result_buffer import ResultBuffer
@@ -26,7 +28,8 @@ class RequestContext:
     ``headers`` go out with any response. ``client`` is the client's address, empty for this machine. ``earlier`` is the
     purchase that the request repeats, where only the journal knows it. ``may_read_details`` is false for a request that a
     web page may have caused, on a route that needs no key. ``is_shareable`` is false for a response that no page of another
-    origin may read, whatever ``cors_origins`` says.
+    origin may read, whatever ``cors_origins`` says. ``session`` is the console's, where its cookie was read; ``recheck`` returns
+    whether the caller would be admitted again.
     """
 
     request_id: str
@@ -39,6 +42,8 @@ class RequestContext:
     result_bytes: int = 0
     counted_bytes: int = 0
     caller: Caller = UNAUTHENTICATED
+    session: Session | None = None
+    recheck: Callable[[], Awaitable[bool]] | None = None
     client: str = ""
     may_read_details: bool = True
     is_shareable: bool = True
@@ -62,6 +67,13 @@ class RequestContext:
     def verdict(self) -> Verdict:
         """The payment's verdict so far."""
         return Verdict.NONE if self.answer is None else self.answer.verdict
+
+    async def still_admitted(self) -> bool:
+        """Return whether the caller would be admitted again: for a response that takes long, as a stream of events.
+
+        False once the key was revoked or the session is over, and while that cannot be checked.
+        """
+        return self.recheck is None or await self.recheck()
 
     def elapsed_s(self) -> float:
         """Return the seconds since the request's head was read."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from lcp_gateway.accounts.invites import InvalidInvite
 from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.accounts.limits.rates import RateLimited
 from lcp_gateway.accounts.models import (
@@ -16,6 +17,7 @@ from lcp_gateway.accounts.models import (
     AccountNotFound,
     AdjustmentExceedsBalance,
     AdjustmentIdReused,
+    BalanceLeft,
     PurchaseNotFound,
     RefundNotWithheld,
     TooManyOpenTopups,
@@ -330,6 +332,8 @@ _ACCOUNT_ERRORS: Mapping[type[Exception], tuple[int, str, str | None, bool]] = M
         InvoiceServiceUnavailable: (503, "topups_unavailable", None, True),
         TooManyOpenTopups: (429, "too_many_open_topups", None, False),
         AmountOutOfRange: (400, "invalid_value", "amount_msat", False),
+        InvalidInvite: (403, "invalid_invite", "invite", False),
+        BalanceLeft: (409, "balance_not_empty", "forfeit_msat", False),
         AccountNotFound: (404, "account_not_found", None, False),
         AdjustmentExceedsBalance: (409, "insufficient_balance", None, False),
         AdjustmentIdReused: (409, "id_reused", None, False),

@@ -53,7 +53,13 @@ def account_of(request: web.Request) -> str:
 
 def actor_of(request: web.Request) -> str:
     """Return the administrator of a request as the log of administrators names it."""
-    return f"api:{request[CONTEXT].key_id}"
+    context = request[CONTEXT]
+    return f"{'api' if context.session is None else 'console'}:{context.key_id}"
+
+
+def customer_of(request: web.Request) -> str:
+    """Return the customer of a request as the log of administrators names it."""
+    return f"customer:{request[CONTEXT].key_id}"
 
 
 class Fields:

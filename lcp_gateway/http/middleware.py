@@ -11,6 +11,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.http.authentication import AGENT_TOKEN, Authenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
+from lcp_gateway.http.console.cookies import is_loopback_name
 from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id_of
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.error_mapping import map_http_exception
@@ -22,6 +23,9 @@ from lcp_gateway.purchase.tracing import NO_SPAN, NO_TRACING, RequestSpan, Traci
 from lcp_gateway.telemetry.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+HSTS = "max-age=31536000"
+"""Browsers that reached the gateway over https do so for a year."""
 
 _API = "/api/"
 _VERSIONS = frozenset({HttpVersion10, HttpVersion11})
@@ -43,7 +47,7 @@ class RequestMiddleware:
         unavailable: tuple[type[Exception], ...] = (),
         tracing: Tracing = NO_TRACING,
     ) -> None:
-        """``open_paths`` (also as the route table writes them) need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database."""
+        """``open_paths`` (also as the route table writes them, or after a method) need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database."""
         self._authenticator = authenticator
         self._cors = cors
         self._guard = guard
@@ -105,6 +109,11 @@ class RequestMiddleware:
             headers.setdefault(name, value)
         if request.path.startswith(_API):
             headers["Cache-Control"] = "no-store"
+            headers["Referrer-Policy"] = "no-referrer"
+            headers["Cross-Origin-Opener-Policy"] = "same-origin"
+        if request.scheme == "https" and not is_loopback_name(request.url.host or ""):
+            # Browsers would take it for every server on their own machine, most of which speak no https.
+            headers["Strict-Transport-Security"] = HSTS
         if context.is_shareable and (cors := self._cors.headers_for(request.headers.get("Origin"))):
             headers.update(cors)
             if "Access-Control-Allow-Origin" in cors:
@@ -134,13 +143,17 @@ class RequestMiddleware:
             )
         if preflight := self._cors.preflight(request):
             return preflight
-        if request.path in self._open_paths or context.endpoint in self._open_paths:
+        if self._is_open(request, context):
             context.may_read_details = self._guard.passes(request)
         else:
             context.caller = await self._authenticator.admit(request)
             if not context.caller.key_id:
                 self._guard.check(request)
         return None
+
+    def _is_open(self, request: web.Request, context: RequestContext) -> bool:
+        opened, endpoint = self._open_paths, context.endpoint
+        return request.path in opened or endpoint in opened or f"{request.method} {endpoint}" in opened
 
     def _api_error(self, error: Exception, context: RequestContext) -> ApiError:
         if isinstance(error, ApiError):

@@ -25,6 +25,8 @@ _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = Mappin
     {
         "/api/admin": (_ADMIN, _ADMIN),
         "/api/providers": (_ADMIN, _ADMIN),
+        "/api/session": (_ANY, _ANY),
+        "/api/sessions": (_ANY, _ANY),
         "/api/account": (_WALLET, frozenset({Scope.ACCOUNT})),
         "/api/wallet": (_WALLET, _WALLET),
         "/api/purchases": (_ANY, _ADMIN),

@@ -190,6 +190,7 @@ TASKS = (
     "purge",
     "reconciler",
     "reload",
+    "sessions",
     "settlements",
     "settlements_lead",
     "solvency",
@@ -223,6 +224,7 @@ REASONS = (
     "quote_mismatch",
     "quote_unknown",
     "rate_limit",
+    "sign_in",
     "terms",
     "too_large",
 )

@@ -31,7 +31,7 @@ ALLOWED = {
     # How long the gateway waits for the daemon.
     "startup.py": ["time.monotonic() + _PREFLIGHT_PAUSE_S < deadline"],
     # Which authentication the settings choose.
-    "gateway.py": ["auth_mode(settings) != 'none'", "auth_mode(settings) == 'none'"],
+    "gateway.py": ["auth_mode(settings) != 'none'"],
     "wiring/accounts.py": [
         "auth_mode(settings) == 'none'",
         "auth_mode(settings) == 'accounts'",
@@ -39,6 +39,8 @@ ALLOWED = {
         "gateway == account == key == Rates()",
         "len(secret) < _SECRET_BYTES",
     ],
+    # Where a sign-in is needed.
+    "wiring/console.py": ["auth_mode(settings) == 'accounts'", "auth_mode(settings) == 'none'", "mode == 'none'"],
     "wiring/shared_results.py": ["len(one) >= MIN_SECRET_BYTES"],
     "wiring/routing.py": ["settings.explicit_choice == 'score'", "len(asked) > 1"],
 }

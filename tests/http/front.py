@@ -1,10 +1,11 @@
 """A gateway with accounts: real authentication, routes and database, and a handler that buys nothing."""
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
-from aiohttp import web
+from aiohttp import DummyCookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from lcp_gateway.accounts.callers import KeyRules
@@ -12,6 +13,9 @@ from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
 from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.app.gateway import OPEN_PATHS
+from lcp_gateway.app.wiring.console import Console
+from lcp_gateway.config import Settings
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.authentication import ANONYMOUS, AccountAuthenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -82,8 +86,10 @@ async def front(
     api_per_caller: int = 8,
     api_in_all: int = 32,
     pay_for_demo=None,
+    settings: Settings | None = None,
     **rules,
 ):
+    """``settings`` are those of the console; without them it is not served."""
     log, metrics = get_logger("test"), Metrics()
     key_sync = KeySync(
         bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, unavailable=(DatabaseUnavailable,), stale_s=60.0
@@ -131,22 +137,31 @@ async def front(
         ),
         keys=KeyRoutes(bank.keys, on_change=key_sync.refresh, read_timeout_s=5),
     )
+    authenticator = AccountAuthenticator(
+        find=key_sync.find, check_fresh=key_sync.check, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None
+    )
+    console = None
+    if settings is not None:
+        customers = SimpleNamespace(accounts=bank.accounts, keys=bank.keys, key_sync=key_sync, invoices=bank.invoices)
+        console = Console(bank.database, customers, api_limits, log)
+        authenticator, console_routes = console.parts(settings, authenticator)
+        routes = replace(routes, console=console_routes)
+    cors = Cors([] if settings is None else settings.cors_origins)
     middleware = RequestMiddleware(
-        authenticator=AccountAuthenticator(
-            find=key_sync.find, check_fresh=key_sync.check, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None
-        ),
-        cors=Cors([]),
-        guard=BrowserGuard(Cors([])),
+        authenticator=authenticator,
+        cors=cors,
+        guard=BrowserGuard(cors),
         metrics=metrics,
         log=log,
-        open_paths=frozenset({"/healthz"}),
+        open_paths=frozenset({"/healthz"}) if settings is None else OPEN_PATHS,
         max_header_bytes=16_384,
         unavailable=(DatabaseUnavailable,),
     )
     app = build_application(routes, middleware, max_body_bytes=65_536, with_metrics=True, api_limits=api_limits)
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as client:
         found = Front(bank, client, l402)
         found.refresh = key_sync.refresh
         found.key_sync = key_sync
         found.metrics = metrics
+        found.app = app
         yield found

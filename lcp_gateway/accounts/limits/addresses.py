@@ -1,4 +1,4 @@
-"""How many unpaid invoices a minute clients of one address may ask for: a token bucket for each network.
+"""How often clients of one address may ask for what costs the gateway something: a token bucket for each network.
 
 An IPv6 address means little, since an internet provider gives each customer at least a /64 and often a /48. A client counts
 in both; the wider network may have a few times as many.
@@ -29,9 +29,16 @@ class _Bucket:
 
 
 class AddressLimits:
-    """Counts by address. A bucket begins full and fills within a minute; the least recently used are dropped."""
+    """Counts by address. A bucket begins full and fills within ``period_s``; the least recently used are dropped."""
 
-    def __init__(self, *, max_buckets: int = _MAX_BUCKETS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        max_buckets: int = _MAX_BUCKETS,
+        period_s: float = _S_PER_MINUTE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._period_s = period_s
         self._max_buckets = max_buckets
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
@@ -39,41 +46,41 @@ class AddressLimits:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, address: str | None, per_minute: int) -> float:
+    def take(self, address: str | None, limit: int) -> float:
         """Count one request of an address and return 0, or return the seconds until one fits and count nothing."""
-        bounds = [(self._bucket(network, bound), bound) for network, bound in _networks(address, per_minute)]
-        wait_s = max((1 - bucket.left) * _S_PER_MINUTE / bound for bucket, bound in bounds)
+        bounds = [(self._bucket(network, bound), bound) for network, bound in _networks(address, limit)]
+        wait_s = max((1 - bucket.left) * self._period_s / bound for bucket, bound in bounds)
         if wait_s > 0:
             return wait_s
         for bucket, _ in bounds:
             bucket.left -= 1
         return 0.0
 
-    def _bucket(self, network: str, per_minute: int) -> _Bucket:
+    def _bucket(self, network: str, limit: int) -> _Bucket:
         now = self._clock()
         bucket = self._buckets.get(network)
         if bucket is None:
             while len(self._buckets) >= self._max_buckets:
                 self._buckets.popitem(last=False)
-            bucket = self._buckets[network] = _Bucket(per_minute, now)
+            bucket = self._buckets[network] = _Bucket(limit, now)
         self._buckets.move_to_end(network)
-        filled = bucket.left + (now - bucket.at) * per_minute / _S_PER_MINUTE
-        bucket.left, bucket.at = min(filled, per_minute), now
+        filled = bucket.left + (now - bucket.at) * limit / self._period_s
+        bucket.left, bucket.at = min(filled, limit), now
         return bucket
 
 
-def _networks(address: str | None, per_minute: int) -> list[tuple[str, int]]:
+def _networks(address: str | None, limit: int) -> list[tuple[str, int]]:
     """Return the networks in which an address counts, with the limit of each; a text that is no address counts as one."""
     try:
         ip = ipaddress.ip_address(address or "")
     except ValueError:
-        return [(address or "", per_minute)]
+        return [(address or "", limit)]
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
-            return [(str(ip.ipv4_mapped), per_minute)]
+            return [(str(ip.ipv4_mapped), limit)]
         value = int(ip)
         return [
-            (f"{value >> (128 - HOST_BITS_V6):x}/{HOST_BITS_V6}", per_minute),
-            (f"{value >> (128 - SITE_BITS_V6):x}/{SITE_BITS_V6}", per_minute * SITE_FACTOR),
+            (f"{value >> (128 - HOST_BITS_V6):x}/{HOST_BITS_V6}", limit),
+            (f"{value >> (128 - SITE_BITS_V6):x}/{SITE_BITS_V6}", limit * SITE_FACTOR),
         ]
-    return [(str(ip), per_minute)]
+    return [(str(ip), limit)]

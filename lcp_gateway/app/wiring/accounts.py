@@ -287,6 +287,11 @@ class Access:
         """The limits of requests that query the database and buy nothing."""
 
     @property
+    def customers(self) -> CustomerParts | None:
+        """The customers' accounts; None without ``auth = "accounts"``."""
+        return self._customers
+
+    @property
     def tasks(self) -> tuple[BackgroundTask, ...]:
         """The tasks that have to run beside the requests."""
         return () if self._customers is None else self._customers.tasks

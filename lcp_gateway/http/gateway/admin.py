@@ -178,6 +178,11 @@ def statement_line(line: StatementLine) -> dict[str, object]:
     return {**line_document(line, datetime.isoformat), "id": str(line.id)}
 
 
+def account_response(account: Account) -> web.Response:
+    """Return an account as the response."""
+    return json_response(_account(account))
+
+
 def _account(account: Account) -> dict[str, object]:
     document = account_document(account, unix_time)
     is_deleted = document.pop("deleted_at") is not None

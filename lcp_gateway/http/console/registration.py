@@ -1,0 +1,80 @@
+"""POST /api/register: a person opens an account by itself, with a key that is shown once."""
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from aiohttp import web
+from structlog.typing import FilteringBoundLogger
+
+from lcp_gateway.accounts.documents import account_document, key_document
+from lcp_gateway.accounts.keys import SIGN_IN_RULES
+from lcp_gateway.accounts.repositories import RegistrationRepository
+from lcp_gateway.http.console.sessions import SignInDesk
+from lcp_gateway.http.error_mapping import account_errors
+from lcp_gateway.http.errors import ApiError
+from lcp_gateway.http.fields import json_response, read_fields, unix_time
+from lcp_gateway.http.gateway.api_limits import anonymous_caller
+from lcp_gateway.http.server.proxies import display_address
+
+_ACTOR = "registration"
+CLOSED, OPEN = "closed", "open"
+
+
+class RegistrationRoutes:
+    """Opens accounts, as ``mode`` says: ``closed``, ``invite`` or ``open``."""
+
+    def __init__(
+        self,
+        desk: SignInDesk,
+        registrations: RegistrationRepository,
+        *,
+        mode: str,
+        on_key_change: Callable[[], Awaitable[None]],
+        log: FilteringBoundLogger,
+    ) -> None:
+        """``on_key_change`` makes this process read the new key at once."""
+        self._desk = desk
+        self._registrations = registrations
+        self._mode = mode
+        self._on_key_change = on_key_change
+        self._log = log
+
+    async def register(self, request: web.Request) -> web.Response:
+        """Serve POST /api/register. A browser is signed in as well; a program, which sends no origin, is not."""
+        desk = self._desk
+        form = desk.check(request, needs_origin=False)
+        if self._mode == CLOSED:
+            raise ApiError(
+                403, "the operator opens accounts here: ask for a key", code="registration_closed", reason="sign_in"
+            )
+        desk.limits.attempt(request.remote)
+        fields = await read_fields(request, desk.read_timeout_s)
+        name, code = fields.text("name", required=True), fields.text("invite")
+        fields.done()
+        if self._mode == OPEN and not code:
+            desk.limits.open_account(request.remote)
+        async with desk.api_limits.place(anonymous_caller(request.remote)):
+            with account_errors():
+                account, key = await self._registrations.register(
+                    name,
+                    actor=_ACTOR,
+                    at=datetime.now(UTC),
+                    rules=SIGN_IN_RULES,
+                    invite=None if self._mode == OPEN and not code else code,
+                )
+            await self._on_key_change()
+            self._log.info("an account was opened", account_id=account.id, client=display_address(request.remote))
+            document = account_document(account, unix_time)
+            del document["deleted_at"]
+            response = json_response(
+                {
+                    "object": "lcp.registration",
+                    "account": {"object": "lcp.account", **document, "deleted": False},
+                    "key": {"object": "lcp.key", **key_document(key.record, unix_time), "key": key.text},
+                },
+                status=201,
+            )
+            if "Origin" in request.headers:
+                made = await desk.sessions.begin(key.record.caller)
+                await desk.hand_over(request, response, form, made)
+        return response
