@@ -54,6 +54,20 @@ class PurchaseRecord:
     ended_by: EndedBy | None = None
     received: Received | None = None
     refund: Refund | None = None
+    unknown_at: datetime | None = None
+    settled_at: datetime | None = None
+
+    @property
+    def steps(self) -> "Sequence[StateChange]":
+        """The states that it went through, in order; those of which the time is not known are left out."""
+        times = (
+            (State.PAYING, self.paying_at),
+            (State.UNKNOWN, self.unknown_at),
+            (State.SETTLED, self.settled_at),
+            # Only the last state of all is an end.
+            (self.state, self.ended_at),
+        )
+        return [StateChange(state, at) for state, at in times if at is not None]
 
     @property
     def blames_provider(self) -> bool:

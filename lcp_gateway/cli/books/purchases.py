@@ -309,7 +309,7 @@ async def one_purchase(journal: Database, job_id: str) -> tuple[PurchaseRecord, 
         raise CommandFailed("the journal has no purchase of this job id")
     if len(found) > 1:
         raise CommandFailed("several job ids begin like this: give more digits")
-    return found[0], await books.steps(found[0].job_id)
+    return found[0], found[0].steps
 
 
 async def _records(books: Books, which: PurchaseFilter) -> AsyncIterator[PurchaseRecord]:

@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0010"
+HEAD = "0011"
 """The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -112,6 +112,9 @@ purchases = Table(
     Column("repeat_key", LargeBinary(32)),
     Column("repeat_body", LargeBinary(32)),
     Column("repeat_until", BigInteger),
+    # When it entered these states; the time of the first is ``paying_at``, that of the last ``ended_at``.
+    Column("unknown_at", BigInteger),
+    Column("settled_at", BigInteger),
     Index(
         "uq_purchases_repeat_key",
         "repeat_key",
@@ -133,16 +136,6 @@ purchases = Table(
     ),
     Index("ix_purchases_key", "key_id", "paying_at", "job_id", sqlite_where=HAS_KEY, postgresql_where=HAS_KEY),
     Index("ix_purchases_updated_at", "updated_at", "job_id"),
-)
-
-purchase_states = Table(
-    "purchase_states",
-    metadata,
-    Column("job_id", LargeBinary(32), ForeignKey("purchases.job_id", ondelete="CASCADE"), primary_key=True),
-    # No state can be entered twice, so the state itself completes the key.
-    Column("state", Text, primary_key=True),
-    Column("at", BigInteger, nullable=False),
-    sqlite_with_rowid=False,
 )
 
 budget_spend = Table(

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -92,6 +93,10 @@ _RESERVED_READ_S = 3.0
 
 _OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 """Errors of a value or a statement, not of the database."""
+
+
+def _is_of_the_work(error: BaseException) -> bool:
+    return isinstance(error.orig if isinstance(error, DBAPIError) else error, _OF_THE_WORK)
 
 
 class SqliteDatabase:
@@ -206,13 +211,14 @@ class SqliteDatabase:
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
             try:
-                with _transaction(self._write_connection):
+                with _Transaction(self._write_connection, "BEGIN IMMEDIATE"):
                     if is_new:
                         self._file.connected(self)
                     return work(self._write_connection)
-            except (DatabaseError, sqlite3.DatabaseError):
-                # After a full disk or an I/O error only a new connection is sure to work.
-                self._drop_writer()
+            except (DatabaseError, sqlite3.DatabaseError) as error:
+                if not _is_of_the_work(error):
+                    # After a full disk or an I/O error only a new connection is sure to work.
+                    self._drop_writer()
                 raise
 
     def _drop_writer(self) -> None:
@@ -236,7 +242,7 @@ class _Reader:
             if self._connection is None:
                 self._connection = self._engine.connect()
             try:
-                with self._connection.begin():
+                with _Transaction(self._connection, "BEGIN"):
                     result = work(self._connection)
                     if not self._has_read:
                         # The first statement opens the files beside the journal, not the connection.
@@ -297,24 +303,40 @@ def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
     return engine
 
 
-@contextmanager
-def _transaction(connection: Connection) -> Iterator[None]:
-    """Run the block in one transaction of the driver: SQLAlchemy's own takes as long as a short statement.
+class _Transaction:
+    """A block in one transaction of the driver: SQLAlchemy's own takes as long as a short statement.
 
     SQLAlchemy begins its own inside it where a statement goes through it, and ends it with this one.
     """
-    driver = cast("sqlite3.Connection", connection.connection)
-    driver.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        if connection.in_transaction():
-            connection.commit()
-        else:
-            driver.commit()
-    except BaseException:
-        connection.rollback()
-        driver.rollback()
-        raise
+
+    __slots__ = ("_begin", "_connection", "_driver")
+
+    def __init__(self, connection: Connection, begin: str) -> None:
+        self._connection = connection
+        self._begin = begin
+        self._driver = cast("sqlite3.Connection", connection.connection)
+
+    def __enter__(self) -> None:
+        self._driver.execute(self._begin)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                if self._connection.in_transaction():
+                    self._connection.commit()
+                else:
+                    self._driver.commit()
+                return
+        except BaseException:
+            self._roll_back()
+            raise
+        self._roll_back()
+
+    def _roll_back(self) -> None:
+        self._connection.rollback()
+        self._driver.rollback()
 
 
 @contextmanager
@@ -336,7 +358,7 @@ def _one_error() -> Iterator[None]:
     except OSError as error:
         raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
     except (DBAPIError, sqlite3.Error) as error:
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        if isinstance(cause, _OF_THE_WORK):
+        if _is_of_the_work(error):
             raise
+        cause = error.orig if isinstance(error, DBAPIError) else error
         raise DatabaseUnavailable(str(cause)) from error

@@ -53,6 +53,8 @@ def record_of(row: RowMapping) -> PurchaseRecord:
         paying_at=from_micros(values["paying_at"]),
         ended_at=from_micros_or_none(values["ended_at"]),
         updated_at=from_micros(values["updated_at"]),
+        unknown_at=from_micros_or_none(values["unknown_at"]),
+        settled_at=from_micros_or_none(values["settled_at"]),
         charge=charge,
     )
     return PurchaseRecord(**values)

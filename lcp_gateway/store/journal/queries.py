@@ -24,7 +24,7 @@ from lcp_gateway.purchase.records import (
 )
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import HAS_KEY, OPEN_STATES, budget_spend, purchase_states, purchases
+from lcp_gateway.store.database.schema import HAS_KEY, OPEN_STATES, budget_spend, purchases
 from lcp_gateway.store.database.statements import AnySelect, fetch, fetch_one, fetch_page, follows, newest_first
 from lcp_gateway.store.database.times import (
     MICROS_PER_DAY,
@@ -41,8 +41,6 @@ from lcp_gateway.store.journal.usage import read_key_use, read_total, read_usage
 
 _JOB_DIGITS = 64
 _OPEN = tuple(state.value for state in OPEN_STATES)
-_ORDER = (State.PAYING, State.UNKNOWN, State.NOT_PAID, State.SETTLED, State.DELIVERED, State.UNDELIVERED)
-"""The order in which a purchase enters its states: times may be equal, or of two machines."""
 
 _IS_LOST = and_(
     purchases.c.state == State.UNDELIVERED.value,
@@ -83,15 +81,8 @@ class Books:
 
     async def steps(self, job_id: bytes) -> Sequence[StateChange]:
         """Return the states that a purchase went through, in order."""
-
-        def work(connection: Connection) -> list[StateChange]:
-            found = connection.execute(
-                select(purchase_states.c.state, purchase_states.c.at).where(purchase_states.c.job_id == job_id)
-            )
-            steps = [StateChange(State(state), from_micros(at)) for state, at in found]
-            return sorted(steps, key=lambda step: _ORDER.index(step.state))
-
-        return await self._database.read(work)
+        record = await self.purchase(job_id)
+        return () if record is None else record.steps
 
     async def page(
         self, which: PurchaseFilter, *, limit: int = 100, after: PurchaseCursor | None = None

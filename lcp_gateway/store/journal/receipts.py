@@ -16,7 +16,7 @@ async def receipt_document(books: Books, job_id: bytes, key_id: str) -> Mapping[
     record = await books.purchase(job_id)
     if record is None or record.key_id != key_id or record.kind != ProviderSource.LCP:
         return None
-    return document(receipt_of(record, await books.steps(job_id)))
+    return document(receipt_of(record, record.steps))
 
 
 def receipt_of(record: PurchaseRecord, steps: Sequence[StateChange]) -> Receipt:

@@ -62,7 +62,6 @@ async def forget(database: Database, before: datetime, *, at_once: int = 500) ->
 def _forget_some(connection: Connection, before: datetime, at_once: int) -> int:
     job_ids = connection.execute(_OLD, {"before": to_micros(before), "at_most": at_once}).scalars().all()
     if job_ids:
-        # Their states go with them.
         connection.execute(_DELETE, {"job_ids": job_ids})
     return len(job_ids)
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from lcp_gateway.purchase.journal import Intent, PurchaseUpdate, RepeatIdentity
 from lcp_gateway.purchase.money import Charge
 from lcp_gateway.purchase.quote import ProviderSource
-from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
 from lcp_gateway.store.database.times import to_micros
@@ -25,6 +25,8 @@ _FACTS = (
     "result_sha256",
     "result_bytes",
     "preimage",
+    "unknown_at",
+    "settled_at",
     "ended_at",
     "ended_by",
     "received",
@@ -53,6 +55,8 @@ class PurchaseRow:
     result_bytes: int | None
     preimage: bytes | None
     paying_at: int
+    unknown_at: int | None
+    settled_at: int | None
     ended_at: int | None
     ended_by: str | None
     received: str | None
@@ -79,6 +83,16 @@ class PurchaseRow:
     def taken_msat(self) -> int:
         """The amount taken from the customer's balance."""
         return 0 if self.charge is None else self.charge.taken_msat(self.state)
+
+    def enter(self, state: State, at: int) -> None:
+        """Move on to a state, which no purchase enters twice."""
+        self.state = state
+        if state is State.SETTLED:
+            self.settled_at = at
+        elif state is State.UNKNOWN:
+            self.unknown_at = at
+        elif not TRANSITIONS[state]:
+            self.ended_at = at
 
     def apply(self, update: PurchaseUpdate) -> bool:
         """Fill in values that were not known, and keep those that were; return whether anything was new."""
@@ -165,6 +179,16 @@ def lock_rows(connection: Connection, job_ids: Iterable[bytes]) -> dict[bytes, P
     own = 1 + len(_LOCKED)
     rows = [PurchaseRow(charge_of(*row[own:]), *row[:own]) for row in found]
     return {row.job_id: row for row in rows}
+
+
+def _known(parameters: Parameters) -> AnySelect:
+    (job_ids,) = parameters
+    return select(purchases.c.job_id).where(purchases.c.job_id.in_(job_ids))
+
+
+def known_jobs(connection: Connection, job_ids: Iterable[bytes]) -> frozenset[bytes]:
+    """Return which of these jobs, of which there is one at least, have a purchase."""
+    return frozenset(job_id for (job_id,) in execute_in(connection, _known, sorted(job_ids)))
 
 
 def write_rows(connection: Connection, rows: Sequence[PurchaseRow]) -> None:

@@ -21,14 +21,15 @@ from lcp_gateway.purchase.journal import (
 )
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, Charge, Msat, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
+from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.accounts.balances import Balances
-from lcp_gateway.store.database.schema import accounts, budget_spend, keys, purchase_states
-from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
+from lcp_gateway.store.database.schema import accounts, budget_spend, keys
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in
 from lcp_gateway.store.database.times import to_micros
 from lcp_gateway.store.journal.budgets import Counter, Counters, DayOfRefunds, counter_of, counters_of
 from lcp_gateway.store.journal.repeats import Repeats, release_keys
-from lcp_gateway.store.journal.rows import PurchaseRow, insert_rows, lock_rows, values_of, write_rows
+from lcp_gateway.store.journal.rows import PurchaseRow, insert_rows, known_jobs, lock_rows, values_of, write_rows
 
 NOTHING_NEW = PurchaseUpdate()
 
@@ -129,14 +130,15 @@ def deleted_of(connection: Connection, account_ids: Collection[str]) -> frozense
     return frozenset(account_id for (account_id,) in found)
 
 
-_INSERT_STATE = insert(purchase_states)
-
-
 class JournalTransaction:
     """Writes updates first, then intents, so that amounts which updates release are available to intents.
 
     Where a customer is charged, the balance changes in the same transaction, so that no crash can come between the two.
     Where none is, the database gets no more statements for it.
+
+    No intent's job is looked up before it is written: the primary key refuses one that is known, and with it the whole
+    transaction. The caller tries that again with ``looks_up``. An intent that is refused for another reason is looked up,
+    since a job that is known counts as taken, whatever else may be wrong with its intent.
 
     The caller does not put an update into one transaction with the intent of its own job.
     """
@@ -147,8 +149,10 @@ class JournalTransaction:
         updates: Sequence[UpdateEntry],
         intents: Sequence[IntentEntry],
         refunds: RefundLimits = NO_REFUND_LIMITS,
+        *,
+        looks_up: bool = False,
     ) -> None:
-        """``refunds`` limits refunds; a charge over a limit is withheld."""
+        """``refunds`` limits refunds; a charge over a limit is withheld. ``looks_up`` finds the jobs that are known."""
         self._owner = owner
         self._refunds = DayOfRefunds(refunds)
         self._updates = updates
@@ -156,14 +160,18 @@ class JournalTransaction:
         self._counters = Counters()
         self._balances = Balances()
         self._repeats = Repeats(owner)
-        self._states: list[dict[str, object]] = []
+        self._looks_up = looks_up
         self._revoked_keys: frozenset[str] = frozenset()
         self._deleted_accounts: frozenset[str] = frozenset()
         self._problems: list[JournalProblem] = []
         self._decisions: list[RefundDecision] = []
 
     def write(self, connection: Connection) -> TransactionResult:
-        """Write everything in the caller's transaction."""
+        """Write everything in the caller's transaction.
+
+        Raises:
+            IntegrityError: a job or a repeat key is known, or a last guard of the balances or the ledger holds.
+        """
         rows = self._find(connection)
         counted = {job_id: row.counted_msat for job_id, row in rows.items()}
         self._refunds.lock(connection, self._to_refund(rows))
@@ -204,8 +212,6 @@ class JournalTransaction:
             },
         )
         refusals = self._take_intents(connection, rows, times, reserved)
-        if self._states:
-            execute_many(connection, _INSERT_STATE, self._states)
         self._counters.write(connection)
         self._refunds.write(connection)
         self._balances.write(connection)
@@ -213,8 +219,7 @@ class JournalTransaction:
 
     def _find(self, connection: Connection) -> dict[bytes, PurchaseRow]:
         job_ids = {entry.job_id for entry in self._updates}
-        job_ids.update(entry.intent.quote.job_id for entry in self._intents)
-        return lock_rows(connection, job_ids)
+        return lock_rows(connection, job_ids) if job_ids else {}
 
     def _to_refund(self, rows: Mapping[bytes, PurchaseRow]) -> Iterator[tuple[str, int]]:
         """Yield the accounts and times of the charges that these updates may refund."""
@@ -252,10 +257,7 @@ class JournalTransaction:
             self._report(entry, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}")
             return False
         if not stays and entry.state is not None:
-            row.state = entry.state
-            self._states.append({"job_id": row.job_id, "state": entry.state.value, "at": at})
-            if not TRANSITIONS[entry.state]:
-                row.ended_at = at
+            row.enter(entry.state, at)
         row.updated_at = at
         if row.charge is not None:
             if row.state is State.UNDELIVERED and not stays:
@@ -296,18 +298,20 @@ class JournalTransaction:
     def _take_intents(
         self,
         connection: Connection,
-        known: Mapping[bytes, PurchaseRow],
+        rows: Mapping[bytes, PurchaseRow],
         times: Sequence[int],
         reserved: Sequence[Sequence[Counter]],
     ) -> list[Refused | None]:
-        taken: set[bytes] = set()
+        taken: set[bytes] = set(rows)
+        if self._looks_up and self._intents:
+            taken |= known_jobs(connection, {entry.intent.quote.job_id for entry in self._intents})
         refusals: list[Refused | None] = []
         written: list[dict[str, object]] = []
         for entry, at, counters in zip(self._intents, times, reserved, strict=True):
             quote = entry.intent.quote
             refusal: Refused | None
-            if quote.job_id in known or quote.job_id in taken:
-                refusal = DuplicateIntent("this quote was taken before; nothing more was paid", quote=quote)
+            if quote.job_id in taken:
+                refusal = _duplicate(quote)
             else:
                 refusal = (
                     self._repeated(entry, at)
@@ -323,11 +327,24 @@ class JournalTransaction:
                 if charge := entry.intent.charge:
                     self._balances.hold(charge.account_id, charge.amount_msat)
                 written.append(values_of(entry.intent, entry.number, self._owner, at))
-                self._states.append({"job_id": quote.job_id, "state": State.PAYING.value, "at": at})
+        self._find_duplicates(connection, refusals)
         if written:
             self._repeats.release(connection)
             insert_rows(connection, written)
         return refusals
+
+    def _find_duplicates(self, connection: Connection, refusals: list[Refused | None]) -> None:
+        """Refuse the intents that are refused for another reason as duplicates where their jobs are known."""
+        refused = {
+            number: self._intents[number].intent.quote
+            for number, refusal in enumerate(refusals)
+            if refusal is not None and not isinstance(refusal, DuplicateIntent)
+        }
+        if refused:
+            known = known_jobs(connection, {quote.job_id for quote in refused.values()})
+            for number, quote in refused.items():
+                if quote.job_id in known:
+                    refusals[number] = _duplicate(quote)
 
     def _repeated(self, entry: IntentEntry, at: int) -> RequestRepeated | None:
         repeat = entry.intent.repeat
@@ -363,6 +380,10 @@ class JournalTransaction:
         # A withdrawn intent was not paid, so there is nothing to report.
         if entry.withdraws is None:
             self._problems.append(JournalProblem(kind, detail, entry.job_id, entry.state))
+
+
+def _duplicate(quote: Quote) -> DuplicateIntent:
+    return DuplicateIntent("this quote was taken before; nothing more was paid", quote=quote)
 
 
 def _taken_for_dead(row: PurchaseRow) -> str:

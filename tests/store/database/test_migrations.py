@@ -1,6 +1,7 @@
 """The database of an older gateway is migrated with all its rows."""
 
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 from alembic import command
@@ -247,3 +248,75 @@ async def test_a_journal_gets_an_identity_of_its_own_once(third_where, tmp_path)
 
 def identity_of(connection):
     return connection.execute(text("SELECT value FROM journal_identity WHERE name = 'id'")).scalar_one()
+
+
+# -- the times of states, from every schema there was ---------------------------------------------------
+
+HISTORIES = {
+    "paying": ("paying",),
+    "unknown": ("paying", "unknown"),
+    "not_paid": ("paying", "unknown", "not_paid"),
+    "settled": ("paying", "unknown", "settled"),
+    "delivered": ("paying", "settled", "delivered"),
+    "undelivered": ("paying", "unknown", "undelivered"),
+}
+BEFORE_STATE_TIMES = ("0001", "0002", "0003", "0004", "0005", "0006", "0009", "0010")
+
+
+def make_histories(connection, revision):
+    """Write a purchase of each state, with the times of its states, as gateways of this schema did."""
+    upgrade_to(connection, revision)
+    for number, (state, steps) in enumerate(HISTORIES.items()):
+        connection.execute(text(OLD_PURCHASE), {"job_id": job(number), "state": state, "number": number})
+        for after, step in enumerate(steps):
+            row = {"job_id": job(number), "state": step, "at": AT + after}
+            connection.execute(text("INSERT INTO purchase_states VALUES (:job_id, :state, :at)"), row)
+        if state == "delivered":
+            ended = {"job_id": job(number), "at": AT + len(steps) - 1}
+            connection.execute(text("UPDATE purchases SET ended_at = :at WHERE job_id = :job_id"), ended)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def histories_at(request, tmp_path):
+    """Return a function that makes an old database of a revision and returns where it is."""
+    if request.param == "sqlite":
+
+        async def make(revision):
+            path = tmp_path / f"{revision}.db"
+            engine = create_engine(f"sqlite:///{path}")
+            with engine.begin() as connection:
+                make_histories(connection, revision)
+            engine.dispose()
+            return str(path)
+
+        yield make
+        return
+    with request.getfixturevalue("postgres").fresh_database() as url:
+
+        async def make(revision):
+            async with begun(url) as connection:
+                await connection.run_sync(make_histories, revision)
+            return url
+
+        yield make
+
+
+@pytest.mark.parametrize("revision", BEFORE_STATE_TIMES)
+async def test_the_times_of_states_are_kept_as_columns(histories_at, revision):
+    where = await histories_at(revision)
+    database = await open_database(where, gone_after_s=0)
+    assert (
+        await database.read(lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)) == []
+    )
+    books = Books(database)
+    for number, steps in enumerate(HISTORIES.values()):
+        record = await books.purchase(job(number))
+        assert [(step.state.value, step.at) for step in record.steps] == [
+            (state, NOW + timedelta(microseconds=after)) for after, state in enumerate(steps)
+        ]
+    # They go on from there.
+    await resolve(database, job(1), State.SETTLED, NOW + timedelta(seconds=1))
+    assert [step.state.value for step in (await books.purchase(job(1))).steps] == ["paying", "unknown", "undelivered"]
+    assert len(await sweep(database, NOW + timedelta(seconds=2))) == 2
+    assert [step.state.value for step in (await books.purchase(job(0))).steps] == ["paying", "unknown"]
+    await database.close()

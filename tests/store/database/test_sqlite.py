@@ -456,3 +456,14 @@ async def test_an_error_of_the_work_stays_what_it_is(sqlite):
     for do in (sqlite.read, sqlite.read_reserved, sqlite.write):
         with pytest.raises(sqlite3.IntegrityError):
             await do(fail)
+
+
+async def test_no_purchase_is_looked_up_before_an_intent_is_written(sqlite):
+    statements = []
+    journal = JournalWriter(sqlite, on_problem=print)
+    journal.start()
+    await journal.intend(intent(1))
+    sqlite._write_connection.connection.set_trace_callback(statements.append)
+    await journal.intend(intent(2))
+    assert [text for text in statements if "purchases" in text and not text.startswith("INSERT INTO purchases")] == []
+    await journal.close()

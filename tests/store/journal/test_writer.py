@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from lcp_gateway.purchase.journal import DuplicateIntent, JournalUnavailable, PurchaseUpdate
+from lcp_gateway.purchase.journal import BudgetExceeded, DuplicateIntent, JournalUnavailable, PurchaseUpdate
+from lcp_gateway.purchase.money import Budget, Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
@@ -53,6 +54,41 @@ async def test_a_job_is_never_intended_twice_by_two_processes_at_once(journal, w
 async def test_of_the_same_job_in_one_batch_one_is_written(journal):
     outcomes = await asyncio.gather(*(journal.intend(intent(1)) for _ in range(5)), return_exceptions=True)
     assert sorted(type(outcome).__name__ for outcome in outcomes) == [*["DuplicateIntent"] * 4, "NoneType"]
+
+
+async def test_a_known_job_costs_its_neighbours_one_more_try_and_nothing_else(journal, database, books, monkeypatch):
+    await journal.intend(intent(1))
+    tries = []
+    write = database.write
+
+    async def counted(work):
+        tries.append(work)
+        return await write(work)
+
+    monkeypatch.setattr(database, "write", counted)
+    entries = [journal.intend(intent(number)) for number in (2, 1, 3, 1, 4)]
+    outcomes = await asyncio.gather(*entries, return_exceptions=True)
+    assert [type(outcome).__name__ for outcome in outcomes] == [
+        "NoneType",
+        "DuplicateIntent",
+        "NoneType",
+        "DuplicateIntent",
+        "NoneType",
+    ]
+    # All at once, and again with a look-up; not one by one.
+    assert len(tries) == 2
+    assert [(await books.purchase(job(number))).state for number in (1, 2, 3, 4)] == [State.PAYING] * 4
+
+
+async def test_a_known_job_is_a_duplicate_whatever_else_is_wrong_with_it(journal):
+    """Only a duplicate's quote is not cancelled: its job may be paid for and running."""
+    await journal.intend(intent(1), [HOUR])
+    nothing_left = Budget(HOUR.period, Msat(1_500))
+    with pytest.raises(BudgetExceeded):
+        await journal.intend(intent(2), [nothing_left])
+    with pytest.raises(DuplicateIntent) as refused:
+        await journal.intend(intent(1), [nothing_left])
+    assert refused.value.quote.job_id == job(1)
 
 
 async def test_updates_are_written_in_order_with_their_facts(journal, books):
