@@ -21,6 +21,10 @@ class Scope(enum.StrEnum):
     """Reading the account's balance and statement, and topping it up."""
     ACCOUNT = "account"
     """Managing the account: its name, its keys and its wallet. It buys nothing."""
+    WITHDRAW = "withdraw"
+    """Paying out of the account's balance; no key has it unless it was asked for."""
+    NODE = "node"
+    """Connecting a node whose earnings are the account's."""
     ADMIN = "admin"
     """Administering every account."""
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from lcp_gateway.accounts.invites import Invite
 from lcp_gateway.accounts.models import Account, AdminAction, Audit, Balance, KeyRecord, StatementLine, Topup
+from lcp_gateway.accounts.withdrawals import REASON_MESSAGES, Withdrawal
 
 Document = dict[str, object]
 Time = Callable[[datetime], object]
@@ -77,6 +78,28 @@ def topup_document(topup: Topup, time: Time) -> Document:
         "expires_at": time(topup.expires_at),
         "settled_at": _optional(topup.settled_at, time),
         "payment_request": topup.payment_request,
+    }
+
+
+def withdrawal_document(withdrawal: Withdrawal, time: Time) -> Document:
+    """Return a withdrawal. ``preimage`` proves the payment, and is the customer's to have."""
+    reason = withdrawal.reason
+    return {
+        "id": withdrawal.id,
+        "status": withdrawal.state.value,
+        "amount_msat": withdrawal.amount_msat,
+        "fee_msat": withdrawal.fee_msat,
+        "fee_limit_msat": withdrawal.fee_limit_msat,
+        "held_msat": withdrawal.held_msat,
+        "internal": withdrawal.topup_id is not None,
+        "reason": None if reason is None else reason.value,
+        "message": None if reason is None else REASON_MESSAGES[reason],
+        "payment_hash": withdrawal.payment_hash.hex(),
+        "preimage": None if withdrawal.preimage is None else withdrawal.preimage.hex(),
+        "payment_request": withdrawal.payment_request,
+        "created_at": time(withdrawal.created_at),
+        "expires_at": time(withdrawal.expires_at),
+        "ended_at": _optional(withdrawal.ended_at, time),
     }
 
 

@@ -241,13 +241,20 @@ class Cause(enum.StrEnum):
     PURCHASE = "purchase"
     REFUND = "refund"
     ADJUSTMENT = "adjustment"
+    WITHDRAWAL = "withdrawal"
+    """A payment to an invoice and its routing fee."""
+    TRANSFER = "transfer"
+    """A withdrawal to the top-up of another account, inside the ledger."""
+    EARNING = "earning"
+    """The owner's part of the price of an answer that the owner's node delivered."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatementLine:
     """One movement of a customer's balance, and the balance after it.
 
-    ``cause_id`` is the id of the top-up or of the adjustment, or the purchase's job id in hexadecimal digits.
+    ``cause_id`` is the id of the top-up, of the adjustment or of the withdrawal, or the purchase's job id in hexadecimal
+    digits.
     """
 
     id: int

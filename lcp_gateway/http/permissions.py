@@ -19,7 +19,7 @@ _INFERENCE = frozenset({Scope.INFERENCE})
 _ADMIN = frozenset({Scope.ADMIN})
 _WALLET = frozenset({Scope.WALLET, Scope.ACCOUNT})
 _OFFERS = frozenset({Scope.INFERENCE, Scope.ACCOUNT, Scope.ADMIN})
-_ANY = frozenset(Scope)
+_ANY = frozenset(Scope) - {Scope.NODE, Scope.WITHDRAW}
 # By the first part of a path that matches, for reads and for all other methods.
 _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = MappingProxyType(
     {
@@ -28,6 +28,7 @@ _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = Mappin
         "/api/session": (_ANY, _ANY),
         "/api/sessions": (_ANY, _ANY),
         "/api/account": (_WALLET, frozenset({Scope.ACCOUNT})),
+        "/api/wallet/withdrawals": (_WALLET, frozenset({Scope.WITHDRAW})),
         "/api/wallet": (_WALLET, _WALLET),
         "/api/purchases": (_ANY, _ADMIN),
         "/api/usage": (_ANY, _ADMIN),

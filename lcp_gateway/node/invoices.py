@@ -70,8 +70,11 @@ class InvoiceBook:
     settle index misses no settlement after a restart of the node.
     """
 
-    def __init__(self, seed: str, network: str, events: EventLog, max_invoices: int = MAX_INVOICES) -> None:
-        self._key = derive_key(seed, "node")
+    def __init__(
+        self, seed: str, network: str, events: EventLog, max_invoices: int = MAX_INVOICES, owner: str = "node"
+    ) -> None:
+        """``owner`` names the party whose key signs the invoices."""
+        self._key = derive_key(seed, owner)
         self._network = network
         self._events = events
         self._max_invoices = max_invoices

@@ -1,4 +1,4 @@
-"""A few calls of lnd's own service, simulated, so that top-ups can be paid at the node.
+"""A few calls of lnd's own services, simulated, so that top-ups can be paid at the node, and withdrawals by it.
 
 Their messages come with an optional extra and are loaded at the first call; a node without them serves all other calls.
 """
@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError
 
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.constants import MSAT_PER_SAT
-from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, load_stubs
+from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, Stubs, load_stubs
 from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
+from lcp_gateway.node.payments import SUCCEEDED, Payment, Payments
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.status import CallError, not_found
 from lcp_gateway.node.wallets import CustomerPaymentFailed, CustomerWallet, Wallet
@@ -23,7 +24,11 @@ from lcp_gateway.node.wallets import CustomerPaymentFailed, CustomerWallet, Wall
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 _SERVICE: Final = "/lnrpc.Lightning/"
+_ROUTER: Final = "/routerrpc.Router/"
+DEMO_INVOICE: Final = "/lcpgateway.Demo/AddInvoice"
+"""Adds an invoice of the demonstration's customer; its messages are those of lnd's AddInvoice. No lnd has this call."""
 _HASH_BYTES: Final = 32
+_NO_PREIMAGE: Final = "00" * _HASH_BYTES
 _DEFAULT_PAGE: Final = 100
 _NETWORKS: Final = MappingProxyType(
     {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest", "sb": "simnet"}
@@ -39,12 +44,20 @@ class LndService:
     """The calls themselves, from message to message; ``messages`` is the generated module, which has no types."""
 
     def __init__(
-        self, network: str, *, book: InvoiceBook, customer: CustomerWallet, wallet: Wallet, peers: Peers
+        self,
+        network: str,
+        *,
+        book: InvoiceBook,
+        customer: CustomerWallet,
+        wallet: Wallet,
+        payments: Payments,
+        peers: Peers,
     ) -> None:
         self._network = network
         self._book = book
         self._customer = customer
         self._wallet = wallet
+        self._payments = payments
         self._peers = peers
 
     async def get_info(self, messages: Any, _request: Any) -> Any:
@@ -88,20 +101,28 @@ class LndService:
         return messages.WalletBalanceResponse()
 
     async def add_invoice(self, messages: Any, request: Any) -> Any:
-        """Add an invoice."""
-        invoice = self._book.add(
-            _amount_msat(request.value, request.value_msat),
-            memo=request.memo,
-            description_hash=request.description_hash,
-            expiry_s=request.expiry,
-            preimage=request.r_preimage,
+        """Add an invoice of the node."""
+        return _add_invoice(self._book, messages, request)
+
+    async def add_customer_invoice(self, messages: Any, request: Any) -> Any:
+        """Add an invoice of the customer, which the node can pay."""
+        return _add_invoice(self._customer.invoices, messages, request)
+
+    async def send_payment(self, messages: Any, request: Any) -> AsyncGenerator[Any, None]:
+        """Pay an invoice of the customer, and yield how that goes."""
+        payment = self._payments.send(
+            request.payment_request,
+            _amount_msat(request.amt, request.amt_msat),
+            _amount_msat(request.fee_limit_sat, request.fee_limit_msat),
         )
-        return messages.AddInvoiceResponse(
-            r_hash=invoice.payment_hash,
-            payment_request=invoice.payment_request,
-            add_index=invoice.add_index,
-            payment_addr=invoice.payment_secret,
-        )
+        async for state in self._payments.follow(payment, only_end=request.no_inflight_updates):
+            yield _payment_message(messages, state)
+
+    async def track_payment(self, messages: Any, request: Any) -> AsyncGenerator[Any, None]:
+        """Yield the state of a payment until it has ended."""
+        payment = self._payments.find(request.payment_hash)
+        async for state in self._payments.follow(payment, only_end=request.no_inflight_updates):
+            yield _payment_message(messages, state)
 
     async def lookup_invoice(self, messages: Any, request: Any) -> Any:
         """Return one invoice."""
@@ -160,24 +181,25 @@ class LndServiceHandler(grpc.GenericRpcHandler):
 
     def __init__(self, lnd: LndService) -> None:
         self._unary: dict[str, tuple[str, _Unary]] = {
-            "GetInfo": ("GetInfoRequest", lnd.get_info),
-            "ChannelBalance": ("ChannelBalanceRequest", lnd.channel_balance),
-            "ListChannels": ("ListChannelsRequest", lnd.list_channels),
-            "WalletBalance": ("WalletBalanceRequest", lnd.wallet_balance),
-            "AddInvoice": ("Invoice", lnd.add_invoice),
-            "LookupInvoice": ("PaymentHash", lnd.lookup_invoice),
-            "ListInvoices": ("ListInvoiceRequest", lnd.list_invoices),
-            "SendPaymentSync": ("SendRequest", lnd.send_payment_sync),
+            f"{_SERVICE}GetInfo": ("GetInfoRequest", lnd.get_info),
+            f"{_SERVICE}ChannelBalance": ("ChannelBalanceRequest", lnd.channel_balance),
+            f"{_SERVICE}ListChannels": ("ListChannelsRequest", lnd.list_channels),
+            f"{_SERVICE}WalletBalance": ("WalletBalanceRequest", lnd.wallet_balance),
+            f"{_SERVICE}AddInvoice": ("Invoice", lnd.add_invoice),
+            f"{_SERVICE}LookupInvoice": ("PaymentHash", lnd.lookup_invoice),
+            f"{_SERVICE}ListInvoices": ("ListInvoiceRequest", lnd.list_invoices),
+            f"{_SERVICE}SendPaymentSync": ("SendRequest", lnd.send_payment_sync),
+            DEMO_INVOICE: ("Invoice", lnd.add_customer_invoice),
         }
         self._streams: dict[str, tuple[str, _Stream]] = {
-            "SubscribeInvoices": ("InvoiceSubscription", lnd.subscribe_invoices)
+            f"{_SERVICE}SubscribeInvoices": ("InvoiceSubscription", lnd.subscribe_invoices),
+            f"{_ROUTER}SendPaymentV2": ("SendPaymentRequest", lnd.send_payment),
+            f"{_ROUTER}TrackPaymentV2": ("TrackPaymentRequest", lnd.track_payment),
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the handler of a call; None for a call of another service or one that is not served here."""
-        service, slash, name = handler_call_details.method.rpartition("/")
-        if service + slash != _SERVICE:
-            return None
+        name = handler_call_details.method
         if name in self._unary:
             return grpc.unary_unary_rpc_method_handler(_unary_handler(*self._unary[name]))
         if name in self._streams:
@@ -187,9 +209,9 @@ class LndServiceHandler(grpc.GenericRpcHandler):
 
 def _unary_handler(request_type: str, method: _Unary) -> Callable[[bytes, Context], Awaitable[bytes]]:
     async def answer(request: bytes, context: Context) -> bytes:
-        messages = await _load_messages(context)
+        stubs = await _load_stubs(context)
         try:
-            message = await method(messages, _parse(messages, request_type, request))
+            message = await method(stubs.lightning, _parse(stubs, request_type, request))
         except CallError as error:
             await context.abort(error.code, error.details)
         written: bytes = message.SerializeToString()
@@ -200,29 +222,33 @@ def _unary_handler(request_type: str, method: _Unary) -> Callable[[bytes, Contex
 
 def _stream_handler(request_type: str, method: _Stream) -> Callable[[bytes, Context], AsyncIterator[bytes]]:
     async def answers(request: bytes, context: Context) -> AsyncIterator[bytes]:
-        messages = await _load_messages(context)
+        stubs = await _load_stubs(context)
         try:
-            asked = _parse(messages, request_type, request)
+            asked = _parse(stubs, request_type, request)
         except CallError as error:
             await context.abort(error.code, error.details)
-        async with aclosing(method(messages, asked)) as found:
-            async for message in found:
-                yield message.SerializeToString()
+        try:
+            async with aclosing(method(stubs.lightning, asked)) as found:
+                async for message in found:
+                    yield message.SerializeToString()
+        except CallError as error:
+            await context.abort(error.code, error.details)
 
     return answers
 
 
-async def _load_messages(context: Context) -> Any:
+async def _load_stubs(context: Context) -> Stubs:
     """Import in a thread: streams that are under way go on."""
     try:
-        return (await asyncio.to_thread(load_stubs)).lightning
+        return await asyncio.to_thread(load_stubs)
     except LndNotInstalled:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "to serve invoices, the node needs lcp-gateway[lnd]")
 
 
-def _parse(messages: Any, request_type: str, request: bytes) -> Any:
+def _parse(stubs: Stubs, request_type: str, request: bytes) -> Any:
+    kind = getattr(stubs.lightning, request_type, None) or getattr(stubs.router, request_type)
     try:
-        return getattr(messages, request_type).FromString(request)
+        return kind.FromString(request)
     except DecodeError as error:
         raise CallError(grpc.StatusCode.INTERNAL, "the request cannot be read") from error
 
@@ -231,6 +257,35 @@ def _amount_msat(sat: int, msat: int) -> int:
     if sat and msat:
         raise lnd_refusal("msat and sat arguments are mutually exclusive")
     return msat or sat * MSAT_PER_SAT
+
+
+def _add_invoice(book: InvoiceBook, messages: Any, request: Any) -> Any:
+    invoice = book.add(
+        _amount_msat(request.value, request.value_msat),
+        memo=request.memo,
+        description_hash=request.description_hash,
+        expiry_s=request.expiry,
+        preimage=request.r_preimage,
+    )
+    return messages.AddInvoiceResponse(
+        r_hash=invoice.payment_hash,
+        payment_request=invoice.payment_request,
+        add_index=invoice.add_index,
+        payment_addr=invoice.payment_secret,
+    )
+
+
+def _payment_message(messages: Any, payment: Payment) -> Any:
+    return messages.Payment(
+        payment_hash=payment.payment_hash.hex(),
+        payment_preimage=payment.preimage.hex() if payment.status == SUCCEEDED else _NO_PREIMAGE,
+        value_msat=payment.amount_msat,
+        value_sat=payment.amount_msat // MSAT_PER_SAT,
+        fee_msat=payment.fee_msat if payment.status == SUCCEEDED else 0,
+        status=payment.status,
+        failure_reason=payment.failure_reason,
+        creation_time_ns=payment.created_ns,
+    )
 
 
 def _invoice_message(messages: Any, invoice: Invoice) -> Any:

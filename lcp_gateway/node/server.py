@@ -20,6 +20,7 @@ from lcp_gateway.node.faults import FaultInjector, FaultScript
 from lcp_gateway.node.invoices import InvoiceBook
 from lcp_gateway.node.jobs import Jobs
 from lcp_gateway.node.lnd_service import LndService, LndServiceHandler
+from lcp_gateway.node.payments import Payments
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.service import LcpdService
@@ -48,7 +49,20 @@ class Node:
         self.events = EventLog(config.events_path)
         self.wallet = Wallet(config.wallet, self.events)
         self.invoices = InvoiceBook(config.seed, config.network, self.events)
-        self.customer = CustomerWallet(config.wallet, config.network, book=self.invoices, wallet=self.wallet)
+        self.customer = CustomerWallet(
+            config.wallet,
+            config.network,
+            book=self.invoices,
+            wallet=self.wallet,
+            invoices=InvoiceBook(config.seed, config.network, self.events, owner="customer"),
+        )
+        self.payments = Payments(
+            config.wallet,
+            config.network,
+            wallet=self.wallet,
+            node_id=self.invoices.node_id,
+            payee=self.customer.invoices,
+        )
         self.faults = FaultScript(by_model_name=config.faults)
         self.jobs = Jobs()
         self._backend = _make_backend(config)
@@ -90,7 +104,12 @@ class Node:
         server = grpc.aio.server(options=_SERVER_OPTIONS)
         lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
         lnd = LndService(
-            config.network, book=self.invoices, customer=self.customer, wallet=self.wallet, peers=self._peers
+            config.network,
+            book=self.invoices,
+            customer=self.customer,
+            wallet=self.wallet,
+            payments=self.payments,
+            peers=self._peers,
         )
         server.add_generic_rpc_handlers((LndServiceHandler(lnd),))
         try:
@@ -111,6 +130,7 @@ class Node:
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
+        await self.payments.close()
         await self.customer.close()
         await self.wallet.close()
         await self._backend.close()

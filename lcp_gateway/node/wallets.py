@@ -94,10 +94,16 @@ class CustomerPaymentFailed(Exception):
 
 
 class CustomerWallet:
-    """Pays invoices of the node out of a balance of its own, each at most once. As a direct peer of the node it pays no fees."""
+    """Pays invoices of the node out of a balance of its own, each at most once. As a direct peer of the node it pays no fees.
 
-    def __init__(self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet) -> None:
+    ``invoices`` are its own, which the node can pay.
+    """
+
+    def __init__(
+        self, config: WalletConfig, network: str, *, book: InvoiceBook, wallet: Wallet, invoices: InvoiceBook
+    ) -> None:
         """``wallet`` is the node's, which gets the money."""
+        self.invoices = invoices
         self._config = config
         self._network = network
         self._book = book

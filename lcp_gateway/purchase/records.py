@@ -19,7 +19,8 @@ class PurchaseRecord:
     ``kind`` is a value of ``ProviderSource``: ``lcp`` of a Lightning peer, ``node`` of a virtual node, which sends no
     invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was charged; its amount is held
     while the purchase is open, and taken once it is settled. ``ended_by`` and ``received`` say how a paid purchase ended
-    without a whole result, ``refund`` is the refund of its charge.
+    without a whole result, ``refund`` is the refund of its charge. ``payee_id`` is the account that earns the price without
+    the operator's ``commission_ppm``, once it is delivered; None where the provider is no node of an account.
     """
 
     job_id: bytes
@@ -56,6 +57,8 @@ class PurchaseRecord:
     refund: Refund | None = None
     unknown_at: datetime | None = None
     settled_at: datetime | None = None
+    payee_id: str | None = None
+    commission_ppm: int | None = None
 
     @property
     def steps(self) -> "Sequence[StateChange]":

@@ -34,6 +34,9 @@ FAILED = 3
 INITIATED = 4
 NO_PREIMAGE = "00" * 32
 
+ELSEWHERE = PrivateKey(b"\x06" * 32)
+"""The key of the node whose invoices the stand-in can pay."""
+
 OPEN = 0
 SETTLED = 1
 CANCELED = 2
@@ -115,6 +118,13 @@ class LndStandin:
     forged: dict = field(default_factory=dict)
     run: Callable[[Coroutine], object] | None = None
     trouble: Trouble = field(default_factory=Trouble)
+    # How the next payments go: "settle", "no_route", "hold" until ``finish``, "refuse" with an error of the call,
+    # "hang" with no answer to the call and no payment. A function chooses for each invoice.
+    payments_go: Callable[[bytes], str] = lambda _hash: "settle"
+    payment_fee_msat: int = 7
+    payment_delay_s: float = 0.0
+    preimages: dict[bytes, bytes] = field(default_factory=dict)
+    sent: list[bytes] = field(default_factory=list)
     with_router: bool = True
     longest_page: int = 10_000
     port: int = 0
@@ -140,6 +150,7 @@ class LndStandin:
         self._baked = {MACAROON.hex(): None}
         self._server = None
         self._changed = asyncio.Condition()
+        self._under_way = set()
         self._running = False
 
     @property
@@ -242,6 +253,37 @@ class LndStandin:
         self.invoices.append(invoice)
         await self._announce()
         return invoice
+
+    def elsewhere(self, amount_msat: int | None = 10_000, **says) -> str:
+        """Make an invoice of another node that this one can pay."""
+        preimage = says.pop("preimage", None) or secrets.token_bytes(32)
+        payment_hash = hashlib.sha256(preimage).digest()
+        self.preimages[payment_hash] = preimage
+        fields = {
+            "network": "bcrt",
+            "timestamp": int(time.time()),
+            "payment_secret": secrets.token_bytes(32),
+            "description": "of another node",
+            "expiry_s": 3_600,
+            **says,
+        }
+        return bolt11.encode(ELSEWHERE, payment_hash=payment_hash, amount_msat=amount_msat, **fields)
+
+    def finish(self, payment_hash: bytes, *, settle: bool) -> None:
+        """End a payment that is held."""
+        held = self.payments[payment_hash]
+        if settle:
+            ended = settled(self.preimages[payment_hash], value_msat=held.value_msat, fee_msat=self.payment_fee_msat)
+        else:
+            ended = unfinished(payment_hash, status=FAILED, failure_reason=4, value_msat=held.value_msat)
+        self.payments[payment_hash] = ended
+
+    async def _go(self, payment_hash: bytes, way: str) -> None:
+        await asyncio.sleep(self.payment_delay_s)
+        if way == "settle":
+            self.finish(payment_hash, settle=True)
+        elif way == "no_route":
+            self.payments[payment_hash] = unfinished(payment_hash, status=FAILED, failure_reason=2)
 
     async def _announce(self) -> None:
         async with self._changed:
@@ -410,6 +452,43 @@ class _Lightning:
 class _Router:
     def __init__(self, lnd: LndStandin):
         self._lnd = lnd
+
+    async def SendPaymentV2(self, request, context):  # noqa: N802 - lnd's name
+        """Begin a payment, which goes on whatever becomes of the call; its end is the only update."""
+        lnd = self._lnd
+        await lnd.admit("SendPaymentV2", context)
+        assert request.no_inflight_updates and request.timeout_seconds and not request.allow_self_payment
+        try:
+            asked = bolt11.decode(request.payment_request)
+        except bolt11.InvoiceError as error:
+            await context.abort(grpc.StatusCode.UNKNOWN, str(error))
+        if (asked.amount_msat is None) is (request.amt_msat == 0):
+            await context.abort(grpc.StatusCode.UNKNOWN, "amount must be specified when paying a zero amount invoice")
+        if asked.payee == lnd.identity:
+            await context.abort(grpc.StatusCode.UNKNOWN, "self-payments not allowed")
+        if time.time() >= asked.expires_at:
+            await context.abort(grpc.StatusCode.UNKNOWN, "invoice expired.")
+        known = lnd.payments.get(asked.payment_hash)
+        if known is not None and known.status != FAILED:
+            text = "invoice is already paid" if known.status == SUCCEEDED else "payment is in transition"
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, text)
+        way = lnd.payments_go(asked.payment_hash)
+        if way == "refuse":
+            await context.abort(grpc.StatusCode.UNKNOWN, "unable to find a path")
+        if way == "hang":
+            await asyncio.sleep(3_600)
+        if way == "settle" and request.fee_limit_msat < lnd.payment_fee_msat:
+            way = "no_route"
+        payment_hash = asked.payment_hash
+        lnd.sent.append(payment_hash)
+        amount_msat = asked.amount_msat or request.amt_msat
+        lnd.payments[payment_hash] = unfinished(payment_hash, value_msat=amount_msat)
+        going = asyncio.ensure_future(lnd._go(payment_hash, way))
+        lnd._under_way.add(going)
+        going.add_done_callback(lnd._under_way.discard)
+        while (payment := lnd.payments[payment_hash]).status not in {SUCCEEDED, FAILED}:
+            await asyncio.sleep(0.01)
+        yield payment
 
     async def TrackPaymentV2(self, request, context):  # noqa: N802 - lnd's name
         """Send the state of a payment until it has ended."""

@@ -221,7 +221,7 @@ class LndClient(LndChannel):
                 call.cancel()
         if update is grpc.aio.EOF:
             raise LndError(UpstreamStatus.UNKNOWN, "the answer ended before it began", retryable=True)
-        return _record(update)
+        return payment_record(update)
 
     async def _listed(self, payment_hash: bytes) -> PaymentRecord:
         """Search for a payment in pages, newest first; only a list read to its end proves that it is absent."""
@@ -233,7 +233,7 @@ class LndClient(LndChannel):
             answer = await self._ask(self._lightning.ListPayments, request)
             for payment in answer.payments:
                 if payment.payment_hash == wanted:
-                    return _record(payment)
+                    return payment_record(payment)
             if not answer.payments:
                 return PaymentRecord(payment_hash, PaymentState.UNKNOWN_TO_LND)
             before = answer.first_index_offset
@@ -248,7 +248,7 @@ class LndClient(LndChannel):
         for payment in answer.payments:
             # A malformed one, such as a special payment of another program, must not hide the others.
             with suppress(LndError):
-                payments.append((payment.payment_index, _record(payment)))
+                payments.append((payment.payment_index, payment_record(payment)))
         return PaymentPage(payments, len(answer.payments), answer.first_index_offset, answer.last_index_offset)
 
     async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
@@ -256,7 +256,12 @@ class LndClient(LndChannel):
             return await method(request, timeout=self._timeout_s, metadata=self._metadata)
 
 
-def _record(payment: Any) -> PaymentRecord:
+def payment_record(payment: Any) -> PaymentRecord:
+    """Return a payment of lnd's as a record.
+
+    Raises:
+        LndError: it is malformed.
+    """
     payment_hash = _bytes32(payment.payment_hash)
     created_at = _time(payment.creation_time_ns)
     amount_msat = Msat(payment.value_msat)

@@ -1,16 +1,20 @@
-"""Pays an invoice of our own node, out of the simulated wallet of its customer. No real money moves.
+"""The simulated wallet of our own node's customer: pays the node's invoices, and makes invoices that the node can pay.
 
-A real lnd would refuse the call, which is sent in the clear and without a macaroon.
+No real money moves. A real lnd would refuse the calls, which are sent in the clear and without a macaroon.
 """
 
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Final
 
 from lcp_gateway.lightning.lnd.channel import LndAddress, lnd_errors, open_channel
 from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.lightning.lnd.stubs import load_stubs
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
+
+_ADD_INVOICE: Final = "/lcpgateway.Demo/AddInvoice"
+"""A call that only our own node serves; its messages are those of lnd's AddInvoice."""
 
 
 class DemoPaymentFailed(Exception):
@@ -54,3 +58,22 @@ async def pay(target: str, payment_request: str, *, amount_msat: int = 0, timeou
         preimage=answer.payment_preimage,
         amount_msat=Msat(answer.payment_route.total_amt_msat),
     )
+
+
+async def make_invoice(target: str, amount_msat: int, *, timeout_s: float = 10.0) -> str:
+    """Make an invoice of the customer's at a node, and return it; without an amount, the payer chooses.
+
+    Raises:
+        LndNotInstalled: the extra is missing.
+        LndError: there is no such node, or it refuses the amount.
+    """
+    messages = load_stubs().lightning
+    async with open_channel(LndAddress(target)) as channel:
+        add = channel.unary_unary(
+            _ADD_INVOICE,
+            request_serializer=messages.Invoice.SerializeToString,
+            response_deserializer=messages.AddInvoiceResponse.FromString,
+        )
+        async with lnd_errors():
+            answer = await add(messages.Invoice(value_msat=amount_msat, memo="withdrawal"), timeout=timeout_s)
+    return str(answer.payment_request)

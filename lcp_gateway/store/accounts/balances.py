@@ -24,7 +24,14 @@ _CUSTOMER = "customer:"
 
 LARGEST_AMOUNT = LARGEST_MSAT
 
-_OPPOSITES = {Cause.TOPUP: LIGHTNING, Cause.PURCHASE: REVENUE, Cause.REFUND: REVENUE, Cause.ADJUSTMENT: ADJUSTMENTS}
+_OPPOSITES = {
+    Cause.TOPUP: LIGHTNING,
+    Cause.PURCHASE: REVENUE,
+    Cause.REFUND: REVENUE,
+    Cause.ADJUSTMENT: ADJUSTMENTS,
+    Cause.WITHDRAWAL: LIGHTNING,
+    Cause.EARNING: REVENUE,
+}
 
 
 def book_of(account_id: str) -> str:
@@ -108,11 +115,15 @@ class Balances:
         if not amount_msat:
             return
         self._of(account_id).balance_msat += amount_msat
-        movement = {"tx": secrets.randbits(63), "at": at_micros, "cause": cause.value, "cause_id": cause_id}
-        self._entries += (
-            {**movement, "book": book_of(account_id), "amount_msat": amount_msat},
-            {**movement, "book": _OPPOSITES[cause], "amount_msat": -amount_msat},
-        )
+        self._enter(book_of(account_id), _OPPOSITES[cause], amount_msat, cause, cause_id, at_micros)
+
+    def transfer(
+        self, payer: str, receiver: str, amount_msat: int, cause: Cause, cause_id: str, at_micros: int
+    ) -> None:
+        """Move an amount from one customer to another."""
+        self._of(payer).balance_msat -= amount_msat
+        self._of(receiver).balance_msat += amount_msat
+        self._enter(book_of(receiver), book_of(payer), amount_msat, cause, cause_id, at_micros)
 
     def write(self, connection: Connection) -> None:
         """Write the changes.
@@ -129,6 +140,13 @@ class Balances:
             execute_many(connection, _ADD, changes)
         if self._entries:
             execute_many(connection, _INSERT, self._entries)
+
+    def _enter(self, book: str, opposite: str, amount_msat: int, cause: Cause, cause_id: str, at_micros: int) -> None:
+        movement = {"tx": secrets.randbits(63), "at": at_micros, "cause": cause.value, "cause_id": cause_id}
+        self._entries += (
+            {**movement, "book": book, "amount_msat": amount_msat},
+            {**movement, "book": opposite, "amount_msat": -amount_msat},
+        )
 
     def _of(self, account_id: str) -> _Change:
         return self._changes.setdefault(account_id, _Change())

@@ -28,12 +28,22 @@ from lcp_gateway.accounts.models import (
     Totals,
     check_text,
 )
+from lcp_gateway.accounts.withdrawal_states import OPEN_STATES as OPEN_WITHDRAWALS
+from lcp_gateway.accounts.withdrawal_states import WithdrawalState
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, Balances, account_of, book_of
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import OPEN_STATES, accounts, balances, ledger_entries, purchases, topups
+from lcp_gateway.store.database.schema import (
+    OPEN_STATES,
+    accounts,
+    balances,
+    ledger_entries,
+    purchases,
+    topups,
+    withdrawals,
+)
 from lcp_gateway.store.database.statements import MAX_ROWS, fetch_one
 from lcp_gateway.store.database.times import from_micros, to_micros
 
@@ -56,6 +66,38 @@ _HOLDS = (
     select(purchases.c.account_id, func.sum(purchases.c.charge_msat))
     .where(purchases.c.state.in_(_OPEN), purchases.c.account_id.is_not(None))
     .group_by(purchases.c.account_id)
+)
+_WITHDRAWALS_HOLD = (
+    select(withdrawals.c.account_id, func.sum(withdrawals.c.amount_msat + withdrawals.c.fee_limit_msat))
+    .where(withdrawals.c.state.in_(tuple(state.value for state in OPEN_WITHDRAWALS)))
+    .group_by(withdrawals.c.account_id)
+)
+_WITHDRAWN = case(
+    (
+        withdrawals.c.state == WithdrawalState.SETTLED.value,
+        withdrawals.c.amount_msat + func.coalesce(withdrawals.c.fee_msat, 0),
+    ),
+    else_=0,
+)
+_OF_WITHDRAWAL = (
+    and_(
+        ledger_entries.c.cause.in_((Cause.WITHDRAWAL.value, Cause.TRANSFER.value)),
+        ledger_entries.c.cause_id == withdrawals.c.id,
+        ledger_entries.c.book == "customer:" + withdrawals.c.account_id,
+    ),
+)
+_WRONG_WITHDRAWALS = (
+    select(withdrawals.c.id, withdrawals.c.state, _WITHDRAWN, func.coalesce(ledger_entries.c.amount_msat, 0))
+    .join_from(withdrawals, ledger_entries, *_OF_WITHDRAWAL, isouter=True)
+    .where(_WITHDRAWN + func.coalesce(ledger_entries.c.amount_msat, 0) != 0)
+    .limit(_MOST_PROBLEMS)
+)
+_WITHDRAWALS_OF_NOTHING = (
+    select(ledger_entries.c.cause_id)
+    .join_from(ledger_entries, withdrawals, withdrawals.c.id == ledger_entries.c.cause_id, isouter=True)
+    .where(ledger_entries.c.cause.in_((Cause.WITHDRAWAL.value, Cause.TRANSFER.value)), withdrawals.c.id.is_(None))
+    .distinct()
+    .limit(_MOST_PROBLEMS)
 )
 _TAKEN = case(
     (purchases.c.state.in_((*_OPEN, State.NOT_PAID.value)), 0),
@@ -137,11 +179,17 @@ def _problems(connection: Connection, books: Mapping[str, int]) -> Iterator[str]
         yield (f"top-up {topup_id} is {state} with {received_msat or 0} msat, {credited_msat or 0} msat were credited")
     for topup_id in connection.execute(_CREDITS_OF_NOTHING).scalars():
         yield f"{topup_id} was credited and is no top-up"
+    for withdrawal_id, state, due_msat, entered_msat in connection.execute(_WRONG_WITHDRAWALS):
+        yield f"withdrawal {withdrawal_id} is {state} and took {due_msat} msat, its entries say {-entered_msat} msat"
+    for withdrawal_id in connection.execute(_WITHDRAWALS_OF_NOTHING).scalars():
+        yield f"{withdrawal_id} has entries and is no withdrawal"
     yield from _problems_of_charges(connection)
 
 
 def _problems_of_balances(connection: Connection, books: Mapping[str, int]) -> Iterator[str]:
     holds = {account_id: int(held) for account_id, held in connection.execute(_HOLDS)}
+    for account_id, held in connection.execute(_WITHDRAWALS_HOLD):
+        holds[account_id] = holds.get(account_id, 0) + int(held)
     entered = {
         account_id: amount_msat for book, amount_msat in books.items() if (account_id := account_of(book)) is not None
     }
@@ -151,12 +199,14 @@ def _problems_of_balances(connection: Connection, books: Mapping[str, int]) -> I
             yield f"{account_id} has {balance_msat} msat, its entries sum to {entered_msat} msat"
         open_msat = holds.pop(account_id, 0)
         if open_msat != held_msat:
-            yield (f"of {account_id} {held_msat} msat are held, its open purchases are charged at {open_msat} msat")
+            yield (
+                f"of {account_id} {held_msat} msat are held, its open purchases and withdrawals come to {open_msat} msat"
+            )
     for account_id in entered:
         yield f"{account_id} has entries and no balance"
     for account_id, open_msat in holds.items():
         if open_msat:
-            yield f"{account_id} has open purchases and no balance"
+            yield f"{account_id} has open purchases or withdrawals and no balance"
 
 
 def _problems_of_charges(connection: Connection) -> Iterator[str]:

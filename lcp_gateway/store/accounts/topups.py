@@ -176,7 +176,8 @@ class Topups:
             row = connection.execute(_BY_HASH, {"of_hash": payment_hash}).mappings().one_or_none()
             credit = None
             if row is not None:
-                is_new = row["state"] != TopupState.SETTLED.value
+                # One that was settled inside the ledger received nothing from the node: its payment is money as well.
+                is_new = row["state"] != TopupState.SETTLED.value or row["received_msat"] is None
                 values = {"now": now, "new_index": settle_index, "new_received_msat": received_msat}
                 if is_new:
                     connection.execute(_SETTLE, {"of_topup": row["id"], **values})

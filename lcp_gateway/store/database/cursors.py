@@ -7,6 +7,8 @@ from lcp_gateway.store.database.schema import watch_state
 
 KEYS = "keys"
 """The number of the last change of a key."""
+WITHDRAWALS = "withdrawals"
+"""The number of transactions that began to pay a withdrawal; taking the next one makes them wait for each other."""
 REPEAT_KEYS = "repeat_keys"
 """The time of the last purchase whose repeat key was looked at and removed if it was too old."""
 

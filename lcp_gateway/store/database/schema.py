@@ -6,6 +6,9 @@ a prompt or an output, and none a key.
 A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
 invites, purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
 the positions of settlements, sessions; and the rows of one table in the order of their keys.
+purchases, budget_spend (the counters of refunds first), the number of withdrawals, accounts, the number of changes of
+keys, keys, topups, withdrawals, balances, the positions of settlements; and the rows of one table in the order of their
+keys.
 """
 
 import re
@@ -34,7 +37,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0011"
+HEAD = "0012"
 """The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -53,6 +56,7 @@ HAS_KEY = text("key_id <> ''")
 """The condition of purchases that were made with a key; worded as in the index, so that it is used."""
 _OPEN_TOPUP = text("state = 'open'")
 _OPENED_ACCOUNT = text("registered = 'open' AND deleted_at IS NULL")
+_OPEN_WITHDRAWAL = text("state IN ('awaiting_approval', 'approved', 'paying', 'unknown')")
 _HAS_REPEAT_KEY = text("repeat_key IS NOT NULL")
 # The only kind of key that SQLite increments by itself.
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")
@@ -107,6 +111,9 @@ purchases = Table(
     Column("received", Text),
     # The refund of a charge that was to be given back: a value of ``Refund``.
     Column("refund", Text),
+    # The account that earns the price, where the provider is a node of one, and the operator's commission of it.
+    Column("payee_id", Text),
+    Column("commission_ppm", BigInteger),
     # The hashes by which a repeat of the request is recognised: see ``purchase/idempotency``. The key is a keyed hash, unique
     # until ``repeat_until``, and null again once the purchase is known not to be paid.
     Column("repeat_key", LargeBinary(32)),
@@ -158,6 +165,7 @@ accounts = Table(
     Column("deleted_at", BigInteger),
     # How its holder opened it: 'invite' or 'open'; null for one that the operator or an L402 payment made.
     Column("registered", Text),
+    Column("withdrawals_frozen_at", BigInteger),
     Index("ix_accounts_created_at", "created_at", "id"),
     Index("ix_accounts_opened", "created_at", sqlite_where=_OPENED_ACCOUNT, postgresql_where=_OPENED_ACCOUNT),
 )
@@ -268,11 +276,64 @@ topups = Table(
     Index("ix_topups_open", "expires_at", sqlite_where=_OPEN_TOPUP, postgresql_where=_OPEN_TOPUP),
 )
 
+withdrawals = Table(
+    "withdrawals",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("key_id", Text, nullable=False),
+    # The last guard against paying an invoice twice: one withdrawal for a hash, ever.
+    Column("payment_hash", LargeBinary(32), nullable=False, unique=True),
+    Column("payment_request", Text, nullable=False),
+    Column("amount_msat", BigInteger, nullable=False),
+    Column("fee_limit_msat", BigInteger, nullable=False),
+    # Whether the invoice names the amount; else the call that pays has to.
+    Column("names_amount", Boolean, nullable=False),
+    Column("state", Text, nullable=False),
+    # The top-up whose invoice it is; null where the invoice is of another node.
+    Column("topup_id", Text),
+    # The node that pays, and the process that sent the payment.
+    Column("node_id", Text),
+    Column("owner", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("paying_at", BigInteger),
+    # When the node was first found to have no payment of this hash, after the sender had ended.
+    Column("absent_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("fee_msat", BigInteger),
+    Column("preimage", LargeBinary(32)),
+    # Why it failed: a value of ``FailedBecause``.
+    Column("reason", Text),
+    CheckConstraint("amount_msat > 0 AND fee_limit_msat >= 0", name="ck_withdrawals_amounts"),
+    Index("ix_withdrawals_account", "account_id", "created_at", "id"),
+    Index("ix_withdrawals_created_at", "created_at", "id"),
+    Index(
+        "ix_withdrawals_open", "state", "created_at", sqlite_where=_OPEN_WITHDRAWAL, postgresql_where=_OPEN_WITHDRAWAL
+    ),
+)
+
+nodes = Table(
+    "nodes",
+    metadata,
+    # The provider's id in the catalog and in purchases.
+    Column("id", Text, primary_key=True),
+    Column("account_id", Text, ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    # The key with which it connected last.
+    Column("key_id", Text, nullable=False),
+    # The operator's commission; null for that of the settings.
+    Column("commission_ppm", BigInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("connected_at", BigInteger, nullable=False),
+    Column("frozen_at", BigInteger),
+)
+
 watch_state = Table(
     "watch_state",
     metadata,
     # 'settled:<node id>' for the last settlement that was followed, 'payments:<node id>' for the last payment whose fee
-    # was recorded, 'keys' for the last change of a key.
+    # was recorded, 'keys' for the last change of a key, 'withdrawals' for the number of transactions that began one.
     Column("name", Text, primary_key=True),
     Column("position", BigInteger, nullable=False),
 )

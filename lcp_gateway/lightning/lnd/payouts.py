@@ -1,0 +1,148 @@
+"""Pays withdrawals at an lnd, or at our own node, which serves the same calls.
+
+The only client here that can spend: it has a macaroon of its own, which needs ``info:read offchain:read
+offchain:write``. A payment is begun by ``SendPaymentV2``, never twice for an invoice, and what became of it is learnt
+from ``TrackPaymentV2``.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from hashlib import sha256
+from types import MappingProxyType
+from typing import Any, Final
+
+import grpc.aio
+
+from lcp_gateway.accounts.withdrawals import (
+    FailedBecause,
+    InvalidInvoice,
+    PayableInvoice,
+    PayingNode,
+    Payout,
+    PayoutState,
+    PayoutsUnavailable,
+)
+from lcp_gateway.lightning import bolt11
+from lcp_gateway.lightning.lnd.channel import lnd_errors
+from lcp_gateway.lightning.lnd.client import LndClient, payment_record
+from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
+from lcp_gateway.purchase.money import Msat
+
+# lnd ends a payment that has found no route by then; what is in flight may take longer, and the stream with it.
+_LONGER_THAN_LND_S: Final = 15.0
+
+_REASONS = MappingProxyType(
+    {
+        FailureReason.TIMEOUT: FailedBecause.TIMEOUT,
+        FailureReason.NO_ROUTE: FailedBecause.NO_ROUTE,
+        FailureReason.ERROR: FailedBecause.NODE_ERROR,
+        FailureReason.INCORRECT_PAYMENT_DETAILS: FailedBecause.INCORRECT_PAYMENT_DETAILS,
+        FailureReason.INSUFFICIENT_BALANCE: FailedBecause.INSUFFICIENT_LIQUIDITY,
+        FailureReason.CANCELLED: FailedBecause.CANCELLED,
+    }
+)
+
+
+class LndPayer(LndClient):
+    """An lnd that may be made to pay."""
+
+    async def send(
+        self, payment_request: str, *, amount_msat: int | None, fee_limit_msat: int, timeout_s: int
+    ) -> PaymentRecord | None:
+        """Make lnd pay an invoice, and return how it ended; None where the stream ended before the payment.
+
+        ``amount_msat`` is for an invoice that names none. Needs ``offchain:write``.
+
+        Raises:
+            LndError: lnd refused it, or did not answer: it may be paid all the same.
+        """
+        request = self._stubs.router.SendPaymentRequest(
+            payment_request=payment_request,
+            amt_msat=amount_msat or 0,
+            fee_limit_msat=fee_limit_msat,
+            timeout_seconds=timeout_s,
+            no_inflight_updates=True,
+        )
+        async with lnd_errors():
+            call = self._router.SendPaymentV2(request, timeout=timeout_s + _LONGER_THAN_LND_S, metadata=self._metadata)
+            try:
+                update: Any = await call.read()
+            finally:
+                call.cancel()
+        return None if update is grpc.aio.EOF else payment_record(update)
+
+
+class LndPayouts:
+    """The ``PayoutService`` of accounts at an lnd."""
+
+    def __init__(self, payer: LndPayer) -> None:
+        self._payer = payer
+
+    def read(self, payment_request: str) -> PayableInvoice:
+        """Read an invoice.
+
+        Raises:
+            InvalidInvoice: it is none.
+        """
+        try:
+            invoice = bolt11.decode(payment_request)
+            expires_at = datetime.fromtimestamp(invoice.expires_at, UTC)
+        except bolt11.InvoiceError as error:
+            raise InvalidInvoice(f"this is no invoice that can be paid: {error}") from None
+        except (ValueError, OverflowError, OSError):
+            raise InvalidInvoice("this is no invoice that can be paid: its expiry is on no calendar") from None
+        if invoice.amount_msat == 0:
+            raise InvalidInvoice("this is no invoice that can be paid: it is for nothing")
+        return PayableInvoice(invoice.network, invoice.payee, invoice.payment_hash, invoice.amount_msat, expires_at)
+
+    async def node(self) -> PayingNode:
+        """Return the node that pays."""
+        with _as_unavailable():
+            info = await self._payer.info()
+        return PayingNode(info.identity, info.invoice_prefix)
+
+    async def spendable_msat(self) -> Msat:
+        """Return what the active channels can send, their reserves taken off."""
+        with _as_unavailable():
+            return (await self._payer.channels()).spendable_msat
+
+    async def pay(
+        self, payment_request: str, *, amount_msat: int | None, fee_limit_msat: int, timeout_s: int
+    ) -> Payout:
+        """Make the one call that pays, and wait for its end; never raises."""
+        try:
+            record = await self._payer.send(
+                payment_request, amount_msat=amount_msat, fee_limit_msat=fee_limit_msat, timeout_s=timeout_s
+            )
+        except LndError as error:
+            return Payout(PayoutState.UNCLEAR if error.status.is_unanswered else PayoutState.REFUSED)
+        return Payout(PayoutState.UNCLEAR) if record is None else _payout(record)
+
+    async def track(self, payment_hash: bytes) -> Payout:
+        """Return the state of a payment by its hash."""
+        with _as_unavailable():
+            return _payout(await self._payer.payment(payment_hash))
+
+
+def _payout(record: PaymentRecord) -> Payout:
+    match record.state:
+        case PaymentState.SETTLED if record.preimage and sha256(record.preimage).digest() == record.payment_hash:
+            return Payout(PayoutState.SETTLED, record.fee_msat or 0, record.preimage)
+        case PaymentState.FAILED:
+            reason = FailedBecause.NODE_ERROR if record.failure is None else _REASONS.get(record.failure)
+            return Payout(PayoutState.FAILED, reason=reason or FailedBecause.NODE_ERROR)
+        case PaymentState.UNKNOWN_TO_LND:
+            return Payout(PayoutState.ABSENT)
+        case _:
+            # In flight; or settled with a preimage that does not fit, which proves nothing.
+            return Payout(PayoutState.IN_FLIGHT)
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """Raise the accounts' own error in place of lnd's."""
+    try:
+        yield
+    except LndError as error:
+        raise PayoutsUnavailable(f"the node that pays cannot be asked right now: {error.status}") from error
