@@ -150,6 +150,15 @@ class Payouts:
             self._go_on(payer, withdrawal)
         return withdrawal, is_new
 
+    async def resolve(self, withdrawal_id: str, *, settled: bool, fee_msat: int, reason: str, actor: str) -> Withdrawal:
+        """End a withdrawal by hand whose outcome is unknown; see ``WithdrawalRepository.resolve``."""
+        resolved, is_new = await self._withdrawals.resolve(
+            withdrawal_id, settled=settled, fee_msat=fee_msat, reason=reason, actor=actor, at=self._now()
+        )
+        if is_new:
+            self._on_end(resolved)
+        return resolved
+
     async def catch_up(self) -> None:
         """Pay the approved withdrawals, end the expired ones, and ask the node about those whose outcome is unknown.
 

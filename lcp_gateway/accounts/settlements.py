@@ -78,11 +78,11 @@ class Settlements:
 
     async def follow(self) -> None:
         """Credit the settlements that the node reports, while this gateway leads, until cancelled."""
-        await self._while_leading(self._follow, _FOLLOWER_S)
+        await self.while_leading(self._follow, _FOLLOWER_S)
 
     async def look_up(self) -> None:
         """Look up open top-ups at the start and from time to time, while this gateway leads, until cancelled."""
-        await self._while_leading(self.catch_up, _LOOK_UP_S)
+        await self.while_leading(self.catch_up, _LOOK_UP_S)
 
     async def catch_up(self) -> None:
         """Look up every open top-up, and credit those that were paid."""
@@ -109,7 +109,7 @@ class Settlements:
             begun.set()
             self._on_lead(leads)
 
-    async def _while_leading(self, work: Callable[[], Coroutine[Any, Any, None]], every_s: float) -> None:
+    async def while_leading(self, work: Callable[[], Coroutine[Any, Any, None]], every_s: float) -> None:
         """Run some work while this gateway leads, and again after ``every_s``; after an outage with growing pauses."""
         pause_s = _RETRY_S
         while True:

@@ -318,4 +318,5 @@ class Gateway:
             admin=access.admin_routes,
             keys=access.key_routes,
             refunds=access.refund_routes,
+            withdrawals=access.withdrawal_routes,
         )

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.repositories import LedgerRepository, RegistrationRepository, SessionRepository
+from lcp_gateway.accounts.withdrawal_states import OPEN_STATES
+from lcp_gateway.accounts.withdrawals import WithdrawalRepository
 from lcp_gateway.purchase.money import Budget, Period, RefundLimits
 from lcp_gateway.responses.items import Item
 from lcp_gateway.responses.store import ResponseStore
@@ -100,6 +102,18 @@ async def tidy_console(sessions: SessionRepository, registrations: RegistrationR
             await sessions.forget_ended(now)
             await registrations.forget_unfunded(now - _UNFUNDED_FOR, now)
         await asyncio.sleep(_TIDY_EVERY_S)
+
+
+async def measure_withdrawals(withdrawals: WithdrawalRepository, metrics: Metrics) -> None:
+    """Keep the gauges of open withdrawals up to date."""
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            found = await withdrawals.outstanding()
+            for state in OPEN_STATES:
+                metrics.withdrawals_open(state.value, *found.counts.get(state, (0, 0)))
+            oldest = found.oldest_unknown_at
+            metrics.withdrawal_unknown_age(0.0 if oldest is None else (datetime.now(UTC) - oldest).total_seconds())
+        await asyncio.sleep(_GAUGES_EVERY_S)
 
 
 async def purge(store: ResponseStore[Item]) -> None:

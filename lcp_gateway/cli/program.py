@@ -33,6 +33,7 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "accounts": "lcp_gateway.cli.accounts.accounts",
         "keys": "lcp_gateway.cli.accounts.keys",
         "wallet": "lcp_gateway.cli.accounts.wallet",
+        "withdrawals": "lcp_gateway.cli.accounts.withdrawals",
         "doctor": "lcp_gateway.cli.doctor.doctor",
         "config": "lcp_gateway.cli.config",
         "completion": "lcp_gateway.cli.completion",

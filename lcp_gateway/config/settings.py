@@ -369,6 +369,56 @@ class Settings(BaseModel):
         3_600.0, "How long the invoice of a top-up can be paid.", Group.ACCOUNTS, gt=0
     )
     topups_open_max: parsers.Count = setting(20, "How many invoices of one account may be open.", Group.ACCOUNTS, gt=0)
+    withdrawals: parsers.Switch = setting(
+        False,
+        "Let customers withdraw from their balances to Lightning invoices (keys with the scope `withdraw`). Withdrawals under "
+        "way are followed to their end whatever this says.",
+        Group.ACCOUNTS,
+    )
+    withdrawal_min_msat: parsers.Count = setting(
+        100_000, "The least that can be withdrawn at once.", Group.ACCOUNTS, gt=0
+    )
+    withdrawal_max_msat: parsers.Count = setting(100_000_000, "The most. 0 sets no limit.", Group.ACCOUNTS)
+    withdrawal_account_day_msat: parsers.Count = setting(
+        200_000_000,
+        "The most that one account withdraws in a day (UTC), with fees; for open withdrawals the fee limit counts. 0 sets no limit.",
+        Group.ACCOUNTS,
+    )
+    withdrawal_day_msat: parsers.Count = setting(
+        1_000_000_000, "The same for all accounts together. 0 sets no limit.", Group.ACCOUNTS
+    )
+    withdrawal_approval_msat: parsers.Count = setting(
+        50_000_000,
+        "Withdrawals above this amount wait until you approve them (`withdrawals approve`). 0: none does.",
+        Group.ACCOUNTS,
+    )
+    withdrawal_fee_percent: parsers.Number = setting(
+        0.5,
+        "The routing fee that a withdrawal may cost, in percent of its amount. The customer pays the real fee.",
+        Group.ACCOUNTS,
+    )
+    withdrawal_fee_base_msat: parsers.Count = setting(10_000, "A fixed amount on top of that.", Group.ACCOUNTS)
+    withdrawal_freeze_s: parsers.Duration = setting(
+        86_400.0,
+        "How long an account cannot withdraw after a key with the scope `withdraw` was made for it, so that its owner can "
+        "notice a key that another person made.",
+        Group.ACCOUNTS,
+    )
+    withdrawal_reserve_msat: parsers.Count = setting(
+        0,
+        "The part of what lnd's channels can send that withdrawals never use, beside what all customers are owed.",
+        Group.ACCOUNTS,
+    )
+    withdrawal_timeout_s: parsers.Duration = setting(
+        60.0, "How long lnd looks for a route for a withdrawal.", Group.ACCOUNTS, gt=0
+    )
+    lnd_withdrawal_macaroon_file: parsers.OptionalFile = setting(
+        None,
+        "The macaroon that withdrawals are paid with: `lncli bakemacaroon info:read offchain:read offchain:write`. No other "
+        "part of the gateway uses it. Without it lnd pays no withdrawals.",
+        Group.ACCOUNTS,
+        restart=_LND,
+    )
     l402: parsers.Switch = setting(
         False,
         "Let clients without a key buy one (L402): the invoice of a 402 answer buys a token with a balance.",

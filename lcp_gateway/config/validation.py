@@ -25,6 +25,7 @@ _FILES = (
     "lnd_tls_cert",
     "lnd_macaroon_file",
     "lnd_invoice_macaroon_file",
+    "lnd_withdrawal_macaroon_file",
     "node_peers_file",
 )
 _WEIGHTS = (
@@ -93,6 +94,8 @@ def _lnd_contradictions(settings: Settings, sources: Mapping[str, Source]) -> It
             yield f"{sources[name]}: has no effect without lnd_grpc_addr"
         if settings.lnd_grpc_addr and not given:
             yield f"{sources['lnd_grpc_addr']}: lnd is reached with {name} only, which is not set"
+    if settings.lnd_withdrawal_macaroon_file is not None and not settings.lnd_grpc_addr:
+        yield f"{sources['lnd_withdrawal_macaroon_file']}: has no effect without lnd_grpc_addr"
 
 
 def _node_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
@@ -132,12 +135,13 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
     if mode == "none" and settings.api_keys:
         yield f"{sources['api_keys']}: has no effect while auth is none"
     if mode != "accounts":
-        for name in ("admin_key", "l402"):
+        for name in ("admin_key", "l402", "withdrawals"):
             if getattr(settings, name):
                 yield f"{sources[name]}: has no effect unless auth is accounts"
         return
     if settings.journal_url == JOURNAL_OFF:
         yield f"{sources['journal_url']}: accounts are kept in the journal's database, which is off"
+    yield from _withdrawal_contradictions(settings, sources)
     if settings.topup_min_msat > settings.topup_max_msat:
         source = sources.get("topup_min_msat") or sources["topup_max_msat"]
         yield f"{source}: topup_min_msat must not be more than topup_max_msat"
@@ -158,6 +162,14 @@ def _console_contradictions(settings: Settings, sources: Mapping[str, Source]) -
         yield f"{sources['registration']}: no account can be opened while console is off"
 
 
+def _withdrawal_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    if settings.withdrawals and not (settings.embedded or settings.lnd_withdrawal_macaroon_file):
+        yield f"{sources['withdrawals']}: withdrawals are paid by lnd with lnd_withdrawal_macaroon_file, which is not set"
+    if settings.withdrawal_max_msat and settings.withdrawal_min_msat > settings.withdrawal_max_msat:
+        source = sources.get("withdrawal_min_msat") or sources["withdrawal_max_msat"]
+        yield f"{source}: withdrawal_min_msat must not be more than withdrawal_max_msat"
+
+
 def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
@@ -175,6 +187,9 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot top up: lnd_grpc_addr is not set"
     yield from _console_cautions(settings, sources)
+    macaroon = settings.lnd_withdrawal_macaroon_file
+    if macaroon is not None and macaroon.is_file() and others_may_read(macaroon):
+        yield f"{macaroon} can spend and other users may read it: chmod 600"
     yield from _markup_cautions(settings)
     yield from _https_cautions(settings)
     if settings.embedded and "lcpd_grpc_addr" in sources:

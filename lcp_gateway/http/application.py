@@ -23,6 +23,7 @@ from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.route import RankingRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
+from lcp_gateway.http.gateway.withdrawals import WithdrawalRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
 from lcp_gateway.http.openai.chats import ChatRoutes
 from lcp_gateway.http.openai.create import CreateRoutes
@@ -68,6 +69,7 @@ class Routes:
     keys: KeyRoutes | None = None
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
+    withdrawals: WithdrawalRoutes | None = None
     console: ConsoleRoutes = ConsoleRoutes()
 
 
@@ -87,6 +89,10 @@ def build_application(
         # Bounded by the handler itself, once it has read the body.
         app.router.add_post("/api/wallet/topups", routes.wallet.top_up)
         bounded += _wallet_table(routes.wallet)
+    if routes.withdrawals is not None:
+        # As above.
+        app.router.add_post("/api/wallet/withdrawals", routes.withdrawals.create)
+        bounded += _withdrawal_table(routes.withdrawals)
     if routes.admin is not None:
         bounded += _admin_table(routes.admin)
     if routes.keys is not None:
@@ -185,6 +191,20 @@ def _wallet_table(wallet: WalletRoutes) -> Table:
         ("POST", f"{base}/topups/{{id}}/demo-payment", wallet.pay_for_demo),
         ("GET", f"{base}/topups/{{id}}/qr.{{form:svg|png}}", wallet.qr_code),
         ("GET", f"{base}/transactions", wallet.transactions),
+    )
+
+
+def _withdrawal_table(withdrawals: WithdrawalRoutes) -> Table:
+    base, admin = "/api/wallet/withdrawals", "/api/admin/withdrawals"
+    return (
+        ("GET", base, withdrawals.of_customer),
+        ("GET", f"{base}/{{id}}", withdrawals.get_own),
+        ("DELETE", f"{base}/{{id}}", withdrawals.cancel),
+        ("POST", "/api/wallet/demo-invoice", withdrawals.demo_invoice),
+        ("GET", admin, withdrawals.list_all),
+        ("GET", f"{admin}/{{id}}", withdrawals.get),
+        ("POST", f"{admin}/{{id}}", withdrawals.decide),
+        ("POST", "/api/admin/accounts/{id}/withdrawals", withdrawals.freeze),
     )
 
 

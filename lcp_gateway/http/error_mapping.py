@@ -25,6 +25,20 @@ from lcp_gateway.accounts.models import (
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
+from lcp_gateway.accounts.withdrawals import (
+    AmountRefused,
+    DayLimitReached,
+    InsufficientFunds,
+    InvalidInvoice,
+    InvoiceUsed,
+    NodeCannotCover,
+    PayoutsUnavailable,
+    TooManyOpenWithdrawals,
+    WithdrawalNotFound,
+    WithdrawalsDisabled,
+    WithdrawalsFrozen,
+    WrongWithdrawalState,
+)
 from lcp_gateway.adapters.completions import NotAdaptable
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.purchase.errors import (
@@ -339,6 +353,18 @@ _ACCOUNT_ERRORS: Mapping[type[Exception], tuple[int, str, str | None, bool]] = M
         AdjustmentIdReused: (409, "id_reused", None, False),
         PurchaseNotFound: (404, "purchase_not_found", "id", False),
         RefundNotWithheld: (409, "refund_not_withheld", "id", False),
+        WithdrawalsDisabled: (403, "withdrawals_disabled", None, False),
+        InvalidInvoice: (400, "invalid_invoice", "payment_request", False),
+        InvoiceUsed: (409, "invoice_used", "payment_request", False),
+        AmountRefused: (400, "invalid_value", "amount_msat", False),
+        DayLimitReached: (429, "withdrawal_limit_reached", None, False),
+        TooManyOpenWithdrawals: (429, "too_many_open_withdrawals", None, False),
+        WithdrawalsFrozen: (403, "withdrawals_frozen", None, False),
+        InsufficientFunds: (402, "insufficient_balance", "amount_msat", False),
+        NodeCannotCover: (503, "withdrawals_unavailable", None, True),
+        PayoutsUnavailable: (503, "withdrawals_unavailable", None, True),
+        WithdrawalNotFound: (404, "withdrawal_not_found", "id", False),
+        WrongWithdrawalState: (409, "withdrawal_state", "id", False),
     }
 )
 

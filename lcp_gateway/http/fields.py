@@ -91,6 +91,14 @@ class Fields:
             raise bad_request(f"{name} is out of range for an amount", name, "invalid_value")
         return value
 
+    def flag(self, name: str) -> bool:
+        """Return a required boolean."""
+        value = self._left.pop(name, None)
+        if not isinstance(value, bool):
+            code = "missing_required_parameter" if value is None else "invalid_type"
+            raise bad_request(f"{name} must be true or false", name, code)
+        return value
+
     def names(self, name: str, *, allowed: frozenset[str] | None = None) -> frozenset[str] | None:
         """Return an array of strings as a set, None where the field is missing."""
         value = self._left.pop(name, None)

@@ -24,6 +24,13 @@ def format_sat(amount: Msat) -> str:
 
 
 PPM_PER_PERCENT: Final = 10_000
+
+
+def to_ppm(percent: float) -> int:
+    """Return a percentage in millionths."""
+    return round(percent * PPM_PER_PERCENT)
+
+
 _NOTHING = Msat(0)
 
 

@@ -83,7 +83,7 @@ _OPEN = {
     "transport": "how calls reach the daemon: `direct` or `grpcio`",
     "version": "the version of the gateway",
 }
-_NEVER_OTHER = frozenset({"outcome", "payment", "source", "state", "to"})
+_NEVER_OTHER = frozenset({"ended", "outcome", "payment", "source", "stage", "state", "to"})
 
 
 def _label_values() -> dict[str, str]:

@@ -94,6 +94,12 @@ SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("selling", _G, "settlements_leader", "1 while this gateway follows the settlements of top-ups, else 0: of several gateways exactly one does. Absent without an lnd or an embedded node."),
     MetricSpec("selling", _C, "topups_total", "Top-ups that were paid and credited by this gateway."),
     MetricSpec("selling", _C, "topups_msat_total", "Millisatoshi of the credited top-ups."),
+    MetricSpec("selling", _C, "withdrawals_total", "Withdrawals that ended at this gateway, by how: settled or failed.", ("ended",)),
+    MetricSpec("selling", _C, "withdrawals_msat_total", "Millisatoshi of the withdrawals that ended, fees not included.", ("ended",)),
+    MetricSpec("selling", _C, "withdrawal_fees_msat_total", "Millisatoshi of routing fees of settled withdrawals, which their customers paid."),
+    MetricSpec("selling", _G, "withdrawals_open", "Withdrawals that have not ended, by state. Absent unless accounts are kept.", ("stage",)),
+    MetricSpec("selling", _G, "withdrawals_open_msat", "Millisatoshi of balances that open withdrawals hold, by state. Absent unless accounts are kept.", ("stage",)),
+    MetricSpec("selling", _G, "withdrawal_oldest_unknown_seconds", "Age of the oldest withdrawal of which it is not known whether it was paid; 0 when there is none. Absent unless accounts are kept."),
     MetricSpec("selling", _C, "charged_msat_total", "Millisatoshi that customers were charged for purchases that came to their end, refunds taken off."),
     MetricSpec("selling", _C, "refunds_total", "Refunds of charges for undelivered purchases, by outcome.", ("refund",)),
     MetricSpec("selling", _C, "refunds_msat_total", "Millisatoshi of the refunds of charges, by outcome.", ("refund",)),
@@ -186,6 +192,7 @@ TASKS = (
     "loop",
     "nodes",
     "owner_lock",
+    "payouts",
     "peers",
     "purge",
     "reconciler",
@@ -198,6 +205,8 @@ TASKS = (
     "sweep",
     "topups",
     "watchdog",
+    "withdrawals",
+    "withdrawals_open",
 )
 REASONS = (
     "api",
@@ -228,6 +237,8 @@ REASONS = (
     "terms",
     "too_large",
 )
+WITHDRAWAL_ENDS = ("settled", "failed")
+WITHDRAWAL_STAGES = ("awaiting_approval", "approved", "paying", "unknown")
 GRPC_METHODS = (
     "ListLCPPeers",
     "GetLocalInfo",
@@ -242,6 +253,7 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "cause": FAILOVER_CAUSES,
         "code": GRPC_CODES,
+        "ended": WITHDRAWAL_ENDS,
         "ended_as": BACKGROUND_STATUSES,
         "how": REPEATS,
         "method": GRPC_METHODS,
@@ -254,6 +266,7 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "refund": REFUNDS,
         "result": RECONCILED,
         "source": SOURCES,
+        "stage": WITHDRAWAL_STAGES,
         "state": CHANNEL_STATES,
         "task": TASKS,
         "to": CHANGES,
@@ -262,7 +275,7 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The values of each label that has a fixed list of them; others are counted as ``other``."""
 
-WITHOUT_OTHER = frozenset({"code", "method", "outcome", "source", "state", "to"})
+WITHOUT_OTHER = frozenset({"code", "ended", "method", "outcome", "source", "stage", "state", "to"})
 """Those of them for which ``other`` is not exposed until it is counted."""
 
 ABSENT_AT_FIRST = (
@@ -281,5 +294,6 @@ ABSENT_AT_FIRST = (
     "settlements_leader",
     "refunds_withheld",
     "refunds_withheld_msat",
+    "withdrawal_oldest_unknown_seconds",
 )
 """The gauges that are left out of the exposition until they are set."""

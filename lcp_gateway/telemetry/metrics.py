@@ -395,6 +395,21 @@ class Metrics:
         self._set("refunds_withheld", count)
         self._set("refunds_withheld_msat", amount_msat)
 
+    def withdrawal(self, ended: str, amount_msat: int, fee_msat: int) -> None:
+        """Count a withdrawal that ended: ``settled`` or ``failed``."""
+        self._count("withdrawals_total", ended)
+        self._count("withdrawals_msat_total", ended, by=amount_msat)
+        self._count("withdrawal_fees_msat_total", by=fee_msat)
+
+    def withdrawals_open(self, stage: str, count: int, amount_msat: int) -> None:
+        """Set the withdrawals in a state, and what they hold."""
+        self._gauges["withdrawals_open"].labels(stage).set(count)
+        self._gauges["withdrawals_open_msat"].labels(stage).set(amount_msat)
+
+    def withdrawal_unknown_age(self, age_s: float) -> None:
+        """Set the age of the oldest withdrawal whose outcome is unknown."""
+        self._set("withdrawal_oldest_unknown_seconds", age_s)
+
     def settlements_leader(self, leads: bool) -> None:
         """Set whether this gateway follows the settlements."""
         self._set("settlements_leader", leads)

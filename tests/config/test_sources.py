@@ -149,7 +149,9 @@ def needed_beside(name, existing):
         }
     if name in {"http_tls_cert", "http_tls_key"}:
         extra |= {f"LCP_GATEWAY_HTTP_TLS_{other}": existing for other in ("CERT", "KEY")}
-    if name in {"admin_key", "l402", "l402_secret", "registration"}:
+    if name == "withdrawals":
+        extra |= {"LCP_GATEWAY_EMBEDDED": "1"}
+    if name in {"admin_key", "l402", "l402_secret", "registration", "withdrawals"}:
         extra |= {"LCP_GATEWAY_AUTH": "accounts"}
     if name == "openclaw_enabled":
         extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
@@ -251,6 +253,17 @@ EXAMPLES = {
     "api_concurrent_per_caller": ("5", 5),
     "topup_expiry_s": ("10m", 600.0),
     "topups_open_max": ("3", 3),
+    "withdrawals": ("yes", True),
+    "withdrawal_min_msat": ("2000", 2_000),
+    "withdrawal_max_msat": ("0", 0),
+    "withdrawal_account_day_msat": ("7", 7),
+    "withdrawal_day_msat": ("8", 8),
+    "withdrawal_approval_msat": ("9", 9),
+    "withdrawal_fee_percent": ("1.5", 1.5),
+    "withdrawal_fee_base_msat": ("4", 4),
+    "withdrawal_freeze_s": ("2h", 7_200.0),
+    "withdrawal_reserve_msat": ("5", 5),
+    "withdrawal_timeout_s": ("30s", 30.0),
     "l402": ("true", True),
     "l402_msat": ("50000", 50_000),
     "l402_expiry_s": ("24h", 86_400.0),

@@ -195,3 +195,41 @@ def test_no_more_peers_are_asked_at_once_than_in_all(loaded):
         loaded(quote_fanout="4")
     assert "quote_fanout (4) must not be more than quote_attempts (3)" in str(caught.value)
     assert loaded(quote_fanout="4", quote_attempts="4").settings.quote_fanout == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"LCP_GATEWAY_WITHDRAWALS": "true"}, "has no effect unless auth is accounts"),
+        (
+            {"LCP_GATEWAY_WITHDRAWALS": "true", "LCP_GATEWAY_AUTH": "accounts"},
+            "withdrawals are paid by lnd with lnd_withdrawal_macaroon_file, which is not set",
+        ),
+        (
+            {
+                "LCP_GATEWAY_WITHDRAWAL_MIN_MSAT": "5",
+                "LCP_GATEWAY_WITHDRAWAL_MAX_MSAT": "4",
+                "LCP_GATEWAY_AUTH": "accounts",
+            },
+            "withdrawal_min_msat must not be more than withdrawal_max_msat",
+        ),
+        ({"LCP_GATEWAY_LND_WITHDRAWAL_MACAROON_FILE": "/dev/null"}, "has no effect without lnd_grpc_addr"),
+    ],
+)
+def test_withdrawals_that_nothing_could_pay_are_contradictions(tmp_path, settings, problem):
+    with pytest.raises(ConfigError) as failed:
+        load(flags={}, environ={"XDG_CONFIG_HOME": str(tmp_path), **settings})
+    assert any(problem in line for line in failed.value.problems)
+
+
+def test_a_macaroon_that_can_spend_and_that_others_may_read_is_warned_of(tmp_path):
+    macaroon = tmp_path / "withdrawals.macaroon"
+    macaroon.touch(mode=0o644)
+    environ = {
+        "XDG_CONFIG_HOME": str(tmp_path),
+        "LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009",
+        "LCP_GATEWAY_LND_WITHDRAWAL_MACAROON_FILE": str(macaroon),
+        **{f"LCP_GATEWAY_{name}": str(macaroon) for name in ("LND_TLS_CERT", "LND_MACAROON_FILE")},
+    }
+    warnings = load(flags={}, environ=environ).warnings
+    assert f"{macaroon} can spend and other users may read it: chmod 600" in warnings

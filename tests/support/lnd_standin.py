@@ -457,21 +457,15 @@ class _Router:
         """Begin a payment, which goes on whatever becomes of the call; its end is the only update."""
         lnd = self._lnd
         await lnd.admit("SendPaymentV2", context)
-        assert request.no_inflight_updates and request.timeout_seconds and not request.allow_self_payment
+        if not request.timeout_seconds:
+            await context.abort(grpc.StatusCode.UNKNOWN, "timeout_seconds must be specified")
+        assert request.no_inflight_updates and not request.allow_self_payment
         try:
             asked = bolt11.decode(request.payment_request)
         except bolt11.InvoiceError as error:
             await context.abort(grpc.StatusCode.UNKNOWN, str(error))
-        if (asked.amount_msat is None) is (request.amt_msat == 0):
-            await context.abort(grpc.StatusCode.UNKNOWN, "amount must be specified when paying a zero amount invoice")
-        if asked.payee == lnd.identity:
-            await context.abort(grpc.StatusCode.UNKNOWN, "self-payments not allowed")
-        if time.time() >= asked.expires_at:
-            await context.abort(grpc.StatusCode.UNKNOWN, "invoice expired.")
-        known = lnd.payments.get(asked.payment_hash)
-        if known is not None and known.status != FAILED:
-            text = "invoice is already paid" if known.status == SUCCEEDED else "payment is in transition"
-            await context.abort(grpc.StatusCode.ALREADY_EXISTS, text)
+        if refusal := self._refusal(request, asked):
+            await context.abort(*refusal)
         way = lnd.payments_go(asked.payment_hash)
         if way == "refuse":
             await context.abort(grpc.StatusCode.UNKNOWN, "unable to find a path")
@@ -489,6 +483,20 @@ class _Router:
         while (payment := lnd.payments[payment_hash]).status not in {SUCCEEDED, FAILED}:
             await asyncio.sleep(0.01)
         yield payment
+
+    def _refusal(self, request, asked):
+        """Return the status and the text with which lnd refuses a payment; None where it begins one."""
+        if (asked.amount_msat is None) is (request.amt_msat == 0):
+            return grpc.StatusCode.UNKNOWN, "amount must be specified when paying a zero amount invoice"
+        if asked.payee == self._lnd.identity:
+            return grpc.StatusCode.UNKNOWN, "self-payments not allowed"
+        if time.time() >= asked.expires_at:
+            return grpc.StatusCode.UNKNOWN, "invoice expired."
+        known = self._lnd.payments.get(asked.payment_hash)
+        if known is not None and known.status != FAILED:
+            text = "invoice is already paid" if known.status == SUCCEEDED else "payment is in transition"
+            return grpc.StatusCode.ALREADY_EXISTS, text
+        return None
 
     async def TrackPaymentV2(self, request, context):  # noqa: N802 - lnd's name
         """Send the state of a payment until it has ended."""

@@ -18,6 +18,7 @@ from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Leases, MemoryLeases, RedisLeases
 from lcp_gateway.accounts.limits.rates import MemoryCounters, RateCounters, RateLimits, Rates, RedisCounters
 from lcp_gateway.accounts.models import Credit
+from lcp_gateway.accounts.payouts import FOLLOW_UP_S, Payouts
 from lcp_gateway.accounts.repositories import (
     AccountRepository,
     AdminLogRepository,
@@ -30,11 +31,12 @@ from lcp_gateway.accounts.repositories import (
 from lcp_gateway.accounts.settlements import Settlements
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
+from lcp_gateway.accounts.withdrawals import Withdrawal, WithdrawalRepository, WithdrawalRules
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import JournalParts
-from lcp_gateway.app.wiring.lnd import open_invoice_issuer
-from lcp_gateway.app.workers import measure_accounts
+from lcp_gateway.app.wiring.lnd import open_invoice_issuer, open_payouts
+from lcp_gateway.app.workers import measure_accounts, measure_withdrawals
 from lcp_gateway.config import Settings, auth_mode, is_open_to_others, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
     ANONYMOUS,
@@ -51,10 +53,11 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
+from lcp_gateway.http.gateway.withdrawals import WithdrawalRoutes
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.payment_required import PaymentRequired
-from lcp_gateway.purchase.money import RefundDecision
+from lcp_gateway.purchase.money import RefundDecision, to_ppm
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
@@ -156,6 +159,8 @@ class CustomerParts:
     refunds: RefundRepository
     on_refund: Callable[[RefundDecision], None]
     key_sync: KeySync
+    withdrawals: WithdrawalRepository
+    payouts: Payouts
     invoices: InvoiceService | None
     on_credit: Callable[[Credit], None]
     tasks: tuple[BackgroundTask, ...]
@@ -163,9 +168,9 @@ class CustomerParts:
 
 @contextlib.asynccontextmanager
 async def _open_customers(
-    settings: Settings, journal: JournalParts, metrics: Metrics, log: FilteringBoundLogger
+    settings: Settings, journal: JournalParts, metrics: Metrics, start_task: StartTask, log: FilteringBoundLogger
 ) -> AsyncIterator[CustomerParts]:
-    """Open the customers' accounts.
+    """Open the customers' accounts. ``start_task`` starts the task that pays a withdrawal.
 
     Raises:
         WiringError: a part cannot be made as the settings say.
@@ -177,6 +182,7 @@ async def _open_customers(
     from lcp_gateway.store.accounts.ledger import Ledger  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.refunds import Refunds  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.topups import Topups  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.withdrawals import Withdrawals  # noqa: PLC0415 - see above
 
     database = journal.database
     if database is None:
@@ -196,12 +202,25 @@ async def _open_customers(
     ]
     async with contextlib.AsyncExitStack() as stack:
         invoices = await stack.enter_async_context(open_invoice_issuer(settings))
+        payer = await stack.enter_async_context(open_payouts(settings))
+        withdrawals = Withdrawals(database)
+        payouts = Payouts(
+            withdrawals,
+            payer,
+            withdrawal_rules(settings),
+            start_task=start_task,
+            unavailable=(DatabaseUnavailable,),
+            on_end=withdrawal_observer(metrics, log),
+            on_trouble=lambda problem: log.warning("withdrawals", problem=problem),
+        )
+        tasks.append(BackgroundTask("withdrawals_open", lambda: measure_withdrawals(withdrawals, metrics)))
         if invoices is not None:
             settlements = _settlements(invoices, topups, database, stack, on_credit, metrics, log)
             tasks += [
                 BackgroundTask("settlements_lead", settlements.lead),
                 BackgroundTask("settlements", settlements.follow),
                 BackgroundTask("topups", settlements.look_up),
+                BackgroundTask("payouts", lambda: settlements.while_leading(payouts.catch_up, FOLLOW_UP_S)),
             ]
         yield CustomerParts(
             accounts=Accounts(database),
@@ -212,10 +231,47 @@ async def _open_customers(
             refunds=Refunds(database),
             on_refund=journal.on_refund,
             key_sync=key_sync,
+            withdrawals=withdrawals,
+            payouts=payouts,
             invoices=invoices,
             on_credit=on_credit,
             tasks=tuple(tasks),
         )
+
+
+def withdrawal_rules(settings: Settings) -> WithdrawalRules:
+    """Return the rules of withdrawals."""
+    return WithdrawalRules(
+        enabled=settings.withdrawals,
+        min_msat=settings.withdrawal_min_msat,
+        max_msat=settings.withdrawal_max_msat,
+        account_day_msat=settings.withdrawal_account_day_msat,
+        day_msat=settings.withdrawal_day_msat,
+        approval_msat=settings.withdrawal_approval_msat,
+        fee_ppm=to_ppm(settings.withdrawal_fee_percent),
+        fee_base_msat=settings.withdrawal_fee_base_msat,
+        frozen_for=timedelta(seconds=settings.withdrawal_freeze_s),
+        reserve_msat=settings.withdrawal_reserve_msat,
+        timeout_s=max(1, round(settings.withdrawal_timeout_s)),
+    )
+
+
+def withdrawal_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Withdrawal], None]:
+    """Return the observer that counts and logs withdrawals that ended."""
+
+    def ended(withdrawal: Withdrawal) -> None:
+        metrics.withdrawal(withdrawal.state.value, withdrawal.amount_msat, withdrawal.fee_msat or 0)
+        log.info(
+            "a withdrawal ended",
+            withdrawal_id=withdrawal.id,
+            account_id=withdrawal.account_id,
+            state=withdrawal.state.value,
+            reason=withdrawal.reason,
+            amount_msat=withdrawal.amount_msat,
+            fee_msat=withdrawal.fee_msat,
+        )
+
+    return ended
 
 
 def credit_observer(metrics: Metrics, log: FilteringBoundLogger) -> Callable[[Credit], None]:
@@ -271,6 +327,7 @@ class AccessParts:
     admin_routes: AdminRoutes | None = None
     key_routes: KeyRoutes | None = None
     refund_routes: RefundRoutes | None = None
+    withdrawal_routes: WithdrawalRoutes | None = None
 
 
 class Access:
@@ -322,6 +379,7 @@ class Access:
         self.api_limits.use(settings.api_concurrent_per_caller, settings.api_concurrent)
         if self._customers is not None:
             self._customers.key_sync.use(settings.api_keys, settings.keys_stale_s)
+            self._customers.payouts.rules = withdrawal_rules(settings)
 
     def _for_customers(self, settings: Settings, customers: CustomerParts, admission: Admission) -> AccessParts:
         rules = TopupRules(
@@ -363,6 +421,13 @@ class Access:
             refund_routes=RefundRoutes(
                 customers.refunds, on_decision=customers.on_refund, read_timeout_s=settings.request_read_timeout_s
             ),
+            withdrawal_routes=WithdrawalRoutes(
+                customers.payouts,
+                customers.withdrawals,
+                read_timeout_s=settings.request_read_timeout_s,
+                api_limits=self.api_limits,
+                demo_invoice=partial(_demo_invoice, settings.lcpd_grpc_addr) if settings.embedded else None,
+            ),
         )
 
 
@@ -380,7 +445,9 @@ async def open_access(
         stack.push_async_callback(limits.close)
         customers = None
         if auth_mode(settings) == "accounts":
-            customers = await stack.enter_async_context(_open_customers(settings, journal, metrics, log))
+            customers = await stack.enter_async_context(
+                _open_customers(settings, journal, metrics, tasks.starter("withdrawals"), log)
+            )
         api_limits = ApiLimits(settings.api_concurrent_per_caller, settings.api_concurrent)
         yield Access(limits, customers, api_limits, log)
 
@@ -419,3 +486,13 @@ async def _pay_for_demo(node_address: str, payment_request: str) -> None:
     except LndError as error:
         reason = "the node does not answer" if error.retryable else error.message
         raise InvoiceNotPaid(reason, is_final=not error.retryable) from error
+
+
+async def _demo_invoice(node_address: str, amount_msat: int) -> str:
+    from lcp_gateway.lightning.lnd.demo import make_invoice  # noqa: PLC0415 - for demos only
+    from lcp_gateway.lightning.lnd.records import LndError  # noqa: PLC0415 - as above
+
+    try:
+        return await make_invoice(node_address, amount_msat)
+    except LndError as error:
+        raise InvoiceNotPaid(error.message, is_final=not error.retryable) from error

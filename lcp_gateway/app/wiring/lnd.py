@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.channel import LndAddress
     from lcp_gateway.lightning.lnd.client import LndClient
     from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer
+    from lcp_gateway.lightning.lnd.payouts import LndPayouts
 
 
 @contextlib.asynccontextmanager
@@ -76,6 +77,36 @@ async def open_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIssue
         raise WiringError(f"lnd cannot be used for top-ups: {error}") from error
     async with invoices:
         yield InvoiceIssuer(invoices)
+
+
+@contextlib.asynccontextmanager
+async def open_payouts(settings: Settings) -> "AsyncIterator[LndPayouts | None]":
+    """Open the lnd, or the embedded node, that pays withdrawals; None where the settings name none.
+
+    Raises:
+        WiringError: its files or its stubs are missing.
+    """
+    if not (settings.embedded or settings.lnd_withdrawal_macaroon_file):
+        yield None
+        return
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - few gateways pay out
+    from lcp_gateway.lightning.lnd.payouts import LndPayer, LndPayouts  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
+
+    address = LndAddress(settings.lcpd_grpc_addr)
+    if not settings.embedded:
+        address = LndAddress(
+            settings.lnd_grpc_addr,
+            settings.lnd_tls_cert,
+            settings.lnd_withdrawal_macaroon_file,
+            may_use_proxy(settings, settings.lnd_grpc_addr),
+        )
+    try:
+        payer = LndPayer(address)
+    except (LndNotInstalled, OSError) as error:
+        raise WiringError(f"lnd cannot be used for withdrawals: {error}") from error
+    async with payer:
+        yield LndPayouts(payer)
 
 
 def invoice_address(settings: Settings, own_node: str) -> "LndAddress":

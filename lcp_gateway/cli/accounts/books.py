@@ -19,6 +19,7 @@ from lcp_gateway.store.accounts.admin_log import AdminLog
 from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.accounts.topups import Topups
+from lcp_gateway.store.accounts.withdrawals import Withdrawals
 
 _LAST_NUMBER = 2**63 - 1
 
@@ -37,6 +38,7 @@ def _id_argument(metavar: str) -> object:
 AccountArgument = Annotated[str, _id_argument("ACCOUNT_ID")]
 OptionalAccountArgument = Annotated[str | None, _id_argument("ACCOUNT_ID")]
 KeyArgument = Annotated[str, _id_argument("KEY_ID")]
+WithdrawalArgument = Annotated[str, _id_argument("WITHDRAWAL_ID")]
 
 USUAL_LIMIT = 50
 LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")]
@@ -56,6 +58,7 @@ class AccountBooks:
     keys: Keys
     ledger: Ledger
     topups: Topups
+    withdrawals: Withdrawals
     acts: AdminLog
 
     async def account(self, account_id: str) -> Account:
@@ -76,7 +79,12 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
     async with opened_journal(settings) as database:
         try:
             yield AccountBooks(
-                Accounts(database), Keys(database), Ledger(database), Topups(database), AdminLog(database)
+                Accounts(database),
+                Keys(database),
+                Ledger(database),
+                Topups(database),
+                Withdrawals(database),
+                AdminLog(database),
             )
         except (InvalidAmount, InvalidText) as error:
             raise CommandFailed(str(error), exit_code=USAGE_ERROR) from None

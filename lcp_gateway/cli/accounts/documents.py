@@ -10,6 +10,7 @@ from typing import TypeVar
 from lcp_gateway.accounts import documents
 from lcp_gateway.accounts.documents import KEY_LIMITS, LINE_FIELDS, Document
 from lcp_gateway.accounts.models import Account, AdminAction, KeyRecord, Listing, StatementLine, Topup
+from lcp_gateway.accounts.withdrawals import Withdrawal
 from lcp_gateway.cli.accounts.books import AccountBooks
 from lcp_gateway.cli.output import Columns, format_time, print_json, print_list, print_pairs, report
 from lcp_gateway.purchase.money import Msat, format_sat
@@ -73,6 +74,17 @@ TOPUP_COLUMNS: Columns[Topup] = {
     "expires": lambda topup: format_time(topup.expires_at),
     "memo": lambda topup: topup.memo or _NOTHING,
 }
+WITHDRAWAL_COLUMNS: Columns[Withdrawal] = {
+    "id": lambda it: it.id,
+    "account": lambda it: it.account_id,
+    "status": lambda it: it.state.value,
+    "amount msat": lambda it: str(it.amount_msat),
+    "amount": lambda it: format_sat(it.amount_msat),
+    "fee msat": lambda it: _NOTHING if it.fee_msat is None else str(it.fee_msat),
+    "reason": lambda it: it.reason or _NOTHING,
+    "created": lambda it: format_time(it.created_at),
+    "ended": lambda it: _time(it.ended_at),
+}
 ACTION_COLUMNS: Columns[AdminAction] = {
     "id": lambda action: str(action.id),
     "time": lambda action: format_time(action.at),
@@ -93,6 +105,13 @@ def topup_document(topup: Topup) -> Document:
     """Return a top-up with its account and its purpose."""
     more = {"account_id": topup.account_id, "purpose": topup.purpose.value}
     return {"id": topup.id, **more, **documents.topup_document(topup, format_time)}
+
+
+def withdrawal_document(withdrawal: Withdrawal) -> Document:
+    """Return a withdrawal with its account, and without the preimage, which is the customer's."""
+    document = documents.withdrawal_document(withdrawal, format_time)
+    del document["preimage"]
+    return {"id": withdrawal.id, "account_id": withdrawal.account_id, **document}
 
 
 def pairs(document: Mapping[str, object]) -> list[tuple[str, str]]:

@@ -147,6 +147,27 @@ def pay(
     return 0
 
 
+@app.command()
+@setting_flags(also=OWN_NODE_SETTINGS, groups=())
+def invoice(
+    amount_sat: Annotated[int, typer.Argument(metavar="AMOUNT_SAT", min=1, show_default=False)],
+    config: Path | None,
+    flags: Mapping[str, object],
+) -> int:
+    """Make an invoice of the customer of a simulated node, to withdraw to in a demonstration. No real money moves."""
+    node = own_node(load_settings(flags, config).settings)
+    from lcp_gateway.lightning.lnd import demo  # noqa: PLC0415 - loads gRPC
+    from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
+
+    try:
+        typer.echo(asyncio.run(demo.make_invoice(node, amount_sat * MSAT_PER_SAT)))
+    except LndNotInstalled as error:
+        raise CommandFailed(str(error)) from None
+    except LndError as error:
+        raise CommandFailed(f"there is no simulated node at {node}, or it refuses: {error}") from None
+    return 0
+
+
 async def _top_up(settings: Settings, books: AccountBooks, account_id: str, amount_sat: int, memo: str) -> Topup:
     # Checked before lnd is asked: an invoice that the store then refuses would be made for nothing.
     memo = check_text(memo, "memo", may_be_empty=True)

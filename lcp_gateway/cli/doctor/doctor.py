@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lcp_gateway.accounts.withdrawal_states import WithdrawalState
+from lcp_gateway.accounts.withdrawals import OpenWithdrawals
 from lcp_gateway.cli.books.journal import journal_file, opened_journal
 from lcp_gateway.cli.doctor.lnd import examine_identity, examine_lnd
 from lcp_gateway.cli.doctor.report import Report
@@ -29,6 +31,7 @@ from lcp_gateway.config import (
     NodeConfig,
     Settings,
     all_nodes,
+    auth_mode,
     journal_place,
     spending_cautions,
     without_password,
@@ -39,6 +42,7 @@ from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.store.accounts.withdrawals import Withdrawals
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.database.schema import HEAD
 from lcp_gateway.store.journal.queries import Books
@@ -119,6 +123,7 @@ async def _examine_journal(report: Report, settings: Settings) -> None:
         async with opened_journal(settings) as database:
             open_now = await Books(database).outstanding()
             replaced = database.replaced
+            waiting = await Withdrawals(database).outstanding() if auth_mode(settings) == "accounts" else None
     except CommandFailed as error:
         return report.fail("journal", str(error), "no gateway pays while it cannot write there")
     except DatabaseUnavailable as error:
@@ -130,7 +135,24 @@ async def _examine_journal(report: Report, settings: Settings) -> None:
     if open_now.unknown:
         text += f"; {open_now.unknown} unknown ({format_sat(open_now.unknown_msat)})"
         advice = "lnd resolves them if it is configured; else: purchases resolve"
-    return report.ok("journal", text, advice)
+    report.ok("journal", text, advice)
+    if waiting is not None:
+        _examine_withdrawals(report, settings, waiting)
+    return None
+
+
+def _examine_withdrawals(report: Report, settings: Settings, waiting: OpenWithdrawals) -> None:
+    """Report whether customers can withdraw, and which withdrawals wait for the operator or are unknown."""
+    text = "on" if settings.withdrawals else "off"
+    for state, (count, held_msat) in waiting.counts.items():
+        text += f"; {count} {state} ({format_sat(Msat(held_msat))})"
+    if WithdrawalState.UNKNOWN in waiting.counts:
+        advice = "the lnd that paid tells their outcome (lnd_withdrawal_macaroon_file); else: withdrawals resolve"
+    elif WithdrawalState.AWAITING_APPROVAL in waiting.counts:
+        advice = "they wait for you: withdrawals approve, or deny"
+    else:
+        advice = ""
+    report.ok("withdrawals", text, advice)
 
 
 def _examine_nodes(report: Report, settings: Settings, states: Mapping[str, NodeState]) -> None:

@@ -22,6 +22,13 @@ _BAD_CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED|not in peer certificat
 _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|handshake", re.IGNORECASE)
 
 
+_MACAROON_NAMES = {
+    "lnd_macaroon_file": "lcp-gateway",
+    "lnd_invoice_macaroon_file": "lcp-gateway-invoices",
+    "lnd_withdrawal_macaroon_file": "lcp-gateway-withdrawals",
+}
+
+
 async def examine_lnd(report: Report, settings: Settings) -> None:
     """Ask lnd for its state, where one is configured."""
     try:
@@ -62,7 +69,7 @@ async def examine_identity(report: Report, settings: Settings, daemon_node_id: s
 
 async def _examine_macaroons(report: Report, settings: Settings) -> bool:
     """Try what each macaroon allows; returns whether all of them suffice."""
-    from lcp_gateway.lightning.lnd.permissions import READING, SELLING  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.permissions import PAYING, READING, SELLING  # noqa: PLC0415 - an optional extra
 
     own = settings.lnd_invoice_macaroon_file
     reading = list(READING)
@@ -72,6 +79,7 @@ async def _examine_macaroons(report: Report, settings: Settings) -> bool:
     for setting, macaroon, wanted in (
         ("lnd_macaroon_file", settings.lnd_macaroon_file, reading),
         ("lnd_invoice_macaroon_file", own, SELLING),
+        ("lnd_withdrawal_macaroon_file", settings.lnd_withdrawal_macaroon_file, PAYING),
     ):
         if macaroon is not None:
             suffices &= await _examine_macaroon(report, settings, setting, macaroon, wanted)
@@ -112,7 +120,7 @@ async def _examine_macaroon(
         report.fail(name, text, f"bake one that does:\n{bake}")
         return False
     advice = ""
-    if may_pay:
+    if may_pay and setting != "lnd_withdrawal_macaroon_file":
         advice = f"it can also spend: bake one that cannot:\n{bake}"
     elif others_may_read(macaroon):
         advice = f"other users may read it, and it is all that they need: chmod 600 {macaroon}"
@@ -122,7 +130,7 @@ async def _examine_macaroon(
 
 def _bake(wanted: Sequence["Permission"], setting: str) -> str:
     """Return the command that makes a macaroon; never over the present one, which may be lnd's own."""
-    name = "lcp-gateway" if setting == "lnd_macaroon_file" else "lcp-gateway-invoices"
+    name = _MACAROON_NAMES[setting]
     uris = " ".join(it.uri for it in wanted)
     return f"umask 077; lncli bakemacaroon --save_to={name}.macaroon {uris}"
 

@@ -63,6 +63,15 @@ SELLING: Final = (
 """The calls that the macaroon of the invoice issuer has to allow."""
 
 
+PAYING: Final = (
+    Permission("Lightning.GetInfo", "info:read", "the node that pays"),
+    Permission("Lightning.ListChannels", "offchain:read", "whether it can cover all balances"),
+    Permission("Router.TrackPaymentV2", "offchain:read", "what became of a withdrawal"),
+    Permission("Router.SendPaymentV2", "offchain:write", "withdrawals"),
+)
+"""The calls that ``lnd_withdrawal_macaroon_file`` has to allow."""
+
+
 class MacaroonNotAccepted(LndError):
     """lnd does not accept this macaroon for any call."""
 
@@ -153,12 +162,18 @@ class MacaroonProbe(LndChannel):
                 stream = lightning.SubscribeInvoices(request, metadata=self._metadata)
                 # Without an answer where it is allowed, and ended at once where it is not.
                 await self._listen(stream, _LISTENS_S)
-            case "Router.TrackPaymentV2":
-                request = self._stubs.router.TrackPaymentRequest(payment_hash=secrets.token_bytes(_HASH_BYTES))
-                stream = self._router.TrackPaymentV2(request, metadata=self._metadata)
-                await self._listen(stream, self._timeout_s)
+            case "Router.TrackPaymentV2" | "Router.SendPaymentV2":
+                await self._listen(self._router_stream(call), self._timeout_s)
             case _:
                 raise ValueError(f"no harmless form of {call} is known")
+
+    def _router_stream(self, call: str) -> Any:
+        messages = self._stubs.router
+        if call == "Router.TrackPaymentV2":
+            request = messages.TrackPaymentRequest(payment_hash=secrets.token_bytes(_HASH_BYTES))
+            return self._router.TrackPaymentV2(request, metadata=self._metadata)
+        # No invoice, and no time limit, which lnd requires: it begins no such payment.
+        return self._router.SendPaymentV2(messages.SendPaymentRequest(), metadata=self._metadata)
 
     async def _ask(self, method: Any, request: Any) -> None:
         await method(request, timeout=self._timeout_s, metadata=self._metadata)

@@ -4,11 +4,9 @@ Amounts are millisatoshi, hashes are 32 bytes, times are microseconds since 1970
 a prompt or an output, and none a key.
 
 A transaction that locks rows of several tables takes them in this order, or two gateways would wait for each other:
-invites, purchases, budget_spend (the counters of refunds first), accounts, the number of changes of keys, keys, topups, balances,
-the positions of settlements, sessions; and the rows of one table in the order of their keys.
-purchases, budget_spend (the counters of refunds first), the number of withdrawals, accounts, the number of changes of
-keys, keys, topups, withdrawals, balances, the positions of settlements; and the rows of one table in the order of their
-keys.
+invites, purchases, budget_spend (the counters of refunds first), the number of withdrawals, accounts, the number of
+changes of keys, keys, topups, withdrawals, balances, the positions of settlements, sessions; and the rows of one table in
+the order of their keys.
 """
 
 import re
