@@ -15,42 +15,56 @@ from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceStub
 class Client:
     """Takes a quote, accepts it, reads the result, and starts again."""
 
-    def __init__(self, stub: Any, peer_id: str, workload: Workload, tally: Tally) -> None:
+    def __init__(self, stub: Any, peer_id: str, workload: Workload, tally: Tally, number: int) -> None:
         self._stub = stub
         self._peer_id = peer_id
         self._tally = tally
+        self._every_s = workload.every_s
         self._ask = self._stream if workload.stream else self._whole
-        params = pb.OpenAIChatCompletionsV1Params(model=workload.model)
-        spec = pb.OpenAIChatCompletionsV1TaskSpec(request_json=workload.body, params=params)
-        self._request = pb.RequestQuoteRequest(peer_id=peer_id, task=pb.Task(openai_chat_completions_v1=spec))
+        self._first, self._request = (
+            pb.RequestQuoteRequest(
+                peer_id=peer_id,
+                task=pb.Task(
+                    openai_chat_completions_v1=pb.OpenAIChatCompletionsV1TaskSpec(
+                        request_json=body, params=pb.OpenAIChatCompletionsV1Params(model=workload.model)
+                    )
+                ),
+            )
+            for body in (workload.first_body(number), workload.body)
+        )
 
     async def run(self) -> None:
+        request = self._first
         try:
             while True:
                 started = time.perf_counter()
-                quote = await self._stub.RequestQuote(self._request, timeout=30)
-                first = await self._ask(quote.terms.job_id)
-                self._tally.done(started, first, time.perf_counter())
+                quote = await self._stub.RequestQuote(request, timeout=30)
+                request = self._request
+                await self._ask(started, quote.terms.job_id)
+                now = time.perf_counter()
+                self._tally.done(started, now)
+                await asyncio.sleep(max(started + self._every_s - now, 0.0))
         except grpc.aio.AioRpcError:
             self._tally.failed()
 
-    async def _whole(self, job_id: bytes) -> float:
+    async def _whole(self, started: float, job_id: bytes) -> None:
         await self._stub.AcceptAndExecute(
             pb.AcceptAndExecuteRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True), timeout=60
         )
-        return time.perf_counter()
+        self._tally.began(started, time.perf_counter())
 
-    async def _stream(self, job_id: bytes) -> float:
+    async def _stream(self, started: float, job_id: bytes) -> None:
         call = self._stub.AcceptAndExecuteStream(
-            pb.AcceptAndExecuteStreamRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True), timeout=60
+            pb.AcceptAndExecuteStreamRequest(peer_id=self._peer_id, job_id=job_id, pay_invoice=True), timeout=600
         )
-        first = 0.0
+        last = 0.0
         while (message := await call.read()) is not grpc.aio.EOF:
             if message.HasField("result_chunk"):
                 now = time.perf_counter()
-                first = first or now
-                self._tally.came(message.result_chunk.data, now)
-        return first
+                if not last:
+                    self._tally.began(started, now)
+                self._tally.came(message.result_chunk.data, last, now)
+                last = now
 
 
 async def start_clients(where: str, workload: Workload, tally: Tally) -> Callable[[], Awaitable[None]]:
@@ -58,7 +72,7 @@ async def start_clients(where: str, workload: Workload, tally: Tally) -> Callabl
     channel = grpc.aio.insecure_channel(where)
     stub: Any = LCPDServiceStub(channel)
     peer_id = await _seller(stub, workload.model)
-    clients = [Client(stub, peer_id, workload, tally) for _ in range(workload.clients)]
+    clients = [Client(stub, peer_id, workload, tally, number) for number in range(workload.clients)]
     tasks = [asyncio.create_task(client.run()) for client in clients]
 
     async def stop() -> None:

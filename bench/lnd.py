@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import processes, standin
-from bench.processes import Gateway
+from bench.processes import Server
 from bench.workload import Load, Workload
 
 _MICRO, _MILLI = 1e6, 1e3
@@ -50,7 +50,7 @@ def _lnd(folder: Path, paid: Path) -> Iterator[dict[str, str]]:
         }
 
 
-def _turn(gateway: Gateway, workload: Workload) -> Measured:
+def _turn(gateway: Server, workload: Workload) -> Measured:
     load, used = processes.load("http", gateway.address, workload, gateway)
     if load.errors or not load.requests:
         raise SystemExit(f"{load.errors} requests failed")

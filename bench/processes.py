@@ -18,6 +18,8 @@ from bench.workload import Load, Workload
 _ROOT = Path(__file__).resolve().parent.parent
 _TIMEOUT_S = 30.0
 _POLL_S = 0.002
+# Streams whose clients left at the end of one turn would run on in the next.
+_NO_GRACE = {"LCP_GATEWAY_JOIN_GRACE_S": "0"}
 
 
 def _environment(**extra: str) -> dict[str, str]:
@@ -26,9 +28,9 @@ def _environment(**extra: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _process(*arguments: str, output: int = subprocess.DEVNULL, **environment: str):
+def _process(*arguments: str, program: str = sys.executable, output: int = subprocess.DEVNULL, **environment: str):
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [program, *arguments],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.DEVNULL,
@@ -59,6 +61,15 @@ def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[st
 
 
 @contextlib.contextmanager
+def stand_in_on_port() -> Iterator[str]:
+    """Run the stand-in daemon on a port of loopback, as daemons have it by default; yield its address."""
+    address = f"127.0.0.1:{_free_port()}"
+    with _process("-m", "bench.standin", address):
+        _wait_for_port(int(address.rpartition(":")[2]))
+        yield address
+
+
+@contextlib.contextmanager
 def lnd_stand_in(certificate: Path, key: Path, paid: Path) -> Iterator[str]:
     """Run the stand-in for lnd, which knows the stand-in daemon's payments; yield its address."""
     port = _free_port()
@@ -80,23 +91,25 @@ def embedded_node(folder: Path, pause_s: float) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Gateway:
-    """A gateway that answers; ``start_s`` is the time from its start to the first 200 of /readyz."""
+class Server:
+    """A program that answers HTTP, with the processes that it started; ``start_s`` is how long it took to be ready."""
 
     address: str
     start_s: float
     process: psutil.Process
 
     def cpu_s(self) -> float:
-        times = self.process.cpu_times()
-        return times.user + times.system
+        return sum(times.user + times.system for times in (it.cpu_times() for it in self._tree()))
 
     def rss_bytes(self) -> int:
-        return self.process.memory_info().rss
+        return sum(it.memory_info().rss for it in self._tree())
+
+    def _tree(self) -> list[psutil.Process]:
+        return [self.process, *self.process.children(recursive=True)]
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Gateway]:
+def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Server]:
     """Run the gateway over a daemon, or with its embedded node if None; ``settings`` are more of its environment."""
     port = _free_port()
     where = ("--embedded",) if daemon is None else ("--lcpd-grpc-addr", daemon)
@@ -105,25 +118,45 @@ def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Gatew
     with _process(
         "-m", "lcp_gateway", "serve", "--http-addr", address, *where,
         XDG_CONFIG_HOME=str(folder), XDG_STATE_HOME=str(folder), LCP_GATEWAY_LOG_FORMAT="json",
-        LCP_GATEWAY_MAX_CONCURRENT_REQUESTS="0", **settings,
+        LCP_GATEWAY_MAX_CONCURRENT_REQUESTS="0", **{**_NO_GRACE, **settings},
     ) as process:  # fmt: skip
         while not _is_ready(port):
             if process.poll() is not None or time.perf_counter() - started > _TIMEOUT_S:
                 raise SystemExit("the gateway did not start")
             time.sleep(_POLL_S)
-        yield Gateway(address, time.perf_counter() - started, psutil.Process(process.pid))
+        yield Server(address, time.perf_counter() - started, psutil.Process(process.pid))
+
+
+@contextlib.contextmanager
+def floor(daemon: str) -> Iterator[Server]:
+    """Run the ruler: forty lines without a check."""
+    port, started = _free_port(), time.perf_counter()
+    with _process("-m", "bench.floor", str(port), daemon) as process:
+        _wait_for_port(port)
+        yield Server(f"127.0.0.1:{port}", time.perf_counter() - started, psutil.Process(process.pid))
+
+
+@contextlib.contextmanager
+def openai_serve(program: str, daemon: str) -> Iterator[Server]:
+    """Run the Go program that this gateway replaces."""
+    port, started = _free_port(), time.perf_counter()
+    address = f"127.0.0.1:{port}"
+    settings = {"OPENAI_SERVE_HTTP_ADDR": address, "OPENAI_SERVE_LCPD_GRPC_ADDR": daemon}
+    with _process(program=program, **settings) as process:
+        _wait_for_port(port)
+        yield Server(address, time.perf_counter() - started, psutil.Process(process.pid))
 
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """The gateway's use during a load: CPU seconds of its own process, and its largest resident size."""
+    """The use of the program under test during a load: CPU seconds of its processes, and its largest resident size."""
 
     cpu_s: float
     peak_rss_bytes: int
 
 
-def load(kind: str, where: str, workload: Workload, under_test: Gateway | None) -> tuple[Load, Used]:
-    """Run a load generator against ``where``, and watch the gateway while it measures."""
+def load(kind: str, where: str, workload: Workload, under_test: Server | None) -> tuple[Load, Used]:
+    """Run a load generator against ``where``, and watch the program under test while it measures."""
     arguments = ("-m", "bench.generator", kind, where, workload.to_json())
     peaks = [0]
     over = threading.Event()

@@ -1,39 +1,40 @@
 """A stand-in daemon with very little CPU: every quote is valid and signed, every result is prepared as bytes.
 
-``python -m bench.standin ADDRESS [PAUSE_S [PAID]]`` serves until standard input ends. Its one peer sells ``MODEL``; a
-stream is ``CHUNKS`` events of about 130 bytes, sent without a pause unless ``PAUSE_S`` sets one between them. The preimage
-of each job that was paid, which is its id, is written to the file ``PAID``, if one is named.
+``python -m bench.standin ADDRESS [PAUSE_S [PAID]]`` serves until standard input ends. Its one peer sells ``MODEL``. A
+stream is ``CHUNKS`` events of about 130 bytes, one at a time and without a pause; a request may ask for other numbers, with
+``max_tokens`` (events) and ``seed`` (the pause in milliseconds). The preimage of each job that was paid, which is its id, is
+written to the file ``PAID``, if one is named.
 """
 
 import asyncio
 import hashlib
+import json
 import os
+import random
 import secrets
 import sys
 import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
-import grpc.aio
 import uvloop
 from coincurve import PrivateKey
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from bench.http2_server import Reply, message, serving
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.terms import terms_hash
 
 MODEL = "bench"
 CHUNKS = 100
-# grpc would drop calls at random when more than 1,000 wait.
-_OPTIONS = [
-    ("grpc.so_reuseport", 0),
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 200_000),
-]
 _KEY = PrivateKey(hashlib.sha256(b"the bench's peer").digest())
 PEER_ID = _KEY.public_key.format().hex()
 PRICE_MSAT = 2_000
 _TTL_S = 300
 _VERSION = 2
+_SERVICE = "/lcpd.v1.LCPDService/"
 _JSON = "application/json; charset=utf-8"
 _EVENTS = "text/event-stream; charset=utf-8"
 _ANSWER = (
@@ -73,42 +74,64 @@ def _result(body: bytes, content_type: str, *, carried: bool) -> pb.Result:
     )
 
 
-def _stream_messages() -> list[bytes]:
-    chunks = [_EVENT] * (CHUNKS - 1) + [b"data: [DONE]\n\n"]
-    result = _result(b"".join(chunks), _EVENTS, carried=True)
-    begin = pb.ResultStreamBegin(content_type=_EVENTS, content_encoding="identity")
-    end = pb.ResultStreamEnd(result_hash=result.result_hash, result_len=result.result_len)
-    message = pb.AcceptAndExecuteStreamResponse
-    return [
-        message(result_begin=begin).SerializeToString(),
-        *(message(result_chunk=pb.ResultStreamChunk(data=c)).SerializeToString() for c in chunks),
-        message(result_end=end).SerializeToString(),
-        message(result=result).SerializeToString(),
-    ]
+class Pace(NamedTuple):
+    """A stream's events, the last of them its end mark, and the pause between them."""
+
+    chunks: int
+    pause_s: float
+
+
+class _Job:
+    """Job ids tell the stream that was asked for, so that nothing has to be remembered."""
+
+    @staticmethod
+    def make(pace: Pace) -> bytes:
+        return secrets.token_bytes(26) + round(pace.pause_s * 1000).to_bytes(2, "big") + pace.chunks.to_bytes(4, "big")
+
+    @staticmethod
+    def pace(job_id: bytes) -> Pace:
+        return Pace(int.from_bytes(job_id[28:], "big"), int.from_bytes(job_id[26:28], "big") / 1000)
+
+
+class _Stream:
+    """One stream's messages, ready to be sent."""
+
+    def __init__(self, chunks: int) -> None:
+        events = [_EVENT] * (chunks - 1) + [b"data: [DONE]\n\n"]
+        result = _result(b"".join(events), _EVENTS, carried=True)
+        begin = pb.ResultStreamBegin(content_type=_EVENTS, content_encoding="identity")
+        end = pb.ResultStreamEnd(result_hash=result.result_hash, result_len=result.result_len)
+        event = pb.AcceptAndExecuteStreamResponse
+        self.begin = message(event(result_begin=begin).SerializeToString())
+        made = {e: message(event(result_chunk=pb.ResultStreamChunk(data=e)).SerializeToString()) for e in set(events)}
+        self.events = [made[each] for each in events]
+        self.end = b"".join(message(it.SerializeToString()) for it in (event(result_end=end), event(result=result)))
 
 
 class StandIn:
     """The service, from bytes to bytes: only a quote's request is parsed."""
 
     def __init__(self, pause_s: float, paid: str = "") -> None:
-        self._pause_s = pause_s
+        self._pace = Pace(CHUNKS, pause_s)
         self._paid = os.open(paid, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if paid else None
-        self._peers = pb.ListLCPPeersResponse(
-            peers=[pb.LCPPeer(peer_id=PEER_ID, address="127.0.0.1:9735", remote_manifest=_manifest())]
-        ).SerializeToString()
-        self._info = pb.GetLocalInfoResponse(node_id=PEER_ID, manifest=_manifest()).SerializeToString()
-        self._answer = pb.AcceptAndExecuteResponse(result=_result(_ANSWER, _JSON, carried=False)).SerializeToString()
-        self._stream = _stream_messages()
+        peers = [pb.LCPPeer(peer_id=PEER_ID, address="127.0.0.1:9735", remote_manifest=_manifest())]
+        listed = pb.ListLCPPeersResponse(peers=peers).SerializeToString()
+        info = pb.GetLocalInfoResponse(node_id=PEER_ID, manifest=_manifest()).SerializeToString()
+        answer = pb.AcceptAndExecuteResponse(result=_result(_ANSWER, _JSON, carried=False)).SerializeToString()
+        self._answer = answer
+        self._made: dict[int, _Stream] = {}
+        self.unary: Mapping[str, Callable[[bytes], bytes]] = {
+            _SERVICE + "ListLCPPeers": lambda _request: listed,
+            _SERVICE + "GetLocalInfo": lambda _request: info,
+            _SERVICE + "RequestQuote": self._quote,
+            _SERVICE + "AcceptAndExecute": self._execute,
+            _SERVICE + "CancelJob": lambda _request: pb.CancelJobResponse(success=True).SerializeToString(),
+        }
+        self.streams = {_SERVICE + "AcceptAndExecuteStream": self._stream}
 
-    async def list_peers(self, _request, _context) -> bytes:
-        return self._peers
-
-    async def local_info(self, _request, _context) -> bytes:
-        return self._info
-
-    async def quote(self, request, _context) -> bytes:
+    def _quote(self, request: bytes) -> bytes:
         body = pb.RequestQuoteRequest.FromString(request).task.openai_chat_completions_v1
-        job_id, now = secrets.token_bytes(32), int(time.time())
+        job_id, now = _Job.make(self._asked(body.request_json)), int(time.time())
         digest = terms_hash(
             protocol_version=_VERSION,
             job_id=job_id,
@@ -138,43 +161,61 @@ class StandIn:
         )
         return pb.RequestQuoteResponse(peer_id=PEER_ID, terms=terms).SerializeToString()
 
-    def _pay(self, request: bytes) -> None:
-        if self._paid is not None:
-            os.write(self._paid, pb.AcceptAndExecuteRequest.FromString(request).job_id)
+    def _asked(self, body: bytes) -> Pace:
+        document = json.loads(body)
+        chunks = document.get("max_tokens") or self._pace.chunks
+        seed = document.get("seed")
+        return Pace(chunks, self._pace.pause_s if seed is None else seed / 1000)
 
-    async def execute(self, request, _context) -> bytes:
-        self._pay(request)
+    def _pay(self, job_id: bytes) -> None:
+        if self._paid is not None:
+            os.write(self._paid, job_id)
+
+    def _execute(self, request: bytes) -> bytes:
+        self._pay(pb.AcceptAndExecuteRequest.FromString(request).job_id)
         return self._answer
 
-    async def stream(self, request, context) -> None:
-        self._pay(request)
-        for message in self._stream:
-            await context.write(message)
-            if self._pause_s:
-                await asyncio.sleep(self._pause_s)
+    def _stream(self, request: bytes, reply: Reply) -> None:
+        job_id = pb.AcceptAndExecuteStreamRequest.FromString(request).job_id
+        self._pay(job_id)
+        pace = _Job.pace(job_id)
+        stream = self._made.get(pace.chunks)
+        if stream is None:
+            stream = self._made[pace.chunks] = _Stream(pace.chunks)
+        reply.send(stream.begin)
+        loop = asyncio.get_running_loop()
+        # Streams that began together do not go on in step: the second event of each comes within a pause.
+        began = loop.time() - random.random() * pace.pause_s
+        self._go_on(loop, reply, stream, pace.pause_s, began, 0)
 
-    async def cancel(self, _request, _context) -> bytes:
-        return pb.CancelJobResponse(success=True).SerializeToString()
+    def _go_on(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        reply: Reply,
+        stream: _Stream,
+        pause_s: float,
+        began: float,
+        position: int,
+    ) -> None:
+        """Send an event, and plan the next."""
+        if reply.is_over:
+            return
+        reply.send(stream.events[position])
+        if (position := position + 1) == len(stream.events):
+            reply.send(stream.end)
+            reply.finish()
+            return
+        again = partial(self._go_on, loop, reply, stream, pause_s, began, position)
+        if pause_s:
+            loop.call_at(began + position * pause_s, again)
+        else:
+            loop.call_soon(again)
 
 
 async def serve(address: str, pause_s: float, paid: str = "") -> None:
     """Serve until standard input ends."""
-    service = StandIn(pause_s, paid)
-    unary = grpc.unary_unary_rpc_method_handler
-    handlers = {
-        "ListLCPPeers": unary(service.list_peers),
-        "GetLocalInfo": unary(service.local_info),
-        "RequestQuote": unary(service.quote),
-        "AcceptAndExecute": unary(service.execute),
-        "AcceptAndExecuteStream": grpc.unary_stream_rpc_method_handler(service.stream),
-        "CancelJob": unary(service.cancel),
-    }
-    server = grpc.aio.server(options=_OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("lcpd.v1.LCPDService", handlers),))
-    server.add_insecure_port(address)
-    await server.start()
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.stop(None)
+    async with serving(StandIn(pause_s, paid), address):
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import psutil
 
 from bench import processes
 from bench.http_client import Client
-from bench.processes import Gateway
+from bench.processes import Server
 from bench.stored_node import MODEL, Node
 from bench.workload import Load, Tally
 from lcp_gateway.responses.items import Item, ItemKind
@@ -99,7 +99,7 @@ class Round:
 
 
 @contextlib.asynccontextmanager
-async def _asking(gateway: Gateway, clients: int, tally: Tally, *, store: bool):
+async def _asking(gateway: Server, clients: int, tally: Tally, *, store: bool):
     """Have clients ask for one stream after another."""
     body = json.dumps(
         # As most clients, which do not set ``store``: the response is stored.
@@ -122,7 +122,7 @@ async def _asking(gateway: Gateway, clients: int, tally: Tally, *, store: bool):
         await asyncio.sleep(0.5)
 
 
-async def _round(gateway: Gateway, clients: int, seconds: float, *, store: bool) -> Round:
+async def _round(gateway: Server, clients: int, seconds: float, *, store: bool) -> Round:
     tally = Tally()
     async with _asking(gateway, clients, tally, store=store):
         await asyncio.sleep(0.3)
@@ -133,7 +133,7 @@ async def _round(gateway: Gateway, clients: int, seconds: float, *, store: bool)
         return Round(load, gateway.cpu_s() - before)
 
 
-async def _fill(gateway: Gateway, clients: int, streams: int) -> tuple[Load, int]:
+async def _fill(gateway: Server, clients: int, streams: int) -> tuple[Load, int]:
     """Have so many streams stored; return the clients' results, and the gateway's largest resident size."""
     tally = Tally()
     started = time.perf_counter()
@@ -150,7 +150,7 @@ async def _fill(gateway: Gateway, clients: int, streams: int) -> tuple[Load, int
                 raise SystemExit(f"only {load.requests} streams in {_FILL_LIMIT_S:.0f} s")
 
 
-def _status(gateway: Gateway, response_id: str) -> int:
+def _status(gateway: Server, response_id: str) -> int:
     url = f"http://{gateway.address}/v1/responses/{response_id}"
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
@@ -159,7 +159,7 @@ def _status(gateway: Gateway, response_id: str) -> int:
         return error.code
 
 
-async def _compare(gateway: Gateway, clients: int, seconds: float, rounds: int, title: str) -> None:
+async def _compare(gateway: Server, clients: int, seconds: float, rounds: int, title: str) -> None:
     """Measure without and with storing in turn, and print the two side by side."""
     off: list[Round] = []
     on: list[Round] = []
@@ -183,7 +183,7 @@ async def _compare(gateway: Gateway, clients: int, seconds: float, rounds: int, 
     print(f"  errors: {sum(one.load.errors for one in [*off, *on])}")
 
 
-async def _measure(gateway: Gateway, node: Node, arguments: argparse.Namespace) -> None:
+async def _measure(gateway: Server, node: Node, arguments: argparse.Namespace) -> None:
     # Answers that the gateway holds for repeats are in memory before it is measured.
     clients, seconds, rounds = arguments.clients, arguments.seconds, arguments.rounds
     await _round(gateway, clients, seconds, store=False)

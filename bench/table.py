@@ -1,5 +1,6 @@
 """Prints what was measured as plain tables."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.processes import Used
@@ -22,6 +23,13 @@ class Row:
         return self.direct.errors + self.ours.errors
 
 
+@dataclass(frozen=True, slots=True)
+class PacedRow(Row):
+    """A row of streams whose tokens come one after the other, ``pause_s`` apart."""
+
+    pause_s: float
+
+
 def print_start(start_s: float, rss_bytes: int) -> None:
     print(f"from start to ready: {start_s:.2f} s (median)")
     print(f"resident before the load: {rss_bytes / _MIB:.0f} MiB")
@@ -29,7 +37,7 @@ def print_start(start_s: float, rss_bytes: int) -> None:
 
 def print_unary(rows: list[Row]) -> None:
     """One line for each number of clients."""
-    _table(
+    print_table(
         "Unary (ms)",
         [
             ("clients", lambda row: f"{row.clients}"),
@@ -49,7 +57,7 @@ def print_unary(rows: list[Row]) -> None:
 
 def print_streams(rows: list[Row]) -> None:
     """One line for each number of clients."""
-    _table(
+    print_table(
         "Streams (ms)",
         [
             ("clients", lambda row: f"{row.clients}"),
@@ -62,6 +70,28 @@ def print_streams(rows: list[Row]) -> None:
             ("end p50 added", lambda row: _added(row.ours.total_p50, row.direct.total_p50)),
             ("end p99 added", lambda row: _added(row.ours.total_p99, row.direct.total_p99)),
             ("CPU us/chunk", lambda row: f"{_us_each(row, row.ours.chunks):.1f}"),
+            ("peak MiB", lambda row: f"{row.used.peak_rss_bytes / _MIB:.0f}"),
+            ("errors", lambda row: f"{row.errors}"),
+        ],
+        rows,
+    )
+
+
+def print_paced(rows: list[PacedRow]) -> None:
+    """One line for each pace and number of streams."""
+    print_table(
+        "Paced streams (ms)",
+        [
+            ("ms/token", lambda row: f"{row.pause_s * 1000:.0f}"),
+            ("streams", lambda row: f"{row.clients}"),
+            ("tokens/s", lambda row: _rate(row.ours.chunks, row.ours)),
+            ("CPU us/token", lambda row: f"{_us_each(row, row.ours.chunks):.1f}"),
+            ("first p50 direct", lambda row: _ms(row.direct.first_p50)),
+            ("added", lambda row: _added(row.ours.first_p50, row.direct.first_p50)),
+            ("p99 added", lambda row: _added(row.ours.first_p99, row.direct.first_p99)),
+            ("between p50 direct", lambda row: _ms(row.direct.gap_p50)),
+            ("added", lambda row: _added(row.ours.gap_p50, row.direct.gap_p50)),
+            ("p99 added", lambda row: _added(row.ours.gap_p99, row.direct.gap_p99)),
             ("peak MiB", lambda row: f"{row.used.peak_rss_bytes / _MIB:.0f}"),
             ("errors", lambda row: f"{row.errors}"),
         ],
@@ -85,7 +115,8 @@ def _us_each(row: Row, count: int) -> float:
     return row.used.cpu_s / max(1, count) * 1e6
 
 
-def _table(title: str, columns, rows: list[Row]) -> None:
+def print_table(title: str, columns, rows: Sequence) -> None:
+    """Print one line for each row; ``columns`` are names and functions from a row to its cell."""
     lines = [[name for name, _ in columns], *([cell(row) for _, cell in columns] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(columns))]
     print(f"\n{title}")

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from bench import processes, standin
-from bench.processes import Gateway
+from bench.processes import Server
 from bench.workload import Load, Workload
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing
 
@@ -109,7 +109,7 @@ class Measured:
     cpu_s: float
 
 
-def _turn(gateway: Gateway, workload: Workload) -> Measured:
+def _turn(gateway: Server, workload: Workload) -> Measured:
     load, used = processes.load("http", gateway.address, workload, gateway)
     if load.errors or not load.requests:
         raise SystemExit(f"{load.errors} requests failed")
