@@ -151,20 +151,26 @@ class StreamJudge:
         """Whether more than ``MAX_AFTER_END_BYTES`` came after the end."""
         return self._after_end_bytes > MAX_AFTER_END_BYTES
 
+    def feed_ordinary(self, chunk: bytes) -> bool:
+        """Read whole events of which none ends or fails anything, nearly every chunk; else read nothing and return False."""
+        if not self._is_quiet or not chunk.endswith(_EVENT_ENDS) or _DONE in chunk or _ERROR_MARK in chunk:
+            return False
+        for mark in self._marks:
+            if mark in chunk:
+                return False
+        if self._has_choices:
+            at = chunk.find(_FINISH)
+            if at >= 0 and not (
+                chunk.startswith(_NULLS, at + _FINISH_BYTES) and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
+            ):
+                return False
+        self.free_bytes += len(chunk)
+        return True
+
     def feed(self, chunk: bytes) -> None:
         """Read the next bytes."""
-        if self._is_quiet and chunk.endswith(_EVENT_ENDS) and _DONE not in chunk and _ERROR_MARK not in chunk:
-            for mark in self._marks:
-                if mark in chunk:
-                    break
-            else:
-                at = chunk.find(_FINISH) if self._has_choices else -1
-                if at < 0 or (
-                    chunk.startswith(_NULLS, at + _FINISH_BYTES) and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
-                ):
-                    # Whole events, of which none ends or fails anything: nearly every chunk.
-                    self.free_bytes += len(chunk)
-                    return
+        if self.feed_ordinary(chunk):
+            return
         if not self._readable:
             self.free_bytes += len(chunk)
         elif self.is_complete:

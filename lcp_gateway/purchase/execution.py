@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType, TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 from lcp_gateway.purchase.errors import PaymentFailed, QuoteExpired, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.inspection import QuoteInspector
@@ -63,6 +63,18 @@ def ending_of_error(purchase: Purchase, received: Received, error: BaseException
     return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
 
 
+class BlockSink(Protocol):
+    """The place where the blocks of a result go."""
+
+    def can_take(self) -> bool:
+        """Return whether it takes a block now, and its producer has nothing else to do for it."""
+        ...
+
+    def append(self, block: bytes, free_bytes: int) -> None:
+        """Add a block; readers may have the first ``free_bytes`` of all."""
+        ...
+
+
 class PaidStream:
     """A streamed result that has been paid for: its head, and its chunks checked as they flow."""
 
@@ -81,6 +93,30 @@ class PaidStream:
         self._end = end
         self.judge = judge
         self._is_read = begin.judge is not None
+        self._offer = begin.hand_to
+        self._sink: BlockSink | None = None
+        self._digest = hashlib.sha256()
+        self._length = 0
+        self._ends: list[StreamEvent] = []
+
+    def hand_to(self, sink: BlockSink) -> None:
+        """Let chunks that need no decision go to ``sink`` as they arrive, while ``chunks`` is awaited.
+
+        They are hashed, counted and judged like the others, which are yielded. An upstream may yield all of them.
+        """
+        if self._offer is not None and not self._is_read:
+            self._sink = sink
+            self._offer(self._take)
+
+    def _take(self, chunk: bytes) -> bool:
+        sink = self._sink
+        # A chunk after the stream's end is out of order, which is found where it is an event.
+        if sink is None or self._ends or not sink.can_take() or not self.judge.feed_ordinary(chunk):
+            return False
+        self._digest.update(chunk)
+        self._length += len(chunk)
+        sink.append(chunk, self.judge.free_bytes)
+        return True
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """Yield the result's bytes as they come. Iterate once; close it when you stop early.
@@ -90,19 +126,13 @@ class PaidStream:
         Raises:
             Undelivered: the stream was cut, or something about it is wrong.
         """
-        digest = hashlib.sha256()
-        length = 0
-        judge = self.judge
-        feed = _ignore if self._is_read else judge.feed
-        ends: list[StreamEvent] = []
+        judge, ends = self.judge, self._ends
         ending, update = Ending(EndedBy.PROVIDER, Received.WHOLE), PurchaseUpdate()
         try:
             async for event in self._events:
                 # bytes first: nearly every event is a chunk
                 if isinstance(event, bytes) and not ends:
-                    digest.update(event)
-                    feed(event)
-                    length += len(event)
+                    self._read(event)
                     yield event
                     if judge.is_complete:
                         break
@@ -112,27 +142,31 @@ class PaidStream:
             if judge.is_complete and not ends:
                 async for event in self._after_end(ends):
                     if isinstance(event, bytes) and not ends:
-                        digest.update(event)
-                        feed(event)
-                        length += len(event)
+                        self._read(event)
                         yield event
                     else:
                         ends.append(event)
                         self._check_order(ends)
-            update = self._check(digest.digest(), length, ends)
+            update = self._check(self._digest.digest(), self._length, ends)
         except Undelivered as error:
             ending = Ending(EndedBy.PROVIDER, error.received)
             raise
         except UpstreamError as error:
-            ending = ending_of_error(self.purchase, _begun(length), error)
+            ending = ending_of_error(self.purchase, _begun(self._length), error)
             problem = f"the stream broke off: {error.message}"
             raise self._undelivered(problem, ending.received) from error
         except BaseException as error:
-            ending = ending_of_error(self.purchase, _begun(length), error)
+            ending = ending_of_error(self.purchase, _begun(self._length), error)
             raise
         finally:
             self._end(self.purchase, ending, update)
             await self._events.aclose()
+
+    def _read(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self._length += len(chunk)
+        if not self._is_read:
+            self.judge.feed(chunk)
 
     async def _after_end(self, ends: Sequence[StreamEvent]) -> AsyncGenerator[StreamEvent, None]:
         """Return the events that follow the result's own end; ``ends`` are those after its last chunk so far.
@@ -205,10 +239,6 @@ PROBLEMS: Mapping[Received, str] = MappingProxyType(
     }
 )
 """The message for each kind of result that cannot be used."""
-
-
-def _ignore(_chunk: bytes) -> None:
-    """Ignore a chunk that its upstream has judged already."""
 
 
 def _begun(length: int) -> Received:

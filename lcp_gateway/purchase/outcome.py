@@ -128,6 +128,10 @@ class Judge(Protocol):
         """Read the next bytes."""
         ...
 
+    def feed_ordinary(self, chunk: bytes) -> bool:
+        """Read the next bytes if they are free, and neither end nor fail anything; else return False, having read nothing."""
+        ...
+
     def received(self) -> Received:
         """Return the verdict, once hash, length and status are known to be right: ``WHOLE``, or the flaw."""
         ...
@@ -150,6 +154,9 @@ class _Satisfied:
 
     def feed(self, chunk: bytes) -> None:
         pass
+
+    def feed_ordinary(self, chunk: bytes) -> bool:  # noqa: ARG002 - it takes every chunk alike
+        return True
 
     def received(self) -> Received:
         return Received.WHOLE

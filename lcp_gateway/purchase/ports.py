@@ -39,16 +39,22 @@ class Result:
     charged_msat: Msat | None = None
 
 
+ChunkSink = Callable[[bytes], bool]
+"""Takes a chunk of a result at once; returns False, having done nothing, where the chunk has to come as an event."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamBegin:
     """The head of a streamed result.
 
-    ``judge`` is given by an upstream that reads the chunks itself before it hands them over.
+    ``judge`` is given by an upstream that reads the chunks itself before it hands them over. ``hand_to`` is given by one
+    that can offer each chunk to a sink as it arrives, while its events are awaited: no task is woken for those.
     """
 
     content_type: str
     content_encoding: str
     judge: Judge | None = field(default=None, compare=False, repr=False)
+    hand_to: Callable[[ChunkSink], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

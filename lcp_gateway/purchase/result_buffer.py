@@ -4,10 +4,10 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Final
 
 from lcp_gateway.purchase.journal import RepeatIdentity
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.ports import ChunkSink
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import Verdict
 
@@ -26,13 +26,6 @@ class BufferLimits:
 
     window_bytes: int = 262_144
     whole_bytes: int = 8 * 1024 * 1024
-
-
-# After its first block a reader yields to the event loop so many times before it takes the bytes that are there: chunks
-# that have arrived already are then handed on together. No time is waited for.
-_ROUNDS: Final = 4
-# While more came during these, it goes on up to so many times.
-_MOST_TIMES: Final = 3
 
 
 class BufferPool:
@@ -57,6 +50,29 @@ class BufferPool:
 
 class ResultGone(Exception):
     """The result was bought, and its bytes are no longer held."""
+
+
+@dataclass(slots=True, eq=False)
+class _Reader:
+    """How far one reader has come: the blocks that it got, and the bytes that it took; ``waiter`` while it has all."""
+
+    take: ChunkSink | None
+    blocks: int = 0
+    taken_bytes: int = 0
+    waiter: "asyncio.Future[None] | None" = None
+
+    def takes(self, block: bytes) -> bool:
+        """Return whether it takes the next block at once, because it waits for just that."""
+        waiter = self.waiter
+        if waiter is None or waiter.done() or self.take is None or not self.take(block):
+            return False
+        self.blocks += 1
+        self.taken_bytes += len(block)
+        return True
+
+    def wake(self) -> None:
+        if self.waiter is not None:
+            _wake(self.waiter)
 
 
 class ResultBuffer:
@@ -99,8 +115,7 @@ class ResultBuffer:
         self._free_bytes = 0
         self._released_blocks = 0
         self._whole = True
-        self._readers: dict[object, int] = {}
-        self._taken: dict[object, int] = {}
+        self._readers: list[_Reader] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._producer: asyncio.Future[None] | None = None
         self._on_end: list[Callable[[ResultBuffer], None]] = []
@@ -149,30 +164,42 @@ class ResultBuffer:
     def begin(self, head: ResultHead) -> None:
         """Make the head known."""
         self.head = head
-        self._wake_readers()
+        self._wake_all()
 
     def append(self, block: bytes, free_bytes: int = sys.maxsize) -> None:
         """Add bytes. Of all that were added readers get the first ``free_bytes`` now, the others with a good end."""
         self.size += len(block)
-        if self._held_back or free_bytes < self.size:
-            self._hold_back(block, free_bytes - self._free_bytes)
-        else:
+        is_free = not self._held_back and free_bytes >= self.size
+        if is_free:
             self._blocks.append(block)
             self._free_bytes = self.size
+        else:
+            self._hold_back(block, free_bytes - self._free_bytes)
         fits = self._pool.take(len(block))
         # Bytes retained for a later reader are not released to make room: they may be paid for already.
         if not (fits or self.is_retained) or self.size > self._limits.whole_bytes:
             self._whole = False
+        for reader in self._readers:
+            if not (is_free and reader.takes(block)):
+                reader.wake()
+        if not self._whole:
             self._trim()
-        if self._waiting:
-            self._wake_readers()
+
+    def can_take(self) -> bool:
+        """Return whether ``append`` is all that the producer has to do for a block now."""
+        readers = self._readers
+        if len(readers) == 1:
+            # Nearly always: it is asked for every block.
+            is_ahead = self._free_bytes - readers[0].taken_bytes >= self._limits.window_bytes
+        else:
+            is_ahead = self.is_ahead
+        return self.listeners > 0 and not is_ahead
 
     @property
     def is_ahead(self) -> bool:
         """Whether the producer must wait for its readers. Without a reader everything counts as taken."""
-        if not self._taken:
-            return False
-        return self._free_bytes - min(self._taken.values()) >= self._limits.window_bytes
+        least_bytes = self._free_bytes - self._limits.window_bytes
+        return any(reader.taken_bytes <= least_bytes for reader in self._readers)
 
     async def room(self) -> None:
         """Wait until the slowest reader has taken enough."""
@@ -211,7 +238,7 @@ class ResultBuffer:
         listeners, self._on_end = self._on_end, []
         for listener in listeners:
             self._tell(listener)
-        self._wake_readers()
+        self._wake_all()
 
     # -- the readers' side --------------------------------------------------------------------------
 
@@ -224,7 +251,9 @@ class ResultBuffer:
         while self.head is None:
             if self.error is not None:
                 raise self.error
-            await self._changed()
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
         return self.head
 
     async def whole(self) -> bytes:
@@ -238,8 +267,10 @@ class ResultBuffer:
             return self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
         return b"".join([block async for block in self.chunks()])
 
-    async def chunks(self) -> AsyncGenerator[bytes, None]:
+    async def chunks(self, take: ChunkSink | None = None) -> AsyncGenerator[bytes, None]:
         """Yield all bytes from the first on, those that are there as one block.
+
+        A block that comes while this waits for one is offered to ``take`` first, and is not yielded if that takes it.
 
         Raises:
             ResultGone: the beginning is no longer held.
@@ -247,41 +278,32 @@ class ResultBuffer:
         """
         if self._released_blocks:
             raise ResultGone
-        me = object()
-        self._readers[me], self._taken[me] = 0, 0
+        me = _Reader(take)
+        self._readers.append(me)
         try:
             while True:
-                position = self._readers[me] - self._released_blocks
-                waiting = self._blocks[position:]
-                if waiting and self._readers[me] and not self.ended:
-                    await self._gather()
-                    waiting = self._blocks[self._readers[me] - self._released_blocks :]
+                waiting = self._blocks[me.blocks - self._released_blocks :]
                 if waiting:
                     block = waiting[0] if len(waiting) == 1 else b"".join(waiting)
-                    self._readers[me] += len(waiting)
+                    me.blocks += len(waiting)
                     yield block
                     # Counted as taken only now that the consumer asks for more: bytes that it still writes are not
                     # taken.
-                    self._taken[me] += len(block)
+                    me.taken_bytes += len(block)
                     self._took()
                 elif not self.ended:
-                    await self._changed()
+                    me.waiter = asyncio.get_running_loop().create_future()
+                    try:
+                        await me.waiter
+                    finally:
+                        me.waiter = None
                 elif self.error is not None:
                     raise self.error
                 else:
                     return
         finally:
-            del self._readers[me], self._taken[me]
+            self._readers.remove(me)
             self._took()
-
-    async def _gather(self) -> None:
-        """Wait, within bounds, for chunks that have arrived at the upstream already."""
-        for _ in range(_MOST_TIMES):
-            before = self._released_blocks + len(self._blocks)
-            for _ in range(_ROUNDS):
-                await asyncio.sleep(0)
-            if self.ended or self._released_blocks + len(self._blocks) == before:
-                return
 
     def _hold_back(self, block: bytes, free_bytes: int) -> None:
         """Hold a block back, and free the first ``free_bytes`` of all that is held back."""
@@ -303,7 +325,7 @@ class ResultBuffer:
         if self.listeners > len(self._readers):
             # A request that waits and has not begun to read needs the beginning too.
             return
-        read = min(self._readers.values(), default=self._released_blocks + len(self._blocks))
+        read = min((reader.blocks for reader in self._readers), default=self._released_blocks + len(self._blocks))
         gone = read - self._released_blocks
         if gone > 0:
             gone_bytes = sum(len(block) for block in self._blocks[:gone])
@@ -318,17 +340,12 @@ class ResultBuffer:
             context = {"message": "a listener failed at a result's end", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
 
-    def _changed(self) -> "asyncio.Future[None]":
-        """Return a future that is done with the next change: awaited without a coroutine between."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
-        return future
-
-    def _wake_readers(self) -> None:
-        if self._waiting:
-            waiting, self._waiting = self._waiting, []
-            for future in waiting:
-                _wake(future)
+    def _wake_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            _wake(future)
+        for reader in self._readers:
+            reader.wake()
 
 
 def _wake(future: "asyncio.Future[None]") -> None:

@@ -465,6 +465,7 @@ class PurchaseService:
                     async for block in chunks:
                         if buffer.first_byte_s is None:
                             buffer.first_byte_s = self._clock() - buffer.executing_since
+                            stream.hand_to(buffer)
                         buffer.append(block, judge.free_bytes)
                         if buffer.is_ahead:
                             waits = buffer.waits_since = self._clock()

@@ -56,6 +56,10 @@ class WholeResultJudge:
         """Take the next bytes, usually all of them."""
         self._body = self._body + chunk if self._body else chunk
 
+    def feed_ordinary(self, chunk: bytes) -> bool:  # noqa: ARG002 - the whole result is judged, no part of it
+        """Take nothing."""
+        return False
+
     def received(self) -> Received:
         """Return the judgement. A compressed result is not unpacked: its hash has to do."""
         if not self._is_readable:

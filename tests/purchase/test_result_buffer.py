@@ -232,7 +232,7 @@ def test_the_pool_asks_for_room_when_it_is_full():
 
 _STEP = st.one_of(
     st.tuples(st.just("append"), st.binary(min_size=1, max_size=30)),
-    st.tuples(st.just("reader"), st.just(b"")),
+    st.tuples(st.just("reader"), st.integers(0, 3)),
     st.tuples(st.just("read"), st.integers(0, 9)),
     st.tuples(st.just("leave"), st.integers(0, 9)),
 )
@@ -244,10 +244,14 @@ def test_whatever_the_order_each_reader_gets_exactly_the_bytes(steps, fails, who
 
 
 class Reader:
-    """A reader that the test drives; ``pending`` is the read under way."""
+    """A reader that the test drives; ``pending`` is the read under way.
 
-    def __init__(self, source: ResultBuffer) -> None:
-        self.chunks = source.chunks()
+    It takes no block at once (0), or all but every one of ``refuses``.
+    """
+
+    def __init__(self, source: ResultBuffer, refuses: int = 0) -> None:
+        self.chunks = source.chunks(self.take if refuses else None)
+        self.refuses, self.offered = refuses, 0
         self.got: list[bytes] = []
         self.pending: asyncio.Task | None = None
         self.step()
@@ -257,6 +261,14 @@ class Reader:
         """A block counts as taken once the next one is asked for."""
         done = self.got if self.pending is not None else self.got[:-1]
         return sum(map(len, done))
+
+    def take(self, block: bytes) -> bool:
+        assert self.pending is not None and not self.pending.done(), "a block is offered to a reader that waits"
+        self.offered += 1
+        if self.offered % (self.refuses + 1) == 0:
+            return False
+        self.got.append(block)
+        return True
 
     def step(self) -> None:
         if self.pending is None:
@@ -296,7 +308,7 @@ async def _interleave(steps, *, fails: bool, whole: int) -> None:
             sent += value
             source.append(value)
         elif action == "reader" and source.readable:
-            readers.append(Reader(source))
+            readers.append(Reader(source, value))
         elif action == "read" and readers:
             readers[value % len(readers)].step()
         elif action == "leave" and readers:
@@ -320,6 +332,63 @@ async def _interleave(steps, *, fails: bool, whole: int) -> None:
         assert pool.held_bytes == len(sent)
         source.forget()
     assert pool.held_bytes == 0
+
+
+async def test_a_reader_that_waits_takes_a_block_without_a_task():
+    source = answer(window=10)
+    source.listeners = 1
+    taken: list[bytes] = []
+    reading = asyncio.create_task(read_all_with(source, taken))
+    await settle()
+    for block in (b"one", b"two", b"three", b"four"):
+        assert source.can_take()
+        source.append(block)
+    assert taken == [b"one", b"two", b"three", b"four"], "no turn of the event loop was needed"
+    source.append(b"five!", 17)
+    source.end()
+    assert await reading == b"five!", "what is held back for a good end comes with the end"
+    late = await read_all(source)
+    assert late == b"onetwothreefourfive!"
+
+
+async def test_a_block_that_is_refused_and_all_after_it_come_in_order():
+    source = answer()
+    taken: list[bytes] = []
+    reading = asyncio.create_task(read_all_with(source, taken, refused={b"two"}))
+    await settle()
+    for block in (b"one", b"two", b"three"):
+        source.append(block)
+    assert taken == [b"one"], "the reader that was woken for a block comes first"
+    await settle()
+    source.append(b"four")
+    source.end()
+    assert await reading == b"twothree"
+    assert taken == [b"one", b"four"]
+
+
+async def test_a_producer_that_is_ahead_or_without_a_listener_has_more_to_do():
+    source = answer(window=10)
+    assert not source.can_take(), "no request waits for it"
+    source.listeners = 1
+    slow, fast = source.chunks(), source.chunks()
+    source.append(b"x" * 10)
+    await anext(slow)
+    assert not source.can_take(), "its one reader is behind"
+    await anext(fast)
+    assert not source.can_take(), "both are"
+    await slow.aclose()
+    await fast.aclose()
+    assert source.can_take()
+
+
+async def read_all_with(source, taken, refused=()):
+    def take(block):
+        if block in refused:
+            return False
+        taken.append(block)
+        return True
+
+    return b"".join([block async for block in source.chunks(take)])
 
 
 # -- retained for a later reader ---------------------------------------------------------------------

@@ -148,6 +148,11 @@ class ResultTransform:
             body = add_to_result(body, self._body_info)
         return body
 
+    @property
+    def changes_streams(self) -> bool:
+        """Whether ``stream`` changes anything."""
+        return self._plan is not None or bool(self._given_id) or self._body_info is not None
+
     def stream(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         """Return a stream's chunks as the client gets them."""
         steps: list[StreamRewriter] = []
@@ -239,7 +244,9 @@ class ResponseWriter:
                 on_bytes=partial(self._count, context),
             )
             try:
-                await relay.run(transform.stream(answer.chunks()))
+                # Blocks that nothing changes go to the client's socket as they come.
+                chunks = answer.chunks(None if transform.changes_streams else relay.take)
+                await relay.run(transform.stream(chunks))
                 await self._confirm(request, answer)
             except ConnectionError:
                 # The write noticed that the client is gone before the task was cancelled.

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import orjson
 from aiohttp import HttpVersion11, web
+from aiohttp.http_writer import StreamWriter
 
 from lcp_gateway.adapters.sse import ends_event, is_event_stream
 from lcp_gateway.http.errors import ApiError
@@ -46,6 +47,8 @@ class SseRelay:
         self._on_head = on_head
         # Nothing can be put between the events of a stream that is compressed.
         self._sse = is_event_stream(response.content_type) and "Content-Encoding" not in response.headers
+        self._heartbeats = _Heartbeats(heartbeat_s, self._write) if self._sse else None
+        self._writer: StreamWriter | None = None
 
     @property
     def begun(self) -> bool:
@@ -62,8 +65,7 @@ class SseRelay:
             whatever ``chunks`` raises, ConnectionResetError when the client is gone, and TimeoutError when the client does
             not read for ``limit_s``.
         """
-        response = self._response
-        heartbeats = _Heartbeats(self._heartbeat_s, self._write) if self._sse else None
+        response, heartbeats = self._response, self._heartbeats
         beating: AbstractAsyncContextManager[object] = heartbeats or nullcontext()
         # A client that does not read must not hold its place for longer than a purchase may take.
         async with asyncio.timeout(self._limit_s), beating, aclosing(chunks):
@@ -77,10 +79,42 @@ class SseRelay:
                     await response.write(chunk)
                 if heartbeats is not None:
                     heartbeats.go_on(chunk)
+                if chunk:
+                    self._writer = self._open_writer()
             if heartbeats is not None:
                 await heartbeats.pause()
             await self._prepare()
             await response.write_eof()
+
+    def take(self, chunk: bytes) -> bool:
+        """Write a chunk at once; return False, having done nothing, where ``run`` has to write it.
+
+        It may be called while ``run`` waits for a chunk. ``run`` writes the first, and the one that a client who is
+        behind, or a heartbeat on its way, must be waited for.
+        """
+        writer, connection, heartbeats = self._writer, self._request.protocol, self._heartbeats
+        transport = connection.transport
+        if (
+            writer is None
+            or transport is None
+            or connection.writing_paused
+            or transport.is_closing()
+            or (heartbeats is not None and heartbeats.writing is not None)
+        ):
+            return False
+        self._on_bytes(len(chunk))
+        # As aiohttp writes a chunk, without a coroutine and without a list of parts.
+        data = b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        writer.output_size += len(data)
+        transport.write(data)
+        if heartbeats is not None:
+            heartbeats.go_on(chunk)
+        return True
+
+    def _open_writer(self) -> StreamWriter | None:
+        """Return the writer of a body that has begun, None where it is not sent in chunks."""
+        writer = self._request.writer
+        return writer if isinstance(writer, StreamWriter) and writer.chunked else None
 
     async def break_off(self, error: ApiError, *, is_told: bool = False) -> None:
         """End a response that has begun: write the error if the client reads events, and close without the end of the body.
@@ -118,7 +152,10 @@ class SseRelay:
 
 
 class _Heartbeats:
-    """Writes a comment between events, never inside one, whenever no chunk has come for ``every_s``; 0 is never."""
+    """Writes a comment between events, never inside one, whenever no chunk has come for ``every_s``; 0 is never.
+
+    ``writing`` is the task that writes one, until ``pause`` has waited for it.
+    """
 
     def __init__(self, every_s: float, write: Callable[[bytes], Coroutine[Any, Any, None]]) -> None:
         self._every_s = every_s
@@ -127,7 +164,7 @@ class _Heartbeats:
         self._idle_since: float | None = self._loop.time()
         self._tail = b"\n\n"
         self._timer: asyncio.TimerHandle | None = None
-        self._writing: asyncio.Task[None] | None = None
+        self.writing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         if self._every_s:
@@ -139,7 +176,7 @@ class _Heartbeats:
     ) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        writing = self._writing
+        writing = self.writing
         if writing is None:
             return
         if not isinstance(error, asyncio.CancelledError):
@@ -157,13 +194,14 @@ class _Heartbeats:
             ConnectionError: the client is gone.
         """
         self._idle_since = None
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
             await writing
 
     def go_on(self, chunk: bytes) -> None:
         """Write heartbeats again; ``chunk`` was written last."""
-        self._tail = (self._tail + chunk[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+        tail = chunk[-_TAIL_BYTES:]
+        self._tail = tail if len(tail) == _TAIL_BYTES else (self._tail + tail)[-_TAIL_BYTES:]
         self._idle_since = self._loop.time()
 
     def _due(self) -> None:
@@ -172,9 +210,9 @@ class _Heartbeats:
         wait_s = self._every_s - idle_s
         if wait_s <= 0:
             wait_s = self._every_s
-            last = self._writing
+            last = self.writing
             if ends_event(self._tail) and (last is None or (last.done() and not last.exception())):
-                self._writing = self._loop.create_task(self._write(_HEARTBEAT))
+                self.writing = self._loop.create_task(self._write(_HEARTBEAT))
         self._timer = self._loop.call_later(wait_s, self._due)
 
 

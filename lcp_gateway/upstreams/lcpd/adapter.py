@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, Self, TypeVar
 
@@ -15,7 +15,7 @@ from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
-from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
+from lcp_gateway.purchase.ports import ChunkSink, Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
@@ -194,7 +194,8 @@ class LcpdUpstream:
             _SERVICE + "AcceptAndExecuteStream", request.SerializeToString(), timeout_s, self._present_metadata()
         )
         begun = False
-        limit = left = self._result_limits.get(quote.peer_id, _NO_LIMIT)
+        chunks = _Chunks(self._result_limits.get(quote.peer_id, _NO_LIMIT))
+        call.hand_to(chunks.take)
         try:
             # More is read when what came has been taken: HTTP/2 flow control stops the daemon for us.
             while messages := await call.read():
@@ -202,10 +203,10 @@ class LcpdUpstream:
                 begun = True
                 for event in _joined(messages):
                     if isinstance(event, bytes):
-                        left -= len(event)
-                        if left < 0:
-                            raise _too_long(limit)
-                    yield event
+                        chunks.count(event)
+                        yield event
+                    else:
+                        yield replace(event, hand_to=chunks.hand_to) if isinstance(event, StreamBegin) else event
         except RpcError as error:
             raise self._failure("AcceptAndExecuteStream", error, for_client=begun) from error
         finally:
@@ -340,6 +341,49 @@ def _result(message: pb.Result) -> Result:
         content_encoding=message.content_encoding,
         message=message.message,
     )
+
+
+class _Chunks:
+    """The chunks of one result: counted against their peer's limit, and offered to a sink as they come."""
+
+    __slots__ = ("_left", "_limit", "_sink")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = self._left = limit
+        self._sink: ChunkSink | None = None
+
+    def hand_to(self, sink: ChunkSink) -> None:
+        self._sink = sink
+
+    def count(self, chunk: bytes) -> None:
+        """Count a chunk that comes as an event.
+
+        Raises:
+            UpstreamError: the result is too long.
+        """
+        self._left -= len(chunk)
+        if self._left < 0:
+            raise _too_long(self._limit)
+
+    def take(self, messages: list[bytes]) -> bool:
+        """Hand the chunks in ``messages`` to the sink, as one; return False where other events are among them."""
+        sink = self._sink
+        if sink is None:
+            return False
+        parts: list[bytes] = []
+        for message in messages:
+            try:
+                event = pb.AcceptAndExecuteStreamResponse.FromString(message)
+            except DecodeError:
+                return False
+            if not event.HasField("result_chunk"):
+                return False
+            parts.append(event.result_chunk.data)
+        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
+        if len(chunk) > self._left or not sink(chunk):
+            return False
+        self._left -= len(chunk)
+        return True
 
 
 def _joined(messages: Sequence[bytes]) -> Iterator[StreamEvent]:

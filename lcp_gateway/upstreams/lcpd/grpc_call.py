@@ -1,15 +1,16 @@
 """One gRPC call on an HTTP/2 stream: messages out of bytes, a status out of headers."""
 
 import asyncio
-from collections import deque
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd import http2_protocol
-from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, RpcError
+from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, MessageSink, RpcError
 
 _PREFIX_BYTES: Final = 5
+# Read bytes are told to the connection in portions. With what it holds back itself they leave a part of the window open.
+_ACKNOWLEDGED_BYTES: Final = http2_protocol.WINDOW_BYTES // 4
 
 # By their numbers, from 1.
 _STATUSES: Final = (
@@ -70,8 +71,10 @@ class GrpcCall:
         self._stream_id = 0
         self._parts: list[bytes] = []  # of a message that is not whole yet
         self._have = self._need = 0
-        self._messages: deque[bytes] = deque()
+        self._messages: list[bytes] = []
+        self._is_fed = False
         self._unacknowledged = 0
+        self._sink: MessageSink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._headers: dict[bytes, bytes] = {}
@@ -111,6 +114,10 @@ class GrpcCall:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def hand_to(self, sink: MessageSink) -> None:
+        """Offer messages to ``sink`` the moment they come, while a reader waits in ``read``."""
+        self._sink = sink
+
     async def read(self) -> list[bytes]:
         """Return the messages that are there, at least one; an empty list after the last.
 
@@ -127,18 +134,17 @@ class GrpcCall:
                 await self._waiter
             finally:
                 self._waiter = None
-        messages = list(self._messages)
-        self._messages.clear()
+        messages, self._messages = self._messages, []
         self._acknowledge()
         return messages
 
     def _acknowledge(self) -> None:
-        if self._unacknowledged and self._connection is not None:
+        if self._unacknowledged >= _ACKNOWLEDGED_BYTES and self._connection is not None:
             self._connection.acknowledge(self._stream_id, self._unacknowledged)
             self._unacknowledged = 0
 
-    def on_data(self, data: bytes) -> None:
-        """Take bytes of the body: length-prefixed messages."""
+    def on_data(self, data: bytes) -> bool:
+        """Take bytes of the body: length-prefixed messages. Return whether ``deliver`` has to follow, once."""
         self._unacknowledged += len(data)
         if self._parts:
             self._parts.append(data)
@@ -146,28 +152,44 @@ class GrpcCall:
             if self._have < self._need:
                 # The rest of a long message has to fit through the window.
                 self._acknowledge_unread()
-                return
+                return False
             data = b"".join(self._parts)
             self._parts.clear()
+        messages = self._messages
+        had = len(messages)
         position, end = 0, len(data)
         self._need = _PREFIX_BYTES
         while end - position >= _PREFIX_BYTES:
             size = int.from_bytes(data[position + 1 : position + _PREFIX_BYTES], "big")
-            if (problem := _refusal(data[position], size)) is not None:
-                self.end(problem)
-                return
+            if data[position] or size > MAX_RECEIVE_BYTES:
+                self.end(_refusal(data[position], size))
+                return False
             start = position + _PREFIX_BYTES
             if start + size > end:
                 self._need = _PREFIX_BYTES + size
                 break
             position = start + size
-            self._messages.append(data[start:position])
+            messages.append(data[start:position])
         if position < end:
             self._parts.append(data[position:])
             self._have = end - position
-        if self._messages:
-            self._wake()
-        self._acknowledge_unread()
+        if len(messages) == had:
+            self._acknowledge_unread()
+            return False
+        is_first, self._is_fed = not self._is_fed, True
+        return is_first
+
+    def deliver(self) -> None:
+        """Hand messages that have come to the sink, or wake the reader. A reader that waits has read all before them."""
+        self._is_fed = False
+        sink, waiter = self._sink, self._waiter
+        if waiter is None or waiter.done():
+            return
+        if sink is not None and sink(self._messages):
+            self._messages = []
+            self._acknowledge()
+        else:
+            waiter.set_result(None)
 
     def _acknowledge_unread(self) -> None:
         """Open the window where no message waits for its reader; where one does, the reader opens it."""
@@ -207,14 +229,12 @@ class GrpcCall:
         self.end(RpcError(status, message.decode("utf-8", "replace")))
 
 
-def _refusal(compressed: int, size: int) -> RpcError | None:
+def _refusal(compressed: int, size: int) -> RpcError:
     if compressed:
         return RpcError(UpstreamStatus.INTERNAL, "the daemon sent a compressed message")
-    if size > MAX_RECEIVE_BYTES:
-        # The words of gRPC's own library, which the adapter knows.
-        text = f"Received message larger than max ({size} vs. {MAX_RECEIVE_BYTES})"
-        return RpcError(UpstreamStatus.RESOURCE_EXHAUSTED, text)
-    return None
+    # The words of gRPC's own library, which the adapter knows.
+    text = f"Received message larger than max ({size} vs. {MAX_RECEIVE_BYTES})"
+    return RpcError(UpstreamStatus.RESOURCE_EXHAUSTED, text)
 
 
 def reset_error(code: int) -> RpcError:

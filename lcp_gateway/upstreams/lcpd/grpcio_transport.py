@@ -7,7 +7,7 @@ from typing import Any
 import grpc.aio
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, LcpdAddress, Metadata, RpcError
+from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, LcpdAddress, MessageSink, Metadata, RpcError
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
@@ -77,6 +77,9 @@ class _GrpcioStream:
         except grpc.aio.AioRpcError as error:
             raise _rpc_error(error) from error
         return [] if message is grpc.aio.EOF else [message]
+
+    def hand_to(self, sink: MessageSink) -> None:
+        """Leave all messages to ``read``: grpcio hands them to a task."""
 
     def cancel(self) -> None:
         self._call.cancel()

@@ -4,6 +4,7 @@ A connection never blocks and never waits. Received bytes go into ``receive``, b
 The server can make it hold one frame, one header block and one window per stream, and no more.
 """
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -27,7 +28,8 @@ _MAX_CONTINUATIONS: Final = 16
 _MAX_PENDING_REPLIES: Final = 1_000
 # Answers of one daemon have few different heads and trailers.
 _MAX_KNOWN_BLOCKS: Final = 64
-_HEAD_BYTES: Final = 9
+_HEAD: Final = struct.Struct(">HBBBI")  # length (24 bits), kind, flags, stream
+_HEAD_BYTES: Final = _HEAD.size
 _SEVEN_BITS: Final = 0x7F
 
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY = range(8)
@@ -263,23 +265,34 @@ class Http2Connection:
         """Read the whole frames at the beginning of ``data``; return where the rest begins."""
         position, end = 0, len(data)
         while end - position >= _HEAD_BYTES:
-            length = int.from_bytes(data[position : position + 3], "big")
-            _expect(length <= _MAX_FRAME_BYTES, ErrorCode.FRAME_SIZE_ERROR, "a large frame")
+            high, low, kind, flags, stream_id = _HEAD.unpack_from(data, position)
+            length = high << 8 | low
+            if length > _MAX_FRAME_BYTES:
+                raise Http2Error(ErrorCode.FRAME_SIZE_ERROR, "a large frame is malformed or out of place")
             start = position + _HEAD_BYTES
             if start + length > end:
                 break
-            kind, flags = data[position + 3], data[position + 4]
-            stream_id = int.from_bytes(data[position + 5 : start], "big") & _MAX_WINDOW
+            stream_id &= _MAX_WINDOW
             position = start + length
             if kind == _DATA and self._has_settings and self._block is None:
-                self._on_data(events, flags, stream_id, data[start:position])
+                stream = self._streams.get(stream_id)
+                received = self._received_since_refill + length
+                if flags or stream is None or not stream.has_head or received >= _CONNECTION_REFILL:
+                    self._on_data(events, flags, stream_id, data[start:position])
+                elif length:
+                    # As in _on_data: nearly every frame.
+                    self._received_since_refill = received
+                    stream.receive_window -= length
+                    if stream.receive_window < 0:
+                        raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more bytes than the window allows")
+                    events.append(DataReceived(stream_id, data[start:position], is_end=False))
             else:
                 self._on_frame(events, kind, flags, stream_id, data[start:position])
-            _expect(
-                self._replies <= _MAX_PENDING_REPLIES,
-                ErrorCode.ENHANCE_YOUR_CALM,
-                "a flood of frames that ask for a reply",
-            )
+                _expect(
+                    self._replies <= _MAX_PENDING_REPLIES,
+                    ErrorCode.ENHANCE_YOUR_CALM,
+                    "a flood of frames that ask for a reply",
+                )
         return position
 
     def _on_frame(self, events: list[Event], kind: int, flags: int, stream_id: int, payload: bytes) -> None:

@@ -125,17 +125,23 @@ class _Connection(asyncio.Protocol):
         except http2_protocol.Http2Error as error:
             self.close(f"the daemon broke the HTTP/2 protocol: {error}")
             return
+        fed: list[GrpcCall] = []
         for event in events:
             if isinstance(event, http2_protocol.DataReceived):
                 if (call := self._calls.get(event.stream_id)) is not None:
-                    call.on_data(event.data)
+                    if call.on_data(event.data):
+                        fed.append(call)
                     if event.is_end:
                         call.on_end()
             else:
                 self._on_event(event)
+        # All messages that one read brought for a call are one block.
+        for call in fed:
+            call.deliver()
         if self._room and self._core.can_open:
             self._wake_waiting()
-        self._flush()
+        if self._core.has_output:
+            self._flush()
 
     def _on_event(self, event: http2_protocol.Event) -> None:
         match event:

@@ -1,6 +1,6 @@
 """The transport of gRPC calls that the adapter uses; messages are bytes, so that a transport knows no service."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -58,6 +58,10 @@ class RpcError(Exception):
         self.not_processed = not_processed
 
 
+MessageSink = Callable[[list[bytes]], bool]
+"""Takes messages that have just come, all of them; returns False to leave them all to ``read``."""
+
+
 class ServerStream(Protocol):
     """A call whose messages come one after the other."""
 
@@ -66,6 +70,13 @@ class ServerStream(Protocol):
 
         Raises:
             RpcError: the call failed; messages that came before were returned before.
+        """
+        ...
+
+    def hand_to(self, sink: MessageSink) -> None:
+        """Offer messages to ``sink`` the moment they come, while a reader waits in ``read``: no task is woken for them.
+
+        A transport whose messages come one by one through tasks of its own may leave all of them to ``read``.
         """
         ...
 

@@ -17,6 +17,10 @@ from tests.support.purchases import quote
 BROKEN = ApiError(502, "cut", code="undelivered", verdict=Verdict.SETTLED, quote=quote())
 
 
+class AtOnce(bytes):
+    """A chunk that is offered to ``take`` first."""
+
+
 class Served:
     """A server with one route that relays the given chunks; an exception among them is raised."""
 
@@ -26,9 +30,15 @@ class Served:
         self.chunks, self.kind, self.heartbeat_s, self.content_type = (chunks, kind, heartbeat_s, content_type)
         self.encoding = {"Content-Encoding": encoding} if encoding else {}
         self.counted = 0
+        self.relay: SseRelay | None = None
+        self.taken: list[bool] = []
 
     async def _source(self):
         for chunk in self.chunks:
+            if isinstance(chunk, AtOnce):
+                self.taken.append(self.relay.take(chunk))
+                if self.taken[-1]:
+                    continue
             if isinstance(chunk, BaseException):
                 raise chunk
             if isinstance(chunk, float):
@@ -41,7 +51,7 @@ class Served:
 
     async def _handle(self, request):
         response = web.StreamResponse(headers={"Content-Type": self.content_type, **self.encoding})
-        relay = SseRelay(
+        relay = self.relay = SseRelay(
             request, response, kind=self.kind, heartbeat_s=self.heartbeat_s, limit_s=30, on_bytes=self._count
         )
         try:
@@ -83,6 +93,51 @@ async def test_all_bytes_come_in_order_and_the_end_is_clean():
     served = Served(b"data: 1\n\n", b"da", b"ta: \xc3", b"\xa9\n\n")
     assert await served.get() == (200, b"data: 1\n\ndata: \xc3\xa9\n\n", True)
     assert served.counted == 19
+
+
+async def test_chunks_that_are_taken_at_once_come_in_their_place():
+    served = Served(AtOnce(b"data: 1\n\n"), AtOnce(b"data: 2\n\n"), b"data: 3\n\n", AtOnce(b"x" * 300), b"end")
+    assert await served.get() == (200, b"data: 1\n\ndata: 2\n\ndata: 3\n\n" + b"x" * 300 + b"end", True)
+    assert served.taken == [False, True, True], "the first goes out with the head"
+    assert served.counted == 330
+
+
+async def test_nothing_is_taken_while_a_heartbeat_is_written_and_heartbeats_stay_between_events():
+    served = Served(
+        b"data: 1\n\n", AtOnce(b"da"), 0.15, AtOnce(b"ta: 2\n\n"), 0.15, AtOnce(b"data: 3\n\n"), heartbeat_s=0.04
+    )
+    status, body, ended = await served.get()
+    assert (status, ended) == (200, True)
+    assert body.startswith(b"data: 1\n\ndata: 2\n\n: heartbeat\n\n"), "no heartbeat inside an event"
+    assert body.replace(b": heartbeat\n\n", b"") == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
+    assert served.taken == [True, True, False], "the last comes after a heartbeat, which is waited for"
+
+
+async def test_a_body_without_chunks_is_written_by_run():
+    served = Served(b"data: 1\n\n", AtOnce(b"data: 2\n\n"), AtOnce(b"data: 3\n\n"))
+    async with served_at(served) as (host, port):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        _, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert body == b"data: 1\n\ndata: 2\n\ndata: 3\n\n"
+    assert served.taken == [False, False]
+
+
+async def test_a_client_that_is_behind_is_waited_for_by_run():
+    block = AtOnce(b"x" * 65_536)
+    served = Served(b"first", *[block] * 400)
+    async with served_at(served) as (host, port):
+        _reader, writer = await asyncio.open_connection(host, port, limit=1_000)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(20):
+            while False not in served.taken:
+                await asyncio.sleep(0.01)
+        came = len(served.taken)
+        await asyncio.sleep(0.1)
+        assert len(served.taken) == came, "the source is not asked for more"
+        assert served.relay is not None and not served.relay.take(block)
+        writer.transport.abort()
 
 
 async def test_an_empty_stream_is_an_empty_answer():
