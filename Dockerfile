@@ -22,8 +22,11 @@ FROM ${PYTHON_IMAGE}
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin gateway \
  && install -d -m 0700 -o 10001 -g 10001 /var/lib/lcp-gateway
 COPY --from=build /opt/lcp-gateway /opt/lcp-gateway
-ENV PATH="/opt/lcp-gateway/bin:${PATH}" \
+# GLIBC_TUNABLES and PYTHONMALLOC together give the heap huge pages: docs/operations.md, "Huge pages".
+ENV GLIBC_TUNABLES="glibc.malloc.hugetlb=1" \
+    PATH="/opt/lcp-gateway/bin:${PATH}" \
     PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONMALLOC=malloc \
     PYTHONUNBUFFERED=1 \
     XDG_STATE_HOME=/var/lib \
     LCP_GATEWAY_HTTP_ADDR=":8080" \

@@ -8,6 +8,7 @@ import yaml
 
 from lcp_gateway.config.settings import specs
 from tests.support.compose import COMPOSE, DOCKERFILE, resolved, services
+from tests.support.huge_pages import documented
 from tests.support.promql import ROOT
 
 GATEWAYS = {name for name, service in services().items() if "build" in service}
@@ -301,6 +302,11 @@ def test_the_image_does_not_run_as_root(dockerfile):
 def test_the_image_sets_only_settings_that_exist(dockerfile, known_variables):
     named = set(re.findall(r"\b(LCP_GATEWAY_\w+)=", "\n".join(dockerfile)))
     assert named and named <= known_variables
+
+
+def test_the_heap_is_on_huge_pages(dockerfile):
+    set_to = dict(re.findall(r'\b([A-Z_]+)="?([^"\s]+)"?', "\n".join(dockerfile)))
+    assert documented().items() <= set_to.items()
 
 
 def test_the_image_runs_a_command_that_the_project_installs(dockerfile):

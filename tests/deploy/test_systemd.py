@@ -10,6 +10,7 @@ import pytest
 
 from lcp_gateway.config import Settings, specs
 from lcp_gateway.config.paths import default_file, journal_place
+from tests.support.huge_pages import documented
 from tests.support.promql import ROOT
 
 UNIT = ROOT / "deploy" / "systemd" / "lcp-gateway.service"
@@ -113,6 +114,10 @@ def test_it_has_no_more_rights_than_it_needs(service, key, value):
 
 def test_it_reaches_peers_the_daemons_socket_and_systemd(service):
     assert set(service["RestrictAddressFamilies"][0].split()) == {"AF_INET", "AF_INET6", "AF_UNIX"}
+
+
+def test_the_heap_is_on_huge_pages(environment):
+    assert documented().items() <= environment.items()
 
 
 def test_no_comment_is_parsed_as_a_value():
