@@ -32,6 +32,7 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "spend": "lcp_gateway.cli.books.spend",
         "accounts": "lcp_gateway.cli.accounts.accounts",
         "keys": "lcp_gateway.cli.accounts.keys",
+        "invites": "lcp_gateway.cli.accounts.invites",
         "wallet": "lcp_gateway.cli.accounts.wallet",
         "withdrawals": "lcp_gateway.cli.accounts.withdrawals",
         "doctor": "lcp_gateway.cli.doctor.doctor",

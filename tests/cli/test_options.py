@@ -7,7 +7,7 @@ from lcp_gateway.cli.program import app
 from lcp_gateway.config import specs
 
 NO_TEXT = "\udcff"
-GROUPS = ("purchases", "accounts", "keys", "wallet", "quote", "route")
+GROUPS = ("purchases", "accounts", "keys", "invites", "wallet", "quote", "route")
 # File names need not be valid UTF-8, and many settings are file names.
 FILES = {"config", "body", *specs()}
 

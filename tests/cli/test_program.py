@@ -10,7 +10,7 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.config import Group, specs
 
 COMMANDS = (
-    "serve", "start", "stop", "restart", "reload", "status", "logs", "node", "models", "route", "quote", "receipt", "purchases", "spend", "accounts", "keys", "wallet", "doctor",
+    "serve", "start", "stop", "restart", "reload", "status", "logs", "node", "models", "route", "quote", "receipt", "purchases", "spend", "accounts", "keys", "invites", "wallet", "doctor",
     "config",
 )  # fmt: skip
 SUBCOMMANDS = {
@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "purchases": ("list", "show", "export", "resolve", "forget"),
     "accounts": ("create", "list", "show", "rename", "delete", "adjust", "statement", "audit", "log"),
     "keys": ("create", "list", "show", "revoke"),
+    "invites": ("create", "list", "revoke"),
     "wallet": ("show", "topups", "transactions", "topup", "pay"),
 }
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from lcp_gateway.accounts.documents import audit_document, balance_document
+from lcp_gateway.accounts.keys import SIGN_IN_RULES
 from lcp_gateway.accounts.models import Audit
 from lcp_gateway.cli.accounts.books import (
     USUAL_LIMIT,
@@ -48,10 +49,25 @@ app = command_group("Manage the accounts of customers.")
 
 @app.command()
 @with_books()
-async def create(books: AccountBooks, name: NameArgument, *, json: JsonOption = False) -> None:
+async def create(
+    books: AccountBooks,
+    name: NameArgument,
+    *,
+    sign_in_key: Annotated[
+        bool, typer.Option("--sign-in-key", help="Make its key for the console as well, and print it: only now.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Make an account with an empty balance."""
-    made = await books.accounts.create(name, actor=actor(), at=datetime.now(UTC))
-    print_document(account_document(made), json=json)
+    now = datetime.now(UTC)
+    made = await books.accounts.create(name, actor=actor(), at=now)
+    document = account_document(made)
+    if sign_in_key:
+        key = await books.keys.create(made.id, name="sign-in key", actor=actor(), at=now, rules=SIGN_IN_RULES)
+        document["key"] = key.text
+    print_document(document, json=json)
+    if sign_in_key and not json:
+        typer.echo("the key is shown now and never again: only a hash of it is stored")
 
 
 @app.command("list")

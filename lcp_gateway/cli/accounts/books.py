@@ -18,13 +18,15 @@ from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.admin_log import AdminLog
 from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.accounts.registrations import Registrations
 from lcp_gateway.store.accounts.topups import Topups
 from lcp_gateway.store.accounts.withdrawals import Withdrawals
 
 _LAST_NUMBER = 2**63 - 1
 
 
-def _an_id(text: str | None) -> str | None:
+def an_id(text: str | None) -> str | None:
+    """Return the argument of a command that is an id."""
     # A database refuses a query with bytes that are not text.
     if text is not None and not (text.isascii() and text.isprintable()):
         raise CommandFailed("an id is made of letters, digits and _", exit_code=USAGE_ERROR)
@@ -32,7 +34,7 @@ def _an_id(text: str | None) -> str | None:
 
 
 def _id_argument(metavar: str) -> object:
-    return typer.Argument(metavar=metavar, show_default=False, callback=_an_id)
+    return typer.Argument(metavar=metavar, show_default=False, callback=an_id)
 
 
 AccountArgument = Annotated[str, _id_argument("ACCOUNT_ID")]
@@ -43,7 +45,7 @@ WithdrawalArgument = Annotated[str, _id_argument("WITHDRAWAL_ID")]
 USUAL_LIMIT = 50
 LimitOption = Annotated[int, typer.Option(min=1, metavar="N", help="At most N.")]
 AfterOption = Annotated[
-    str | None, typer.Option("--after", metavar="ID", help="Only those after this one.", callback=_an_id)
+    str | None, typer.Option("--after", metavar="ID", help="Only those after this one.", callback=an_id)
 ]
 AfterNumberOption = Annotated[
     int | None, typer.Option("--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Only those after this one.")
@@ -59,6 +61,7 @@ class AccountBooks:
     ledger: Ledger
     topups: Topups
     withdrawals: Withdrawals
+    registrations: Registrations
     acts: AdminLog
 
     async def account(self, account_id: str) -> Account:
@@ -84,6 +87,7 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
                 Ledger(database),
                 Topups(database),
                 Withdrawals(database),
+                Registrations(database),
                 AdminLog(database),
             )
         except (InvalidAmount, InvalidText) as error:

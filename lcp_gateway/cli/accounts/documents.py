@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from lcp_gateway.accounts import documents
 from lcp_gateway.accounts.documents import KEY_LIMITS, LINE_FIELDS, Document
+from lcp_gateway.accounts.invites import Invite
 from lcp_gateway.accounts.models import Account, AdminAction, KeyRecord, Listing, StatementLine, Topup
 from lcp_gateway.accounts.withdrawals import Withdrawal
 from lcp_gateway.cli.accounts.books import AccountBooks
@@ -85,6 +86,14 @@ WITHDRAWAL_COLUMNS: Columns[Withdrawal] = {
     "created": lambda it: format_time(it.created_at),
     "ended": lambda it: _time(it.ended_at),
 }
+INVITE_COLUMNS: Columns[Invite] = {
+    "id": lambda invite: invite.id,
+    "status": lambda invite: invite.status(datetime.now(UTC)).value,
+    "note": lambda invite: invite.note or _NOTHING,
+    "account": lambda invite: invite.account_id or _NOTHING,
+    "created": lambda invite: format_time(invite.created_at),
+    "expires": lambda invite: format_time(invite.expires_at),
+}
 ACTION_COLUMNS: Columns[AdminAction] = {
     "id": lambda action: str(action.id),
     "time": lambda action: format_time(action.at),
@@ -98,6 +107,7 @@ ACTION_COLUMNS: Columns[AdminAction] = {
 account_document = partial(documents.account_document, time=format_time)
 key_document = partial(documents.key_document, time=format_time)
 line_document = partial(documents.line_document, time=format_time)
+invite_document = partial(documents.invite_document, time=format_time)
 action_document = partial(documents.action_document, time=format_time)
 
 
