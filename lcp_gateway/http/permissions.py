@@ -25,8 +25,9 @@ _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = Mappin
     {
         "/api/admin": (_ADMIN, _ADMIN),
         "/api/providers": (_ADMIN, _ADMIN),
-        "/api/session": (_ANY, _ANY),
-        "/api/sessions": (_ANY, _ANY),
+        # Every caller that can sign in can sign out.
+        "/api/session": (frozenset(Scope), frozenset(Scope)),
+        "/api/sessions": (frozenset(Scope), frozenset(Scope)),
         "/api/account": (_WALLET, frozenset({Scope.ACCOUNT})),
         "/api/wallet/withdrawals": (_WALLET, frozenset({Scope.WITHDRAW})),
         "/api/wallet": (_WALLET, _WALLET),

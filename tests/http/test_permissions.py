@@ -8,7 +8,7 @@ from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.permissions import check_may_buy, check_permission, scopes_for
 
 INFERENCE, WALLET, ACCOUNT, ADMIN = Scope.INFERENCE, Scope.WALLET, Scope.ACCOUNT, Scope.ADMIN
-EVERY = set(Scope)
+EVERY = set(Scope) - {Scope.NODE, Scope.WITHDRAW}
 
 
 def caller(*scopes, account_id="acct_1", key_id="key_1"):
@@ -37,6 +37,10 @@ def caller(*scopes, account_id="acct_1", key_id="key_1"):
         ("GET", "/api/usage", EVERY),
         ("GET", "/api/budgets", EVERY),
         ("GET", "/api/events", EVERY),
+        ("GET", "/api/session", set(Scope)),
+        ("DELETE", "/api/sessions", set(Scope)),
+        ("GET", "/api/wallet/withdrawals", {WALLET, ACCOUNT}),
+        ("POST", "/api/wallet/withdrawals", {Scope.WITHDRAW}),
         ("GET", "/api/providers", {ADMIN}),
         ("GET", "/api/admin/overview", {ADMIN}),
         ("POST", "/api/admin/purchases/00/resolution", {ADMIN}),

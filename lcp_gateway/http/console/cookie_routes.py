@@ -18,6 +18,9 @@ COOKIE_ROUTES: Final = frozenset(
         "/api/wallet/topups/{id}/demo-payment",
         "/api/wallet/topups/{id}/qr.{form}",
         "/api/wallet/transactions",
+        "/api/wallet/withdrawals",
+        "/api/wallet/withdrawals/{id}",
+        "/api/wallet/demo-invoice",
         "/api/wallet/refunds",
         "/api/purchases",
         "/api/purchases/{job_id}",
@@ -31,6 +34,9 @@ COOKIE_ROUTES: Final = frozenset(
         "/api/admin/accounts/{id}",
         "/api/admin/accounts/{id}/adjustments",
         "/api/admin/accounts/{id}/statement",
+        "/api/admin/accounts/{id}/withdrawals",
+        "/api/admin/withdrawals",
+        "/api/admin/withdrawals/{id}",
         "/api/admin/accounts/{id}/keys",
         "/api/admin/keys",
         "/api/admin/keys/{id}",
@@ -57,6 +63,7 @@ CONFIRMED: Final = frozenset(
         ("DELETE", "/api/admin/keys/{id}"),
         ("POST", "/api/admin/accounts/{id}/adjustments"),
         ("POST", "/api/admin/refunds/{id}"),
+        ("POST", "/api/admin/withdrawals/{id}"),
         ("POST", "/api/admin/purchases/{job_id}/resolution"),
     }
 )
