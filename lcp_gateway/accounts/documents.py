@@ -3,7 +3,9 @@
 ``time`` writes a time: as Unix seconds over HTTP, as text on the command line.
 """
 
-from collections.abc import Callable
+import csv
+import io
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from lcp_gateway.accounts.invites import Invite
@@ -20,6 +22,28 @@ KEY_LIMITS = (
 """The limits that a key can have of its own; 0 is none."""
 LINE_FIELDS = ("id", "at", "amount_msat", "balance_msat", "cause", "cause_id")
 """The fields of a line of a statement, in order."""
+
+
+# A spreadsheet takes a text with one of these beginnings for a formula, and clients choose the texts.
+_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def csv_cell(value: object) -> str:
+    """Return a value in a form that a spreadsheet reads as text or number, and never as a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    is_harmless = isinstance(value, int) or not text.startswith(_FORMULA_BEGINNINGS)
+    return text if is_harmless else f"'{text}"
+
+
+def csv_line(values: Iterable[object]) -> bytes:
+    """Return a line of CSV (RFC 4180)."""
+    line = io.StringIO()
+    csv.writer(line).writerow(map(csv_cell, values))
+    return line.getvalue().encode()
 
 
 def account_document(account: Account, time: Time) -> Document:

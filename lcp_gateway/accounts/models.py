@@ -44,6 +44,13 @@ class RefundNotWithheld(AccountError):
         self.refund = refund
 
 
+class KeyIsRevoked(AccountError):
+    """A revoked key cannot be changed."""
+
+    def __init__(self) -> None:
+        super().__init__("this key is revoked, for good")
+
+
 class InvalidText(AccountError):
     """A name, a memo or a reason is empty, too long, or not printable."""
 

@@ -6,7 +6,7 @@ the database cannot be reached. ``lightning/lnd/`` implements ``InvoiceService``
 
 # ruff: noqa: D102 - methods are documented where they are implemented
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -57,6 +57,12 @@ class KeyRepository(Protocol):
     ) -> NewKey: ...
 
     async def revoke(self, key_id: str, *, actor: str, at: datetime) -> KeyRecord | None: ...
+
+    async def change(
+        self, key_id: str, *, actor: str, at: datetime, name: str, rules: KeyRules
+    ) -> KeyRecord | None: ...
+
+    async def names(self, key_ids: Collection[str]) -> Mapping[str, str]: ...
 
     async def get(self, key_id: str) -> KeyRecord | None: ...
 

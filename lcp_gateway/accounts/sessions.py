@@ -231,10 +231,8 @@ class ConsoleSessions:
 
 def role_of(caller: Caller, *, has_customers: bool) -> Role:
     """Return the role of a caller; ``has_customers`` says whether the gateway keeps accounts."""
-    if not has_customers:
-        return Role.LOCAL
     if Scope.ADMIN in caller.rules.scopes:
-        return Role.OPERATOR
+        return Role.OPERATOR if has_customers else Role.LOCAL
     return Role.KEY if caller.account_id is None else Role.CUSTOMER
 
 

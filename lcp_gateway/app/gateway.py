@@ -9,20 +9,20 @@ from aiohttp import web
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
+from lcp_gateway.app.wiring.books import ProviderParts, book_routes
 from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
-from lcp_gateway.config import Settings, auth_mode, known_hosts, serves_console
+from lcp_gateway.config import Settings, auth_mode, known_hosts, openclaw_id, serves_console
 from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import CONSOLE_PATHS
 from lcp_gateway.http.console.cookie_routes import OPEN_ROUTES
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.health import HealthRoutes
-from lcp_gateway.http.gateway.receipts import ReceiptRoutes
 from lcp_gateway.http.gateway.route import RankingRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
@@ -268,6 +268,22 @@ class Gateway:
             counter=runtime.nodes.counter,
             relay_limit_s=relay_limit_s,
         )
+        books = book_routes(
+            settings,
+            journal=runtime.journal,
+            access=runtime.access,
+            limits=purchase.limits,
+            providers=ProviderParts(
+                catalog=runtime.catalog,
+                nodes=lambda: runtime.nodes.watch.states,
+                daemon_problem=lambda: runtime.peers.problem,
+                measurements=runtime.measurements,
+                trust=trust,
+                lnd=runtime.lnd_report,
+            ),
+            health=health,
+            metrics=runtime.metrics,
+        )
         return Routes(
             create=CreateRoutes(
                 service=self.service,
@@ -302,6 +318,7 @@ class Gateway:
                 records=runtime.measurements,
                 is_ready=lambda provider_id: bool(trust.readiness(provider_id)),
                 lists_auto=settings.list_auto,
+                openclaw_id=openclaw_id(settings),
                 started=self._started,
                 charge=purchase.limits.tariff.charge_msat if sells else None,
             ),
@@ -313,7 +330,11 @@ class Gateway:
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             health=health,
-            receipts=ReceiptRoutes(runtime.journal.receipt),
+            purchases=books.purchases,
+            usage=books.usage,
+            budgets=books.budgets,
+            providers=books.providers,
+            overview=books.overview,
             wallet=access.wallet_routes,
             admin=access.admin_routes,
             keys=access.key_routes,

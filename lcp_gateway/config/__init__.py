@@ -9,6 +9,7 @@ from lcp_gateway.config.derived import (
     markups,
     may_use_proxy,
     model_limits,
+    openclaw_id,
     serves_console,
     worker_count,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "markups",
     "may_use_proxy",
     "model_limits",
+    "openclaw_id",
     "others_may_read",
     "parse_host_port",
     "serves_console",

@@ -9,6 +9,7 @@ from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_po
 from lcp_gateway.config.nodes import NodeConfig
 from lcp_gateway.config.parsers import MAX_WORKERS, WORKERS_AUTO
 from lcp_gateway.config.settings import Settings
+from lcp_gateway.constants import NODE_PREFIX
 
 
 def auth_mode(settings: Settings) -> str:
@@ -89,6 +90,11 @@ def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
         endpoints=("chat",),
     )
     return (*settings.nodes, openclaw)
+
+
+def openclaw_id(settings: Settings) -> str | None:
+    """Return the provider's id of the OpenClaw node, however it is called; None where there is none."""
+    return NODE_PREFIX + settings.openclaw_node_name if settings.openclaw_enabled else None
 
 
 def may_use_proxy(settings: Settings, target: str) -> bool:

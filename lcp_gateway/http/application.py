@@ -18,9 +18,12 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.invites import InviteRoutes
 from lcp_gateway.http.gateway.keys import KeyRoutes
-from lcp_gateway.http.gateway.receipts import ReceiptRoutes
+from lcp_gateway.http.gateway.overview import OverviewRoutes
+from lcp_gateway.http.gateway.providers import ProviderRoutes
+from lcp_gateway.http.gateway.purchases import PurchaseRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.route import RankingRoutes
+from lcp_gateway.http.gateway.usage import BudgetRoutes, UsageRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
 from lcp_gateway.http.gateway.withdrawals import WithdrawalRoutes
@@ -60,13 +63,17 @@ class Routes:
     models: ModelRoutes
     ranking: RankingRoutes
     health: HealthRoutes
-    receipts: ReceiptRoutes
+    purchases: PurchaseRoutes
     input_tokens: InputTokenRoutes
     responses: ResponseRoutes
     chats: ChatRoutes
     wallet: WalletRoutes | None = None
     admin: AdminRoutes | None = None
     keys: KeyRoutes | None = None
+    usage: UsageRoutes | None = None
+    budgets: BudgetRoutes | None = None
+    providers: ProviderRoutes | None = None
+    overview: OverviewRoutes | None = None
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
     withdrawals: WithdrawalRoutes | None = None
@@ -84,6 +91,7 @@ def build_application(
     app.on_response_prepare.append(middleware.on_response_prepare)
     for prefix in ("", AGENT_PREFIX):
         _add_openai_routes(app, routes, prefix, api_limits)
+    _add_books(app, routes, api_limits)
     bounded: list[tuple[str, str, Handler]] = []
     if routes.wallet is not None:
         # Bounded by the handler itself, once it has read the body.
@@ -142,7 +150,7 @@ def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, api_li
         "completions": create.handler(TaskKind.COMPLETIONS),
         "embeddings": create.handler(TaskKind.EMBEDDINGS),
     }
-    receipt = api_limits.bounded(routes.receipts.get)
+    receipt = api_limits.bounded(routes.purchases.receipt)
     table: Table = (
         # Before the routes with an id, which would match this path.
         ("POST", "responses/input_tokens", routes.input_tokens.count),
@@ -208,6 +216,27 @@ def _withdrawal_table(withdrawals: WithdrawalRoutes) -> Table:
     )
 
 
+def _add_books(app: web.Application, routes: Routes, api_limits: ApiLimits) -> None:
+    """Add the routes that show what was bought and offered."""
+    app.router.add_get("/api/models", routes.models.list_with_badges)
+    # These hold a place for each use of the database, rather than as long as a slow reader takes.
+    app.router.add_get("/api/purchases", routes.purchases.list)
+    if routes.usage is not None:
+        app.router.add_get("/api/usage", routes.usage.get)
+    bounded = [
+        ("GET", "/api/purchases/{job_id}", routes.purchases.get),
+        ("POST", "/api/admin/purchases/{job_id}/resolution", routes.purchases.resolve),
+    ]
+    if routes.budgets is not None:
+        bounded.append(("GET", "/api/budgets", routes.budgets.list))
+    if routes.providers is not None:
+        bounded.append(("GET", "/api/providers", routes.providers.list))
+    if routes.overview is not None:
+        bounded.append(("GET", "/api/admin/overview", routes.overview.get))
+    for method, path, handler in bounded:
+        _add(app, method, path, api_limits.bounded(handler))
+
+
 def _refund_table(refunds: RefundRoutes) -> Table:
     return (
         ("GET", "/api/wallet/refunds", refunds.of_customer),
@@ -255,9 +284,15 @@ def _key_table(keys: KeyRoutes) -> Table:
     return (
         ("POST", f"{base}/accounts/{{id}}/keys", keys.create),
         ("GET", f"{base}/accounts/{{id}}/keys", keys.list),
-        ("GET", f"{base}/keys", keys.list),
+        ("GET", f"{base}/keys", keys.list_all),
         ("GET", f"{base}/keys/{{id}}", keys.get),
+        ("PATCH", f"{base}/keys/{{id}}", keys.change),
         ("DELETE", f"{base}/keys/{{id}}", keys.revoke),
+        ("POST", "/api/account/keys", keys.create_own),
+        ("GET", "/api/account/keys", keys.list_own),
+        ("GET", "/api/account/keys/{id}", keys.get_own),
+        ("PATCH", "/api/account/keys/{id}", keys.change_own),
+        ("DELETE", "/api/account/keys/{id}", keys.revoke_own),
     )
 
 

@@ -38,6 +38,14 @@ class StaticKeys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
+    @property
+    def rules(self) -> KeyRules:
+        """The rules of each key, where there are no customers.
+
+        The holder of the only key is the operator. Several keys may have several holders, who see nothing of one another.
+        """
+        return LOCAL_RULES if len(self._digests) == 1 else ANONYMOUS.rules
+
     def check(self, authorization: str | None) -> str:
         """Return the name of the key in an ``Authorization`` header (never the key), or "" without keys.
 
@@ -83,13 +91,11 @@ class OpenAuthenticator:
 
     async def admit(self, request: web.Request) -> Caller:
         """Return the local or the anonymous caller."""
-        if self._caller is ANONYMOUS:
-            check_permission(self._caller, request)
-        return self._caller
+        return _permitted(self._caller, request)
 
 
 class StaticKeyAuthenticator:
-    """Admits requests with one of the static keys, which are the operator's own: there are no customers beside them."""
+    """Admits requests with one of the static keys, where there are no customers."""
 
     def __init__(self, keys: StaticKeys) -> None:
         self._keys = keys
@@ -97,7 +103,7 @@ class StaticKeyAuthenticator:
     async def admit(self, request: web.Request) -> Caller:
         """Return the caller of a static key."""
         key_id = self._keys.check(request.headers.get("Authorization"))
-        return Caller(key_id, None, LOCAL_RULES)
+        return _permitted(Caller(key_id, None, self._keys.rules), request)
 
 
 class AccountAuthenticator:
@@ -150,6 +156,13 @@ class AccountAuthenticator:
             return ADMINISTRATOR
         # A request without a key needs no store to be refused.
         return self._find(key) if key else None
+
+
+def _permitted(caller: Caller, request: web.Request) -> Caller:
+    """Return the caller, once it is known that it may use the route; one that there is not is told as such."""
+    if request.match_info.http_exception is None:
+        check_permission(caller, request)
+    return caller
 
 
 def _would_buy(request: web.Request) -> bool:

@@ -19,8 +19,8 @@ _DIGITS = re.compile(r"[0-9]{1,9}")
 # No id is longer or has other characters, and databases differ in how they treat such text.
 _NAME = re.compile(r"[A-Za-z0-9_]{0,64}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
-_USUAL_PAGE = 50
-_LARGEST_PAGE = 500
+USUAL_PAGE = 50
+LARGEST_PAGE = 500
 
 
 def json_response(document: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
@@ -80,6 +80,10 @@ class Fields:
             raise bad_request(f"{name} must have at most {longest} printable characters", name, "invalid_value")
         return value
 
+    def has(self, name: str) -> bool:
+        """Return whether a field that was not read yet is there, if only with null."""
+        return name in self._left
+
     def amount(self, name: str, *, signed: bool = False) -> int | None:
         """Return an integer amount, None where the field is missing."""
         value = self._left.pop(name, None)
@@ -115,18 +119,7 @@ class Fields:
         value = self._left.pop(name, None)
         if value is None:
             return None
-        problem = bad_request(
-            f"{name} must be Unix seconds or a time such as 2027-01-31T12:00:00Z", name, "invalid_value"
-        )
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise problem
-        try:
-            if isinstance(value, str):
-                found = datetime.fromisoformat(value)
-                return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-            return datetime.fromtimestamp(value, UTC)
-        except (ValueError, OverflowError, OSError):
-            raise problem from None
+        return parse_time(value, name)
 
     def done(self) -> None:
         """Refuse the fields that were not read.
@@ -136,6 +129,34 @@ class Fields:
         """
         for name in self._left:
             raise bad_request(f"{name:.64} is not a known field", name[:64], "unknown_parameter")
+
+
+def parse_time(value: object, name: str) -> datetime:
+    """Return a time given in Unix seconds or ISO 8601; one without a zone is in UTC.
+
+    Raises:
+        ApiError: 400, naming the field.
+    """
+    problem = bad_request(f"{name} must be Unix seconds or a time such as 2027-01-31T12:00:00Z", name, "invalid_value")
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise problem
+    try:
+        if isinstance(value, str):
+            found = datetime.fromisoformat(value)
+            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
+        return datetime.fromtimestamp(value, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise problem from None
+
+
+def rfc3339(at: datetime) -> str:
+    """Return a time as RFC 3339 in UTC."""
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def rfc3339_or_none(at: datetime | None) -> str | None:
+    """Return a time that may not be known, as ``rfc3339``."""
+    return None if at is None else rfc3339(at)
 
 
 async def read_object(request: web.Request, timeout_s: float) -> dict[str, Any]:
@@ -165,9 +186,9 @@ def read_page(request: web.Request) -> tuple[int, str]:
     Raises:
         ApiError: 400, naming the parameter.
     """
-    limit = request.query.get("limit", str(_USUAL_PAGE))
-    if not _DIGITS.fullmatch(limit) or not 1 <= int(limit) <= _LARGEST_PAGE:
-        raise bad_request(f"limit must be from 1 to {_LARGEST_PAGE}", "limit", "invalid_value")
+    limit = request.query.get("limit", str(USUAL_PAGE))
+    if not _DIGITS.fullmatch(limit) or not 1 <= int(limit) <= LARGEST_PAGE:
+        raise bad_request(f"limit must be from 1 to {LARGEST_PAGE}", "limit", "invalid_value")
     after = request.query.get("after", "")
     if not _NAME.fullmatch(after):
         raise _bad_place()

@@ -180,12 +180,30 @@ class PeerTotals:
 
 @dataclass(frozen=True, slots=True)
 class BudgetState:
-    """A budget in its present period, which ends at ``ends_at``."""
+    """A budget in its present period, from ``starts_at`` to ``ends_at``."""
 
     budget: Budget
     spent_msat: Msat
     left_msat: Msat
+    starts_at: datetime
     ends_at: datetime
+
+
+class NotUnknown(Exception):
+    """Evidence resolves only a purchase that is unknown, or that a dead gateway left settled.
+
+    ``state`` is that of the purchase; None where there is none.
+    """
+
+    def __init__(self, state: State | None) -> None:
+        if state is None:
+            problem = "there is no such purchase"
+        elif state in {State.PAYING, State.SETTLED}:
+            problem = f"the purchase is {state}, and the gateway that bought it is running"
+        else:
+            problem = f"the purchase is {state}, not unknown"
+        super().__init__(problem)
+        self.state = state
 
 
 class GroupBy(enum.StrEnum):
@@ -234,10 +252,14 @@ class UsageReport:
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """The use of a key: its newest purchase, and the amounts that its budgets count in the periods that run now."""
+    """The use of a key: its newest purchase, and the amounts that its budgets count in the periods that run now.
+
+    ``resets_at`` is when each of these periods ends.
+    """
 
     last_used_at: datetime | None = None
     spent_msat: Mapping[Period, Msat] = field(default_factory=dict)
+    resets_at: Mapping[Period, datetime] = field(default_factory=dict)
 
 
 class PurchaseBooks(Protocol):
@@ -245,10 +267,6 @@ class PurchaseBooks(Protocol):
 
     async def purchase(self, job_id: bytes) -> PurchaseRecord | None:
         """Return a purchase, or None."""
-        ...
-
-    async def steps(self, job_id: bytes) -> Sequence[StateChange]:
-        """Return the states that a purchase went through, in order."""
         ...
 
     async def page(
@@ -285,4 +303,16 @@ class PurchaseBooks(Protocol):
 
     async def withheld(self) -> tuple[int, Msat]:
         """Return how many charges wait for the operator's decision, and their sum."""
+        ...
+
+
+class Resolutions(Protocol):
+    """The decisions of an operator on purchases whose payment is unknown."""
+
+    async def resolve(self, job_id: bytes, state: State, *, reason: str, actor: str, at: datetime) -> None:
+        """Record the outcome of an unknown purchase: not paid, or paid and not delivered.
+
+        Raises:
+            NotUnknown: it is not unknown, or there is none; nothing was changed.
+        """
         ...

@@ -1,9 +1,10 @@
 """A gateway with accounts: real authentication, routes and database, and a handler that buys nothing."""
 
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 from aiohttp import DummyCookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
@@ -15,6 +16,7 @@ from lcp_gateway.accounts.l402 import Issuer
 from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.app.gateway import OPEN_PATHS
 from lcp_gateway.app.wiring.console import Console
+from lcp_gateway.app.wiring.journal import write_receipt
 from lcp_gateway.config import Settings
 from lcp_gateway.http.application import Routes, build_application
 from lcp_gateway.http.authentication import ANONYMOUS, AccountAuthenticator
@@ -25,15 +27,38 @@ from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.l402 import L402Routes
+from lcp_gateway.http.gateway.overview import OverviewRoutes, OverviewSources
+from lcp_gateway.http.gateway.providers import ProviderRoutes, ProviderSources
+from lcp_gateway.http.gateway.purchases import PurchaseRoutes
+from lcp_gateway.http.gateway.usage import BudgetRoutes, UsageRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
+from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.purchase.money import RefundLimits
+from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.routing.catalog import Catalog, Provider
+from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.resolutions import ManualResolutions
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
+from tests.store.journals import PEER
 
 ADMIN_KEY = "boss-of-it-all"
 STATIC_KEY = "the-operators-own"
 SECRET = b"s" * 32
+CLAW = "node:pet"
+CATALOG = Catalog(
+    (
+        Provider(PEER, "", 2, {TaskKind.CHAT_COMPLETIONS: ("m", "n")}),
+        Provider(CLAW, "", 2, {TaskKind.CHAT_COMPLETIONS: ("claw",)}, source=ProviderSource.NODE, list_price_msat=0),
+    ),
+    0.0,
+)
+NODES = {"pet": SimpleNamespace(up=True, problem=""), "away": SimpleNamespace(up=False, problem="connection refused")}
 PAGE = "https://page.example"
 
 
@@ -41,6 +66,11 @@ async def show_caller(request: web.Request) -> web.Response:
     """Return the authenticated caller."""
     caller = request[CONTEXT].caller
     return web.json_response({"key_id": caller.key_id, "account_id": caller.account_id})
+
+
+async def report_health() -> dict[str, object]:
+    """Return the report of a gateway that is ready."""
+    return {"status": "ready", "reasons": [], "jobs_in_flight": 0}
 
 
 class Front:
@@ -87,10 +117,12 @@ async def front(
     api_in_all: int = 32,
     pay_for_demo=None,
     settings: Settings | None = None,
+    spending=MappingProxyType({}),
     **rules,
 ):
     """``settings`` are those of the console; without them it is not served."""
     log, metrics = get_logger("test"), Metrics()
+    books, resolved = Books(bank.database), []
     key_sync = KeySync(
         bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, unavailable=(DatabaseUnavailable,), stale_s=60.0
     )
@@ -110,6 +142,7 @@ async def front(
     )
     reading = SimpleNamespace(
         list=show_caller,
+        list_with_badges=show_caller,
         get=show_caller,
         rank=show_caller,
         healthz=show_caller,
@@ -123,7 +156,36 @@ async def front(
         models=reading,
         ranking=reading,
         health=reading,
-        receipts=reading,
+        purchases=PurchaseRoutes(
+            books,
+            key_names=bank.keys.names,
+            write_receipt=write_receipt,
+            resolutions=ManualResolutions(
+                bank.database,
+                books,
+                refund_limits=RefundLimits,
+                on_refund=lambda _decision: None,
+                on_resolved=lambda record, state: resolved.append((record.job_id, state)),
+            ),
+            api_limits=api_limits,
+            read_timeout_s=5,
+        ),
+        usage=UsageRoutes(books, key_names=bank.keys.names, api_limits=api_limits),
+        budgets=BudgetRoutes(books, budgets_for=SpendingLimits(**spending).budgets_for, keys=bank.keys),
+        providers=ProviderRoutes(
+            ProviderSources(
+                catalog=lambda: CATALOG,
+                nodes=lambda: NODES,
+                daemon_problem=lambda: None,
+                measurements=Measurements(half_life_s=600, clock=time.monotonic),
+                trust=PeerTrust(TrustRules()),
+                books=books,
+                openclaw_id=CLAW,
+            )
+        ),
+        overview=OverviewRoutes(
+            OverviewSources(auth="accounts", health=report_health, books=books, ledger=bank.ledger, lnd=None)
+        ),
         responses=stored,
         chats=stored,
         input_tokens=stored,
@@ -135,7 +197,7 @@ async def front(
             on_key_change=key_sync.refresh,
             read_timeout_s=5,
         ),
-        keys=KeyRoutes(bank.keys, on_change=key_sync.refresh, read_timeout_s=5),
+        keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.refresh, read_timeout_s=5),
     )
     authenticator = AccountAuthenticator(
         find=key_sync.find, check_fresh=key_sync.check, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None
@@ -164,4 +226,6 @@ async def front(
         found.key_sync = key_sync
         found.metrics = metrics
         found.app = app
+        found.resolved = resolved
+        found.books = books
         yield found

@@ -269,15 +269,14 @@ async def storing_front(
     async def nothing(_request: web.Request) -> web.Response:
         return web.Response()
 
-    others = SimpleNamespace(
-        list=nothing, get=nothing, rank=nothing, healthz=nothing, readyz=nothing, metrics=nothing, count=nothing
-    )  # fmt: skip
+    names = ("list", "list_with_badges", "get", "rank", "healthz", "readyz", "metrics", "count", "receipt", "resolve")
+    others = SimpleNamespace(**dict.fromkeys(names, nothing))
     routes = Routes(
         create=create,
         models=others,
         ranking=others,
         health=others,
-        receipts=others,
+        purchases=others,
         input_tokens=others,
         responses=response_routes,
         chats=ChatRoutes(store, read_timeout_s=5),

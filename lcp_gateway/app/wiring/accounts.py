@@ -59,6 +59,7 @@ from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.purchase.money import RefundDecision, to_ppm
 from lcp_gateway.purchase.ports import StartTask
+from lcp_gateway.purchase.records import PurchaseBooks
 from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
@@ -155,6 +156,7 @@ class CustomerParts:
     keys: KeyRepository
     ledger: LedgerRepository
     topups: TopupRepository
+    books: PurchaseBooks
     admin_log: AdminLogRepository
     refunds: RefundRepository
     on_refund: Callable[[RefundDecision], None]
@@ -183,6 +185,7 @@ async def _open_customers(
     from lcp_gateway.store.accounts.refunds import Refunds  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.topups import Topups  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.withdrawals import Withdrawals  # noqa: PLC0415 - see above
+    from lcp_gateway.store.journal.queries import Books  # noqa: PLC0415 - see above
 
     database = journal.database
     if database is None:
@@ -227,6 +230,7 @@ async def _open_customers(
             keys=keys,
             ledger=ledger,
             topups=topups,
+            books=journal.books or Books(database),
             admin_log=AdminLog(database),
             refunds=Refunds(database),
             on_refund=journal.on_refund,
@@ -353,6 +357,16 @@ class Access:
         """The tasks that have to run beside the requests."""
         return () if self._customers is None else self._customers.tasks
 
+    @property
+    def keys(self) -> KeyRepository | None:
+        """The customers' keys; None without accounts."""
+        return None if self._customers is None else self._customers.keys
+
+    @property
+    def ledger(self) -> LedgerRepository | None:
+        """The customers' balances; None without accounts."""
+        return None if self._customers is None else self._customers.ledger
+
     def problems(self) -> Iterable[str]:
         """Yield why no customer can buy now."""
         return () if self._customers is None else self._customers.key_sync.problems()
@@ -416,7 +430,10 @@ class Access:
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             key_routes=KeyRoutes(
-                customers.keys, on_change=customers.key_sync.refresh, read_timeout_s=settings.request_read_timeout_s
+                customers.keys,
+                books=customers.books,
+                on_change=customers.key_sync.refresh,
+                read_timeout_s=settings.request_read_timeout_s,
             ),
             refund_routes=RefundRoutes(
                 customers.refunds, on_decision=customers.on_refund, read_timeout_s=settings.request_read_timeout_s

@@ -14,7 +14,7 @@ from lcp_gateway.app.wiring.accounts import CustomerParts
 from lcp_gateway.app.workers import tidy_console
 from lcp_gateway.config import Settings, auth_mode, known_hosts, serves_console
 from lcp_gateway.http.application import ConsoleRoutes
-from lcp_gateway.http.authentication import ADMINISTRATOR, ANONYMOUS, LOCAL_RULES, Authenticator, StaticKeys
+from lcp_gateway.http.authentication import ADMINISTRATOR, ANONYMOUS, Authenticator, StaticKeys
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import AssetFiles, ConsolePages
 from lcp_gateway.http.console.authentication import KeyRecheck, LocalConsole, SessionAuthenticator
@@ -167,7 +167,7 @@ class Console:
 
 def _settings_keys(settings: Settings) -> list[tuple[str, Role, Caller]]:
     has_customers = auth_mode(settings) == "accounts"
-    rules = ANONYMOUS.rules if has_customers else LOCAL_RULES
+    rules = ANONYMOUS.rules if has_customers else StaticKeys(settings.api_keys).rules
     callers = {key: Caller(StaticKeys([key]).find(key), None, rules) for key in settings.api_keys}
     if settings.admin_key:
         callers[settings.admin_key] = ADMINISTRATOR

@@ -14,6 +14,7 @@ from lcp_gateway.config import Settings, journal_place
 from lcp_gateway.purchase.journal import PurchaseJournal
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, RefundDecision, RefundLimits
 from lcp_gateway.purchase.ports import StartTask
+from lcp_gateway.purchase.records import PurchaseRecord, Resolutions
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.peer_trust import LOSSES_COUNT_FOR, PeerHistory, PeerTrust
 from lcp_gateway.store.background_responses import BackgroundRows
@@ -21,6 +22,7 @@ from lcp_gateway.store.database.engines import BadDatabaseUrl, Database, Databas
 from lcp_gateway.store.database.schema import TooNew
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import SweepResult, sweep
+from lcp_gateway.store.journal.resolutions import ManualResolutions
 from lcp_gateway.store.journal.transaction import JournalProblem
 from lcp_gateway.store.journal.writer import JournalWriter, NullJournal
 from lcp_gateway.telemetry.metrics import Metrics
@@ -70,14 +72,36 @@ class JournalParts:
         if self.trouble is not None:
             yield f"the journal cannot be written: {self.trouble}"
 
-    async def receipt(self, job_id: bytes, key_id: str) -> Mapping[str, object] | None:
-        """Return the receipt of a job that this credential bought, or None."""
-        if self.books is None:
-            return None
-        # Loaded with the first request: few clients ask for receipts.
-        from lcp_gateway.store.journal.receipts import receipt_document  # noqa: PLC0415 - see above
 
-        return await receipt_document(self.books, job_id, key_id)
+def write_receipt(record: PurchaseRecord) -> Mapping[str, object]:
+    """Return the receipt of a purchase from a peer."""
+    # Loaded with the first request: few clients ask for receipts.
+    from lcp_gateway.lightning.receipts import document  # noqa: PLC0415 - see above
+    from lcp_gateway.store.journal.receipts import receipt_of  # noqa: PLC0415 - see above
+
+    return document(receipt_of(record))
+
+
+def manual_resolutions(
+    journal: JournalParts, trust: PeerTrust, metrics: Metrics, log: FilteringBoundLogger
+) -> Resolutions | None:
+    """Return the recorder of an operator's decisions on unknown payments; None without a journal."""
+    if journal.database is None or journal.books is None:
+        return None
+
+    def resolved(record: PurchaseRecord, state: State) -> None:
+        trust.resolved(record.peer_id, record.job_id, record.price_msat, state)
+        if state is State.UNDELIVERED:
+            metrics.undelivered(record.peer_id, record.price_msat)
+        log.info("an unknown payment was resolved", job_id=record.job_id.hex(), state=state.value, evidence="operator")
+
+    return ManualResolutions(
+        journal.database,
+        journal.books,
+        refund_limits=lambda: journal.refund_limits,
+        on_refund=journal.on_refund,
+        on_resolved=resolved,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from lcp_gateway.accounts.documents import csv_cell
 from lcp_gateway.cli.output import Columns, format_time
 from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.records import PurchaseRecord
@@ -19,8 +20,6 @@ FIELDS = (
 """The fields of a purchase in the order in which they are written."""
 
 _SHORT_PEER_CHARACTERS = 12
-# A spreadsheet takes a text with one of these beginnings for a formula, and clients choose the texts.
-_FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")
 
 PlainValue = str | int | bool | None
 
@@ -53,7 +52,7 @@ def fields_of(record: PurchaseRecord) -> dict[str, PlainValue]:
 
 def csv_cells(record: PurchaseRecord) -> list[str]:
     """Return the cells of a line in a form that a spreadsheet reads as text and numbers only."""
-    return [_cell(value) for value in fields_of(record).values()]
+    return [csv_cell(value) for value in fields_of(record).values()]
 
 
 def written_field(value: PlainValue) -> str:
@@ -73,13 +72,3 @@ def _plain(value: object) -> PlainValue:
             return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
         case _:
             return str(value)
-
-
-def _cell(value: PlainValue) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(value)
-    harmless = isinstance(value, int) or not text.startswith(_FORMULA_BEGINNINGS)
-    return text if harmless else f"'{text}"

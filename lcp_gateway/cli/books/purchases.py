@@ -46,12 +46,12 @@ from lcp_gateway.cli.output import (
 from lcp_gateway.config import Settings
 from lcp_gateway.config.paths import state_folder
 from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund, RefundLimits
-from lcp_gateway.purchase.records import PurchaseCursor, PurchaseFilter, PurchaseRecord, StateChange
+from lcp_gateway.purchase.records import NotUnknown, PurchaseCursor, PurchaseFilter, PurchaseRecord, StateChange
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.refunds import Refunds
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.recovery import NotUnknown, resolve
+from lcp_gateway.store.journal.recovery import resolve
 from lcp_gateway.store.journal.retention import forget
 
 app = command_group("Show and export the journal of purchases, and resolve open ones.")

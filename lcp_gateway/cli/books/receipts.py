@@ -70,7 +70,8 @@ def show(
 
     async def read() -> object:
         async with opened_journal(settings) as journal:
-            return document(receipt_of(*await one_purchase(journal, wanted)))
+            record, _ = await one_purchase(journal, wanted)
+            return document(receipt_of(record))
 
     print_json(asyncio.run(read()))
     return 0

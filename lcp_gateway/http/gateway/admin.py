@@ -1,9 +1,7 @@
 """/api/admin: accounts, adjustments, statements, the audit and the administrators' log."""
 
-import csv
-import io
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -14,6 +12,7 @@ from lcp_gateway.accounts.documents import (
     action_document,
     audit_document,
     balance_document,
+    csv_line,
     line_document,
 )
 from lcp_gateway.accounts.models import Account, StatementLine
@@ -154,9 +153,9 @@ class AdminRoutes:
         )
         close_if_http10(request, response)
         await response.prepare(request)
-        await response.write(_csv_row(LINE_FIELDS))
+        await response.write(csv_line(LINE_FIELDS))
         async for line in self._lines(account.id):
-            await response.write(_csv_row(statement_line(line).values()))
+            await response.write(csv_line(statement_line(line).values()))
         await response.write_eof()
         return response
 
@@ -199,12 +198,6 @@ def _adjustment_id(request: web.Request) -> str | None:
             "Idempotency-Key must have 1 to 128 visible ASCII characters", "Idempotency-Key", "invalid_header"
         )
     return f"adj_{key}"
-
-
-def _csv_row(values: Iterable[object]) -> bytes:
-    line = io.StringIO()
-    csv.writer(line).writerow(values)
-    return line.getvalue().encode()
 
 
 def _now() -> datetime:

@@ -108,20 +108,31 @@ class ApiLimits:
         finally:
             self._leave(caller)
 
+    @asynccontextmanager
+    async def turn(self, request: web.Request) -> AsyncIterator[None]:
+        """Hold a place of a request's caller for one use of the database.
+
+        Raises:
+            ApiError: 429 or 503.
+        """
+        caller = caller_of(request[CONTEXT].caller, request.remote)
+        async with self.place(caller):
+            # Writes, and the operator's reads of all accounts, have no time limit.
+            if request.method != "GET" or caller.group is Group.OPERATOR:
+                yield
+                return
+            try:
+                async with asyncio.timeout(_READ_S):
+                    yield
+            except TimeoutError:
+                raise _too_slow() from None
+
     def bounded(self, handler: Handler) -> Handler:
         """Return a handler that runs within the limits of its request's caller."""
 
         async def run(request: web.Request) -> web.StreamResponse:
-            caller = caller_of(request[CONTEXT].caller, request.remote)
-            async with self.place(caller):
-                # Writes, and the operator's reads of all accounts, have no time limit.
-                if request.method != "GET" or caller.group is Group.OPERATOR:
-                    return await handler(request)
-                try:
-                    async with asyncio.timeout(_READ_S):
-                        return await handler(request)
-                except TimeoutError:
-                    raise _too_slow() from None
+            async with self.turn(request):
+                return await handler(request)
 
         return run
 

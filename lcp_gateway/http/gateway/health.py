@@ -1,7 +1,7 @@
 """GET /healthz, /readyz and /metrics: alive, able to serve, and the metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import orjson
 from aiohttp import web
@@ -14,6 +14,8 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.telemetry.merged_metrics import Snapshot
 from lcp_gateway.telemetry.metrics import Metrics
+
+READY: Final = "ready"
 
 
 class CatalogSource(Protocol):
@@ -125,21 +127,38 @@ class HealthRoutes:
 
         A load balancer reaches it by any name and needs the status only; the details are not for a page of another name.
         """
+        report = await self.report()
+        is_ready = report["status"] == READY
+        if not request[CONTEXT].may_read_details:
+            report = {"status": report["status"]}
+        return web.Response(
+            status=200 if is_ready else 503,
+            body=orjson.dumps(report),
+            content_type="application/json",
+            headers={"Cache-Control": "no-store"},
+        )
+
+    def reasons(self) -> list[str]:
+        """Return why nothing could be bought now; empty where all is well."""
         problem = self._catalog.problem
-        providers = self._catalog.catalog.providers
-        peers = sum(provider.source is ProviderSource.LCP for provider in providers)
         reasons = []
         if self._jobs.draining:
             reasons.append("the gateway is shutting down")
         if problem is not None:
             reasons.append(f"the daemon cannot be used: {problem.status}: {problem.message}")
-        elif not providers:
+        elif not self._catalog.catalog.providers:
             reasons.append("no peers are connected")
         if self._catalog.age_s > self._stale_s:
             reasons.append(f"the list of peers is {self._catalog.age_s:.0f} s old")
         reasons.extend(self._other_reasons())
+        return reasons
+
+    async def report(self) -> dict[str, object]:
+        """Return the state of the gateway, as /readyz shows it."""
+        reasons = self.reasons()
+        peers = sum(provider.source is ProviderSource.LCP for provider in self._catalog.catalog.providers)
         report: dict[str, object] = {
-            "status": "unavailable" if reasons else "ready",
+            "status": "unavailable" if reasons else READY,
             "reasons": reasons,
             "daemon": {"reachable": self._daemon_problem() is None, "transport": self._transport},
             "peers": peers,
@@ -157,14 +176,7 @@ class HealthRoutes:
         if self._lnd_report is not None:
             # Reported, but not a reason: the daemon may pay through another node, or before lnd has caught up.
             report["lnd"] = self._lnd_report()
-        if not request[CONTEXT].may_read_details:
-            report = {"status": report["status"]}
-        return web.Response(
-            status=503 if reasons else 200,
-            body=orjson.dumps(report),
-            content_type="application/json",
-            headers={"Cache-Control": "no-store"},
-        )
+        return report
 
     def refused(self, error: ApiError) -> web.Response:
         """Return the response that refuses a request for the metrics, and count it."""

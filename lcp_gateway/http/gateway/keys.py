@@ -1,18 +1,21 @@
-"""/api/admin/keys and /api/admin/accounts/{id}/keys: customers' keys and agents' tokens."""
+"""Keys of accounts and agents' tokens: /api/account/keys for their holders, /api/admin/keys for the operator."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
 from aiohttp import web
 
 from lcp_gateway.accounts.callers import KeyRules, Scope
-from lcp_gateway.accounts.documents import key_document
+from lcp_gateway.accounts.documents import KEY_LIMITS, key_document
 from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.accounts.repositories import KeyRepository
 from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
     Fields,
+    account_of,
     actor_of,
     json_response,
     list_response,
@@ -21,56 +24,141 @@ from lcp_gateway.http.fields import (
     read_page,
     unix_time,
 )
-from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.money import Msat, Period
+from lcp_gateway.purchase.records import KeyUse, PurchaseBooks
 
-_SCOPES = frozenset(scope.value for scope in Scope)
+_SCOPES: Final = frozenset(scope.value for scope in Scope)
+_CUSTOMERS_SCOPES: Final = _SCOPES - {Scope.ADMIN.value}
+# The limit of requests and jobs is a number, all others are amounts.
+_AMOUNTS: Final = frozenset({"max_price_msat", "budget_hour_msat", "budget_day_msat", "budget_month_msat"})
 
 
 class KeyRoutes:
-    """Serves the administrator."""
+    """Serves the operator, and customers for their own account."""
 
-    def __init__(self, keys: KeyRepository, *, on_change: Callable[[], Awaitable[None]], read_timeout_s: float) -> None:
-        """``on_change`` makes this process reload the keys, so that a revoked one is refused at once."""
+    def __init__(
+        self,
+        keys: KeyRepository,
+        *,
+        books: PurchaseBooks | None,
+        on_change: Callable[[], Awaitable[None]],
+        read_timeout_s: float,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """``on_change`` makes this process reload the keys, so that a revoked one is refused at once.
+
+        ``books`` tell how keys are used.
+        """
         self._keys = keys
+        self._books = books
         self._on_change = on_change
         self._read_timeout_s = read_timeout_s
+        self._now = now
+
+    # -- the operator ---------------------------------------------------------------------------------
 
     async def create(self, request: web.Request) -> web.Response:
-        """Serve POST /api/admin/accounts/{id}/keys."""
-        account_id = read_id(request)
+        """Serve POST /api/admin/accounts/{id}/keys: create a key; its text is in the response, and never again."""
+        return await self._create(request, read_id(request), _SCOPES)
+
+    async def list(self, request: web.Request) -> web.Response:
+        """Serve GET /api/admin/accounts/{id}/keys: the keys of an account, the newest first."""
+        return await self._page(request, read_id(request))
+
+    async def list_all(self, request: web.Request) -> web.Response:
+        """Serve GET /api/admin/keys: the keys of all accounts, the newest first."""
+        return await self._page(request, None)
+
+    async def get(self, request: web.Request) -> web.Response:
+        """Serve GET /api/admin/keys/{id}: a key with its use."""
+        return await self._one(_found(await self._keys.get(read_id(request))))
+
+    async def change(self, request: web.Request) -> web.Response:
+        """Serve PATCH /api/admin/keys/{id}: change its name, limits, models, scopes or end."""
+        return await self._change(request, _found(await self._keys.get(read_id(request))), _SCOPES)
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        """Serve DELETE /api/admin/keys/{id}: revoke a key, for good."""
+        return await self._revoke(request, read_id(request))
+
+    # -- customers ------------------------------------------------------------------------------------
+
+    async def create_own(self, request: web.Request) -> web.Response:
+        """Serve POST /api/account/keys: create a key; its text is in the response, and never again."""
+        return await self._create(request, account_of(request), _CUSTOMERS_SCOPES)
+
+    async def list_own(self, request: web.Request) -> web.Response:
+        """Serve GET /api/account/keys: the keys of the account, the newest first."""
+        return await self._page(request, account_of(request))
+
+    async def get_own(self, request: web.Request) -> web.Response:
+        """Serve GET /api/account/keys/{id}: a key with its use."""
+        return await self._one(await self._own(request))
+
+    async def change_own(self, request: web.Request) -> web.Response:
+        """Serve PATCH /api/account/keys/{id}: change its name, limits, models, scopes or end."""
+        return await self._change(request, await self._own(request), _CUSTOMERS_SCOPES)
+
+    async def revoke_own(self, request: web.Request) -> web.Response:
+        """Serve DELETE /api/account/keys/{id}: revoke a key, for good."""
+        return await self._revoke(request, (await self._own(request)).id)
+
+    async def _own(self, request: web.Request) -> KeyRecord:
+        account_id = account_of(request)
+        record = await self._keys.get(read_id(request))
+        # Another account's key is told as one that there is not.
+        return _found(record if record is not None and record.account_id == account_id else None)
+
+    # -- both -----------------------------------------------------------------------------------------
+
+    async def _create(self, request: web.Request, account_id: str, scopes: frozenset[str]) -> web.Response:
         fields = await read_fields(request, self._read_timeout_s)
         name = fields.text("name") or "key"
         kind = _read_kind(fields)
-        rules = _read_rules(fields)
+        rules = _read_rules(fields, KeyRules(), scopes)
         fields.done()
         with account_errors():
             made = await self._keys.create(
-                account_id, name=name, actor=actor_of(request), at=datetime.now(UTC), rules=rules, kind=kind
+                account_id, name=name, actor=actor_of(request), at=self._now(), rules=rules, kind=kind
             )
         await self._on_change()
-        document = {**_key(made.record), "key": made.text}
+        (document,) = await self._documents([made.record])
+        document["key"] = made.text
         if kind is KeyKind.AGENT:
             document["agent_path"] = f"/api/agent/{made.text}/v1"
         return json_response(document, status=201)
 
-    async def list(self, request: web.Request) -> web.Response:
-        """Serve GET /api/admin/accounts/{id}/keys and GET /api/admin/keys."""
+    async def _page(self, request: web.Request, account_id: str | None) -> web.Response:
         limit, after = read_page(request)
-        account_id = read_id(request) if "id" in request.match_info else None
         page = await self._keys.page(account_id, limit=limit, after=after or None)
-        return list_response(map(_key, page.items), page.after)
+        return list_response(await self._documents(page.items), page.after)
 
-    async def get(self, request: web.Request) -> web.Response:
-        """Serve GET /api/admin/keys/{id}."""
-        return json_response(_key(_found(await self._keys.get(read_id(request)))))
+    async def _one(self, record: KeyRecord) -> web.Response:
+        (document,) = await self._documents([record])
+        return json_response(document)
 
-    async def revoke(self, request: web.Request) -> web.Response:
-        """Serve DELETE /api/admin/keys/{id}."""
-        key_id = read_id(request)
-        revoked = await self._keys.revoke(key_id, actor=actor_of(request), at=datetime.now(UTC))
-        record = _found(revoked)
+    async def _change(self, request: web.Request, record: KeyRecord, scopes: frozenset[str]) -> web.Response:
+        fields = await read_fields(request, self._read_timeout_s)
+        name = fields.text("name") or record.name
+        # A scope that the caller may not give is kept where the operator gave it.
+        rules = _read_rules(fields, record.rules, scopes | {scope.value for scope in record.rules.scopes})
+        fields.done()
+        with account_errors():
+            changed = await self._keys.change(
+                record.id, actor=actor_of(request), at=self._now(), name=name, rules=rules
+            )
         await self._on_change()
-        return json_response(_key(record))
+        return await self._one(_found(changed))
+
+    async def _revoke(self, request: web.Request, key_id: str) -> web.Response:
+        record = _found(await self._keys.revoke(key_id, actor=actor_of(request), at=self._now()))
+        await self._on_change()
+        return await self._one(record)
+
+    async def _documents(self, records: Sequence[KeyRecord]) -> "Sequence[dict[str, object]]":
+        now = self._now()
+        use = {} if self._books is None else await self._books.key_use([record.id for record in records], now)
+        return [_document(record, use.get(record.id, KeyUse())) for record in records]
 
 
 def _found(record: KeyRecord | None) -> KeyRecord:
@@ -79,8 +167,14 @@ def _found(record: KeyRecord | None) -> KeyRecord:
     return record
 
 
-def _key(record: KeyRecord) -> dict[str, object]:
-    return {"object": "lcp.key", **key_document(record, unix_time)}
+def _document(record: KeyRecord, use: KeyUse) -> dict[str, object]:
+    return {
+        "object": "lcp.key",
+        **key_document(record, unix_time),
+        "last_used_at": None if use.last_used_at is None else unix_time(use.last_used_at),
+        "spent_msat": {period.value: use.spent_msat.get(period, Msat(0)) for period in Period},
+        "resets_at": {period.value: unix_time(at) for period, at in use.resets_at.items()},
+    }
 
 
 def _read_kind(fields: Fields) -> KeyKind:
@@ -90,18 +184,21 @@ def _read_kind(fields: Fields) -> KeyKind:
         raise bad_request("kind may be api or agent", "kind", "invalid_value") from None
 
 
-def _read_rules(fields: Fields) -> KeyRules:
-    scopes = fields.names("scopes", allowed=_SCOPES)
+def _read_rules(fields: Fields, rules: KeyRules, allowed: frozenset[str]) -> KeyRules:
+    """Read the rules of a key; those that the body leaves out stay as they are."""
+    scopes = fields.names("scopes", allowed=allowed)
     models = fields.names("models")
-    return KeyRules(
-        scopes=KeyRules().scopes if scopes is None else frozenset(map(Scope, scopes)),
-        models=models or frozenset(),
-        max_price_msat=Msat(fields.amount("max_price_msat") or 0),
-        requests_per_minute=fields.amount("requests_per_minute") or 0,
-        tokens_per_minute=fields.amount("tokens_per_minute") or 0,
-        budget_hour_msat=Msat(fields.amount("budget_hour_msat") or 0),
-        budget_day_msat=Msat(fields.amount("budget_day_msat") or 0),
-        budget_month_msat=Msat(fields.amount("budget_month_msat") or 0),
-        concurrent_jobs=fields.amount("concurrent_jobs") or 0,
-        expires_at=fields.time("expires_at"),
+    limits: dict[str, int] = {}
+    for name in KEY_LIMITS:
+        value = fields.amount(name)
+        if value is not None:
+            limits[name] = Msat(value) if name in _AMOUNTS else value
+    # An end that is null is taken away, one that is left out stays.
+    expires_at = fields.time("expires_at") if fields.has("expires_at") else rules.expires_at
+    return replace(
+        rules,
+        scopes=rules.scopes if scopes is None else frozenset(map(Scope, scopes)),
+        models=rules.models if models is None else models,
+        expires_at=expires_at,
+        **limits,  # type: ignore[arg-type]  # the names are those of limits
     )

@@ -1,6 +1,7 @@
-"""GET /v1/models and /v1/models/{id}: the offered models, each once."""
+"""GET /v1/models, /v1/models/{id} and /api/models: the offered models, each once."""
 
 import asyncio
+import enum
 import time
 from collections.abc import Callable, Mapping
 from operator import itemgetter
@@ -9,6 +10,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from lcp_gateway.accounts.callers import view_of
+from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.routing.catalog import Catalog, Provider
@@ -21,6 +24,24 @@ from lcp_gateway.routing.route_query import ENDPOINT_NAMES, endpoints_of
 # A list of a thousand models takes some milliseconds to write: requests within a second share one.
 _HELD_S = 1.0
 _AT_ONCE = 64
+
+
+class _Readers(enum.Enum):
+    """The readers of a list, who see different fields."""
+
+    CLIENTS = enum.auto()
+    OPERATORS = enum.auto()
+    CUSTOMERS = enum.auto()
+
+
+def badges_of(provider: Provider, openclaw_id: str | None) -> frozenset[str]:
+    """Return the badges of a provider: where it comes from, and whether it is OpenClaw or free."""
+    badges = {provider.source.value}
+    if provider.peer_id == openclaw_id:
+        badges.add("openclaw")
+    if provider.list_price_msat == 0:
+        badges.add("free")
+    return frozenset(badges)
 
 
 class ModelRoutes:
@@ -37,13 +58,14 @@ class ModelRoutes:
         is_ready: Callable[[str], bool],
         charge: Callable[[str, int], int] | None = None,
         lists_auto: bool = False,
+        openclaw_id: str | None = None,
         started: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``is_ready`` returns whether a provider, by its id, may be asked now.
 
         ``charge`` returns a customer's charge for a model at a price, in msat; None where there are no customers.
-        ``lists_auto`` puts ``auto`` into the list; ``started`` (Unix seconds) is the creation time of a model whose
+        ``openclaw_id`` is the id of the OpenClaw node, if there is one. ``lists_auto`` puts ``auto`` into the list; ``started`` (Unix seconds) is the creation time of a model whose
         providers name none.
         """
         self._lists_auto = lists_auto
@@ -56,40 +78,57 @@ class ModelRoutes:
         self._records = records
         self._is_ready = is_ready
         self._clock = clock
-        self._held: tuple[tuple[Provider, ...], float, bytes] | None = None
-        self._writing: asyncio.Task[bytes] | None = None
+        self._openclaw_id = openclaw_id
+        self._held: dict[_Readers, tuple[tuple[Provider, ...], float, bytes]] = {}
+        self._writing: dict[_Readers, asyncio.Task[bytes]] = {}
 
     async def list(self, _request: web.Request) -> web.Response:
-        """Serve GET /v1/models."""
+        """Serve GET /v1/models: the models on offer."""
+        return await self._list(_Readers.CLIENTS)
+
+    async def list_with_badges(self, request: web.Request) -> web.Response:
+        """Serve GET /api/models: the models on offer with their badges; customers see their charges and no prices."""
+        sees_cost = view_of(request[CONTEXT].caller).sees_cost
+        return await self._list(_Readers.OPERATORS if sees_cost else _Readers.CUSTOMERS)
+
+    async def _list(self, readers: "_Readers") -> web.Response:
         catalog, now = self._catalog(), self._clock()
-        held = self._held
+        held = self._held.get(readers)
         if held is not None and held[0] is catalog.providers and now - held[1] <= _HELD_S:
             return web.Response(body=held[2], content_type="application/json")
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write(catalog, now))
-            self._writing.add_done_callback(self._written)
+        writing = self._writing.get(readers)
+        if writing is None:
+            writing = self._writing[readers] = asyncio.create_task(self._write(catalog, now, readers))
+            writing.add_done_callback(lambda _task: self._writing.pop(readers))
         # A client that leaves must not take the list from the others that wait for it.
-        body = await asyncio.shield(self._writing)
+        body = await asyncio.shield(writing)
         return web.Response(body=body, content_type="application/json")
 
-    async def _write(self, catalog: Catalog, now: float) -> bytes:
+    async def _write(self, catalog: Catalog, now: float, readers: "_Readers") -> bytes:
         """Write the list, a few models at a time, so that no other request waits for thousands of them."""
         there = {p.peer_id: self._is_ready(p.peer_id) for p in catalog.providers}
         offers = self._offers()
         written: list[tuple[str, bytes]] = []
         for number, (name, providers) in enumerate(self._usable(offers).items(), start=1):
-            written.append((name, orjson.dumps(self._model(name, name, providers, offers, there))))
+            document = self._model(name, name, providers, offers, there)
+            written.append((name, orjson.dumps(self._shown(document, providers, readers))))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
         if self._lists_auto and written:
-            written.append((AUTO, orjson.dumps(self._auto(AUTO, offers, there))))
+            document = self._auto(AUTO, offers, there)
+            written.append((AUTO, orjson.dumps(self._shown(document, (), readers))))
             written.sort(key=itemgetter(0))
         body = b'{"object":"list","data":[%b]}' % b",".join(text for _, text in written)
-        self._held = (catalog.providers, now, body)
+        self._held[readers] = (catalog.providers, now, body)
         return body
 
-    def _written(self, _task: asyncio.Task[bytes]) -> None:
-        self._writing = None
+    def _shown(self, document: dict[str, Any], providers: tuple[Provider, ...], readers: "_Readers") -> dict[str, Any]:
+        if readers is not _Readers.CLIENTS:
+            lcp = document["lcp"]
+            lcp["badges"] = sorted({badge for one in providers for badge in badges_of(one, self._openclaw_id)})
+            if readers is _Readers.CUSTOMERS:
+                del lcp["price_msat"]
+        return document
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /v1/models/{id}; ids may hold slashes, encoded or not. Aliases and ``auto`` are models too."""

@@ -2,7 +2,8 @@
 
 import json
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 
@@ -10,7 +11,16 @@ from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
 
 from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.keys import generate_key
-from lcp_gateway.accounts.models import InvalidAmount, KeyChanges, KeyKind, KeyRecord, Listing, NewKey, check_text
+from lcp_gateway.accounts.models import (
+    InvalidAmount,
+    KeyChanges,
+    KeyIsRevoked,
+    KeyKind,
+    KeyRecord,
+    Listing,
+    NewKey,
+    check_text,
+)
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.accounts import check_lives
 from lcp_gateway.store.accounts.admin_log import write_admin_action
@@ -18,7 +28,7 @@ from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import keys
-from lcp_gateway.store.database.statements import AnySelect, fetch_one, fetch_page, newest_first, read_records
+from lcp_gateway.store.database.statements import AnySelect, fetch, fetch_one, fetch_page, newest_first, read_records
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
 _MOST_MODELS = 100
@@ -83,6 +93,40 @@ class Keys:
             return found[0] if found else None
 
         return await self._database.write(work)
+
+    async def change(self, key_id: str, *, actor: str, at: datetime, name: str, rules: KeyRules) -> KeyRecord | None:
+        """Give a key another name and other rules; return it, or None where there is none.
+
+        Raises:
+            KeyIsRevoked: it stays as it is.
+            InvalidText, InvalidAmount: as in ``create``.
+        """
+        name = check_text(name, "name")
+        check_rules(rules)
+
+        def work(connection: Connection) -> KeyRecord | None:
+            number = cursors.take_next(connection, cursors.KEYS)
+            found = read_records(connection, select(keys).where(keys.c.id == key_id).with_for_update(), key_record)
+            if not found:
+                return None
+            (record,) = found
+            if record.revoked_at is not None:
+                raise KeyIsRevoked
+            changed = replace(record, name=name, rules=rules, change=number)
+            connection.execute(update(keys).where(keys.c.id == key_id).values(_values(changed)))
+            write_admin_action(
+                connection, at, actor, "key.change", key_id, account_id=record.account_id, scopes=sorted(rules.scopes)
+            )
+            return changed
+
+        return await self._database.write(work)
+
+    async def names(self, key_ids: Collection[str]) -> Mapping[str, str]:
+        """Return the names of these keys, of those that there are."""
+        if not key_ids:
+            return {}
+        query = select(keys.c.id, keys.c.name).where(keys.c.id.in_(key_ids))
+        return dict(await fetch(self._database, query, lambda row: (row["id"], row["name"])))
 
     async def get(self, key_id: str) -> KeyRecord | None:
         """Return a key, revoked or not."""

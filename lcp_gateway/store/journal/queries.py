@@ -240,6 +240,7 @@ def _budget_state(connection: Connection, budget: Budget, micros: int) -> Budget
         budget,
         spent_msat,
         Msat(max(0, budget.limit_msat - spent_msat)),
+        from_micros(counter.starts_at),
         from_micros(next_period_start(budget.period, micros)),
     )
 

@@ -1,7 +1,7 @@
 """Recovery of purchases that no process works on: the sweep after a crash, and unknown purchases resolved on evidence."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -11,6 +11,7 @@ from lcp_gateway.purchase.journal import PurchaseUpdate
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Msat, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.outcome import FOUND_PAID, LOST_BY_CRASH
 from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.records import NotUnknown
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import purchases
@@ -77,23 +78,6 @@ class Resolved:
         return self.refunds[0].refund if self.refunds else None
 
 
-class NotUnknown(Exception):
-    """Evidence resolves only a purchase that is unknown, or that a dead gateway left settled.
-
-    ``state`` is that of the purchase; None where there is none.
-    """
-
-    def __init__(self, state: State | None) -> None:
-        if state is None:
-            problem = "there is no such purchase"
-        elif state in {State.PAYING, State.SETTLED}:
-            problem = f"the purchase is {state}, and the gateway that bought it is running"
-        else:
-            problem = f"the purchase is {state}, not unknown"
-        super().__init__(problem)
-        self.state = state
-
-
 async def sweep(database: Database, at: datetime, refunds: RefundLimits = NO_REFUND_LIMITS) -> SweepResult:
     """Move on the purchases of dead processes: ``paying`` to ``unknown``, or at a node, and ``settled``, to ``undelivered``.
 
@@ -121,12 +105,14 @@ async def resolve(
     at: datetime,
     update: PurchaseUpdate = NOTHING_NEW,
     refunds: RefundLimits = NO_REFUND_LIMITS,
+    also: Callable[[Connection], None] = lambda _connection: None,
 ) -> Resolved:
     """Record, on evidence, the end of an unknown purchase: ``not_paid``, or ``settled``, which becomes ``undelivered``.
 
     A purchase that was paid and whose call ended without a result is undelivered, whichever part of the gateway finds it
     out. A purchase that a dead gateway left ``settled`` can be resolved likewise, as the sweep does it; where it takes
-    some seconds to know that the gateway is dead, this waits. Durable when this returns; budgets follow.
+    some seconds to know that the gateway is dead, this waits. Durable when this returns; budgets follow. ``also`` writes
+    in the same transaction.
 
     Raises:
         NotUnknown: the purchase is neither, or there is none; nothing was changed.
@@ -153,6 +139,7 @@ async def resolve(
             raise NotUnknown(stands)
         entry = UpdateEntry(job_id, becomes, at, replace(update, ending=ending))
         outcome = JournalTransaction(database.owner, [entry], [], refunds).write(connection)
+        also(connection)
         return Resolved(becomes, outcome.refunds)
 
     while True:

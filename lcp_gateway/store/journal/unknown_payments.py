@@ -5,10 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from lcp_gateway.lightning.reconcile import OpenPayment, PaymentResolution, open_payment
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.money import RefundDecision, RefundLimits
+from lcp_gateway.purchase.records import NotUnknown
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.recovery import NotUnknown, resolve
+from lcp_gateway.store.journal.recovery import resolve
 
 _AT_MOST = 10_000
 

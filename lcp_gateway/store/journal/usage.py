@@ -15,6 +15,7 @@ from lcp_gateway.store.database.times import (
     MICROS_PER_HOUR,
     from_micros,
     from_micros_or_none,
+    next_period_start,
     period_start,
     to_micros,
 )
@@ -128,7 +129,10 @@ def read_key_use(connection: Connection, key_ids: Sequence[str], at: datetime) -
         )
         for scope, period, spent_msat in found:
             spent[scopes[scope]][Period(period)] = Msat(spent_msat)
+    resets_at = {period: from_micros(next_period_start(period, micros)) for period in Period}
     return {
-        key_id: KeyUse(from_micros_or_none(connection.execute(_LAST_USED, {"of_key": key_id}).scalar()), spent[key_id])
+        key_id: KeyUse(
+            from_micros_or_none(connection.execute(_LAST_USED, {"of_key": key_id}).scalar()), spent[key_id], resets_at
+        )
         for key_id in key_ids
     }

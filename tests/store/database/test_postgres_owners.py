@@ -7,6 +7,7 @@ import pytest
 from lcp_gateway.purchase.money import Msat, Refund
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
 from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.records import NotUnknown
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
@@ -14,7 +15,7 @@ from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import GONE_AFTER_S, open_database
 from lcp_gateway.store.database.postgres import Absences
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.recovery import NotUnknown, resolve, sweep
+from lcp_gateway.store.journal.recovery import resolve, sweep
 from lcp_gateway.store.journal.transaction import JournalProblemKind
 from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.store.journals import NOW, charged, intent, job, written

@@ -7,9 +7,9 @@ import pytest
 from lcp_gateway.purchase.journal import PurchaseUpdate
 from lcp_gateway.purchase.money import Msat, Period
 from lcp_gateway.purchase.outcome import FOUND_PAID
-from lcp_gateway.purchase.records import PurchaseFilter
+from lcp_gateway.purchase.records import NotUnknown, PurchaseFilter
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.journal.recovery import NotUnknown, resolve
+from lcp_gateway.store.journal.recovery import resolve
 from tests.store.journals import HOUR, NOW, intent, job, spent, written
 
 ANN, BOB = "02" + "aa" * 32, "03" + "bb" * 32

@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy.dialects import sqlite
 
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
-from lcp_gateway.purchase.records import PurchaseFilter
+from lcp_gateway.purchase.records import NotUnknown, PurchaseFilter
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal import recovery
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.recovery import NotUnknown, resolve, state_of_request, sweep
+from lcp_gateway.store.journal.recovery import resolve, state_of_request, sweep
 from tests.store.journals import NO_LIMIT, NOW, intent, job, spent, written
 from tests.support.forked import start_module
 

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from lcp_gateway.purchase.journal import JournalUnavailable, RequestRepeated
+from lcp_gateway.purchase.records import NotUnknown
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.recovery import NotUnknown, resolve, sweep
+from lcp_gateway.store.journal.recovery import resolve, sweep
 from lcp_gateway.store.journal.retention import forget_repeat_keys
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import NOW, keyed, written
