@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 
 from lcp_gateway.telemetry.merged_metrics import Family, Snapshot
-from lcp_gateway.telemetry.metric_table import BY_NAME, OTHER, MetricKind
+from lcp_gateway.telemetry.metric_table import ANY_THREAD, BY_NAME, OTHER, MetricKind
 
 MAX_LABEL_LENGTH = 128
 
@@ -64,6 +64,22 @@ class LoopCounter(Counter):
             self._value._value += amount  # noqa: SLF001 - what ``inc`` does, without its lock
 
 
+class LoopGauge(Gauge):
+    """A gauge of one thread, as above. One that is computed at a scrape is as in the client library."""
+
+    def inc(self, amount: float = 1) -> None:
+        """Add an amount."""
+        self._value._value += amount  # noqa: SLF001 - as above
+
+    def dec(self, amount: float = 1) -> None:
+        """Take an amount off."""
+        self._value._value -= amount  # noqa: SLF001 - as above
+
+    def set(self, value: float) -> None:
+        """Set the value."""
+        self._value._value = float(value)  # noqa: SLF001 - as above
+
+
 class LoopHistogram(Histogram):
     """A histogram of one thread, as above; its bucket is found by bisection."""
 
@@ -86,9 +102,10 @@ class Families:
         for spec in BY_NAME.values():
             name, text, labels = spec.full_name, spec.help, spec.labels
             if spec.kind is MetricKind.COUNTER:
-                self.counters[spec.name] = LoopCounter(name, text, labels, registry=registry)
+                counter = Counter if spec.name in ANY_THREAD else LoopCounter
+                self.counters[spec.name] = counter(name, text, labels, registry=registry)
             elif spec.kind is MetricKind.GAUGE:
-                self.gauges[spec.name] = Gauge(name, text, labels, registry=registry)
+                self.gauges[spec.name] = LoopGauge(name, text, labels, registry=registry)
             else:
                 self.histograms[spec.name] = LoopHistogram(name, text, labels, buckets=spec.buckets, registry=registry)
 

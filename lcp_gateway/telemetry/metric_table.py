@@ -278,6 +278,9 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 WITHOUT_OTHER = frozenset({"code", "ended", "method", "outcome", "source", "stage", "state", "to"})
 """Those of them for which ``other`` is not exposed until it is counted."""
 
+ANY_THREAD = frozenset({"trace_spans_exported_total", "trace_spans_lost_total"})
+"""The counters that threads beside the event loop's count, which therefore need a lock."""
+
 ABSENT_AT_FIRST = (
     "outstanding_unknown_msat",
     "outstanding_unknown_purchases",

@@ -22,7 +22,7 @@ from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State, Verdict
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.measurements import Measurements, Mode, answer_mode, request_size
+from lcp_gateway.routing.measurements import Measurements, Mode, View, answer_mode, request_size
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstream_status import UpstreamStatus
@@ -48,6 +48,7 @@ class PurchaseObserver(Observer):
         self._measurements = measurements
         self._trust = trust
         self._log = log
+        self._shown: View | None = None
         self.on_settled: Callable[[Purchase], None] = lambda _purchase: None
 
     def quote_received(self, order: Order, quote: Quote, duration_s: float) -> None:
@@ -110,7 +111,10 @@ class PurchaseObserver(Observer):
                 quote.peer_id, task.model, mode, first_byte_s=first_byte_s, tokens_per_s=tokens_per_s, tokens=tokens
             )
             view = self._measurements.view(quote.peer_id, task.model, mode)
-            self._metrics.provider_speed(quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s)
+            # The same object for a second: most deliveries change no gauge.
+            if view is not self._shown:
+                self._shown = view
+                self._metrics.provider_speed(quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s)
         elif purchase.state in _FAILED and purchase.blames_provider and not _is_requests_fault(answer, purchase):
             self._measurements.failed(quote.peer_id)
 

@@ -7,13 +7,14 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
 from lcp_gateway.http.error_mapping import map_http_exception
 from lcp_gateway.http.server.connection import GatewayConnection
 from lcp_gateway.http.server.proxies import TrustedProxies
+from lcp_gateway.http.server.route_table import RouteTable
 from lcp_gateway.telemetry.logs import get_logger
 
 # However slow a line is, a handshake is a few packets.
@@ -42,7 +43,7 @@ class ServerOptions:
 class GatewayServer(web.Server):
     """Makes a ``GatewayConnection`` for each connection, and passes each request to the present application."""
 
-    def __init__(self, application: web.Server, options: ServerOptions) -> None:
+    def __init__(self, application: RouteTable, options: ServerOptions) -> None:
         super().__init__(self._answer, request_factory=self._request, handler_cancellation=True)
         self.use(application, options)
 
@@ -50,7 +51,7 @@ class GatewayServer(web.Server):
         """Return the protocol for a new connection."""
         return GatewayConnection(self, loop=self._loop, **self._connection_options)
 
-    def use(self, application: web.Server, options: ServerOptions) -> None:
+    def use(self, application: RouteTable, options: ServerOptions) -> None:
         """Pass later requests to this application, and make connections with these options.
 
         Requests under way end in the application that they came to.
@@ -74,7 +75,7 @@ class GatewayServer(web.Server):
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
-            return await self._application.request_handler(request)
+            return await self._application.request_handler(cast("web.Request", request))
         except web.HTTPException as error:
             # Raised outside the middlewares: an Expect header that cannot be met.
             return map_http_exception(error).response()
@@ -150,12 +151,12 @@ async def _accept(runner: web.ServerRunner, descriptors: Sequence[int], tls: ssl
     return sites
 
 
-async def prepare_application(app: web.Application) -> web.Server:
+async def prepare_application(app: web.Application) -> RouteTable:
     """Return an application in the form in which a ``GatewayServer`` takes it."""
     runner = web.AppRunner(app)
     await runner.setup()
     assert runner.server is not None  # noqa: S101 - made by the setup
-    return runner.server
+    return RouteTable(app, runner.server)
 
 
 @contextlib.asynccontextmanager

@@ -223,8 +223,10 @@ class LcpdUpstream:
 
     def _present_metadata(self) -> Sequence[tuple[str, str]]:
         """Return the operator's metadata and where the call is traced, which a daemon that does not trace lets be."""
-        traced = self._tracing.headers().items()
-        return (*self._metadata, *(p for p in traced if p[0] not in self._own_names))
+        traced = self._tracing.headers()
+        if not traced:
+            return self._metadata
+        return (*self._metadata, *(p for p in traced.items() if p[0] not in self._own_names))
 
     async def _once(
         self, method: str, answer: type[_Answer], request: _Message, timeout_s: float, *, for_client: bool = True

@@ -76,6 +76,7 @@ class GrpcCall:
         self._unacknowledged = 0
         self._sink: MessageSink | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._waits_for_end = False
         self._timer: asyncio.TimerHandle | None = None
         self._headers: dict[bytes, bytes] = {}
         self.is_done = False
@@ -138,6 +139,25 @@ class GrpcCall:
         self._acknowledge()
         return messages
 
+    async def read_all(self) -> list[bytes]:
+        """Return all messages at the end of the call, whose caller is woken up once. For calls with one answer.
+
+        Raises:
+            RpcError: the call failed.
+        """
+        if not self.is_done:
+            self._waits_for_end = True
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self.error is not None:
+            raise self.error
+        if len(self._messages) > 1:
+            raise RpcError(UpstreamStatus.INTERNAL, "the daemon sent two answers to one call")
+        return self._messages
+
     def _acknowledge(self) -> None:
         if self._unacknowledged >= _ACKNOWLEDGED_BYTES and self._connection is not None:
             self._connection.acknowledge(self._stream_id, self._unacknowledged)
@@ -183,6 +203,10 @@ class GrpcCall:
         """Hand messages that have come to the sink, or wake the reader. A reader that waits has read all before them."""
         self._is_fed = False
         sink, waiter = self._sink, self._waiter
+        if self._waits_for_end:
+            if len(self._messages) > 1:
+                self.end(RpcError(UpstreamStatus.INTERNAL, "the daemon sent two answers to one call"))
+            return
         if waiter is None or waiter.done():
             return
         if sink is not None and sink(self._messages):

@@ -356,11 +356,11 @@ class Http2Connection:
         if flags & _HAS_PRIORITY:
             _expect(len(payload) >= 5, ErrorCode.FRAME_SIZE_ERROR, "HEADERS")  # noqa: PLR2004 - 6.2
             payload = payload[5:]
-        block = _HeaderBlock(stream_id, bool(flags & _END_STREAM), [payload], len(payload))
+        is_end = bool(flags & _END_STREAM)
         if flags & _END_HEADERS:
-            self._on_header_block(events, block)
+            self._on_header_block(events, stream_id, payload, is_end=is_end)
         else:
-            self._block = block
+            self._block = _HeaderBlock(stream_id, is_end, [payload], len(payload))
 
     def _on_continuation(self, events: list[Event], flags: int, stream_id: int, payload: bytes) -> None:
         block = self._block
@@ -372,29 +372,29 @@ class Http2Connection:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
         if flags & _END_HEADERS:
             self._block = None
-            self._on_header_block(events, block)
+            self._on_header_block(events, stream_id, b"".join(block.parts), is_end=block.is_end)
 
-    def _on_header_block(self, events: list[Event], block: _HeaderBlock) -> None:
+    def _on_header_block(self, events: list[Event], stream_id: int, encoded: bytes, *, is_end: bool) -> None:
         # Also for a stream that is over: the decoder's table has to follow.
-        headers = self._decoded(block.parts[0] if len(block.parts) == 1 else b"".join(block.parts))
-        stream = self._streams.get(block.stream_id)
+        headers = self._decoded(encoded)
+        stream = self._streams.get(stream_id)
         if stream is None:
             return
         status = [value for name, value in headers if name == b":status"]
         if not stream.has_head:
             if len(status) != 1 or (len(status[0]) != 3 or not status[0].isdigit()):  # noqa: PLR2004 - 8.3.2
-                self._malformed(events, block.stream_id)
+                self._malformed(events, stream_id)
                 return
-            if status[0].startswith(b"1") and not block.is_end:
+            if status[0].startswith(b"1") and not is_end:
                 return  # an interim response (8.1)
             stream.has_head = True
-        elif status or not block.is_end:
+        elif status or not is_end:
             # A second head that is no trailer (8.1).
-            self._malformed(events, block.stream_id)
+            self._malformed(events, stream_id)
             return
-        if block.is_end:
-            self._ended(block.stream_id, stream)
-        events.append(HeadersReceived(block.stream_id, headers, block.is_end))
+        if is_end:
+            self._ended(stream_id, stream)
+        events.append(HeadersReceived(stream_id, headers, is_end))
 
     def _decoded(self, encoded: bytes) -> Headers:
         known = self._known_blocks.get(encoded)

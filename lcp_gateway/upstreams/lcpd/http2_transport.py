@@ -293,19 +293,16 @@ class DirectTransport:
         """Make a call with one answer."""
         call = GrpcCall(asyncio.get_running_loop())
         call.limit(timeout_s)
-        answer: bytes | None = None
         try:
             if not self._begin(call, path, request, timeout_s, metadata):
                 await self._begin_later(call, path, request, timeout_s, metadata)
-            while messages := await call.read():
-                if answer is not None or len(messages) > 1:
-                    raise RpcError(UpstreamStatus.INTERNAL, "the daemon sent two answers to one call")
-                answer = messages[0]
+            answers = await call.read_all()
         finally:
-            call.cancel()
-        if answer is None:
+            if not call.is_done:
+                call.cancel()
+        if not answers:
             raise RpcError(UpstreamStatus.INTERNAL, "the daemon sent no answer")
-        return answer
+        return answers[0]
 
     def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> GrpcCall:
         """Start a call with many messages."""

@@ -1,0 +1,50 @@
+"""A look-up of the routes without variables, before aiohttp's own: nearly every request is for one of them."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+
+from aiohttp import hdrs, web
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class RouteTable:
+    """Passes requests to an application as aiohttp does, with one look-up and no scan of its resources.
+
+    Requests that it does not know (routes with variables, unknown paths and methods, an ``Expect`` header) go aiohttp's way.
+    """
+
+    def __init__(self, app: web.Application, server: web.Server) -> None:
+        """``server`` is that of the application's runner, set up: no route is added any more."""
+        self.request_factory = server.request_factory
+        self._app = app
+        self._otherwise = server.request_handler
+        self._plain: Mapping[tuple[str, str], tuple[web.AbstractRoute, Handler]] = _plain_routes(app)
+
+    async def request_handler(self, request: web.Request) -> web.StreamResponse:
+        """Return the application's response."""
+        # A path with an escape is none of these, whatever it stands for.
+        found = self._plain.get((request.method, request.rel_url.raw_path))
+        if found is None or hdrs.EXPECT in request.headers:
+            response: web.StreamResponse = await self._otherwise(request)
+            return response
+        route, handler = found
+        match = web.UrlMappingMatchInfo({}, route)
+        match.add_app(self._app)
+        match.freeze()
+        request._match_info = match  # noqa: SLF001 - as aiohttp's application does it
+        return await handler(request)
+
+
+def _plain_routes(app: web.Application) -> dict[tuple[str, str], tuple[web.AbstractRoute, Handler]]:
+    """Return the routes without variables by method and path, each with its handler inside the middlewares."""
+    found: dict[tuple[str, str], tuple[web.AbstractRoute, Handler]] = {}
+    for resource in app.router.resources():
+        if isinstance(resource, web.PlainResource):
+            for route in resource:
+                handler: Handler = route.handler
+                for middleware in reversed(app.middlewares):
+                    handler = partial(middleware, handler=handler)
+                # Of two for the same path the first counts, as with aiohttp.
+                found.setdefault((route.method, resource.canonical), (route, handler))
+    return found
