@@ -8,33 +8,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 import grpc.aio
 
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.lightning.lnd.channel import LndAddress, LndChannel, lnd_errors
-from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentPage, PaymentRecord, PaymentState
+from lcp_gateway.lightning.lnd.records import (
+    FailureReason,
+    LndBalance,
+    LndError,
+    LndInfo,
+    PaymentPage,
+    PaymentRecord,
+    PaymentState,
+)
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
 from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
 
-__all__ = [
-    "INVOICE_PREFIXES",
-    "LndAddress",
-    "LndBalance",
-    "LndChannels",
-    "LndClient",
-    "LndInfo",
-    "LndInvoice",
-    "LndNotInstalled",
-]
-
-INVOICE_PREFIXES: Final = MappingProxyType(
-    {"mainnet": "bc", "testnet": "tb", "testnet4": "tb", "signet": "tbs", "regtest": "bcrt", "simnet": "sb"}
-)
-"""The prefix of invoices on each network, by lnd's name of it."""
+__all__ = ["LndAddress", "LndBalance", "LndChannels", "LndClient", "LndInfo", "LndInvoice", "LndNotInstalled"]
 
 _PAGE = 100
 _MAX_PAGES = 50
@@ -53,38 +47,6 @@ _FAILURE_REASONS = MappingProxyType(
         6: FailureReason.CANCELLED,
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LndInfo:
-    """An lnd's own state. ``identity`` is 66 hex digits, ``network`` lnd's name of it ("mainnet", "regtest", …)."""
-
-    identity: str
-    alias: str
-    version: str
-    network: str
-    synced_to_chain: bool
-    synced_to_graph: bool
-    block_height: int
-    peers: int
-    channels_active: int
-    channels_inactive: int
-    channels_pending: int
-
-    @property
-    def invoice_prefix(self) -> str | None:
-        """The prefix of this network's invoices; None for an unknown network."""
-        return INVOICE_PREFIXES.get(self.network)
-
-
-@dataclass(frozen=True, slots=True)
-class LndBalance:
-    """Sums over all open channels, channel reserves included; ``pending_…`` is in channels that are being opened."""
-
-    local_msat: Msat
-    remote_msat: Msat
-    unsettled_local_msat: Msat
-    pending_local_msat: Msat
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ import grpc.aio
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd.channel import LndAddress, LndChannel, lnd_errors
-from lcp_gateway.lightning.lnd.client import INVOICE_PREFIXES
 from lcp_gateway.lightning.lnd.records import (
+    INVOICE_PREFIXES,
     CreatedInvoice,
     InvoiceFlaw,
     InvoiceState,

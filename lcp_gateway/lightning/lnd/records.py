@@ -1,13 +1,51 @@
-"""Payments and invoices as lnd reports them, in types that import nothing of gRPC."""
+"""An lnd's state, payments and invoices as it reports them, in types that import nothing of gRPC."""
 
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
+
+INVOICE_PREFIXES: Final = MappingProxyType(
+    {"mainnet": "bc", "testnet": "tb", "testnet4": "tb", "signet": "tbs", "regtest": "bcrt", "simnet": "sb"}
+)
+"""The prefix of invoices on each network, by lnd's name of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LndInfo:
+    """An lnd's own state. ``identity`` is 66 hex digits, ``network`` lnd's name of it ("mainnet", "regtest", …)."""
+
+    identity: str
+    alias: str
+    version: str
+    network: str
+    synced_to_chain: bool
+    synced_to_graph: bool
+    block_height: int
+    peers: int
+    channels_active: int
+    channels_inactive: int
+    channels_pending: int
+
+    @property
+    def invoice_prefix(self) -> str | None:
+        """The prefix of this network's invoices; None for an unknown network."""
+        return INVOICE_PREFIXES.get(self.network)
+
+
+@dataclass(frozen=True, slots=True)
+class LndBalance:
+    """Sums over all open channels, channel reserves included; ``pending_…`` is in channels that are being opened."""
+
+    local_msat: Msat
+    remote_msat: Msat
+    unsettled_local_msat: Msat
+    pending_local_msat: Msat
 
 
 class PaymentState(enum.StrEnum):

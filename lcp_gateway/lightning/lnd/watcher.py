@@ -7,8 +7,7 @@ from typing import Final, Protocol
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.lightning.lnd.client import LndBalance, LndInfo
-from lcp_gateway.lightning.lnd.records import LndError
+from lcp_gateway.lightning.lnd.records import LndBalance, LndError, LndInfo
 
 INTERVAL_S: Final = 5.0
 

@@ -1,9 +1,9 @@
 """Named positions that only grow: how far a node's settlements were followed, the number of the last change of a key."""
 
 from sqlalchemy import Connection, bindparam, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from lcp_gateway.store.database.schema import watch_state
+from lcp_gateway.store.database.statements import insert_for
 
 KEYS = "keys"
 """The number of the last change of a key."""
@@ -12,10 +12,6 @@ WITHDRAWALS = "withdrawals"
 REPEAT_KEYS = "repeat_keys"
 """The time of the last purchase whose repeat key was looked at and removed if it was too old."""
 
-_MAKE = {
-    "sqlite": sqlite.insert(watch_state).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(watch_state).on_conflict_do_nothing(),
-}
 _NEXT = (
     update(watch_state)
     .where(watch_state.c.name == bindparam("of_name"))
@@ -65,4 +61,5 @@ def restart(connection: Connection, name: str) -> None:
 
 
 def _make(connection: Connection, name: str) -> None:
-    connection.execute(_MAKE[connection.dialect.name], {"name": name, "position": 0})
+    statement = insert_for(connection, watch_state).on_conflict_do_nothing()
+    connection.execute(statement, {"name": name, "position": 0})

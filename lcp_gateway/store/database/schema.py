@@ -120,26 +120,15 @@ purchases = Table(
     # When it entered these states; the time of the first is ``paying_at``, that of the last ``ended_at``.
     Column("unknown_at", BigInteger),
     Column("settled_at", BigInteger),
-    Index(
-        "uq_purchases_repeat_key",
-        "repeat_key",
-        unique=True,
-        sqlite_where=_HAS_REPEAT_KEY,
-        postgresql_where=_HAS_REPEAT_KEY,
-    ),
+    Index("uq_purchases_repeat_key", "repeat_key", unique=True, sqlite_where=_HAS_REPEAT_KEY),
     # With the body's hash, so that the first try of a retry is found without reading the rows.
     Index("ix_purchases_paying_at", "paying_at", "job_id", "repeat_body"),
-    Index("ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN, postgresql_where=_IS_OPEN),
-    Index("ix_purchases_no_fee", "updated_at", "job_id", sqlite_where=HAS_NO_FEE, postgresql_where=HAS_NO_FEE),
-    Index("ix_purchases_settled", "owner", sqlite_where=_SETTLED, postgresql_where=_SETTLED),
-    Index("ix_purchases_refund", "account_id", "paying_at", sqlite_where=_HAS_REFUND, postgresql_where=_HAS_REFUND),
-    Index(
-        "ix_purchases_account",
-        *("account_id", "paying_at", "job_id"),
-        sqlite_where=_HAS_ACCOUNT,
-        postgresql_where=_HAS_ACCOUNT,
-    ),
-    Index("ix_purchases_key", "key_id", "paying_at", "job_id", sqlite_where=HAS_KEY, postgresql_where=HAS_KEY),
+    Index("ix_purchases_open", "state", "paying_at", sqlite_where=_IS_OPEN),
+    Index("ix_purchases_no_fee", "updated_at", "job_id", sqlite_where=HAS_NO_FEE),
+    Index("ix_purchases_settled", "owner", sqlite_where=_SETTLED),
+    Index("ix_purchases_refund", "account_id", "paying_at", sqlite_where=_HAS_REFUND),
+    Index("ix_purchases_account", *("account_id", "paying_at", "job_id"), sqlite_where=_HAS_ACCOUNT),
+    Index("ix_purchases_key", "key_id", "paying_at", "job_id", sqlite_where=HAS_KEY),
     Index("ix_purchases_updated_at", "updated_at", "job_id"),
 )
 
@@ -165,7 +154,7 @@ accounts = Table(
     Column("registered", Text),
     Column("withdrawals_frozen_at", BigInteger),
     Index("ix_accounts_created_at", "created_at", "id"),
-    Index("ix_accounts_opened", "created_at", sqlite_where=_OPENED_ACCOUNT, postgresql_where=_OPENED_ACCOUNT),
+    Index("ix_accounts_opened", "created_at", sqlite_where=_OPENED_ACCOUNT),
 )
 
 keys = Table(
@@ -271,7 +260,7 @@ topups = Table(
     Column("settle_index", BigInteger),
     Column("received_msat", BigInteger),
     Index("ix_topups_account", "account_id", "created_at", "id"),
-    Index("ix_topups_open", "expires_at", sqlite_where=_OPEN_TOPUP, postgresql_where=_OPEN_TOPUP),
+    Index("ix_topups_open", "expires_at", sqlite_where=_OPEN_TOPUP),
 )
 
 withdrawals = Table(
@@ -306,9 +295,7 @@ withdrawals = Table(
     CheckConstraint("amount_msat > 0 AND fee_limit_msat >= 0", name="ck_withdrawals_amounts"),
     Index("ix_withdrawals_account", "account_id", "created_at", "id"),
     Index("ix_withdrawals_created_at", "created_at", "id"),
-    Index(
-        "ix_withdrawals_open", "state", "created_at", sqlite_where=_OPEN_WITHDRAWAL, postgresql_where=_OPEN_WITHDRAWAL
-    ),
+    Index("ix_withdrawals_open", "state", "created_at", sqlite_where=_OPEN_WITHDRAWAL),
 )
 
 nodes = Table(
@@ -372,6 +359,9 @@ journal_identity = Table(
     sqlite_with_rowid=False,
 )
 
+# The conditions of partial indexes are SQLite's here; PostgreSQL's are added where its tables are made, since naming them
+# would load its dialect.
+
 APPEND_ONLY = ("ledger_entries", "admin_log")
 """Tables whose rows the database does not allow to change or delete."""
 
@@ -407,12 +397,17 @@ def is_current(connection: Connection) -> bool:
 
 
 def migrate(connection: Connection) -> None:
-    """Apply the missing steps in the transaction that is open; the caller keeps other processes out meanwhile.
+    """Make the tables, or apply the missing steps, in the transaction that is open; the caller keeps other processes out.
 
     Raises:
         TooNew: the tables are of a version that this program does not know.
     """
     if is_current(connection):
+        return
+    if not inspect(connection).has_table("alembic_version"):
+        from lcp_gateway.store.database.creation import create_tables  # noqa: PLC0415 - it imports this module
+
+        create_tables(connection)
         return
     from alembic import command  # noqa: PLC0415 - takes half a second, and is hardly ever needed
     from alembic.config import Config  # noqa: PLC0415 - the same

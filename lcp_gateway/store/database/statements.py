@@ -9,7 +9,7 @@ as they are.
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     BindParameter,
@@ -19,6 +19,7 @@ from sqlalchemy import (
     Dialect,
     RowMapping,
     Select,
+    Table,
     and_,
     bindparam,
     or_,
@@ -27,6 +28,10 @@ from sqlalchemy import (
 from sqlalchemy.sql.dml import UpdateBase
 
 from lcp_gateway.store.database.engines import Database
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.postgresql import Insert as PostgresInsert
+    from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 
 T = TypeVar("T")
 P = TypeVar("P")
@@ -44,6 +49,17 @@ Parameters = Sequence[Sequence[BindParameter[Any]]]
 """The parameters of each list of a query."""
 AnySelect = Select[*tuple[Any, ...]]
 Query = Callable[[Parameters], AnySelect]
+
+
+def insert_for(connection: Connection, into: Table) -> "SqliteInsert | PostgresInsert":
+    """Return an insert of the connection's dialect, which knows ``on_conflict_…``; the other dialect is not loaded."""
+    if connection.dialect.name == _CHEAP:
+        from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415 - see above
+
+        return insert(into)
+    from sqlalchemy.dialects.postgresql import insert as insert_postgres  # noqa: PLC0415 - see above
+
+    return insert_postgres(into)
 
 
 def execute_many(connection: Connection, statement: UpdateBase, rows: Sequence[Row]) -> None:

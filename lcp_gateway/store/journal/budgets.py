@@ -9,11 +9,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from lcp_gateway.purchase.money import Budget, Period, Refund, RefundLimits
 from lcp_gateway.store.database.schema import budget_spend
-from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
+from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many, insert_for
 from lcp_gateway.store.database.times import MICROS_PER_HOUR, period_start
 
 WHOLE_GATEWAY = ""
@@ -63,10 +62,6 @@ def _lock(parameters: Parameters) -> AnySelect:
     )
 
 
-_INSERT = {
-    "sqlite": sqlite.insert(budget_spend).on_conflict_do_nothing(),
-    "postgresql": postgresql.insert(budget_spend).on_conflict_do_nothing(),
-}
 _ADD = (
     update(budget_spend)
     .where(
@@ -95,7 +90,8 @@ class Counters:
         if missing:
             # Missing rows cannot be locked: they are inserted first, by this or another gateway, and then locked.
             connection.execute(
-                _INSERT[connection.dialect.name], [{**counter._asdict(), "spent_msat": 0} for counter in missing]
+                insert_for(connection, budget_spend).on_conflict_do_nothing(),
+                [{**counter._asdict(), "spent_msat": 0} for counter in missing],
             )
             self._read(connection, wanted)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Protocol, Self, TypeVar
 
-import tenacity
 from google.protobuf.message import DecodeError
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
@@ -251,6 +250,9 @@ class LcpdUpstream:
         except UpstreamError as error:
             if not is_transient(error):
                 raise
+        # Imported where it is used: hardly any call is tried again.
+        import tenacity  # noqa: PLC0415
+
         again = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(is_transient),
             wait=tenacity.wait_exponential_jitter(multiplier=0.05, max=0.5, jitter=0.05),
