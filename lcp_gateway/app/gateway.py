@@ -9,7 +9,7 @@ from aiohttp import web
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
-from lcp_gateway.app.wiring.books import ProviderParts, book_routes
+from lcp_gateway.app.wiring.books import ProviderParts, book_routes, event_hub
 from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
@@ -22,6 +22,7 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import CONSOLE_PATHS
 from lcp_gateway.http.console.cookie_routes import OPEN_ROUTES
 from lcp_gateway.http.cors import Cors
+from lcp_gateway.http.gateway.events import EventRoutes
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.route import RankingRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
@@ -97,6 +98,7 @@ class Configured:
     routing: RoutingParts
     access: AccessParts
     purchase: PurchaseParts
+    health: HealthRoutes
     app: web.Application
     metrics_app: web.Application
 
@@ -140,6 +142,13 @@ class Gateway:
             metrics=metrics,
             api_limits=runtime.access.api_limits,
             log=get_logger("stored"),
+        )
+        self.events = event_hub(
+            runtime.journal,
+            runtime.access.keys,
+            catalog=runtime.catalog,
+            reasons=lambda: self.configured.health.reasons(),  # noqa: PLW0108 - it is another one after a reload
+            is_ending=lambda: runtime.jobs.draining,
         )
         self.configured = self._configure(settings, routing, access, purchase)
 
@@ -238,6 +247,7 @@ class Gateway:
             routing=routing,
             access=access,
             purchase=purchase,
+            health=health,
             app=build_application(
                 self._routes(settings, routing, access, purchase, health, console),
                 middleware,
@@ -335,6 +345,7 @@ class Gateway:
             budgets=books.budgets,
             providers=books.providers,
             overview=books.overview,
+            events=EventRoutes(self.events),
             wallet=access.wallet_routes,
             admin=access.admin_routes,
             keys=access.key_routes,

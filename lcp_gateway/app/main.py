@@ -105,6 +105,7 @@ async def _serve(
         background += [
             BackgroundTask("loop", lambda: watch_loop(record_pulse)),
             *journal_tasks(runtime.journal, gateway.budgets, runtime.trust, metrics, log),
+            BackgroundTask("events", gateway.events.run),
             BackgroundTask("purge", lambda: purge(gateway.stored.store)),
         ]
         if notifier.has_watchdog:

@@ -15,6 +15,7 @@ from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
 from lcp_gateway.http.gateway.account import AccountRoutes
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.gateway.events import EventRoutes
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.invites import InviteRoutes
 from lcp_gateway.http.gateway.keys import KeyRoutes
@@ -74,6 +75,7 @@ class Routes:
     budgets: BudgetRoutes | None = None
     providers: ProviderRoutes | None = None
     overview: OverviewRoutes | None = None
+    events: EventRoutes | None = None
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
     withdrawals: WithdrawalRoutes | None = None
@@ -223,6 +225,8 @@ def _add_books(app: web.Application, routes: Routes, api_limits: ApiLimits) -> N
     app.router.add_get("/api/purchases", routes.purchases.list)
     if routes.usage is not None:
         app.router.add_get("/api/usage", routes.usage.get)
+    if routes.events is not None:
+        app.router.add_get("/api/events", routes.events.stream)
     bounded = [
         ("GET", "/api/purchases/{job_id}", routes.purchases.get),
         ("POST", "/api/admin/purchases/{job_id}/resolution", routes.purchases.resolve),

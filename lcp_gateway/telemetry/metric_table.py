@@ -184,6 +184,7 @@ PHASES = ("request", "quote", "execute", "stream")
 TASKS = (
     "books",
     "claims",
+    "events",
     "journal",
     "keys",
     "leases",

@@ -25,6 +25,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
+from lcp_gateway.http.gateway.events import EventHub, EventRoutes, Surroundings
 from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.l402 import L402Routes
 from lcp_gateway.http.gateway.overview import OverviewRoutes, OverviewSources
@@ -41,6 +42,7 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.journal.changes import ChangedRows
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.resolutions import ManualResolutions
 from lcp_gateway.telemetry.logs import get_logger
@@ -116,6 +118,7 @@ async def front(
     api_per_caller: int = 8,
     api_in_all: int = 32,
     pay_for_demo=None,
+    ping_s: float = 15.0,
     settings: Settings | None = None,
     spending=MappingProxyType({}),
     **rules,
@@ -123,6 +126,14 @@ async def front(
     """``settings`` are those of the console; without them it is not served."""
     log, metrics = get_logger("test"), Metrics()
     books, resolved = Books(bank.database), []
+    around = Surroundings([], 2, 1)
+    hub = EventHub(
+        ChangedRows(bank.database),
+        key_names=bank.keys.names,
+        surroundings=lambda: found.around,
+        is_ending=lambda: False,
+        unavailable=(DatabaseUnavailable,),
+    )
     key_sync = KeySync(
         bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, unavailable=(DatabaseUnavailable,), stale_s=60.0
     )
@@ -183,6 +194,7 @@ async def front(
                 openclaw_id=CLAW,
             )
         ),
+        events=EventRoutes(hub, ping_s=ping_s),
         overview=OverviewRoutes(
             OverviewSources(auth="accounts", health=report_health, books=books, ledger=bank.ledger, lnd=None)
         ),
@@ -227,5 +239,5 @@ async def front(
         found.metrics = metrics
         found.app = app
         found.resolved = resolved
-        found.books = books
+        found.books, found.hub, found.around = books, hub, around
         yield found

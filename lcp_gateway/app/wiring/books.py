@@ -1,12 +1,13 @@
 """The routes that show the books: purchases, usage, budgets, providers and the operator's overview."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from lcp_gateway.accounts.repositories import KeyRepository
 from lcp_gateway.app.wiring.accounts import Access
 from lcp_gateway.app.wiring.journal import JournalParts, manual_resolutions, write_receipt
 from lcp_gateway.config import Settings, auth_mode, openclaw_id
+from lcp_gateway.http.gateway.events import EventHub, Surroundings
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.overview import OverviewRoutes, OverviewSources
 from lcp_gateway.http.gateway.providers import KnownNode, ProviderRoutes, ProviderSources
@@ -14,8 +15,11 @@ from lcp_gateway.http.gateway.purchases import KeyNames, PurchaseRoutes
 from lcp_gateway.http.gateway.usage import BudgetRoutes, UsageRoutes
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.limits import SpendingLimits
+from lcp_gateway.routing.catalog import Provider
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust
+from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.journal.changes import ChangedRows
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.sources import MergedCatalog
@@ -87,6 +91,33 @@ def book_routes(
                 lnd=providers.lnd,
             )
         ),
+    )
+
+
+def event_hub(
+    journal: JournalParts,
+    keys: KeyRepository | None,
+    *,
+    catalog: MergedCatalog,
+    reasons: Callable[[], Sequence[str]],
+    is_ending: Callable[[], bool],
+) -> EventHub:
+    """Return the hub of the streams of events."""
+    counted: tuple[tuple[Provider, ...], int] = (), 0
+
+    def surroundings() -> Surroundings:
+        nonlocal counted
+        found = catalog.catalog
+        if counted[0] is not found.providers:
+            counted = found.providers, len(found.models())
+        return Surroundings(reasons(), counted[1], len(found.providers))
+
+    return EventHub(
+        None if journal.database is None else ChangedRows(journal.database),
+        key_names=_key_names(keys),
+        surroundings=surroundings,
+        is_ending=is_ending,
+        unavailable=(DatabaseUnavailable,),
     )
 
 

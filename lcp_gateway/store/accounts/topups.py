@@ -114,12 +114,12 @@ class Topups:
 
     async def get(self, topup_id: str) -> Topup | None:
         """Return a top-up, or None."""
-        return await fetch_one(self._database, select(topups).where(topups.c.id == topup_id), _topup)
+        return await fetch_one(self._database, select(topups).where(topups.c.id == topup_id), topup_of)
 
     async def by_payment_hash(self, payment_hash: bytes) -> Topup | None:
         """Return the top-up whose invoice has this hash, or None."""
         query = select(topups).where(topups.c.payment_hash == payment_hash)
-        return await fetch_one(self._database, query, _topup)
+        return await fetch_one(self._database, query, topup_of)
 
     async def of_living_account(self, payment_hash: bytes) -> Topup | None:
         """Return the top-up whose invoice has this hash; None also where its account was deleted.
@@ -131,13 +131,13 @@ class Topups:
             .join_from(topups, accounts, accounts.c.id == topups.c.account_id, isouter=True)
             .where(topups.c.payment_hash == payment_hash, accounts.c.deleted_at.is_(None))
         )
-        return await fetch_one(self._database, query, _topup)
+        return await fetch_one(self._database, query, topup_of)
 
     async def page(self, account_id: str, *, limit: int = 100, after: str | None = None) -> Listing[Topup]:
         """Return an account's top-ups, the newest first. ``after`` is a top-up's id."""
         query = select(topups).where(topups.c.account_id == account_id)
         query = newest_first(query, topups.c.created_at, topups.c.id, after)
-        page = await fetch_page(self._database, query, _topup, limit, lambda last: last.id)
+        page = await fetch_page(self._database, query, topup_of, limit, lambda last: last.id)
         return Listing(*page)
 
     async def open_ones(self, *, limit: int = MAX_ROWS) -> Sequence[Topup]:
@@ -148,7 +148,7 @@ class Topups:
             .order_by(topups.c.expires_at, topups.c.id)
             .limit(limit)
         )
-        return await fetch(self._database, query, _topup)
+        return await fetch(self._database, query, topup_of)
 
     async def open_count(
         self, at: datetime, *, account_id: str | None = None, purpose: TopupPurpose | None = None
@@ -181,9 +181,9 @@ class Topups:
                 values = {"now": now, "new_index": settle_index, "new_received_msat": received_msat}
                 if is_new:
                     connection.execute(_SETTLE, {"of_topup": row["id"], **values})
-                    _credit(connection, _topup(row), received_msat, at)
+                    _credit(connection, topup_of(row), received_msat, at)
                     row = connection.execute(_BY_HASH, {"of_hash": payment_hash}).mappings().one()
-                credit = Credit(_topup(row), is_new)
+                credit = Credit(topup_of(row), is_new)
             if node_id is not None:
                 cursors.advance(connection, cursors.settlements_of(node_id), settle_index)
             return credit
@@ -282,7 +282,8 @@ def _values(topup: Topup) -> dict[str, object]:
     }
 
 
-def _topup(row: RowMapping) -> Topup:
+def topup_of(row: RowMapping) -> Topup:
+    """Return a row of the table as a top-up."""
     return Topup(
         id=row["id"],
         account_id=row["account_id"],
