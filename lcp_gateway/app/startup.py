@@ -82,7 +82,13 @@ async def open_runtime(
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
     access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
-    console = Console(journal.database, access.customers, access.api_limits, get_logger("console"))
+    try:
+        console = Console(
+            journal.database, access.customers, access.api_limits, get_logger("console"), redis_url=settings.redis_url
+        )
+    except WiringError as error:
+        raise StartError(str(error)) from error
+    stack.push_async_callback(console.close)
     run_secret = "" if link is None else link.boot.run_secret
     shared_results = SharedResults(settings.redis_url, run_secret, journal, metrics, tasks.starter("claims"), log)
     stack.push_async_callback(shared_results.close)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.gateway import gateway, run_command
 from tests.support.node_thread import eventually
+from tests.support.workers import at_once
 
 ADMIN = "boss-of-it-all"
 HTTPS = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "gw.example"}
@@ -162,3 +163,28 @@ def test_with_static_keys_a_person_pastes_one_and_is_the_local_user():
         assert browser.send(it.port, "GET", "/api/session").status == 200
         assert browser.send(it.port, "POST", "/api/register", {"name": "x"}).status == 404
         assert browser.send(it.port, "POST", "/v1/chat/completions", {}).status == 401
+
+
+def test_workers_share_sessions_and_count_sign_ins_together():
+    env = {**ACCOUNTS, "LCP_GATEWAY_REDIS_URL": ""}
+    with gateway(args=["--workers", "2"], env=env) as it:
+        browser = Browser()
+        assert browser.send(it.port, "POST", "/api/register", {"name": "alice"}).status == 201
+        cookie = browser.cookie
+
+        def look(_number):
+            one = Browser()
+            one.cookie = cookie
+            return one.send(it.port, "GET", "/api/session")
+
+        answers = at_once(16, look)
+        assert {answer.status for answer in answers} == {200}
+
+        def guess(_number):
+            one = Browser()
+            one.address = "198.51.100.7"
+            return one.send(it.port, "POST", "/api/session", {"key": "wrong"})
+
+        statuses = [answer.status for answer in at_once(30, guess, threads=8)]
+        # Each of two processes alone would let ten through; the first may fill up again by one in six seconds.
+        assert 10 <= statuses.count(401) <= 14 and statuses.count(401) + statuses.count(429) == 30

@@ -48,7 +48,7 @@ class AddressLimits:
 
     def take(self, address: str | None, limit: int) -> float:
         """Count one request of an address and return 0, or return the seconds until one fits and count nothing."""
-        bounds = [(self._bucket(network, bound), bound) for network, bound in _networks(address, limit)]
+        bounds = [(self._bucket(network, bound), bound) for network, bound in networks_of(address, limit)]
         wait_s = max((1 - bucket.left) * self._period_s / bound for bucket, bound in bounds)
         if wait_s > 0:
             return wait_s
@@ -69,7 +69,7 @@ class AddressLimits:
         return bucket
 
 
-def _networks(address: str | None, limit: int) -> list[tuple[str, int]]:
+def networks_of(address: str | None, limit: int) -> list[tuple[str, int]]:
     """Return the networks in which an address counts, with the limit of each; a text that is no address counts as one."""
     try:
         ip = ipaddress.ip_address(address or "")

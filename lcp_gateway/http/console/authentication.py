@@ -96,7 +96,9 @@ class SessionAuthenticator(KeyRecheck):
                 another origin may have caused, 428 for one that needs a confirmation.
         """
         context = request[CONTEXT]
-        if context.endpoint not in COOKIE_ROUTES or "Authorization" in request.headers:
+        if context.endpoint not in COOKIE_ROUTES:
+            return await self._inner.admit(request)
+        if "Authorization" in request.headers:
             return await super().admit(request)
         form = self._cookies.form(request)
         token = None if form is None else form.token(request)

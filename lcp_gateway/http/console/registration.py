@@ -47,12 +47,12 @@ class RegistrationRoutes:
             raise ApiError(
                 403, "the operator opens accounts here: ask for a key", code="registration_closed", reason="sign_in"
             )
-        desk.limits.attempt(request.remote)
+        await desk.limits.attempt(request.remote)
         fields = await read_fields(request, desk.read_timeout_s)
         name, code = fields.text("name", required=True), fields.text("invite")
         fields.done()
         if self._mode == OPEN and not code:
-            desk.limits.open_account(request.remote)
+            await desk.limits.open_account(request.remote)
         async with desk.api_limits.place(anonymous_caller(request.remote)):
             with account_errors():
                 account, key = await self._registrations.register(

@@ -91,7 +91,7 @@ class SessionRoutes:
                 403, "this gateway asks for no key: there is no sign-in", code="signin_off", reason="sign_in"
             )
         form = desk.check(request, needs_origin=True)
-        desk.limits.attempt(request.remote)
+        await desk.limits.attempt(request.remote)
         fields = await read_fields(request, desk.read_timeout_s)
         key = fields.text("key", required=True, longest=_LONGEST_KEY).strip()
         fields.done()

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from lcp_gateway.http.console.limits import REGISTRATIONS_AN_HOUR
+from lcp_gateway.http.console.limits import REGISTRATIONS
 from tests.http.console.browsers import console
 from tests.http.front import ADMIN_KEY
 
@@ -108,8 +108,8 @@ async def test_invites_are_the_administrators(bank):
 
 async def test_five_accounts_an_hour_from_one_address(bank):
     async with console(bank, registration="open") as (gateway, browser):
-        statuses = [(await register(browser(), f"n{number}")).status for number in range(REGISTRATIONS_AN_HOUR + 1)]
-        assert statuses == [201] * REGISTRATIONS_AN_HOUR + [429]
+        statuses = [(await register(browser(), f"n{number}")).status for number in range(REGISTRATIONS.limit + 1)]
+        assert statuses == [201] * 5 + [429]
         made = await invite(gateway)
         assert (await register(browser(), invite=made["invite"])).status == 201, "an invite is not counted among them"
 

@@ -9,6 +9,7 @@ from lcp_gateway.accounts import keys as accounts_keys
 from lcp_gateway.accounts import sessions as accounts_sessions
 from lcp_gateway.accounts.callers import Scope
 from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.accounts.limits.attempts import Attempts
 from lcp_gateway.accounts.sessions import Role, SettingsKeys
 from lcp_gateway.http.authentication import ADMINISTRATOR
 from lcp_gateway.http.console.limits import SignInLimits
@@ -147,34 +148,34 @@ async def test_ten_attempts_a_minute_from_one_address(bank):
         assert (await gateway.ask("GET", "/api/wallet", key)).status == 200, "requests with the key go on"
 
 
-def test_a_hundred_attempts_a_minute_in_all_and_five_accounts_an_hour():
+async def test_a_hundred_attempts_a_minute_in_all_and_five_accounts_an_hour():
     now = 0.0
-    limits = SignInLimits(clock=lambda: now)
+    limits = SignInLimits(Attempts(clock=lambda: now))
     done = 0
     with pytest.raises(ApiError) as caught:
         for number in range(20):
             for _ in range(10):
-                limits.attempt(f"192.0.2.{number}")
+                await limits.attempt(f"192.0.2.{number}")
                 done += 1
     assert (done, caught.value.status) == (100, 429)
     now = 60.0
-    limits.attempt("192.0.2.1")
+    await limits.attempt("192.0.2.1")
     for _ in range(5):
-        limits.open_account("192.0.2.1")
+        await limits.open_account("192.0.2.1")
     with pytest.raises(ApiError) as caught:
-        limits.open_account("192.0.2.1")
+        await limits.open_account("192.0.2.1")
     assert caught.value.retry_after_s == 720, "a fifth of an hour"
-    limits.open_account("192.0.2.2")
+    await limits.open_account("192.0.2.2")
     now += 720
-    limits.open_account("192.0.2.1")
+    await limits.open_account("192.0.2.1")
 
 
-def test_an_ipv6_network_counts_as_one_address():
-    limits = SignInLimits(clock=lambda: 0.0)
+async def test_an_ipv6_network_counts_as_one_address():
+    limits = SignInLimits(Attempts(clock=lambda: 0.0))
     for number in range(10):
-        limits.attempt(f"2001:db8::{number:x}")
+        await limits.attempt(f"2001:db8::{number:x}")
     with pytest.raises(ApiError):
-        limits.attempt("2001:db8::ff")
+        await limits.attempt("2001:db8::ff")
 
 
 def test_a_limit_of_an_hour_fills_within_an_hour():
