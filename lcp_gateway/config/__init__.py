@@ -1,6 +1,6 @@
 """Configuration: one model of settings, loaded from flags, environment and file, with the origin of each value."""
 
-from lcp_gateway.config.addresses import HostPort, parse_host_port, without_password
+from lcp_gateway.config.addresses import NODE_CONNECT_PATH, HostPort, parse_host_port, without_password
 from lcp_gateway.config.derived import (
     all_nodes,
     auth_mode,
@@ -13,6 +13,7 @@ from lcp_gateway.config.derived import (
     serves_console,
     worker_count,
 )
+from lcp_gateway.config.dialin import DialinNodeConfig, JoinBackendConfig
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
@@ -24,9 +25,12 @@ from lcp_gateway.config.sources import SourceKind, others_may_read
 from lcp_gateway.config.validation import spending_cautions
 
 __all__ = [
+    "NODE_CONNECT_PATH",
     "ConfigError",
+    "DialinNodeConfig",
     "Group",
     "HostPort",
+    "JoinBackendConfig",
     "Loaded",
     "ModelConfig",
     "NodeConfig",

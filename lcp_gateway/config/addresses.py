@@ -213,6 +213,33 @@ def parse_base_url(value: object, *, key_setting: str = "api_key") -> str:
     return SplitResult(parts.scheme, parts.netloc, path, "", "").geturl()
 
 
+NODE_CONNECT_PATH: Final = "/api/nodes/connect"
+"""The route at which nodes dial in."""
+
+_DIALLED = {"ws": "ws", "wss": "wss", "http": "ws", "https": "wss"}
+
+
+def parse_gateway_url(value: object) -> str:
+    """Read the address of a gateway that a node dials; ``/api/nodes/connect`` is its path where it has none.
+
+    Raises:
+        ValueError: it is no such address, or holds a user, a query or a fragment; no message repeats it.
+    """
+    text = parse_text(value)
+    problem = ValueError('must be an address such as "wss://gateway.example.com"')
+    try:
+        parts = urlsplit(text)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in _DIALLED or not has_host or not text.isprintable() or " " in text:
+        raise problem
+    if "@" in parts.netloc or "?" in text or "#" in text:
+        raise ValueError("a token does not belong in the address: use join_token or join_token_file")
+    path = parts.path.rstrip("/") or NODE_CONNECT_PATH
+    return f"{_DIALLED[parts.scheme]}://{parts.netloc}{path}"
+
+
 Listen = Annotated[str, Form("address", "HOST:PORT"), read_by(_parse_listen)]
 OptionalListen = Annotated[str, Form("address", "HOST:PORT"), read_by(optional(_parse_listen))]
 GrpcTarget = Annotated[str, Form("gRPC address", "ADDRESS"), read_by(parse_grpc_target)]
@@ -227,4 +254,8 @@ Networks = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_networ
 OpenClawUrl = Annotated[
     str, Form("URL", "URL"), read_by(optional(functools.partial(parse_base_url, key_setting="openclaw_api_key")))
 ]
+OptionalBaseUrl = Annotated[
+    str, Form("URL", "URL"), read_by(optional(functools.partial(parse_base_url, key_setting="join_backend_api_key")))
+]
+GatewayUrl = Annotated[str, Form("URL", "URL"), read_by(optional(parse_gateway_url))]
 OptionalHttpUrl = Annotated[str, Form("URL", "URL"), read_by(optional(_parse_http_url))]

@@ -147,6 +147,13 @@ _EXAMPLES: Mapping[str, object] = MappingProxyType(
     {
         "nodes.name": "ollama",
         "nodes.base_url": "http://127.0.0.1:11434/v1",
+        "dialin_nodes.name": "gpu-1",
+        "join_backends.base_url": "http://127.0.0.1:11434/v1",
+        "join_backends.price_per_request_msat": 0,
+        "join_backends.price_per_1k_input_msat": 10,
+        "join_backends.price_per_1k_output_msat": 50,
+        "join_backends.price_per_minute_sat": 0,
+        "join_backends.max_output_tokens": 4_096,
         "models.type": "chat",
         "models.context_length": 32_768,
         "models.capabilities": ("tools", "json_schema"),

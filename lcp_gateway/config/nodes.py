@@ -17,7 +17,8 @@ ENDPOINTS: Final = ("chat", "responses", "completions", "embeddings")
 _KEY_CHARACTERS = 4_096
 
 
-def _parse_endpoints(value: object) -> tuple[str, ...]:
+def parse_endpoints(value: object) -> tuple[str, ...]:
+    """Read a list of endpoints."""
     found = parse_list(value)
     if not found or not set(found) <= set(ENDPOINTS):
         raise ValueError(f"must be one or more of {', '.join(ENDPOINTS)}")
@@ -65,7 +66,7 @@ class NodeConfig:
     endpoints: Annotated[
         tuple[str, ...],
         Form("list", "A,B"),
-        read_by(_parse_endpoints),
+        read_by(parse_endpoints),
         Field(description=f"The endpoints that it serves, of {', '.join(ENDPOINTS)}."),
     ] = ("chat", "embeddings")
     max_connections: Annotated[
@@ -77,28 +78,33 @@ def _read_node(value: object, handler: ValidatorFunctionWrapHandler) -> NodeConf
     if isinstance(value, NodeConfig):
         return value
     node: NodeConfig = handler(value)
-    if node.api_key_file is None:
-        return node
-    if node.api_key:
-        raise ValueError("api_key and api_key_file exclude each other")
-    return dataclasses.replace(node, api_key=_first_line(node.api_key_file))
+    return dataclasses.replace(node, api_key=with_key_of_file(node.api_key, node.api_key_file, "api_key"))
 
 
-def _first_line(path: Path) -> str:
+def with_key_of_file(key: str, path: Path | None, name: str) -> str:
+    """Return a key, or the first line of the file that holds it.
+
+    Raises:
+        ValueError: both are given, or the file holds no key. The message does not repeat it.
+    """
+    if path is None:
+        return key
+    if key:
+        raise ValueError(f"{name} and {name}_file exclude each other")
     try:
         with path.open(encoding="utf-8-sig") as file:
             line = file.readline(_KEY_CHARACTERS)
     except UnicodeDecodeError:
-        raise ValueError(f"api_key_file: {path} is not UTF-8 text") from None
+        raise ValueError(f"{name}_file: {path} is not UTF-8 text") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        raise ValueError(f"api_key_file: {path} cannot be read: {reason}") from None
+        raise ValueError(f"{name}_file: {path} cannot be read: {reason}") from None
     if not line.strip():
-        raise ValueError(f"api_key_file: the first line of {path} is empty")
+        raise ValueError(f"{name}_file: the first line of {path} is empty")
     try:
         return parsers.parse_bearer_key(line)
     except ValueError as error:
-        raise ValueError(f"api_key_file: {path} {error}") from None
+        raise ValueError(f"{name}_file: {path} {error}") from None
 
 
 def _names_once(nodes: tuple[NodeConfig, ...]) -> tuple[NodeConfig, ...]:

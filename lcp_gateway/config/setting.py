@@ -33,6 +33,8 @@ class Group(enum.StrEnum):
     TELEMETRY = "Logs, metrics and traces"
     BACKGROUND = "Running in the background"
     NODE = "The embedded node"
+    DIALIN = "Nodes that dial in"
+    JOIN = "Joining a gateway as a node"
 
 
 def setting(

@@ -6,6 +6,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict
 
 from lcp_gateway.config import addresses, parsers
+from lcp_gateway.config.dialin import DialinNodes, JoinBackends
 from lcp_gateway.config.models import Models
 from lcp_gateway.config.nodes import Nodes
 from lcp_gateway.config.setting import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Group, Spec, setting
@@ -15,6 +16,7 @@ _DAEMON = "jobs are under way on the connection to the daemon"
 _LND = "the connection to lnd is open"
 _COLLECTOR = "traces are under way to the collector"
 _NODE = "the embedded node is started with the gateway"
+_JOIN = "a node that has joined keeps its settings"
 
 
 class Settings(BaseModel):
@@ -718,6 +720,117 @@ class Settings(BaseModel):
     )
     node_tokens_per_second: parsers.Number = setting(
         0.0, "Pace of the echo backend; 0 leaves it to each peer.", Group.NODE, restart=_NODE
+    )
+
+    # -- Nodes that dial in ---------------------------------------------------------------------
+
+    dialin_nodes: DialinNodes = setting(
+        (),
+        "Nodes of your own that dial in with `lcp-gateway join`, each in a table `[[dialin_nodes]]`. Such a node is named "
+        "`node:NAME` elsewhere.",
+        Group.DIALIN,
+    )
+    dialin_accounts: parsers.Switch = setting(
+        False,
+        "Let nodes of accounts dial in (auth accounts), with a key of the scope `node`. Their owners set the prices, and "
+        "earn them less the commission.",
+        Group.DIALIN,
+    )
+    dialin_models: parsers.Names = setting(
+        (), "The models that nodes of accounts may offer; without any, all they have.", Group.DIALIN
+    )
+    dialin_timeout_s: parsers.Duration = setting(
+        120.0, "How long a whole request to a node of an account may take.", Group.DIALIN, gt=0
+    )
+    dialin_max_nodes: parsers.Count = setting(1_000, "The most nodes that are connected at once.", Group.DIALIN, gt=0)
+    dialin_heartbeat_s: parsers.Duration = setting(
+        5.0,
+        "How often both sides show that they live; one that is silent for three times as long is dead.",
+        Group.DIALIN,
+        gt=0,
+    )
+    dialin_window_bytes: parsers.Size = setting(
+        64 * 2**10, "How far a node may be ahead of the client that reads its result, by request.", Group.DIALIN, gt=0
+    )
+    dialin_probe: parsers.Switch = setting(
+        False,
+        "Ask each model of a node a question with a known answer before it is offered, and again each "
+        "`dialin_probe_interval_s`.",
+        Group.DIALIN,
+    )
+    dialin_probe_prompt: parsers.Text = setting(
+        "Reply with one word only: what is the capital of France?", "That question.", Group.DIALIN
+    )
+    dialin_probe_answer: parsers.Text = setting(
+        "Paris", "What the answer has to hold, in upper or lower case. Embeddings have to be numbers.", Group.DIALIN
+    )
+    dialin_probe_interval_s: parsers.Duration = setting(
+        3_600.0, "The time between two probes of a node; 0 probes once.", Group.DIALIN
+    )
+
+    # -- Joining a gateway as a node ------------------------------------------------------------
+
+    join_url: addresses.GatewayUrl = setting(
+        "", "The gateway that `lcp-gateway join` dials: `wss://gateway.example.com`.", Group.JOIN, restart=_JOIN
+    )
+    join_token: parsers.BearerKey = setting("", "The node's token.", Group.JOIN, secret=True, restart=_JOIN)
+    join_token_file: parsers.OptionalFile = setting(
+        None, "A file whose first line is that token.", Group.JOIN, restart=_JOIN
+    )
+    join_name: parsers.Text = setting(
+        "",
+        "The node's name: up to 40 letters, digits, dots, dashes. When empty, the machine's.",
+        Group.JOIN,
+        restart=_JOIN,
+    )
+    join_backend: addresses.OptionalBaseUrl = setting(
+        "",
+        "The OpenAI-compatible server whose models are served. When empty, and without `join_backends`: those of Ollama, "
+        "vLLM, llama.cpp and LM Studio that answer on this machine.",
+        Group.JOIN,
+        restart=_JOIN,
+    )
+    join_backend_api_key: parsers.BearerKey = setting(
+        "", "Its API key, which never leaves this machine.", Group.JOIN, secret=True, restart=_JOIN
+    )
+    join_backends: JoinBackends = setting(
+        (),
+        "Several servers, or models at different prices, each in a table `[[join_backends]]`.",
+        Group.JOIN,
+        restart=_JOIN,
+    )
+    join_models: parsers.Names = setting(
+        (), "The models that are served; without any, all that the server lists.", Group.JOIN, restart=_JOIN
+    )
+    join_concurrent: parsers.Count = setting(
+        4, "How many requests the node works on at once.", Group.JOIN, gt=0, restart=_JOIN
+    )
+    join_price_per_request_msat: parsers.Count = setting(
+        0, "Price of a request, in millisatoshi. All parts of a price are added up.", Group.JOIN, restart=_JOIN
+    )
+    join_price_per_1k_input_msat: parsers.Count = setting(
+        0, "Price of 1,000 tokens of a request.", Group.JOIN, restart=_JOIN
+    )
+    join_price_per_1k_output_msat: parsers.Count = setting(
+        0, "Price of 1,000 tokens of an answer.", Group.JOIN, restart=_JOIN
+    )
+    join_price_per_minute_sat: parsers.Number = setting(
+        0.0, "Price of a minute of use, in sat.", Group.JOIN, restart=_JOIN
+    )
+    join_max_output_tokens: parsers.Count = setting(
+        4_096, "The estimated length of an answer where a request sets no limit.", Group.JOIN, gt=0, restart=_JOIN
+    )
+    join_refresh_s: parsers.Duration = setting(
+        15.0, "How often the server is asked for its models.", Group.JOIN, gt=0, restart=_JOIN
+    )
+    join_drain_s: parsers.Duration = setting(
+        120.0, "How long running requests may go on after SIGTERM.", Group.JOIN, restart=_JOIN
+    )
+    join_allow_plain: parsers.Switch = setting(
+        False,
+        "Dial a gateway elsewhere without TLS (`ws://`), which shows the token to everyone on the way.",
+        Group.JOIN,
+        restart=_JOIN,
     )
 
 

@@ -27,6 +27,7 @@ _FILES = (
     "lnd_invoice_macaroon_file",
     "lnd_withdrawal_macaroon_file",
     "node_peers_file",
+    "join_token_file",
 )
 _WEIGHTS = (
     "routing_weight_availability",
@@ -46,6 +47,7 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
     yield from _tls_contradictions(settings, sources)
     yield from _lnd_contradictions(settings, sources)
     yield from _node_contradictions(settings, sources)
+    yield from _dialin_contradictions(settings, sources)
     for name in _FILES:
         path = getattr(settings, name)
         if path is not None and not path.is_file():
@@ -112,9 +114,22 @@ def _node_contradictions(settings: Settings, sources: Mapping[str, Source]) -> I
         yield f"{sources['default_peer_id']}: {problem}"
 
 
+def _dialin_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    taken = {node.name for node in all_nodes(settings)}
+    for node in settings.dialin_nodes:
+        if node.name in taken:
+            yield f"{sources['dialin_nodes']}: a virtual node is called {node.name!r} already"
+    if settings.dialin_accounts and auth_mode(settings) != "accounts":
+        yield f'{sources["dialin_accounts"]}: nodes of accounts need auth = "accounts"'
+    if settings.join_token and settings.join_token_file is not None:
+        yield f"{sources['join_token_file']}: join_token and join_token_file exclude each other"
+    if settings.join_backend and settings.join_backends:
+        yield f"{sources['join_backends']}: join_backend and join_backends exclude each other"
+
+
 def _unknown_node(provider: str, settings: Settings) -> str:
     """Return the problem of a provider that is a missing node; empty for all others."""
-    known = [node.name for node in all_nodes(settings)]
+    known = [*(node.name for node in all_nodes(settings)), *(node.name for node in settings.dialin_nodes)]
     name = provider.removeprefix(NODE_PREFIX)
     if name == provider or name in known:
         return ""
@@ -170,7 +185,7 @@ def _withdrawal_contradictions(settings: Settings, sources: Mapping[str, Source]
         yield f"{source}: withdrawal_min_msat must not be more than withdrawal_max_msat"
 
 
-def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:  # noqa: C901 - one after another
     """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
         by_name = "" if settings.allowed_hosts else ". Clients reach it by a name once allowed_hosts has it"
@@ -208,6 +223,9 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
     for node in all_nodes(settings):
         yield from _node_cautions(node)
+    for dialled in settings.dialin_nodes:
+        if not dialled.token:
+            yield f"{sources['dialin_nodes']}: the node {dialled.name} cannot dial in without a token or a token_file"
 
 
 def _markup_cautions(settings: Settings) -> Iterator[str]:

@@ -292,7 +292,7 @@ class AutoChoice:
             fit = fits.get(params_b)
             if fit is None:
                 fit = fits[params_b] = round(fit_feature(params_b, preferences.size), FEATURE_DIGITS)
-            listed = listed_msat(entry.provider, size)
+            listed = listed_msat(entry.provider, entry.model, size)
             # A node's price list is certain, a peer's price an estimate from its quotes for such a size.
             sure = price if listed is None else Price(listed, is_known=True)
             rows.append(ScoringRow(entry, rooms[entry.provider.peer_id] or 0.0, fit, view, sure))
@@ -309,11 +309,13 @@ class AutoChoice:
         return round(available * load_feature(in_flight, provider.max_inflight_jobs), FEATURE_DIGITS)
 
 
-def listed_msat(provider: Provider, size: RequestSize) -> float | None:
+def listed_msat(provider: Provider, model: str, size: RequestSize) -> float | None:
     """Return the price of a request by a node's price list; None for a peer, which has none."""
-    if provider.price_list is not None and size is not ORDINARY_SIZE:
-        return provider.price_list.most_msat(*size)
-    return None if provider.list_price_msat is None else float(provider.list_price_msat)
+    price_list = provider.price_list_of(model)
+    if price_list is not None and size is not ORDINARY_SIZE:
+        return price_list.most_msat(*size)
+    listed = provider.listed_msat(model)
+    return None if listed is None else float(listed)
 
 
 def _shortlisted(scored: Sequence[Scored]) -> tuple[Entry, ...]:

@@ -35,12 +35,21 @@ class PriceList:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPrice:
+    """The price of one model of a node: that of an ordinary request in msat, and that of others."""
+
+    list_price_msat: int
+    price_list: PriceList
+
+
+@dataclass(frozen=True, slots=True)
 class Provider:
     """A peer that is connected and ready, or a node that answers, with the models it offers for each kind of task.
 
     ``peer_id`` is a peer's public key or a node's ``node:<name>``. ``max_payload_bytes`` and the other limits are the
     provider's own, 0 where it stated none. ``facts`` are those of a node's own list of models. ``list_price_msat`` is
-    the price of an ordinary request, where that is known before any quote, and ``price_list`` that of others.
+    the price of an ordinary request, where that is known before any quote, and ``price_list`` that of others;
+    ``model_prices`` are those of single models, where they differ.
     """
 
     peer_id: str
@@ -56,6 +65,17 @@ class Provider:
     facts: Mapping[str, ModelFacts] = field(default_factory=dict)
     list_price_msat: int | None = None
     price_list: PriceList | None = None
+    model_prices: Mapping[str, ModelPrice] = field(default_factory=dict)
+
+    def listed_msat(self, model: str) -> int | None:
+        """Return the price of an ordinary request to a model, None where it is not known before a quote."""
+        price = self.model_prices.get(model)
+        return self.list_price_msat if price is None else price.list_price_msat
+
+    def price_list_of(self, model: str) -> PriceList | None:
+        """Return the price of other requests to a model, None where it is not known before a quote."""
+        price = self.model_prices.get(model)
+        return self.price_list if price is None else price.price_list
 
     @property
     def node_name(self) -> str:

@@ -149,7 +149,7 @@ def _is_allowed(entry: Entry, conditions: OfferFilter) -> bool:
     kind = conditions.kind
     if conditions.only and entry.model not in conditions.only:
         return False
-    if conditions.preferences.only_free and entry.provider.list_price_msat != 0:
+    if conditions.preferences.only_free and entry.provider.listed_msat(entry.model) != 0:
         return False
     if conditions.native and not entry.provider.offers(kind, entry.model):
         return False

@@ -207,8 +207,9 @@ class ModelRoutes:
 
     def _price_msat(self, name: str, providers: tuple[Provider, ...]) -> int | None:
         """Return the lowest known price of an ordinary request, None where no provider has quoted one yet."""
-        listed = [p.list_price_msat for p in providers if p.list_price_msat is not None]
-        unlisted = (p.peer_id for p in providers if p.list_price_msat is None)
+        prices = {p.peer_id: p.listed_msat(name) for p in providers}
+        listed = [price for price in prices.values() if price is not None]
+        unlisted = (peer_id for peer_id, price in prices.items() if price is None)
         asked = self._records.last_price_msat(name, unlisted)
         return min([*listed, *([] if asked is None else [asked])], default=None)
 

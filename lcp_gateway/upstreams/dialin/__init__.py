@@ -1,0 +1,1 @@
+"""Nodes that dial in: providers that open the connection themselves, and are paid on delivery."""
