@@ -28,7 +28,7 @@ def _environment(**extra: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _process(*arguments: str, program: str = sys.executable, output: int = subprocess.DEVNULL, **environment: str):
+def running(*arguments: str, program: str = sys.executable, output: int = subprocess.DEVNULL, **environment: str):
     process = subprocess.Popen(
         [program, *arguments],
         stdin=subprocess.PIPE,
@@ -55,7 +55,7 @@ def _process(*arguments: str, program: str = sys.executable, output: int = subpr
 def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[str]:
     """Run the stand-in daemon; yield its address. It writes the preimages of paid jobs to the file ``paid``, if one is named."""
     path = folder / "standin.sock"
-    with _process("-m", "bench.standin", f"unix:{path}", str(pause_s), str(paid)):
+    with running("-m", "bench.standin", f"unix:{path}", str(pause_s), str(paid)):
         _wait_for_socket(path)
         yield f"unix:{path}"
 
@@ -63,8 +63,8 @@ def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[st
 @contextlib.contextmanager
 def stand_in_on_port() -> Iterator[str]:
     """Run the stand-in daemon on a port of loopback, as daemons have it by default; yield its address."""
-    address = f"127.0.0.1:{_free_port()}"
-    with _process("-m", "bench.standin", address):
+    address = f"127.0.0.1:{free_port()}"
+    with running("-m", "bench.standin", address):
         _wait_for_port(int(address.rpartition(":")[2]))
         yield address
 
@@ -72,9 +72,9 @@ def stand_in_on_port() -> Iterator[str]:
 @contextlib.contextmanager
 def lnd_stand_in(certificate: Path, key: Path, paid: Path) -> Iterator[str]:
     """Run the stand-in for lnd, which knows the stand-in daemon's payments; yield its address."""
-    port = _free_port()
+    port = free_port()
     arguments = [str(it) for it in (certificate, key, paid, port)]
-    with _process("-m", "bench.lnd_standin", *arguments):
+    with running("-m", "bench.lnd_standin", *arguments):
         _wait_for_port(port)
         yield f"127.0.0.1:{port}"
 
@@ -85,7 +85,7 @@ def embedded_node(folder: Path, pause_s: float) -> Iterator[str]:
     path = folder / "node.sock"
     pace = ("--tokens-per-second", str(1 / pause_s)) if pause_s else ()
     listen = ("--listen", f"unix:{path}", "--exit-with-stdin")
-    with _process("-m", "lcp_gateway", "node", *listen, *pace, XDG_CONFIG_HOME=str(folder)):
+    with running("-m", "lcp_gateway", "node", *listen, *pace, XDG_CONFIG_HOME=str(folder)):
         _wait_for_socket(path)
         yield f"unix:{path}"
 
@@ -109,13 +109,13 @@ class Server:
 
 
 @contextlib.contextmanager
-def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Server]:
+def gateway(folder: Path, daemon: str | None, *, port: int = 0, **settings: str) -> Iterator[Server]:
     """Run the gateway over a daemon, or with its embedded node if None; ``settings`` are more of its environment."""
-    port = _free_port()
+    port = port or free_port()
     where = ("--embedded",) if daemon is None else ("--lcpd-grpc-addr", daemon)
     address = f"127.0.0.1:{port}"
     started = time.perf_counter()
-    with _process(
+    with running(
         "-m", "lcp_gateway", "serve", "--http-addr", address, *where,
         XDG_CONFIG_HOME=str(folder), XDG_STATE_HOME=str(folder), LCP_GATEWAY_LOG_FORMAT="json",
         LCP_GATEWAY_MAX_CONCURRENT_REQUESTS="0", **{**_NO_GRACE, **settings},
@@ -130,8 +130,8 @@ def gateway(folder: Path, daemon: str | None, **settings: str) -> Iterator[Serve
 @contextlib.contextmanager
 def floor(daemon: str) -> Iterator[Server]:
     """Run the ruler: forty lines without a check."""
-    port, started = _free_port(), time.perf_counter()
-    with _process("-m", "bench.floor", str(port), daemon) as process:
+    port, started = free_port(), time.perf_counter()
+    with running("-m", "bench.floor", str(port), daemon) as process:
         _wait_for_port(port)
         yield Server(f"127.0.0.1:{port}", time.perf_counter() - started, psutil.Process(process.pid))
 
@@ -139,10 +139,10 @@ def floor(daemon: str) -> Iterator[Server]:
 @contextlib.contextmanager
 def openai_serve(program: str, daemon: str) -> Iterator[Server]:
     """Run the Go program that this gateway replaces."""
-    port, started = _free_port(), time.perf_counter()
+    port, started = free_port(), time.perf_counter()
     address = f"127.0.0.1:{port}"
     settings = {"OPENAI_SERVE_HTTP_ADDR": address, "OPENAI_SERVE_LCPD_GRPC_ADDR": daemon}
-    with _process(program=program, **settings) as process:
+    with running(program=program, **settings) as process:
         _wait_for_port(port)
         yield Server(address, time.perf_counter() - started, psutil.Process(process.pid))
 
@@ -168,7 +168,7 @@ def load(kind: str, where: str, workload: Workload, under_test: Server | None) -
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with _process(*arguments, output=subprocess.PIPE) as process:
+        with running(*arguments, output=subprocess.PIPE) as process:
             if process.stdout.readline().strip() != b"measuring":
                 raise SystemExit(f"the load generator for {kind} did not start")
             before = under_test.cpu_s() if under_test is not None else 0.0
@@ -199,7 +199,7 @@ def _wait_for_port(port: int) -> None:
     raise SystemExit(f"nothing listens on port {port}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
 

@@ -351,6 +351,9 @@ def routing() -> list[stat.Panel | timeseries.Panel | statetimeline.Panel]:
         lines("Tokens a second by provider", "Decayed average, estimated from bytes, as routing uses it.", [(short_peer(f"min by (source, peer) ({own('provider_tokens_per_second')})"), "{{short}}")], unit="none", width=12),
         states("Health of the nodes", "Whether each virtual node answers. One that is down is not chosen, and is checked until it answers again.", (f"min by (node) ({own('node_up')})", "{{node}}"), words={"0": "down", "1": "up"}, steps=ZERO_IS_BAD, width=12),
         lines("Nodes that come and go", "Changes per hour. Each time a node goes down, its requests break off.", [(f"{rate('node_changes_total', 'node, to')} * 3600", "{{node}} {{to}}")], width=12),
+        lines("Nodes that dialled in", "Nodes that opened the connection themselves and are here now.", [(own("nodes_dialled_in"), "{{instance}}")], width=8),
+        lines("Nodes that dialled in and left", "Per hour, by reason. lost: the connection broke; dead: silent for three heartbeats; all others are said goodbye to.", [(f"{rate('node_disconnects_total', 'why_gone')} * 3600", "{{why_gone}}")], width=8),
+        lines("Usage that was not believed", "Results per hour whose stated tokens went far beyond their bytes.", [(f"{rate('usage_refuted_total')} * 3600", "refuted")], width=8),
     ]  # fmt: skip
 
 

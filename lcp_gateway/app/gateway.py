@@ -11,6 +11,7 @@ from lcp_gateway.app.background_tasks import BackgroundTasks, ShortTasks
 from lcp_gateway.app.wiring.accounts import Access, AccessParts
 from lcp_gateway.app.wiring.books import ProviderParts, book_routes, event_hub
 from lcp_gateway.app.wiring.console import Console
+from lcp_gateway.app.wiring.dialin import DialinParts
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
@@ -24,6 +25,7 @@ from lcp_gateway.http.console.cookie_routes import OPEN_ROUTES
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.events import EventRoutes
 from lcp_gateway.http.gateway.health import HealthRoutes
+from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
 from lcp_gateway.http.gateway.route import RankingRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
@@ -52,7 +54,8 @@ from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.sources import MergedCatalog
 
-OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz", *CONSOLE_PATHS, *OPEN_ROUTES})
+# A node that dials in has a token of its own, which its route checks.
+OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz", NODE_CONNECT, *CONSOLE_PATHS, *OPEN_ROUTES})
 # How long a client may go on reading after its provider's time is over.
 _RELAY_SLACK_S = 5.0
 
@@ -70,6 +73,7 @@ class Runtime:
     short_tasks: ShortTasks
     peers: PeerWatch
     nodes: NodeParts
+    dialin: DialinParts
     catalog: MergedCatalog
     upstream: Upstream
     journal: JournalParts
@@ -169,6 +173,7 @@ class Gateway:
         settings, purchase, runtime = configured.settings, configured.purchase, self.runtime
         runtime.peers.use(refresh_s=settings.peers_refresh_s, timeout_s=settings.timeout_quote_s)
         runtime.nodes.use(settings, configured.routing.registry)
+        runtime.dialin.use(settings, configured.routing.registry)
         runtime.access.use(settings)
         runtime.trust.use(trust_rules(settings))
         runtime.journal.use(settings)
@@ -219,7 +224,7 @@ class Gateway:
             catalog=runtime.catalog,
             daemon_problem=lambda: runtime.peers.problem,
             transport=runtime.peers.transport,
-            nodes=lambda: runtime.nodes.watch.states,
+            nodes=lambda: {**runtime.nodes.watch.states, **runtime.dialin.hub.states},
             jobs=runtime.jobs,
             metrics=runtime.metrics,
             stale_s=settings.peers_stale_s,
@@ -351,4 +356,5 @@ class Gateway:
             keys=access.key_routes,
             refunds=access.refund_routes,
             withdrawals=access.withdrawal_routes,
+            node_connect=runtime.dialin.routes(),
         )

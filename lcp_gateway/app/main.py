@@ -141,12 +141,15 @@ async def _serve(
 async def _wind_down(gateway: Gateway, settings: Settings, log: FilteringBoundLogger) -> None:
     runtime = gateway.runtime
     log.info("shutting down", jobs_in_flight=len(runtime.jobs))
+    # They finish what they work on, and dial in again once the next gateway is up.
+    runtime.dialin.hub.drain()
     ended = await runtime.jobs.drain(
         settings.shutdown_grace_s, lambda: gateway.service.interrupt_all(InterruptReason.SHUTTING_DOWN)
     )
     if ended:
         log.warning("purchases were ended before they were done", purchases=ended)
     await gateway.service.wait_idle()
+    await runtime.dialin.hub.close()
     await runtime.short_tasks.close()
 
 

@@ -12,9 +12,10 @@ from lcp_gateway.app.gateway import Runtime
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.accounts import open_access
 from lcp_gateway.app.wiring.console import Console
+from lcp_gateway.app.wiring.dialin import dialin_parts
 from lcp_gateway.app.wiring.journal import JournalParts, open_journal
 from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
-from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, node_parts, trust_rules
+from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, model_registry, node_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.telemetry import open_tracing
 from lcp_gateway.config import Settings
@@ -34,7 +35,7 @@ from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
-from lcp_gateway.upstreams.sources import MergedCatalog, UpstreamBySource
+from lcp_gateway.upstreams.sources import AllNodes, MergedCatalog, NodeUpstreams, UpstreamBySource
 
 if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.client import LndClient
@@ -95,7 +96,21 @@ async def open_runtime(
     trust = PeerTrust(trust_rules(settings))
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
     observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))
-    background = [BackgroundTask("peers", peers.run), BackgroundTask("nodes", nodes.watch.run), *access.tasks]
+    short_tasks = ShortTasks(
+        lambda error: log.info("cancel job failed", grpc_code=error.status),
+        lambda error: log.error("work after a request failed", exc_info=error),
+    )
+    dialin = dialin_parts(
+        settings, model_registry(settings), accounts=access.nodes(), metrics=metrics, start=short_tasks.start, log=log
+    )
+    stack.push_async_callback(dialin.hub.close)
+    observer.on_node_end = dialin.hub.ended
+    background = [
+        BackgroundTask("peers", peers.run),
+        BackgroundTask("nodes", nodes.watch.run),
+        dialin.task(),
+        *access.tasks,
+    ]
     background += console.tasks(settings)
     lnd_report = None
     if lnd is not None:
@@ -115,14 +130,12 @@ async def open_runtime(
         metrics=metrics,
         tracing=tracing,
         tasks=tasks,
-        short_tasks=ShortTasks(
-            lambda error: log.info("cancel job failed", grpc_code=error.status),
-            lambda error: log.error("work after a request failed", exc_info=error),
-        ),
+        short_tasks=short_tasks,
         peers=peers,
         nodes=nodes,
-        catalog=MergedCatalog(peers, nodes.watch),
-        upstream=UpstreamBySource(daemon, nodes.upstream),
+        dialin=dialin,
+        catalog=MergedCatalog(peers, AllNodes(nodes.watch, dialin.hub)),
+        upstream=UpstreamBySource(daemon, NodeUpstreams(nodes.upstream, dialin.upstream)),
         journal=journal,
         access=access,
         console=console,
@@ -189,7 +202,7 @@ async def _prepare(
         try:
             await finding
         except _DaemonUnreachable as error:
-            if not nodes.watch.providers:
+            if not nodes.watch.providers and not settings.dialin_nodes and not settings.dialin_accounts:
                 raise
             log.warning("starting with nodes alone", problem=str(error))
         return await opening, await stack.enter_async_context(open_lnd(settings))

@@ -128,6 +128,36 @@ def setting_flags(
     return decorate
 
 
+def named_flags(table: Iterable[tuple[str, str, str, str]]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Add to a command the flags of some settings under names of its own.
+
+    ``table`` holds each setting's name, its flag here, the form of its value (empty for a switch), and its help. The command
+    is called with ``flags``, by setting, and its own parameters.
+    """
+    rows = tuple(table)
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        def run(**values: Any) -> int:
+            flags = {setting: values.pop(setting) for setting, *_ in rows}
+            return command(flags=flags, **values)
+
+        parameters = []
+        for setting, flag, metavar, words in rows:
+            long = setting.replace("_", "-")
+            if metavar:
+                option = typer.Option(*dict.fromkeys((f"--{flag}", f"--{long}")), metavar=metavar, help=words)
+                annotation: Any = Annotated[str | None, option]
+            else:
+                names = (f"--{flag}/--no-{flag}", f"--{long}/--no-{long}")
+                option = typer.Option(*names, help=words, show_default=False)
+                annotation = Annotated[bool | None, option]
+            parameters.append(_keyword(setting, annotation))
+        own = parameters_of(command, without=("flags",))
+        return with_parameters(run, command, [*own, *parameters])
+
+    return decorate
+
+
 def load_settings(
     flags: Mapping[str, object], config: Path | None, *, flag_names: Mapping[str, str] = MappingProxyType({})
 ) -> Loaded:

@@ -23,9 +23,9 @@ class DialinNodeConfig:
     __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
 
     name: Annotated[parsers.NodeName, Field(description="Its name, unique among all nodes.")]
-    token: Annotated[parsers.BearerKey, Field(description="The token that it dials in with.")] = field(
-        default="", repr=False
-    )
+    token: Annotated[
+        parsers.BearerKey, Field(description="The token that it dials in with; without one it cannot.")
+    ] = field(default="", repr=False)
     token_file: Annotated[
         parsers.OptionalFile, Field(description="A file whose first line is that token, read once at the start.")
     ] = None

@@ -185,7 +185,7 @@ def _withdrawal_contradictions(settings: Settings, sources: Mapping[str, Source]
         yield f"{source}: withdrawal_min_msat must not be more than withdrawal_max_msat"
 
 
-def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:  # noqa: C901 - one after another
+def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
         by_name = "" if settings.allowed_hosts else ". Clients reach it by a name once allowed_hosts has it"
@@ -223,9 +223,6 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
     for node in all_nodes(settings):
         yield from _node_cautions(node)
-    for dialled in settings.dialin_nodes:
-        if not dialled.token:
-            yield f"{sources['dialin_nodes']}: the node {dialled.name} cannot dial in without a token or a token_file"
 
 
 def _markup_cautions(settings: Settings) -> Iterator[str]:

@@ -19,6 +19,7 @@ from lcp_gateway.http.gateway.events import EventRoutes
 from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.invites import InviteRoutes
 from lcp_gateway.http.gateway.keys import KeyRoutes
+from lcp_gateway.http.gateway.node_connect import NODE_CONNECT, NodeConnectRoutes
 from lcp_gateway.http.gateway.overview import OverviewRoutes
 from lcp_gateway.http.gateway.providers import ProviderRoutes
 from lcp_gateway.http.gateway.purchases import PurchaseRoutes
@@ -79,6 +80,7 @@ class Routes:
     welcome: WelcomeRoutes | None = None
     refunds: RefundRoutes | None = None
     withdrawals: WithdrawalRoutes | None = None
+    node_connect: NodeConnectRoutes | None = None
     console: ConsoleRoutes = ConsoleRoutes()
 
 
@@ -116,11 +118,18 @@ def build_application(
     for method, path, handler in bounded:
         _add(app, method, path, api_limits.bounded(handler))
     _add_pages(app, routes)
-    app.router.add_get("/healthz", routes.health.healthz)
-    app.router.add_get("/readyz", routes.health.readyz)
+    _add_connections(app, routes)
     if with_metrics:
         app.router.add_get("/metrics", routes.health.metrics)
     return app
+
+
+def _add_connections(app: web.Application, routes: Routes) -> None:
+    """Add what other machines ask without a key: monitoring, and nodes, which have tokens of their own."""
+    app.router.add_get("/healthz", routes.health.healthz)
+    app.router.add_get("/readyz", routes.health.readyz)
+    if routes.node_connect is not None:
+        app.router.add_get(NODE_CONNECT, routes.node_connect.connect, allow_head=False)
 
 
 def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.Application:

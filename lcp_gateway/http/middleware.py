@@ -16,6 +16,7 @@ from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.error_mapping import map_http_exception
 from lcp_gateway.http.errors import PAGE_HEADERS, PAYMENT_HEADER, ApiError, internal_error
+from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
 from lcp_gateway.http.server.proxies import display_address
 from lcp_gateway.http.tracing import NOT_TRACED, finish
 from lcp_gateway.purchase.states import Verdict
@@ -184,6 +185,10 @@ class RequestMiddleware:
         return response
 
     def _report(self, context: RequestContext, status: int) -> None:
+        if context.endpoint == NODE_CONNECT:
+            # It lasts for as long as its node is here, which is no time of a request.
+            self._log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
+            return
         verdict = context.verdict
         self._metrics.request(
             context.endpoint, context.model, status, verdict.value, context.stream, context.elapsed_s()

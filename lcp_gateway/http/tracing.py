@@ -9,8 +9,8 @@ from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import MAX_TEXT, Facts, RequestSpan, error_type, purchase_facts
 
-NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Routes that monitoring calls every few seconds."""
+NOT_TRACED = frozenset({"/healthz", "/readyz", "/metrics", "/api/nodes/connect"})
+"""Routes that monitoring calls every few seconds, and the connections of nodes, which last for days."""
 
 # Other methods are arbitrary text of the client.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE"})  # fmt: skip

@@ -127,6 +127,11 @@ class NodeSide:
         """How many requests are under way."""
         return len(self._credits)
 
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of requests that have come in part."""
+        return sum(len(part) for inbound in self._inbound.values() for part in inbound.parts)
+
     # -- what the node sends ------------------------------------------------------------------------
 
     def hello(self) -> bytes:

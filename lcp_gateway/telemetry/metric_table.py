@@ -129,6 +129,9 @@ SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("routing", _G, "provider_tokens_per_second", "Tokens a second of a provider, estimated from bytes, a decayed average like the time to the first byte. Absent until there is one.", ("source", "peer")),
     MetricSpec("routing", _G, "node_up", "1 while a virtual node answers and takes part in the choice, else 0.", ("node",)),
     MetricSpec("routing", _C, "node_changes_total", "Times that a virtual node went down or came back; its first probe does not count.", ("node", "to")),
+    MetricSpec("routing", _G, "nodes_dialled_in", "Nodes that have dialled in and are connected, computed at each scrape."),
+    MetricSpec("routing", _C, "node_disconnects_total", "Nodes that had dialled in and are gone, by the reason: lost, dead (silent for three heartbeats), replaced, revoked, shutting_down, or a violation of the protocol.", ("why_gone",)),
+    MetricSpec("routing", _C, "usage_refuted_total", "Results of nodes that had dialled in whose stated usage was far beyond their bytes, so that the gateway's estimate was charged."),
     # stored items
     MetricSpec("stored", _G, "stored_items", "Responses and chat completions that are stored for clients.", ()),
     MetricSpec("stored", _G, "stored_bytes", "Estimated memory of the stored responses and chat completions.", ()),
@@ -172,6 +175,23 @@ MISMATCHES = (
 SOURCES = ("lcp", "node")
 AUTO = "auto"
 CHANGES = ("up", "down")
+GONE_FOR = (
+    "lost",
+    "dead",
+    "replaced",
+    "revoked",
+    "shutting_down",
+    "cancel_ignored",
+    "no_credit",
+    "bad_frame",
+    "bad_message",
+    "bad_order",
+    "bad_name",
+    "too_long",
+    "unknown_request",
+    "too_many_models",
+    "too_many_lists",
+)
 FAILOVER_CAUSES = ("refused", "failed")
 REPEATS = ("running", "replayed", "lost")
 PERIODS = ("hour", "day", "month")
@@ -185,6 +205,7 @@ TASKS = (
     "books",
     "claims",
     "events",
+    "dialin",
     "journal",
     "keys",
     "leases",
@@ -272,6 +293,7 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "task": TASKS,
         "to": CHANGES,
         "why": REMOVED,
+        "why_gone": GONE_FOR,
     }
 )
 """The values of each label that has a fixed list of them; others are counted as ``other``."""

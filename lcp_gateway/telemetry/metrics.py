@@ -371,6 +371,18 @@ class Metrics:
         self._set("customers_balance_msat", balance_msat)
         self._set("customers_held_msat", held_msat)
 
+    def watch_dialled_in(self, connected: Callable[[], float]) -> None:
+        """Call this at each scrape."""
+        self._gauges["nodes_dialled_in"].set_function(connected)
+
+    def node_disconnected(self, reason: str) -> None:
+        """Count a node that had dialled in and is gone."""
+        self._count("node_disconnects_total", reason)
+
+    def usage_refuted(self) -> None:
+        """Count a result whose stated usage was not believed."""
+        self._count("usage_refuted_total")
+
     def watch_keys(self, age_s: Callable[[], float], is_stale: Callable[[], bool]) -> None:
         """Call these at each scrape."""
         self._gauges["keys_age_seconds"].set_function(age_s)

@@ -38,7 +38,7 @@ _OUTCOMES = {State.NOT_PAID: "not_paid", State.UNKNOWN: "unknown", State.PAYING:
 class PurchaseObserver(Observer):
     """Counts purchases and their quotes, and measures the providers: work under way, speed, delivery.
 
-    ``on_settled`` gets each purchase that was paid over Lightning.
+    ``on_settled`` gets each purchase that was paid over Lightning, ``on_node_end`` each that is paid on delivery and has ended.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class PurchaseObserver(Observer):
         self._log = log
         self._shown: View | None = None
         self.on_settled: Callable[[Purchase], None] = lambda _purchase: None
+        self.on_node_end: Callable[[Purchase], None] = lambda _purchase: None
 
     def quote_received(self, order: Order, quote: Quote, duration_s: float) -> None:
         """Record the price of a quote, taken or not."""
@@ -98,6 +99,8 @@ class PurchaseObserver(Observer):
         if purchase is None:
             return
         self._measure_end(answer, purchase)
+        if purchase.quote.on_delivery:
+            self.on_node_end(purchase)
         if purchase.state not in _UNPAID:
             self._count_end(answer, purchase)
 

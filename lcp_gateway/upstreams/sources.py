@@ -25,6 +25,73 @@ class NodeProviders(Protocol):
         ...
 
 
+class DialledIn(Protocol):
+    """The nodes that dialled in; ``NodeHub`` has them."""
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """Those that offer a model; the same object while nothing has changed."""
+        ...
+
+
+class AllNodes:
+    """Virtual nodes and those that dialled in as one. The object stays the same while nothing has changed."""
+
+    def __init__(self, virtual: NodeProviders, dialled_in: DialledIn) -> None:
+        self._virtual = virtual
+        self._dialled_in = dialled_in
+        self._merged: tuple[tuple[Provider, ...], tuple[Provider, ...], tuple[Provider, ...]] = ((), (), ())
+
+    @property
+    def providers(self) -> tuple[Provider, ...]:
+        """All that are up."""
+        virtual, dialled_in = self._virtual.providers, self._dialled_in.providers
+        held = self._merged
+        if held[0] is not virtual or held[1] is not dialled_in:
+            held = self._merged = (virtual, dialled_in, (*virtual, *dialled_in))
+        return held[2]
+
+    async def refresh_if_stale(self) -> None:
+        """Probe the virtual nodes that were not probed just now; what has dialled in is known."""
+        await self._virtual.refresh_if_stale()
+
+
+class DialinNodes(Upstream, Protocol):
+    """The upstream of the nodes that dialled in."""
+
+    def owns(self, provider_id: str) -> bool:
+        """Whether a provider is one of them, and here now."""
+        ...
+
+
+class NodeUpstreams:
+    """Sends each call for a node to the virtual nodes' upstream, or to that of the nodes that dialled in."""
+
+    def __init__(self, virtual: Upstream, dialled_in: DialinNodes) -> None:
+        self._virtual = virtual
+        self._dialled_in = dialled_in
+
+    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
+        """Ask a node for its price."""
+        upstream: Upstream = self._dialled_in if self._dialled_in.owns(peer_id) else self._virtual
+        return await upstream.request_quote(task, peer_id, timeout_s)
+
+    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
+        """Send the task and wait for the whole result. Goes out once."""
+        return await self._of(quote).execute(quote, task, timeout_s)
+
+    def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
+        """Send the task and yield the result as it comes. Goes out once."""
+        return self._of(quote).execute_stream(quote, task, timeout_s)
+
+    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
+        """Tell the node that the result is no longer wanted."""
+        await self._of(quote).cancel(quote, reason, timeout_s)
+
+    def _of(self, quote: Quote) -> Upstream:
+        return self._dialled_in if quote.on_delivery else self._virtual
+
+
 class MergedCatalog:
     """One catalog of peers and nodes. With peers alone it is the peers' own."""
 

@@ -2,7 +2,16 @@
 
 import pytest
 
-from lcp_gateway.config import ModelConfig, NodeConfig, Settings, SourceKind, load, specs
+from lcp_gateway.config import (
+    DialinNodeConfig,
+    JoinBackendConfig,
+    ModelConfig,
+    NodeConfig,
+    Settings,
+    SourceKind,
+    load,
+    specs,
+)
 
 OWN = {"LCP_GATEWAY_MAX_PRICE_MSAT": "3"}
 SERVE = {"OPENAI_SERVE_MAX_PRICE_MSAT": "2"}
@@ -151,7 +160,7 @@ def needed_beside(name, existing):
         extra |= {f"LCP_GATEWAY_HTTP_TLS_{other}": existing for other in ("CERT", "KEY")}
     if name == "withdrawals":
         extra |= {"LCP_GATEWAY_EMBEDDED": "1"}
-    if name in {"admin_key", "l402", "l402_secret", "registration", "withdrawals"}:
+    if name in {"admin_key", "l402", "l402_secret", "registration", "withdrawals", "dialin_accounts"}:
         extra |= {"LCP_GATEWAY_AUTH": "accounts"}
     if name == "openclaw_enabled":
         extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
@@ -197,6 +206,33 @@ EXAMPLES = {
     ),
     "nodes": ('[{"name": "box", "base_url": "http://box:11434"}]', (NodeConfig("box", "http://box:11434/v1"),)),
     "nodes_refresh_s": ("1m", 60.0),
+    "dialin_nodes": ('[{"name": "gpu", "token": "hush"}]', (DialinNodeConfig("gpu", "hush"),)),
+    "dialin_accounts": ("true", True),
+    "dialin_models": ("a, b", ("a", "b")),
+    "dialin_timeout_s": ("1m", 60.0),
+    "dialin_max_nodes": ("7", 7),
+    "dialin_heartbeat_s": ("1s", 1.0),
+    "dialin_window_bytes": ("1MiB", 2**20),
+    "dialin_probe": ("true", True),
+    "dialin_probe_prompt": ("1 + 1?", "1 + 1?"),
+    "dialin_probe_answer": ("2", "2"),
+    "dialin_probe_interval_s": ("1m", 60.0),
+    "join_url": ("https://gw.example", "wss://gw.example/api/nodes/connect"),
+    "join_token": ("hush", "hush"),
+    "join_name": ("gpu", "gpu"),
+    "join_backend": ("http://box:11434", "http://box:11434/v1"),
+    "join_backend_api_key": ("hush", "hush"),
+    "join_backends": ('[{"base_url": "http://box:11434"}]', (JoinBackendConfig("http://box:11434/v1"),)),
+    "join_models": ("a, b", ("a", "b")),
+    "join_concurrent": ("9", 9),
+    "join_price_per_request_msat": ("9", 9),
+    "join_price_per_1k_input_msat": ("9", 9),
+    "join_price_per_1k_output_msat": ("9", 9),
+    "join_price_per_minute_sat": ("9.5", 9.5),
+    "join_max_output_tokens": ("9", 9),
+    "join_refresh_s": ("1m", 60.0),
+    "join_drain_s": ("1m", 60.0),
+    "join_allow_plain": ("true", True),
     "openclaw_enabled": ("true", True),
     "openclaw_base_url": ("http://claw:3000/", "http://claw:3000/v1"),
     "openclaw_api_key": ("hush", "hush"),

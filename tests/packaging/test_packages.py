@@ -105,7 +105,10 @@ def test_the_source_distribution_holds_no_more_than_it_should(built):
         "pyproject.toml", ".gitignore", "PKG-INFO",
     }  # fmt: skip
     # An operator's folder may hold secrets, which a git ignore file of its own keeps out of git alone.
-    assert {name for name in names if name.startswith("deploy/")} == {"deploy/systemd/lcp-gateway.service"}
+    assert {name for name in names if name.startswith("deploy/")} == {
+        "deploy/systemd/lcp-gateway.service",
+        "deploy/systemd/lcp-gateway-node.service",
+    }
 
 
 def test_it_runs_as_a_program_and_as_a_module(installed):

@@ -63,6 +63,7 @@ from lcp_gateway.purchase.records import PurchaseBooks
 from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.upstreams.dialin.grants import AccountNodes
 
 if TYPE_CHECKING:
     from lcp_gateway.http.gateway.l402 import L402Routes
@@ -366,6 +367,10 @@ class Access:
     def ledger(self) -> LedgerRepository | None:
         """The customers' balances; None without accounts."""
         return None if self._customers is None else self._customers.ledger
+
+    def nodes(self) -> AccountNodes | None:
+        """Return the nodes of accounts; None where no accounts are kept."""
+        return None
 
     def problems(self) -> Iterable[str]:
         """Yield why no customer can buy now."""

@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.adapters.completions import NotAdaptable, to_chat
 from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
-from lcp_gateway.config import ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
+from lcp_gateway.config import DialinNodeConfig, ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.ports import StartTask
@@ -231,19 +231,23 @@ def _card(config: ModelConfig) -> ModelCard:
     return ModelCard(**{item.name: getattr(config, item.name) for item in fields(ModelCard)})
 
 
-def _node(config: NodeConfig, settings: Settings) -> VirtualNode:
-    price = NodePrice(
+def node_price(config: NodeConfig | DialinNodeConfig) -> NodePrice:
+    """Return the price list of a node."""
+    return NodePrice(
         per_request_msat=config.price_per_request_msat,
         per_1k_input_msat=config.price_per_1k_input_msat,
         per_1k_output_msat=config.price_per_1k_output_msat,
         per_minute_msat=round(config.price_per_minute_sat * MSAT_PER_SAT),
         max_output_tokens=config.max_output_tokens,
     )
+
+
+def _node(config: NodeConfig, settings: Settings) -> VirtualNode:
     return VirtualNode(
         name=config.name,
         base_url=config.base_url,
         api_key=config.api_key,
-        price=price,
+        price=node_price(config),
         timeout_s=config.timeout_s,
         models=config.models,
         owned_by=config.owned_by,

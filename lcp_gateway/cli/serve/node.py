@@ -1,14 +1,13 @@
 """``lcp-gateway node``: the node alone, for tests and for a gateway elsewhere on the machine."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lcp_gateway.cli.options import CONFIG_OPTION, command_app, load_settings, parameters_of, with_parameters
+from lcp_gateway.cli.options import CONFIG_OPTION, command_app, load_settings, named_flags
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve.embedded import node_options
 from lcp_gateway.cli.serve.node_process import STANDALONE_LISTEN
@@ -27,31 +26,8 @@ _FLAGS = (
 _FLAG_NAMES = MappingProxyType({setting: f"--{flag}" for setting, flag, *_ in _FLAGS})
 
 
-def _node_flags(command: Callable[..., int]) -> Callable[..., int]:
-    """Add to a command the flags of the node; it is called with ``flags``, by setting, and its own parameters."""
-
-    def run(**values: Any) -> int:
-        flags = {setting: values.pop(setting) for setting in _FLAG_NAMES}
-        return command(flags=flags, **values)
-
-    parameters = []
-    for setting, flag, metavar, words in _FLAGS:
-        long = setting.replace("_", "-")
-        if metavar:
-            option = typer.Option(f"--{flag}", f"--{long}", metavar=metavar, help=words)
-            annotation: Any = Annotated[str | None, option]
-        else:
-            names = (f"--{flag}/--no-{flag}", f"--{long}/--no-{long}")
-            option = typer.Option(*names, help=words, show_default=False)
-            annotation = Annotated[bool | None, option]
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(setting, kind, default=None, annotation=annotation))
-    own = parameters_of(command, without=("flags",))
-    return with_parameters(run, command, [*parameters, *own])
-
-
 @app.command()
-@_node_flags
+@named_flags(_FLAGS)
 def node(
     flags: Mapping[str, object],
     *,

@@ -64,7 +64,7 @@ class DialinUpstream:
         """
         node = self._usable(peer_id)
         model = node.models.get(task.model)
-        if model is None or _WORDS[task.kind] not in model.kinds:
+        if model is None or not self._hub.offers(peer_id, task.kind, task.model):
             raise UpstreamError(UpstreamStatus.UNIMPLEMENTED, "the node does not serve this", evidence=Verdict.NONE)
         if len(task.body) > node.hello.request_bytes:
             raise UpstreamError(

@@ -142,9 +142,9 @@ class NodeConnection:
         return not self.closed_for and not self._side.is_leaving and self._grant.holds()
 
     @property
-    def still_granted(self) -> bool:
-        """Whether its token is still good, and its terms are still the same."""
-        return self._grant.holds()
+    def is_revoked(self) -> bool:
+        """Whether its token is not good any more, or its terms have changed."""
+        return self._grant.is_revoked()
 
     @property
     def running(self) -> int:

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.upstreams.openai.price import NodePrice
 
 _OWNER_CHARS: Final = 6
+_NODE_SCOPE: Final = "node"
+_NO_MODEL: Final = frozenset({""})
 
 
 class NotAdmitted(Exception):
@@ -51,7 +54,11 @@ class Grant(Protocol):
         ...
 
     def holds(self) -> bool:
-        """Whether the token is still good, and the terms are still the same."""
+        """Whether the token is known to be good, and the terms are still the same: else nothing new is sent."""
+        ...
+
+    def is_revoked(self) -> bool:
+        """Whether the token is known not to be good any more, or the terms have changed: the connection ends."""
         ...
 
 
@@ -112,6 +119,134 @@ class _OperatorGrant:
 
     def holds(self) -> bool:
         return self._is_known()
+
+    def is_revoked(self) -> bool:
+        return not self._is_known()
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerTerms:
+    """What the store says of an account's node. ``frozen`` nodes may not dial in; empty ``models`` allow all."""
+
+    commission_ppm: int = 0
+    models: frozenset[str] = frozenset()
+    frozen: bool = False
+
+
+class NodeOwners(Protocol):
+    """The accounts' nodes in the store."""
+
+    async def terms(self, account_id: str, key_id: str, name: str, node_id: str) -> OwnerTerms:
+        """Record that a node dials in, and return its terms."""
+        ...
+
+    def current(self, node_id: str) -> OwnerTerms | None:
+        """Return the terms of a node as they are now, from memory; None where they are not known."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AccountNodes:
+    """The nodes of accounts: ``find_caller`` looks a key up in memory, and raises one of ``stale`` while the keys are not known."""
+
+    find_caller: Callable[[str], Caller | None]
+    owners: NodeOwners
+    stale: tuple[type[Exception], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRules:
+    """Whether nodes of accounts may dial in, which models they may offer (all where it is empty), and how long a request may take."""
+
+    is_on: bool = False
+    models: frozenset[str] = frozenset()
+    timeout_s: float = 120.0
+
+
+class AccountTokens:
+    """Keys of accounts with the scope ``node``."""
+
+    def __init__(self, accounts: AccountNodes | None, rules: AccountRules) -> None:
+        self._accounts = accounts
+        self._rules = rules
+
+    def use(self, rules: AccountRules) -> None:
+        """Apply other rules from now on; a grant whose terms have changed by them no longer holds."""
+        self._rules = rules
+
+    def find(self, token: str) -> Grant | None:
+        """Return the grant of a key."""
+        caller = self.caller(token)
+        if caller is None or self._accounts is None:
+            return None
+        return _AccountGrant(self, self._accounts, token, caller)
+
+    def caller(self, token: str) -> Caller | None:
+        """Return the owner of a key that is good for nodes."""
+        if self._accounts is None or not self._rules.is_on or not token:
+            return None
+        caller = self._accounts.find_caller(token)
+        if caller is None or caller.account_id is None or _NODE_SCOPE not in set(caller.rules.scopes):
+            return None
+        return caller
+
+    def terms(self, account_id: str, name: str, owner: OwnerTerms) -> NodeTerms:
+        """Return the terms of an account's node."""
+        allowed = self._rules.models
+        if allowed and owner.models:
+            # Where both leave no model, one that none has.
+            allowed = allowed & owner.models or _NO_MODEL
+        return NodeTerms(
+            node_id=account_node_id(account_id, name),
+            account_id=account_id,
+            commission_ppm=owner.commission_ppm,
+            models=allowed or owner.models,
+            owned_by=name,
+            timeout_s=self._rules.timeout_s,
+        )
+
+
+class _AccountGrant:
+    def __init__(self, tokens: AccountTokens, accounts: AccountNodes, token: str, caller: Caller) -> None:
+        self._tokens = tokens
+        self._accounts = accounts
+        self._token = token
+        self._key_id = caller.key_id
+        self._account_id = caller.account_id or ""
+        self._name = ""
+        self._terms: NodeTerms | None = None
+
+    async def terms(self, name: str) -> NodeTerms:
+        node_id = account_node_id(self._account_id, name)
+        owner = await self._accounts.owners.terms(self._account_id, self._key_id, name, node_id)
+        if owner.frozen:
+            raise NotAdmitted("frozen", "the operator has frozen this node")
+        self._name, self._terms = name, self._tokens.terms(self._account_id, name, owner)
+        return self._terms
+
+    def holds(self) -> bool:
+        try:
+            return self._is_good()
+        except self._accounts.stale:
+            return False
+
+    def is_revoked(self) -> bool:
+        try:
+            return not self._is_good()
+        except self._accounts.stale:
+            # Not known: nothing new is sent, and the connection stays.
+            return False
+
+    def _is_good(self) -> bool:
+        caller = self._tokens.caller(self._token)
+        if caller is None or caller.account_id != self._account_id:
+            return False
+        if self._terms is None:
+            return True
+        owner = self._accounts.owners.current(self._terms.node_id)
+        if owner is None:
+            return True
+        return not owner.frozen and self._tokens.terms(self._account_id, self._name, owner) == self._terms
 
 
 def token_digest(token: str) -> bytes:

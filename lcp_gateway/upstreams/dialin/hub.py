@@ -13,6 +13,7 @@ from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.node_protocol.gateway_side import GatewaySide, HelloCame
 from lcp_gateway.node_protocol.messages import Goodbye, Offered, ProtocolError, Receipt
 from lcp_gateway.purchase.execution import utc_now
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
@@ -101,6 +102,11 @@ class NodeHub:
         return MappingProxyType({**self._left, **here})
 
     @property
+    def connected(self) -> int:
+        """How many nodes are here."""
+        return len(self._nodes)
+
+    @property
     def is_full(self) -> bool:
         """Whether no further node is admitted."""
         return self._draining or len(self._nodes) >= self._rules.max_nodes
@@ -108,6 +114,11 @@ class NodeHub:
     def connection(self, provider_id: str) -> NodeConnection | None:
         """Return the connection of a provider, None where it is not here."""
         return self._nodes.get(provider_id.removeprefix(NODE_PREFIX))
+
+    def offers(self, provider_id: str, kind: TaskKind, model: str) -> bool:
+        """Whether a node offers a model for tasks of a kind now, by its word, the operator's terms and its probes."""
+        provider = self._by_id.get(provider_id.removeprefix(NODE_PREFIX))
+        return provider is not None and provider.offers(kind, model)
 
     def bought(self, quote: Quote, node: NodeConnection, request_id: int) -> None:
         """Remember which request a purchase is, for its receipt."""
@@ -157,7 +168,7 @@ class NodeHub:
         while True:
             await asyncio.sleep(TICK_S)
             for node in tuple(self._nodes.values()):
-                if not node.still_granted:
+                if node.is_revoked:
                     node.leave(Goodbye("revoked", "the token or the terms of this node have changed"))
                     node.cut("revoked")
                     continue
@@ -279,11 +290,10 @@ class NodeHub:
             return
         age_s = self._clock() - node.probed_at
         if age_s == float("inf") or (rules.interval_s and age_s >= rules.interval_s):
-            node.is_probing = True
-            node.probed_at = self._clock()
             self._start(self._probe(node, rules))
 
     async def _probe(self, node: NodeConnection, rules: ProbeRules) -> None:
+        node.is_probing, node.probed_at = True, self._clock()
         try:
             for name in tuple(node.models):
                 if name not in node.models or not node.is_usable:

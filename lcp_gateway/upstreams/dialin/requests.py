@@ -23,6 +23,7 @@ class RemoteRequest:
         "_chunks",
         "_error",
         "_grant",
+        "_is_begun",
         "_taken",
         "_timer",
         "_waiter",
@@ -40,6 +41,7 @@ class RemoteRequest:
         self._error: UpstreamError | None = None
         self._grant = grant
         self._taken = 0
+        self._is_begun = False
         self._window_bytes = window_bytes
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -108,6 +110,7 @@ class RemoteRequest:
         else:
             data = b"".join(self._chunks)
             self._chunks.clear()
+        self._is_begun = True
         self._taken += len(data)
         # Half a window at a time: a frame of credit for each chunk would cost as much as the chunk.
         if 2 * self._taken >= self._window_bytes and self.end is None:
@@ -122,7 +125,9 @@ class RemoteRequest:
             self._timer = None
 
     def _late(self) -> None:
-        self.on_failure(UpstreamError(UpstreamStatus.DEADLINE_EXCEEDED, _LATE, retryable=True, evidence=Verdict.NONE))
+        # Before the first byte nothing is settled, and another provider may be asked.
+        status = UpstreamStatus.DEADLINE_EXCEEDED if self._is_begun else UpstreamStatus.UNAVAILABLE
+        self.on_failure(UpstreamError(status, _LATE, retryable=True, evidence=Verdict.NONE))
 
     def _over(self) -> None:
         self.close()

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
+from lcp_gateway.adapters.usage import Usage, usage_of
 from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.node_protocol.messages import End
-from lcp_gateway.upstreams.openai.price import Usage, usage_of
 
 TOLERANCE: Final = 3
 """How many times the gateway's own estimate a node's word may be."""

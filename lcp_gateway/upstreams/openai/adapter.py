@@ -13,6 +13,8 @@ from http import HTTPStatus
 
 import aiohttp
 
+from lcp_gateway.adapters.model_list import BadModelList, ListedModel, read_model_list
+from lcp_gateway.adapters.usage import usage_of
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.execution import utc_now
@@ -32,8 +34,6 @@ from lcp_gateway.upstreams.openai.errors import (
     is_closed_connection,
     is_unreachable,
 )
-from lcp_gateway.upstreams.openai.models import ListedModel, read_model_list
-from lcp_gateway.upstreams.openai.price import usage_of
 from lcp_gateway.upstreams.openai.result import NodeResult, read_at_most
 
 _PATHS = {
@@ -166,7 +166,10 @@ class OpenAIHttpUpstream:
             raise connection_error(error, evidence=Verdict.NONE) from None
         if len(body) > _MAX_LIST_BYTES:
             raise UpstreamError(UpstreamStatus.DATA_LOSS, "the node's list of models is too long")
-        return read_model_list(body)
+        try:
+            return read_model_list(body)
+        except BadModelList as error:
+            raise UpstreamError(UpstreamStatus.DATA_LOSS, f"the node: {error}") from None
 
     async def close(self) -> None:
         """Close all connections; calls under way end with an error."""

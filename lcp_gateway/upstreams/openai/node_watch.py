@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
+from lcp_gateway.adapters.model_list import ListedModel
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.order import TaskKind
@@ -19,7 +20,6 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import ModelFacts, Provider, merge_kinds
 from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
-from lcp_gateway.upstreams.openai.models import ListedModel
 
 NOT_PROBED: Final = "the node has not been probed yet"
 

@@ -8,6 +8,7 @@ from http.client import IncompleteRead
 
 import pytest
 
+from lcp_gateway.adapters.model_list import ListedModel
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -16,7 +17,6 @@ from lcp_gateway.routing.catalog import Catalog, ModelFacts
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.upstreams.openai.adapter import NoModelList, OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
-from lcp_gateway.upstreams.openai.models import ListedModel
 from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 from lcp_gateway.upstreams.openai.price import NodePrice
 from tests.support.http_node import HttpNodeThread, http_nodes

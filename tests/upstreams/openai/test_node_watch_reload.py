@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from lcp_gateway.adapters.model_list import ListedModel
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
-from lcp_gateway.upstreams.openai.models import ListedModel
 from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 from lcp_gateway.upstreams.openai.price import NodePrice
 from tests.support.http_node import Behaviour, HttpNodeThread, http_nodes

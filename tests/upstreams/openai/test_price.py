@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcp_gateway.adapters.usage import Usage, usage_of
 from lcp_gateway.purchase.order import Task, TaskKind
-from lcp_gateway.upstreams.openai.price import NodePrice, Usage, usage_of
+from lcp_gateway.upstreams.openai.price import NodePrice
 
 CHAT = TaskKind.CHAT_COMPLETIONS
 

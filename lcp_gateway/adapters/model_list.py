@@ -1,13 +1,10 @@
-"""A virtual node's list of models, in any of the forms that servers write."""
+"""A server's list of models, in any of the forms that servers write."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-
-from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.upstream_status import UpstreamStatus
 
 _MAX_MODELS = 10_000
 _MAX_ID_CHARS = 256
@@ -16,9 +13,13 @@ _CONTEXT_LENGTHS = ("context_length", "max_model_len", "max_context_length", "co
 _PARAMETER_CAPABILITIES = {"tools": "tools", "response_format": "json_schema", "structured_outputs": "json_schema"}
 
 
+class BadModelList(ValueError):
+    """It is no list of models."""
+
+
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """One model of a node's list; 0 and empty where the list does not say. ``created`` is Unix seconds."""
+    """One model of a list; 0 and empty where the list does not say. ``created`` is Unix seconds."""
 
     id: str
     owned_by: str = ""
@@ -31,12 +32,12 @@ def read_model_list(body: bytes) -> tuple[ListedModel, ...]:
     """Return the models of an answer to ``GET /models``; those without a usable name are left out.
 
     Raises:
-        UpstreamError: it is no list.
+        BadModelList: it is no list.
     """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the node's list of models is not JSON") from None
+        raise BadModelList("the list of models is not JSON") from None
     entries = document
     if isinstance(document, dict):
         entries = next((document[key] for key in ("data", "models") if key in document), None)
@@ -44,7 +45,7 @@ def read_model_list(body: bytes) -> tuple[ListedModel, ...]:
         # Ollama without a model.
         entries = []
     if not isinstance(entries, list):
-        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the node's list of models is no list")
+        raise BadModelList("the list of models is no list")
     listed = (_listed_model(entry) for entry in entries[:_MAX_MODELS])
     return tuple(model for model in listed if model is not None)
 

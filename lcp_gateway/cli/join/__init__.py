@@ -1,0 +1,1 @@
+"""``lcp-gateway join``: this machine as a node of a gateway elsewhere."""

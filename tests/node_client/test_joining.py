@@ -1,0 +1,238 @@
+"""The node's side: how it dials again, whom it asks, and what it never does."""
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime
+
+import pytest
+import structlog
+from aiohttp import web
+
+from lcp_gateway.node_client.catalog import ModelCatalog
+from lcp_gateway.node_client.joining import CannotJoin, Joiner, pause_s
+from lcp_gateway.node_client.options import BackendOptions, JoinOptions
+from lcp_gateway.node_client.statistics import Statistics
+from lcp_gateway.node_protocol.gateway_side import (
+    BodyCame,
+    EndCame,
+    FailureCame,
+    GatewaySide,
+    HeadCame,
+    HelloCame,
+    ModelsCame,
+    PingCame,
+    Released,
+)
+from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Goodbye, Request, Welcome
+from tests.support.http_node import HttpNodeThread
+
+OF = {"kind": "chat", "model": "m", "timeout_ms": 5_000, "result_bytes": 10**6}
+BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hi there"}]}'
+
+
+class PlainGateway:
+    """A gateway that takes one node after another; ``serve`` has the WebSocket and the side of each."""
+
+    def __init__(self, serve):
+        self.serve = serve
+        self.headers = []
+        self.events: asyncio.Queue = asyncio.Queue()
+        self.status = 0
+        self.redirect = ""
+
+    async def handle(self, request):
+        self.headers.append(request.headers)
+        if self.redirect:
+            return web.Response(status=307, headers={"Location": self.redirect})
+        if self.status:
+            return web.Response(status=self.status)
+        socket = web.WebSocketResponse(protocols=(SUBPROTOCOL,), compress=False)
+        await socket.prepare(request)
+        side = GatewaySide()
+        event = side.receive((await socket.receive()).data)
+        assert isinstance(event, HelloCame)
+        await socket.send_bytes(side.welcome(Welcome("gpu", 0.2, 64)))
+        await self.serve(self, socket, side)
+        return socket
+
+    async def read(self, socket, side, wanted):
+        """Read until an event of this kind comes; pings are answered."""
+        found = []
+        async for message in socket:
+            event = side.receive(message.data)
+            if isinstance(event, PingCame):
+                await socket.send_bytes(event.answer)
+            elif event is not None:
+                found.append(event)
+            if isinstance(event, wanted):
+                return found
+        return found
+
+    async def ask(self, socket, side, body=BODY, credit=64, **more):
+        request = Request(**{**OF, "stream": True, **more}, body_bytes=len(body), credit_bytes=credit)
+        request_id, frames = side.request(request, body)
+        for frame in frames:
+            await socket.send_bytes(frame)
+        return request_id
+
+
+@contextlib.asynccontextmanager
+async def joined(serve, backend, **options):
+    """Run a node at a plain gateway; yields the gateway, the node's numbers, its task, and the event that stops it."""
+    gateway = PlainGateway(serve)
+    app = web.Application()
+    app.router.add_get("/api/nodes/connect", gateway.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"ws://127.0.0.1:{runner.addresses[0][1]}/api/nodes/connect"
+    found = BackendOptions(base_url=backend.base_url)
+    choice = JoinOptions(url, "tok", "gpu", (found,), found, **{"refresh_s": 0.1, "drain_s": 5.0, **options})
+    statistics = Statistics(datetime.now(UTC), url)
+    stop = asyncio.Event()
+    catalog = ModelCatalog(choice.backends, choice.found)
+    joiner = Joiner(choice, catalog, statistics, structlog.get_logger(), chance=lambda: 0.05)
+    running = asyncio.create_task(joiner.run(stop))
+    try:
+        yield gateway, statistics, running, stop
+    finally:
+        stop.set()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await runner.cleanup()
+
+
+@pytest.fixture
+def backend():
+    with HttpNodeThread("alpha", ("m",), api_key="") as running:
+        yield running
+
+
+async def test_a_stream_comes_byte_for_byte_within_a_small_credit(backend):
+    came = asyncio.get_running_loop().create_future()
+
+    async def serve(gateway, socket, side):
+        request_id = await gateway.ask(socket, side)
+        data, end = b"", None
+        while end is None:
+            (*_, event) = await gateway.read(socket, side, (BodyCame, EndCame))
+            if isinstance(event, EndCame):
+                end = event.end
+            else:
+                assert len(event.data) <= 64
+                data += event.data
+                await socket.send_bytes(side.grant(request_id, len(event.data)))
+        came.set_result((data, end))
+        await socket.receive()
+
+    async with joined(serve, backend) as (gateway, *_):
+        data, end = await asyncio.wait_for(came, 10)
+    assert data.startswith(b"data: ") and data.endswith(b"data: [DONE]\n\n") and len(data) == end.length
+    (call,) = backend.server.calls()
+    assert call.body == BODY and "Authorization" not in call.headers
+    assert gateway.headers[0]["Authorization"] == "Bearer tok"
+
+
+async def test_a_cancelled_request_ends_at_the_backend_too(backend):
+    backend.behave(token_delay_s=0.05)
+    released = asyncio.Event()
+
+    async def serve(gateway, socket, side):
+        request_id = await gateway.ask(socket, side)
+        await gateway.read(socket, side, HeadCame)
+        await socket.send_bytes(side.cancel(request_id))
+        await gateway.read(socket, side, Released)
+        released.set()
+        await socket.receive()
+
+    async with joined(serve, backend) as (_, statistics, *_):
+        await asyncio.wait_for(released.wait(), 10)
+        assert statistics.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [
+        ({"redirect": "http://127.0.0.1:9/evil"}, "backend_redirects"),
+        ({"fail_status": 401, "fail_body": "sk-secret"}, "backend_refuses"),
+        ({"cut": "before_head"}, "backend_unavailable"),
+        ({"cut": "mid_stream"}, "broken_off"),
+    ],
+)
+async def test_what_the_gateway_hears_of_a_backend_that_fails(backend, behaviour, code):
+    heard = asyncio.get_running_loop().create_future()
+
+    async def serve(gateway, socket, side):
+        await gateway.read(socket, side, ModelsCame) if side.hello.models == () else None
+        backend.behave(**behaviour)
+        await gateway.ask(socket, side, credit=10**6)
+        heard.set_result((await gateway.read(socket, side, FailureCame))[-1].failure)
+        await socket.receive()
+
+    async with joined(serve, backend, refresh_s=60.0):
+        failure = await asyncio.wait_for(heard, 10)
+    assert failure.code == code and "secret" not in failure.message and "127.0.0.1" not in failure.message
+
+
+async def test_it_dials_again_after_a_loss_and_drains_at_the_end(backend):
+    backend.behave(token_delay_s=0.02)
+    dialled = 0
+    ended = asyncio.Event()
+    asked = asyncio.Event()
+
+    async def serve(gateway, socket, side):
+        nonlocal dialled
+        dialled += 1
+        if dialled < 3:
+            return
+        await gateway.ask(socket, side, credit=10**6)
+        await gateway.read(socket, side, HeadCame)
+        asked.set()
+        found = await gateway.read(socket, side, EndCame)
+        assert any(type(event).__name__ == "GoodbyeCame" for event in found)
+        ended.set()
+        await socket.receive()
+
+    async with joined(serve, backend) as (_, statistics, running, stop):
+        await asyncio.wait_for(asked.wait(), 20)
+        stop.set()
+        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(running, 10)
+    assert dialled == 3 and statistics.requests == 1 and statistics.failed == 0
+
+
+async def test_it_gives_up_where_it_is_refused_and_never_follows_a_redirect(backend):
+    async with joined(None, backend) as (gateway, statistics, running, _):
+        gateway.redirect = "http://127.0.0.1:9/elsewhere"
+        while "waiting" not in statistics.state:
+            await asyncio.sleep(0.01)
+        gateway.redirect, gateway.status = "", 401
+        with pytest.raises(CannotJoin, match="token"):
+            await asyncio.wait_for(running, 10)
+
+    async def serve(gateway, socket, side):
+        await socket.send_bytes(side.goodbye(Goodbye("replaced", "another one", -1.0)))
+
+    async with joined(serve, backend) as (_, _, running, _):
+        with pytest.raises(CannotJoin, match="replaced"):
+            await asyncio.wait_for(running, 10)
+
+
+async def test_models_that_appear_later_are_told(backend):
+    told = asyncio.get_running_loop().create_future()
+
+    async def serve(gateway, socket, side):
+        event = (await gateway.read(socket, side, ModelsCame))[-1]
+        told.set_result([one.id for one in event.models])
+        await socket.receive()
+
+    async with joined(serve, backend):
+        await asyncio.sleep(0.3)
+        backend.server.models = ("m", "later")
+        assert await asyncio.wait_for(told, 10) == ["m", "later"]
+
+
+def test_the_pauses_grow_are_spread_and_bounded():
+    assert [pause_s(failures, 1.0) for failures in (1, 2, 3, 4, 5, 99)] == [1, 2, 4, 8, 15, 15]
+    assert pause_s(5, 0.5) == 7.5
