@@ -4,6 +4,7 @@ from lcp_gateway.config.addresses import NODE_CONNECT_PATH, HostPort, parse_host
 from lcp_gateway.config.derived import (
     all_nodes,
     auth_mode,
+    console_problem,
     is_open_to_others,
     known_hosts,
     markups,
@@ -39,6 +40,7 @@ __all__ = [
     "Spec",
     "all_nodes",
     "auth_mode",
+    "console_problem",
     "docs_markdown",
     "is_open_to_others",
     "journal_place",

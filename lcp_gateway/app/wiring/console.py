@@ -20,7 +20,7 @@ from lcp_gateway.http.application import ConsoleRoutes
 from lcp_gateway.http.authentication import ADMINISTRATOR, ANONYMOUS, Authenticator, StaticKeys
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import AssetFiles, ConsolePages
-from lcp_gateway.http.console.authentication import KeyRecheck, LocalConsole, SessionAuthenticator
+from lcp_gateway.http.console.authentication import HeaderAuthenticator, LocalConsole, SessionAuthenticator
 from lcp_gateway.http.console.cookies import Cookies
 from lcp_gateway.http.console.description import DescriptionRoutes
 from lcp_gateway.http.console.limits import SignInLimits
@@ -108,7 +108,7 @@ class Console:
             )
         account, invites = self._customers_routes(settings)
         if not is_served or self._sessions is None:
-            return KeyRecheck(inner), ConsoleRoutes(invites=invites, account=account)
+            return HeaderAuthenticator(inner), ConsoleRoutes(invites=invites, account=account)
         cookies = Cookies(allow_insecure=settings.console_insecure)
         sessions = ConsoleSessions(
             self._sessions,

@@ -32,7 +32,9 @@ from lcp_gateway.config import (
     Settings,
     all_nodes,
     auth_mode,
+    console_problem,
     journal_place,
+    serves_console,
     spending_cautions,
     without_password,
     worker_count,
@@ -69,6 +71,7 @@ def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
     for warning in (*loaded.warnings, *spending_cautions(loaded.settings)):
         report.warn(warning)
     _examine_workers(report, loaded.settings)
+    _examine_console(report, loaded.settings)
     with daemon_for(loaded.settings) as settings:
         asyncio.run(_examine(report, settings))
     return 0 if report.healthy else RUNTIME_ERROR
@@ -93,6 +96,24 @@ def _examine_workers(report: Report, settings: Settings) -> None:
     except RedisMissing as error:
         problem, _, remedy = str(error).partition(": ")
         report.fail("workers", f"{count}: {problem}", remedy)
+
+
+def _examine_console(report: Report, settings: Settings) -> None:
+    """Report whether the web console is served, and who signs in from where."""
+    if not serves_console(settings):
+        report.ok("console", f"not served: {console_problem(settings) or 'console is off'}")
+        return
+    mode = auth_mode(settings)
+    sign_in = {
+        "none": "no sign-in on this machine",
+        "keys": "sign-in with one of api_keys",
+        "accounts": f"sign-in with a key, registration {settings.registration}",
+    }[mode]
+    is_plain = settings.http_tls_cert is None and not settings.trusted_proxies and not settings.console_insecure
+    advice = ""
+    if mode != "none" and is_plain:
+        advice = "from other machines keys are taken over https only: set http_tls_cert, or trusted_proxies"
+    report.ok("console", f"/console/ on {settings.http_addr}; {sign_in}", advice)
 
 
 async def _examine(report: Report, settings: Settings) -> None:

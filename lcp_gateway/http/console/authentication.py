@@ -46,7 +46,7 @@ class LocalConsole:
         return caller
 
 
-class KeyRecheck:
+class HeaderAuthenticator:
     """Authenticates by the header alone: where the console is off."""
 
     def __init__(self, inner: Authenticator) -> None:
@@ -67,7 +67,7 @@ class KeyRecheck:
             return False
 
 
-class SessionAuthenticator(KeyRecheck):
+class SessionAuthenticator(HeaderAuthenticator):
     """Reads the cookie on the named routes, where a request has no ``Authorization``; all else is the header's."""
 
     def __init__(

@@ -10,7 +10,7 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import accounts, balances, keys, sessions, topups
+from lcp_gateway.store.database.schema import accounts, balances, invites, keys, sessions, topups
 from lcp_gateway.store.database.statements import fetch_one, fetch_page, newest_first
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
@@ -29,6 +29,7 @@ _RENAME = (
     .values(name=bindparam("new_name"))
 )
 _FORGET_MEMOS = update(topups).where(topups.c.account_id == bindparam("of_account")).values(memo="")
+_FORGET_NOTE = update(invites).where(invites.c.account_id == bindparam("of_account")).values(note="")
 _END_SESSIONS = delete(sessions).where(sessions.c.account_id == bindparam("of_account"))
 _FORGET_KEY_NAMES = update(keys).where(keys.c.account_id == bindparam("of_account")).values(name="")
 _REVOKE_ALL = (
@@ -60,6 +61,7 @@ def forget_account(connection: Connection, account_id: str, *, actor: str, at: d
         AccountNotFound: there is none.
     """
     now, of_account = to_micros(at), {"of_account": account_id}
+    connection.execute(_FORGET_NOTE, of_account)
     if not connection.execute(_FORGET_NAME, {**of_account, "now": now}).rowcount:
         raise AccountNotFound
     number = cursors.take_next(connection, cursors.KEYS)

@@ -26,7 +26,8 @@ def test_a_healthy_doctor_says_ok_to_everything(run, at):
     assert outcome.code == 0
     names = [line.split()[:2] for line in outcome.out.splitlines() if not line.startswith("warn")]
     assert names == [
-        ["ok", name] for name in ("configuration", "journal", "daemon", "version", "peers", "quote", "invoice")
+        ["ok", name]
+        for name in ("configuration", "console", "journal", "daemon", "version", "peers", "quote", "invoice")
     ]
     assert "terms and invoice hold; network bcrt, and none is set" in outcome.out
     assert "warn                 no limit on spending is set" in outcome.out
@@ -90,9 +91,31 @@ def test_the_doctor_brings_its_own_node_when_it_is_asked_to(start):
     process = start("doctor", "--embedded")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
-    assert out.count("ok  ") == 7
+    assert out.count("ok  ") == 8
     assert "embedded.db is made at the first start" in out
     assert "warn" not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "said"),
+    [
+        ((), {}, "console        /console/ on 127.0.0.1:8080; no sign-in on this machine"),
+        (
+            ("--http-addr", ":8080", "--allow-open"),
+            {},
+            "console        not served: :8080 can be reached by other machines",
+        ),
+        (("--console", "off"), {}, "console        not served: console is off"),
+        ((), {"API_KEYS": "k"}, "sign-in with one of api_keys"),
+        (("--auth", "accounts", "--registration", "invite"), {}, "sign-in with a key, registration invite"),
+    ],
+)
+def test_the_doctor_says_whether_the_console_is_served_and_who_signs_in(run, at, monkeypatch, flags, environ, said):
+    for name, value in environ.items():
+        monkeypatch.setenv(f"LCP_GATEWAY_{name}", value)
+    outcome = run("doctor", *at, *flags)
+    assert said in outcome.out
+    assert ("keys are taken over https only" in outcome.out) is ("sign-in with" in said)
 
 
 def test_several_workers_need_a_redis_that_the_doctor_looks_for(run, at, monkeypatch, tmp_path):

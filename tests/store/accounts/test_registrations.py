@@ -60,6 +60,14 @@ async def test_an_invite_opens_one_account(registrations, register, invited):
         await register(invite=made.code)
 
 
+async def test_the_note_of_an_invite_goes_with_its_account(registrations, register, invited, accounts):
+    made = await invited(note="for Bob")
+    account_id = await register(invite=made.code)
+    await accounts.delete(account_id, actor="test", at=NOW)
+    found = await registrations.get_invite(made.record.id)
+    assert (found.note, found.account_id) == ("", account_id)
+
+
 async def test_of_many_that_use_an_invite_at_one_time_one_gets_an_account(registrations, register, invited, accounts):
     made = await invited()
     found = await asyncio.gather(*(register(invite=made.code) for _ in range(8)), return_exceptions=True)
