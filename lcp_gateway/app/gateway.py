@@ -145,6 +145,7 @@ class Gateway:
             jobs=runtime.jobs,
             metrics=metrics,
             api_limits=runtime.access.api_limits,
+            sharing=runtime.shared_results,
             log=get_logger("stored"),
         )
         self.events = event_hub(
@@ -181,7 +182,7 @@ class Gateway:
         runtime.cache.use(memory_limits(settings))
         runtime.brake.use(settings.loop_brake_per_minute)
         runtime.metrics.concurrency_limit(settings.max_concurrent_requests)
-        self.stored.store.use(store_limits(settings))
+        self.stored.use(store_limits(settings))
         self.service.use(
             quoting=purchase.quoting,
             executor=purchase.executor,

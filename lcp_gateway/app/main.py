@@ -20,7 +20,6 @@ from lcp_gateway.app.serving import Serving, log_level, open_serving
 from lcp_gateway.app.startup import StartError, open_runtime
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
-from lcp_gateway.app.workers import purge
 from lcp_gateway.config import Loaded, Settings, parse_host_port, serves_console
 from lcp_gateway.http.server.listener import CannotListen
 from lcp_gateway.http.server.tls import BadCertificate
@@ -106,7 +105,7 @@ async def _serve(
             BackgroundTask("loop", lambda: watch_loop(record_pulse)),
             *journal_tasks(runtime.journal, gateway.budgets, runtime.trust, metrics, log),
             BackgroundTask("events", gateway.events.run),
-            BackgroundTask("purge", lambda: purge(gateway.stored.store)),
+            *gateway.stored.tasks(),
         ]
         if notifier.has_watchdog:
             background.append(BackgroundTask("watchdog", lambda: notifier.watch(lambda: True)))

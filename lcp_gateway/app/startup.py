@@ -82,7 +82,9 @@ async def open_runtime(
         prepare=_read_names,
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
-    access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
+    access = await _enter(
+        stack, open_access(settings, journal, metrics, tasks, log, "" if link is None else link.boot.run_id)
+    )
     try:
         console = Console(
             journal.database, access.customers, access.api_limits, get_logger("console"), redis_url=settings.redis_url

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
 
@@ -116,8 +117,21 @@ async def measure_withdrawals(withdrawals: WithdrawalRepository, metrics: Metric
         await asyncio.sleep(_GAUGES_EVERY_S)
 
 
-async def purge(store: ResponseStore[Item]) -> None:
+class Purged(Protocol):
+    """A store of several gateways."""
+
+    async def purge(self) -> None:
+        """Drop objects that are too old, and show how much is stored."""
+        ...
+
+
+async def purge(store: ResponseStore[Item], shared: Purged | None = None) -> None:
     """Drop stored objects that are too old, even without requests."""
     while True:
-        await asyncio.sleep(_PURGE_EVERY_S)
-        store.purge()
+        if shared is not None:
+            # Often enough for its gauges, which other gateways change too.
+            await asyncio.sleep(_GAUGES_EVERY_S)
+            await shared.purge()
+        else:
+            await asyncio.sleep(_PURGE_EVERY_S)
+            store.purge()

@@ -507,8 +507,8 @@ class Settings(BaseModel):
     )
     redis_url: addresses.OptionalRedis = setting(
         "",
-        "`redis://` URL of the Redis that several gateways share, for rate limits and repeated requests (needs "
-        "lcp-gateway[redis]). When empty each gateway counts for itself.",
+        "`redis://` URL of the Redis that several gateways share, for rate limits, repeated requests, quotes "
+        "and stored responses (needs lcp-gateway[redis]). When empty each gateway is on its own, and several workers share a private one.",
         Group.RATES,
         may_hold_password=True,
         restart="its counts are shared with other gateways",

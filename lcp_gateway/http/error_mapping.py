@@ -63,6 +63,7 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import ResultGone
 from lcp_gateway.purchase.shared_purchases import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.responses.stored_items import StoreUnavailable
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
 from lcp_gateway.upstream_status import UpstreamStatus
 
@@ -134,6 +135,7 @@ _REFUSALS: Mapping[type, Callable[[Any], _Refusal]] = MappingProxyType(
         LimitsUnavailable: lambda _error: (503, "rate_limit", True, {}),
         JournalUnavailable: lambda _error: (503, "journal", True, {}),
         LoopDetected: lambda _error: (429, "loop", True, {}),
+        StoreUnavailable: lambda _error: (503, "store", True, {}),
         PeerNotTrusted: lambda _error: (503, "peer_not_trusted", True, {}),
     }
 )

@@ -14,13 +14,14 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.cookies import is_loopback_name
 from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id_of
 from lcp_gateway.http.cors import Cors
-from lcp_gateway.http.error_mapping import map_http_exception
+from lcp_gateway.http.error_mapping import map_http_exception, map_purchase_error
 from lcp_gateway.http.errors import PAGE_HEADERS, PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
 from lcp_gateway.http.server.proxies import display_address
 from lcp_gateway.http.tracing import NOT_TRACED, finish
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_SPAN, NO_TRACING, RequestSpan, Tracing
+from lcp_gateway.responses.stored_items import StoreUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -161,6 +162,8 @@ class RequestMiddleware:
             return error
         if isinstance(error, web.HTTPException):
             return map_http_exception(error)
+        if isinstance(error, StoreUnavailable):
+            return map_purchase_error(error)
         quote = context.purchase.quote if context.purchase else None
         if isinstance(error, self._unavailable):
             return ApiError(

@@ -52,6 +52,20 @@ def job_id_of(name: str) -> bytes | None:
     return job_id if prefix == "quote" and len(job_id) == _JOB_ID_BYTES else None
 
 
+def quote_for(order: Order, offer: Offer) -> HeldQuote:
+    """Return an offer for an order as it is held, without bodies."""
+    return HeldQuote(order.without_body(), replace(offer, order=offer.order.without_body(), rest=()))
+
+
+def good_quote(order: Order, error: Exception, purchase: Purchase | None = None) -> HeldQuote | None:
+    """Return the quote of a refusal that may pass later, None where there is none. ``purchase`` is the refused one."""
+    if not (isinstance(error, Refused) and error.may_pass_later and error.quote is not None):
+        return None
+    bought = None if purchase is None else purchase.candidate
+    candidate = error.candidate or bought or Candidate(error.quote.peer_id)
+    return quote_for(order, Offer(order, candidate, error.quote, None))
+
+
 class HeldQuotes:
     """Holds quotes until they are taken or expire, without bodies: a request that takes a quote sends its body."""
 
@@ -61,20 +75,22 @@ class HeldQuotes:
 
     def hold(self, order: Order, offer: Offer) -> HeldQuote:
         """Hold a quote for an order."""
-        held = HeldQuote(order.without_body(), replace(offer, order=offer.order.without_body(), rest=()))
+        held = quote_for(order, offer)
+        self.keep(held)
+        return held
+
+    def keep(self, held: HeldQuote) -> None:
+        """Hold a quote."""
         self._held[held.id] = held
         while len(self._held) > _MAX_QUOTES:
             self._held.popitem(last=False)
-        return held
 
     def hold_if_good(self, order: Order, error: Exception, purchase: Purchase | None = None) -> bool:
         """Hold the quote of a refusal that may pass later; return whether there is one. ``purchase`` is the refused one."""
-        if isinstance(error, Refused) and error.may_pass_later and error.quote is not None:
-            bought = None if purchase is None else purchase.candidate
-            candidate = error.candidate or bought or Candidate(error.quote.peer_id)
-            self.hold(order, Offer(order, candidate, error.quote, None))
-            return True
-        return False
+        held = good_quote(order, error, purchase)
+        if held is not None:
+            self.keep(held)
+        return held is not None
 
     def has(self, order: Order, name: str) -> bool:
         """Return whether a quote is held that was shown to the credential of an order."""
@@ -90,16 +106,28 @@ class HeldQuotes:
             QuoteExpired: it has expired.
         """
         held = self._held.get(name)
+        try:
+            offer = self.redeem(held, order)
+        except QuoteExpired:
+            del self._held[name]
+            raise
+        del self._held[name]
+        return offer
+
+    def redeem(self, held: HeldQuote | None, order: Order) -> Offer:
+        """Return the offer of a quote that is held somewhere, for an order that takes it; drops nothing.
+
+        Raises:
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: as in ``take``.
+        """
         if held is None or held.order.key_id != order.key_id:
             raise UnknownQuote(NO_SUCH_QUOTE)
         quote = held.offer.quote
         if self._now() >= quote.expires_at:
-            del self._held[name]
             raise QuoteExpired("the quote has expired; nothing was paid", quote=quote, was_named=True)
         same_kind = held.order.task.kind is order.task.kind
         if held.order.body_sha256 != order.body_sha256 or not same_kind:
             raise QuoteForAnotherBody("the quote is for another request", quote=quote)
-        del self._held[name]
         # Without its payment hash, so that it is inspected again: limits may differ from when it was shown.
         bought = order.for_task(held.offer.candidate.adapt(order.task))
         return replace(held.offer, order=bought, payment_hash=None)

@@ -90,7 +90,8 @@ class SpendingLimits:
         return found
 
 
-_WINDOW_S = 60.0
+WINDOW_S = 60.0
+"""How long an order counts for the loop brake."""
 _MAX_BODIES = 10_000
 
 
@@ -120,6 +121,11 @@ class LoopBrake:
         for name, times in self._seen.items():
             self._seen[name] = deque(times, maxlen=per_minute)
 
+    @property
+    def per_minute(self) -> int:
+        """How often the same body may pass; 0 where the brake is off."""
+        return self._per_minute
+
     def check(self, order: Order) -> None:
         """Count an order.
 
@@ -134,6 +140,6 @@ class LoopBrake:
         self._seen.move_to_end(name)
         while len(self._seen) > _MAX_BODIES:
             self._seen.popitem(last=False)
-        if len(times) == self._per_minute and now - times[0] < _WINDOW_S:
-            raise LoopDetected(self._per_minute, _WINDOW_S - (now - times[0]))
+        if len(times) == self._per_minute and now - times[0] < WINDOW_S:
+            raise LoopDetected(self._per_minute, WINDOW_S - (now - times[0]))
         times.append(now)

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from lcp_gateway.purchase.journal import RepeatIdentity
@@ -85,6 +85,8 @@ class ResultBuffer:
     began, ``first_byte_s`` the time from then to a stream's first byte; ``waited_s`` is the part that went by for readers
     that were behind, to which adds what goes by since ``waits_since``. ``outlives_requests``: its last listener has left.
     ``retained_for`` is a party that wants the result also while no request reads it (a response in the background).
+    ``before_end`` is awaited once all bytes have come and before readers get the end; ``is_complete`` from then on. ``is_copy``: it
+    was bought by another process, and copied here.
     ``given_id`` is the id of a result that has none of its own, ``repeat`` what the journal recognises a repeat by,
     ``trace_origin`` the place of its first request in the traces.
     """
@@ -95,6 +97,9 @@ class ResultBuffer:
         self.head: ResultHead | None = None
         self.error: Exception | None = None
         self.ended = False
+        self.is_complete = False
+        self.is_copy = False
+        self.before_end: Callable[[ResultBuffer], Awaitable[None]] | None = None
         self.size = 0
         self.listeners = 0
         self.outlives_requests = False
@@ -148,6 +153,14 @@ class ResultBuffer:
         if not self._whole:
             raise ResultGone
         return tuple(self._blocks)
+
+    def all_blocks(self) -> tuple[bytes, ...]:
+        """Return the same with those that are held back for a good end.
+
+        Raises:
+            ResultGone: the beginning is no longer held.
+        """
+        return (*self.blocks(), *self._held_back)
 
     def when_ended(self, listener: "Callable[[ResultBuffer], None]") -> None:
         """Call ``listener`` at the end, good or bad; at once if it has ended.
@@ -206,6 +219,17 @@ class ResultBuffer:
         while self.is_ahead:
             self._producer = asyncio.get_running_loop().create_future()
             await self._producer
+
+    async def prepare_end(self) -> None:
+        """Do what has to be done before readers get the end; its errors are reported and change nothing."""
+        self.is_complete = True
+        if self.before_end is None:
+            return
+        try:
+            await self.before_end(self)
+        except Exception as error:  # noqa: BLE001 - no error of a listener may turn a paid result into a failure
+            context = {"message": "what comes before a result's end failed", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     def end(self) -> None:
         """Record that the whole result has come. The request's body is not needed any more."""

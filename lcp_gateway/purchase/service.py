@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, Refused, Undelivered, UpstreamError
+from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, QuoteExpired, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.execution import PaidStream, PurchaseExecutor
-from lcp_gateway.purchase.held_quotes import NO_SUCH_QUOTE, HeldQuote, HeldQuotes, UnknownQuote, job_id_of
+from lcp_gateway.purchase.held_quotes import (
+    NO_SUCH_QUOTE,
+    HeldQuote,
+    HeldQuotes,
+    UnknownQuote,
+    good_quote,
+    job_id_of,
+    quote_for,
+)
 from lcp_gateway.purchase.idempotency import IdempotencyCache, KeyReused, RepeatKeys
 from lcp_gateway.purchase.journal import (
     DuplicateIntent,
@@ -19,7 +27,7 @@ from lcp_gateway.purchase.journal import (
     RepeatIdentity,
     RequestRepeated,
 )
-from lcp_gateway.purchase.limits import LoopBrake
+from lcp_gateway.purchase.limits import LoopBrake, LoopDetected
 from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase, not_awaited, not_held_up, party_of
@@ -210,6 +218,19 @@ class PurchaseService:
         """Return the identity that the journal recognises a repeat of an order by; before ``start``."""
         return self._cache.identity(order, keys)
 
+    async def name_job(self, order: Order, keys: RepeatKeys, job_id: str) -> str:
+        """Return the id of the background job that an order belongs to: ``job_id``, or that of one at another process.
+
+        Raises:
+            KeyReused: the idempotency key came with another body before.
+        """
+        return job_id if self._shared is None else await self._shared.name_job(order, keys, job_id)
+
+    async def forget_job(self, order: Order, keys: RepeatKeys, job_id: str) -> None:
+        """Record that a job that was named did not begin."""
+        if self._shared is not None:
+            await self._shared.forget_job(order, keys, job_id)
+
     # -- quotes -------------------------------------------------------------------------------------
 
     async def quote(self, order: Order) -> HeldQuote:
@@ -221,9 +242,19 @@ class PurchaseService:
         try:
             offer = await self._quoting.request(order, await self._route(order))
         except Refused as refusal:
-            self._held_quotes.hold_if_good(order, refusal)
+            await self._hold(order, good_quote(order, refusal))
             raise
-        return self._held_quotes.hold(order, offer)
+        held = quote_for(order, offer)
+        await self._hold(order, held)
+        return held
+
+    async def _hold(self, order: Order, held: HeldQuote | None) -> bool:
+        """Hold a quote, for all processes where they share; return whether there is one. ``order`` has its body."""
+        if held is None:
+            return False
+        if self._shared is None or not await self._shared.hold_quote(order, held):
+            self._held_quotes.keep(held)
+        return True
 
     async def check_quote(self, order: Order, quote_name: str) -> None:
         """Check that a quote is held, before ``start`` takes it; where results are shared ``start`` does that.
@@ -250,10 +281,11 @@ class PurchaseService:
 
         Raises:
             LoopDetected: the same request came too often.
-            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``. Where results are shared they come
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``. Where results are shared all of them come
                 of the buffer instead: another gateway may have taken the quote for the same request.
         """
-        self._brake.check(order)
+        if self._shared is None:
+            self._brake.check(order)
         buffer = ResultBuffer(order, self._buffer_limits, self._cache.pool)
         buffer.repeat = self._cache.identity(order, keys)
         running = _Running(buffer, keys, self._shared)
@@ -305,7 +337,7 @@ class PurchaseService:
         """End an order that is being bought."""
         running = self._running.get(buffer)
         # One that has ended only notifies the other gateways.
-        if running is None or buffer.ended:
+        if running is None or buffer.ended or buffer.is_complete:
             return
         running.reason = reason
         if (purchase := buffer.purchase) is not None:
@@ -342,14 +374,19 @@ class PurchaseService:
                 stream = await self._buy(running, offer)
                 if stream is not None:
                     await self._receive(buffer, stream)
-                buffer.end()
+            if buffer.before_end is not None:
+                await buffer.prepare_end()
+            buffer.end()
         except asyncio.CancelledError:
             self._cancel_job(buffer.purchase)
             buffer.fail(Interrupted(running.reason, buffer.purchase))
         except Exception as error:  # noqa: BLE001 - every error must reach the requests that wait
+            if buffer.is_copy:
+                buffer.fail(error)
+                return
             self._cancel_if_at_work(buffer.purchase, error)
             purchase = buffer.purchase
-            held = self._held_quotes.hold_if_good(buffer.order, error, purchase)
+            held = await self._hold(buffer.order, good_quote(buffer.order, error, purchase))
             # The job of a duplicate may be one that is paid for and running.
             is_dropped = not held and not isinstance(error, DuplicateIntent)
             if purchase is not None and purchase.state is State.REFUSED and is_dropped:
@@ -383,14 +420,47 @@ class PurchaseService:
         if isinstance(found, BoughtElsewhere):
             running.bought_elsewhere = True
             found.copy_to(buffer)
+            if found.error is not None:
+                raise found.error
             return None
         running.claim = found
+        await self._brake_shared(shared, buffer.order)
         if quote_name is None:
             return None
         try:
-            return self._held_quotes.take(buffer.order, quote_name)
+            return await self._take_shared(shared, buffer.order, quote_name)
         except UnknownQuote as error:
             raise await self._explain(buffer.order, quote_name, error) from None
+
+    async def _brake_shared(self, shared: SharedPurchases, order: Order) -> None:
+        """Count an order for all processes; for this one alone where that is not possible now.
+
+        Raises:
+            LoopDetected: there were too many like it.
+        """
+        per_minute = self._brake.per_minute
+        wait_s = await shared.count(order, per_minute) if per_minute else 0.0
+        if wait_s is None:
+            self._brake.check(order)
+        elif wait_s > 0:
+            raise LoopDetected(per_minute, wait_s)
+
+    async def _take_shared(self, shared: SharedPurchases, order: Order, quote_name: str) -> Offer:
+        """Take a quote that is held here, or for all processes.
+
+        Raises:
+            UnknownQuote, QuoteForAnotherBody, QuoteExpired: see ``HeldQuotes.take``.
+        """
+        if self._held_quotes.has(order, quote_name):
+            return self._held_quotes.take(order, quote_name)
+        try:
+            offer = self._held_quotes.redeem(await shared.find_quote(quote_name), order)
+        except QuoteExpired:
+            await shared.drop_quote(quote_name)
+            raise
+        if not await shared.drop_quote(quote_name):
+            raise UnknownQuote(NO_SUCH_QUOTE)
+        return offer
 
     async def _buy(self, running: _Running, offer: Offer | None) -> PaidStream | None:
         """Pay for one quote, after others where that is free; return the stream, None once a whole result is buffered."""

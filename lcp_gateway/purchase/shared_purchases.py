@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from lcp_gateway.purchase.errors import PurchaseError
+from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.idempotency import KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import EarlierPurchase, JournalUnavailable, RepeatIdentity
 from lcp_gateway.purchase.order import Order
@@ -67,17 +68,15 @@ class BoughtElsewhere:
     head: ResultHead | None
     body: bytes = field(repr=False)
     error: PurchaseError | None
+    given_id: str = ""
 
     def copy_to(self, buffer: ResultBuffer) -> None:
-        """Fill a buffer with this result, to its end."""
-        buffer.purchase = self.purchase
+        """Fill a buffer with this result; its end, or its error, is to follow."""
+        buffer.purchase, buffer.is_copy = self.purchase, True
+        buffer.given_id = self.given_id or buffer.given_id
         if self.head is not None:
             buffer.append(self.body)
             buffer.begin(self.head)
-        if self.error is not None:
-            buffer.fail(self.error)
-        else:
-            buffer.end()
 
 
 class Claim(Protocol):
@@ -105,6 +104,37 @@ class SharedPurchases(Protocol):
             ResultLost: it was bought, or may have been, and its result is not available.
             Refused: it cannot be known.
         """
+        ...
+
+    async def count(self, order: Order, per_minute: int) -> float | None:
+        """Count an order for the loop brake and return 0; the seconds until one fits where there were too many.
+
+        None is returned where it cannot be counted now.
+        """
+        ...
+
+    async def hold_quote(self, order: Order, held: HeldQuote) -> bool:
+        """Hold a quote for all gateways; return whether it is held. ``order`` has its body."""
+        ...
+
+    async def find_quote(self, quote_name: str) -> HeldQuote | None:
+        """Return a quote that is held; None where it is not, or cannot be read now."""
+        ...
+
+    async def name_job(self, order: Order, keys: RepeatKeys, job_id: str) -> str:
+        """Give an order's names to a job in the background; return its id, or that of the job that has one of them already.
+
+        Raises:
+            KeyReused: the idempotency key came with another body before.
+        """
+        ...
+
+    async def forget_job(self, order: Order, keys: RepeatKeys, job_id: str) -> None:
+        """Take the names of a job back that did not begin."""
+        ...
+
+    async def drop_quote(self, quote_name: str) -> bool:
+        """Drop a quote; of several that drop it at one time, one gets True."""
         ...
 
 

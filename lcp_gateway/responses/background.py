@@ -4,7 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lcp_gateway.adapters.json_bytes import dump_json
 from lcp_gateway.purchase.journal import RepeatIdentity
@@ -65,6 +65,14 @@ class BackgroundRepository(Protocol):
         ...
 
 
+class LeftJob(NamedTuple):
+    """The response object and headers of a job that this process does not run; ``runs``: another one does."""
+
+    document: bytes
+    headers: Mapping[str, str]
+    runs: bool = False
+
+
 class ResponseStatus(enum.StrEnum):
     """The status of a response, in OpenAI's words."""
 
@@ -89,7 +97,7 @@ class BackgroundJob:
     """A job that runs, or has run. ``request`` are the request's ``echoed_fields``.
 
     ``inputs`` are the segments of the conversation before it; times are seconds since 1970. ``opening`` is the event that
-    its stream begins with, ``attended`` says that a task waits for its end, ``problem`` is the error of an answer that came
+    its stream begins with, ``attended`` says that a task waits for its end, ``is_stored`` that its result is where all processes find it, ``problem`` is the error of an answer that came
     and could not be stored.
     """
 
@@ -103,6 +111,7 @@ class BackgroundJob:
     opening: bytes = field(default=b"", repr=False)
     cancelled: bool = False
     attended: bool = False
+    is_stored: bool = False
     problem: Exception | None = None
 
     @property

@@ -17,6 +17,8 @@ class ItemKind(enum.StrEnum):
 
     RESPONSE = "response"
     CHAT = "chat"
+    JOB = "job"
+    """A background response that runs, as other processes see it; its result takes the place of this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.history import input_segment, messages_segment
 from lcp_gateway.responses.items import Item, ItemKind, metadata_text
 from lcp_gateway.responses.store import ResponseStore
+from lcp_gateway.responses.stored_items import StoredItems, StoreUnavailable
 
 _KINDS = {TaskKind.RESPONSES: ItemKind.RESPONSE, TaskKind.CHAT_COMPLETIONS: ItemKind.CHAT}
 
@@ -46,16 +47,29 @@ class Recorder:
     """Puts answers into the store."""
 
     def __init__(
-        self, store: ResponseStore[Item], *, now: Callable[[], float], on_lost: Callable[[], None] = lambda: None
+        self,
+        store: ResponseStore[Item],
+        *,
+        now: Callable[[], float],
+        on_lost: Callable[[], None] = lambda: None,
+        shared: StoredItems | None = None,
     ) -> None:
-        """``now`` returns seconds since 1970; ``on_lost`` is called for an answer that could not be stored."""
+        """``now`` returns seconds since 1970; ``on_lost`` is called for an answer that could not be stored.
+
+        ``shared`` is the store of several processes, which takes the place of this one's own.
+        """
         self._store = store
+        self._shared = shared
         self._now = now
         self._on_lost = on_lost
 
     def record(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
         """Record an answer once it has come whole. Takes references to its bytes: no stream waits for it."""
-        answer.when_ended(partial(self._ended, plan))
+        if self._shared is None:
+            answer.when_ended(partial(self._ended, plan))
+        else:
+            # Before its client has the end: it may ask another process for it the next moment.
+            answer.before_end = partial(self._publish, self._shared, plan)
 
     def item(self, answer: ResultBuffer, plan: RecordingPlan) -> Item | None:
         """Return the item for an answer that has come whole; None where its bytes are gone, or it has no id."""
@@ -63,7 +77,7 @@ class Recorder:
         if head is None or not is_uncompressed(head.content_encoding):
             return None
         try:
-            blocks = answer.blocks()
+            blocks = answer.all_blocks()
         except ResultGone:
             return None
         stream = is_event_stream(head.content_type)
@@ -71,7 +85,7 @@ class Recorder:
             own_id = find_id(blocks, stream)
         except ValueError:
             own_id = None
-        item_id = plan.fixed_id or own_id or plan.given_id
+        item_id = plan.fixed_id or own_id or answer.given_id or plan.given_id
         if not item_id:
             return None
         changes = dict(plan.changes)
@@ -93,6 +107,18 @@ class Recorder:
             background=bool(plan.fixed_id),
             headers=plan.headers(answer),
         )
+
+    async def _publish(self, shared: StoredItems, plan: RecordingPlan, answer: ResultBuffer) -> None:
+        if answer.is_copy:
+            # The process that bought it has stored it, and its client may have deleted it since.
+            return
+        item = self.item(answer, plan)
+        try:
+            is_stored = item is not None and await shared.put(plan.owner, item)
+        except StoreUnavailable:
+            is_stored = False
+        if not is_stored:
+            self._on_lost()
 
     def _ended(self, plan: RecordingPlan, answer: ResultBuffer) -> None:
         if answer.error is not None:

@@ -222,6 +222,7 @@ TASKS = (
     "sessions",
     "settlements",
     "settlements_lead",
+    "shared",
     "solvency",
     "supervisor",
     "sweep",
@@ -256,6 +257,7 @@ REASONS = (
     "quote_unknown",
     "rate_limit",
     "sign_in",
+    "store",
     "terms",
     "too_large",
 )

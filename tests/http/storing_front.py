@@ -31,6 +31,7 @@ from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.responses.recording import Recorder
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
+from lcp_gateway.responses.stored_items import MemoryItems
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
@@ -227,6 +228,7 @@ async def storing_front(
     complaints: list = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, it: complaints.append(it))
     store, jobs, leases = ResponseStore(limits), JobsInFlight(at_once, metrics), MemoryLeases()
+    items = MemoryItems(store)
     recorder = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored)
     repository = JobRows() if with_repository else None
     background = BackgroundResponses(
@@ -240,7 +242,7 @@ async def storing_front(
     )
     admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
     charges = ChargeReport(None, log)
-    response_routes = ResponseRoutes(store, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
+    response_routes = ResponseRoutes(items, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
     create = CreateRoutes(
         service=w.service,
         limits=w.limits,
@@ -250,7 +252,7 @@ async def storing_front(
         charges=charges,
         payment_required=PaymentRequired(None, log),
         history=History(
-            store,
+            items,
             recorder,
             max_body_bytes=max_body_bytes,
             context_tokens=lambda _model: context_tokens,
@@ -279,7 +281,7 @@ async def storing_front(
         purchases=others,
         input_tokens=others,
         responses=response_routes,
-        chats=ChatRoutes(store, read_timeout_s=5),
+        chats=ChatRoutes(items, read_timeout_s=5),
     )
     middleware = RequestMiddleware(
         authenticator=NameAuthenticator(),

@@ -11,13 +11,14 @@ from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase
 from lcp_gateway.purchase.result_buffer import ResultHead
 from lcp_gateway.purchase.shared_purchases import BoughtElsewhere, LostElsewhere
 from lcp_gateway.purchase.states import PurchaseEvent, Verdict
+from tests.support.others import OtherGateways
 from tests.support.purchases import quote
 from tests.support.scripted_peers import NO_REPEAT, OTHER_BODY, Peer, ScriptedPeers, ordered, settle, world
 
 KEY = RepeatKeys(key="k")
 
 
-class Others:
+class Others(OtherGateways):
     """Stands in for the other gateways: their answer to a claim, and the ends that they are told."""
 
     def __init__(self, *, says=None, may_pay=True, ready=None) -> None:

@@ -19,8 +19,11 @@ import orjson
 
 from lcp_gateway.accounts.shared.claims import ClaimNames, ClaimsUnavailable, FoundClaim, OwnClaim, RedisClaims
 from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
+from lcp_gateway.accounts.shared.orders import OrdersUnavailable, RedisOrders
 from lcp_gateway.accounts.shared.serialization import SerializedResult, serialize
+from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys
+from lcp_gateway.purchase.limits import WINDOW_S
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.purchase import Purchase
@@ -56,6 +59,7 @@ class RedisResults:
     def __init__(
         self,
         claims: RedisClaims,
+        orders: RedisOrders,
         encryption: Encryption,
         *,
         state_of: StateOfRequest,
@@ -67,6 +71,7 @@ class RedisResults:
     ) -> None:
         """``start_task`` starts the task that renews a claim until it has ended."""
         self._claims = claims
+        self._orders = orders
         self._start_task = start_task
         self._encryption = encryption
         self._state_of = state_of
@@ -112,6 +117,51 @@ class RedisResults:
                 raise self._lost("this is still being bought by another gateway", Verdict.UNKNOWN)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
+
+    async def count(self, order: Order, per_minute: int) -> float | None:
+        """Count an order for the loop brake."""
+        try:
+            return await self._orders.count(self._encryption, order, per_minute, WINDOW_S)
+        except OrdersUnavailable:
+            return None
+
+    async def hold_quote(self, order: Order, held: HeldQuote) -> bool:
+        """Hold a quote."""
+        try:
+            await self._orders.hold(self._encryption, order, held, datetime.now(UTC))
+        except OrdersUnavailable:
+            return False
+        return True
+
+    async def find_quote(self, quote_name: str) -> HeldQuote | None:
+        """Return a held quote."""
+        try:
+            return await self._orders.find(self._encryption, quote_name)
+        except OrdersUnavailable:
+            return None
+
+    async def name_job(self, order: Order, keys: RepeatKeys, job_id: str) -> str:
+        """Give an order's names to a background job, or return the job that has one of them."""
+        names = self._names(order, keys)
+        try:
+            found = await self._orders.name_job(self._encryption, names, job_id)
+        except OrdersUnavailable:
+            return job_id
+        if found.fingerprint != names.fingerprint:
+            raise KeyReused("the idempotency key was used with another request before")
+        return found.job_id
+
+    async def forget_job(self, order: Order, keys: RepeatKeys, job_id: str) -> None:
+        """Take the names of a job back."""
+        with suppress(OrdersUnavailable):
+            await self._orders.forget_job(self._encryption, self._names(order, keys), job_id)
+
+    async def drop_quote(self, quote_name: str) -> bool:
+        """Drop a held quote."""
+        try:
+            return await self._orders.drop(self._encryption, quote_name)
+        except OrdersUnavailable:
+            return False
 
     def _claimed(self, own: OwnClaim, repeat: RepeatKeys) -> Claim:
         limits = self._limits

@@ -75,6 +75,7 @@ def serialize(answer: ResultBuffer, purchase: Purchase, *, is_kept: bool) -> byt
         "head": answer.head and [answer.head.content_type, answer.head.content_encoding],
         "error": None if answer.error is None else _error(answer.error),
         "kept": is_kept,
+        "given_id": answer.given_id,
     }
     return orjson.dumps(facts, default=_plain)
 
@@ -104,6 +105,8 @@ class SerializedResult:
             None if head is None else ResultHead(*head),
             body,
             None if error is None else _error_of(error, purchase),
+            # Missing where a gateway of an earlier release wrote them.
+            self._facts.get("given_id", ""),
         )
 
     def purchase(self, order: Order) -> Purchase:

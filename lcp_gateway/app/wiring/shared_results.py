@@ -1,4 +1,4 @@
-"""The results of repeated requests that several gateways share."""
+"""What several gateways or workers share in Redis: results of repeated requests, held quotes, stored objects, messages."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -14,11 +14,19 @@ from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.shared_purchases import SharedPurchases
 from lcp_gateway.purchase.states import State
+from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from lcp_gateway.accounts.shared.claims import RedisClaims
+    from lcp_gateway.accounts.shared.encryption import Encryption
+    from lcp_gateway.accounts.shared.events import RedisEvents
+    from lcp_gateway.accounts.shared.objects import RedisObjects
+    from lcp_gateway.accounts.shared.orders import RedisOrders
+    from lcp_gateway.app.wiring.shared_items import SharedItems
+
+_JOBS = "jobs"
 
 
 def memory_limits(settings: Settings) -> CacheLimits:
@@ -50,6 +58,10 @@ class SharedResults:
         self._metrics = metrics
         self._log = log
         self._claims: RedisClaims | None = None
+        self._orders: RedisOrders | None = None
+        self._objects: RedisObjects | None = None
+        self._events: RedisEvents | None = None
+        self._encryption: Encryption | None = None
 
     def results(self, settings: Settings) -> SharedPurchases | None:
         """Return the shared results; None without ``redis_url``, or without a secret to encrypt them with.
@@ -61,24 +73,27 @@ class SharedResults:
             return None
         # Imported where they are used: few gateways share results.
         from lcp_gateway.accounts.shared.encryption import MIN_SECRET_BYTES, Encryption  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared.orders import RedisOrders  # noqa: PLC0415 - see above
         from lcp_gateway.accounts.shared.results import RedisResults  # noqa: PLC0415 - see above
 
         secrets = (settings.l402_secret.encode(), settings.admin_key.encode(), self._run_secret.encode())
         secret = next((one for one in secrets if len(one) >= MIN_SECRET_BYTES), None)
         if secret is None:
             self._log.warning(
-                "repeated requests are known only to the gateway that got the first",
-                problem="to share their answers, give all gateways the same l402_secret or admin_key, "
+                "repeated requests, quotes and stored responses are known only to the gateway that got them",
+                problem="to share them, give all gateways the same l402_secret or admin_key, "
                 f"of {MIN_SECRET_BYTES} characters at least",
             )
             return None
         try:
-            encryption = Encryption(secret)
+            self._encryption = encryption = Encryption(secret)
             claims = self._connect()
+            self._orders = self._orders or RedisOrders(self._redis_url, self._outage())
         except (RedisNotInstalled, ValueError) as error:
             raise WiringError(f"Redis cannot be used: {error}") from error
         return RedisResults(
             claims,
+            self._orders,
             encryption,
             state_of=RequestStates(self._journal),
             limits=memory_limits(settings),
@@ -87,19 +102,49 @@ class SharedResults:
             start_task=self._start_task,
         )
 
+    def items(self, limits: StoreLimits) -> "SharedItems | None":
+        """Return the store of all gateways; None where they share none. After ``results``.
+
+        Raises:
+            WiringError: Redis cannot be used as the settings say.
+        """
+        if self._encryption is None:
+            return None
+        from lcp_gateway.accounts.shared.objects import RedisObjects  # noqa: PLC0415 - as in ``results``
+        from lcp_gateway.app.wiring.shared_items import SharedItems  # noqa: PLC0415 - as above
+
+        self._objects = RedisObjects(self._redis_url, self._outage())
+        return SharedItems(self._objects, self._current_encryption, limits, self._metrics)
+
+    def job_events(self) -> "RedisEvents | None":
+        """Return the channel about background jobs; None where the gateways share nothing. After ``results``."""
+        if self._encryption is None:
+            return None
+        from lcp_gateway.accounts.shared.events import RedisEvents  # noqa: PLC0415 - as in ``results``
+
+        self._events = RedisEvents(self._redis_url, _JOBS, self._encryption, self._outage())
+        return self._events
+
     async def close(self) -> None:
         """Close the connections."""
-        if self._claims is not None:
-            await self._claims.aclose()
+        for opened in (self._claims, self._orders, self._objects, self._events):
+            if opened is not None:
+                await opened.aclose()
+
+    def _current_encryption(self) -> "Encryption":
+        assert self._encryption is not None  # noqa: S101 - set before there is a store
+        return self._encryption
+
+    def _outage(self) -> Outage:
+        log = self._log
+        return Outage(report=lambda error: log.warning("Redis is away", problem=error))
 
     def _connect(self) -> "RedisClaims":
         from lcp_gateway.accounts.shared.claims import RedisClaims  # noqa: PLC0415 - as above
         from lcp_gateway.accounts.shared.results import LEASE_S  # noqa: PLC0415 - as above
 
         if self._claims is None:
-            log = self._log
-            outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
-            self._claims = RedisClaims(self._redis_url, outage, LEASE_S)
+            self._claims = RedisClaims(self._redis_url, self._outage(), LEASE_S)
         return self._claims
 
 

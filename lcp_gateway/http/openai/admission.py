@@ -1,7 +1,7 @@
 """Admission of requests that buy: their checks before a provider is asked, and the resources held until their end."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,10 +28,18 @@ _ABORT_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
+class GatewayPlaces:
+    """The most jobs at one time of a gateway of several processes, and the name that they are counted under."""
+
+    name: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Admission:
     """The limits that the settings and a caller's key set. ``resolve`` returns the real name behind an alias.
 
-    ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and its
+    ``place`` limits the jobs of a gateway of several processes together. ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and its
     lease is released.
     """
 
@@ -39,6 +47,20 @@ class Admission:
     jobs: ConcurrencyLimits
     resolve: Callable[[str], str]
     shielded: ShieldedCalls | None = None
+    place: GatewayPlaces | None = None
+
+    async def take_place(self) -> Lease | None:
+        """Count a job of a gateway of several processes; the lease has to be released. None where there is one process.
+
+        Raises:
+            TooManyConcurrentJobs, LimitsUnavailable: see ``ConcurrencyLimits.take_place``.
+        """
+        if self.place is None:
+            return None
+        take = self.jobs.take_place(self.place.name, self.place.limit)
+        if self.shielded is None:
+            return await take
+        return await self.shielded.run(take, Lease.release)
 
     async def lease(self, caller: Caller) -> Lease:
         """Count a job of a key; the lease has to be released.
@@ -61,11 +83,14 @@ class Admission:
         # A request is counted, even if its client has left meanwhile.
         return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
 
-    async def release(self, lease: Lease, allowance: Allowance, request_bytes: int, result_bytes: int) -> None:
-        """Release the lease, and count the result, whose size is known now, against the rates."""
+    async def release(
+        self, leases: Sequence[Lease], allowance: Allowance, request_bytes: int, result_bytes: int
+    ) -> None:
+        """Release the leases, and count the result, whose size is known now, against the rates."""
 
         async def end() -> None:
-            await lease.release()
+            for lease in leases:
+                await lease.release()
             if self.rates is not None and allowance.counted:
                 tokens = (request_bytes + result_bytes) // BYTES_PER_TOKEN
                 await self.rates.settle(allowance, tokens)
@@ -206,13 +231,14 @@ class AdmissionTicket:
     Held from before the body is read until the last byte is written, or by ``hand_over`` for as long as a background job.
     """
 
-    __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_lease", "_task", "_until")
+    __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_leases", "_task", "_until")
 
     def __init__(self, admission: Admission, in_flight: JobsInFlight, context: RequestContext) -> None:
         self._admission = admission
         self._in_flight = in_flight
         self._context = context
         self._allowance = Allowance()
+        self._leases: list[Lease] = []
         self._until: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -226,9 +252,13 @@ class AdmissionTicket:
         self._task: asyncio.Task[Any] = task
         self._in_flight.enter(self)
         try:
-            self._lease = await self._admission.lease(self._context.caller)
+            if (place := await self._admission.take_place()) is not None:
+                self._leases.append(place)
+            self._leases.append(await self._admission.lease(self._context.caller))
         except BaseException as error:
             self._in_flight.leave(self)
+            if self._leases:
+                await self._admission.release(self._leases, self._allowance, 0, 0)
             if isinstance(error, Refused):
                 raise map_purchase_error(error) from error
             raise
@@ -257,7 +287,7 @@ class AdmissionTicket:
         """Release the lease, and count the result: that of ``answer``, by default the response's."""
         context = self._context
         result_bytes = context.result_bytes if answer is None else answer.size
-        await self._admission.release(self._lease, self._allowance, context.request_bytes, result_bytes)
+        await self._admission.release(self._leases, self._allowance, context.request_bytes, result_bytes)
 
     def hand_over(self, until: "asyncio.Task[None]") -> None:
         """Hold the place until a task has ended, which has to await ``release``, and not only until the request ends."""

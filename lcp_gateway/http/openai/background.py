@@ -5,11 +5,12 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.adapters.json_bytes import dump_json, object_or_none
+from lcp_gateway.adapters.json_bytes import dump_json, object_or_none, with_changes
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.openai.charges import charge_details, charge_headers
@@ -27,6 +28,7 @@ from lcp_gateway.responses.background import (
     FINAL_STATUSES,
     BackgroundJob,
     BackgroundRepository,
+    LeftJob,
     ResponseStatus,
     echoed_fields,
     response_object,
@@ -35,9 +37,17 @@ from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.replay import opening_event
 from lcp_gateway.responses.store import ResponseStore
+from lcp_gateway.responses.stored_items import MemoryItems, StoredItems, StoreUnavailable
 
 # A decision comes with the journal's next commit, or once an unreachable database is back.
 _REFUND_S = 600.0
+# A cancelled job ends within its peer's time-out for that; one that does not is shown as it is.
+_CANCEL_S = 15.0
+_FIRST_PAUSE_S = 0.05
+_MOST_PAUSE_S = 0.5
+_LOOK_EVERY_S = 2.0
+# A job that has a name is written to the database and shown within this time, or it did not begin.
+_SHOWN_S = 5.0
 
 
 def _anywhere(_owner: str) -> contextlib.AbstractAsyncContextManager[None]:
@@ -60,11 +70,17 @@ class BackgroundResponses:
         log: FilteringBoundLogger,
         place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _anywhere,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        shared: StoredItems | None = None,
+        cancel_elsewhere: Callable[[str, str], None] = lambda _owner, _id: None,
     ) -> None:
         """Without a ``repository`` a restart forgets running jobs. ``on_change`` gets the number of jobs, and the status of one that ended.
 
-        ``place`` limits how many reads of the repository an owner has at one time.
+        ``place`` limits how many reads of the repository an owner has at one time. ``shared`` is the store of several processes, which
+        takes the place of ``store``; ``cancel_elsewhere`` asks the others to cancel a job.
         """
+        self._shared = shared
+        self._items: StoredItems = MemoryItems(store) if shared is None else shared
+        self._cancel_elsewhere = cancel_elsewhere
         self._place = place
         self._service = service
         self._store = store
@@ -109,8 +125,8 @@ class BackgroundResponses:
         *,
         repeat: RepeatKeys,
         quote_name: str | None,
-    ) -> BackgroundJob:
-        """Begin to buy; return the job, or the one that the request repeats.
+    ) -> BackgroundJob | str:
+        """Begin to buy; return the job, or the one that the request repeats: by its id where another process has it.
 
         Raises:
             Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where the job cannot be written.
@@ -118,6 +134,8 @@ class BackgroundResponses:
         response_id, now = ids.new_background_id(), self._now()
         # Parsed before anything is bought: after that nothing may fail.
         shown, inputs = echoed_fields(request), plan.inputs()
+        if (named := await self._named(order, repeat, response_id)) != response_id:
+            return self._running.get((order.key_id, named)) or named
         try:
             if quote_name is not None:
                 await self._service.check_quote(order, quote_name)
@@ -129,10 +147,15 @@ class BackgroundResponses:
                 self._forget_soon(response_id)
                 return earlier
             if answer is None:
-                named = replace(order, request_id=response_id)
-                answer = self._service.start(named, repeat, quote_name)
+                await self._show_running(order, response_id, shown, inputs, now)
+                answer = self._service.find(order, repeat)
+            if answer is None:
+                ordered = replace(order, request_id=response_id)
+                answer = self._service.start(ordered, repeat, quote_name)
         except BaseException:
             # Also where the client left while it was written: it does not know the id.
+            self._keep_task(asyncio.create_task(self._service.forget_job(order, repeat, response_id)))
+            self._hide_soon(order.key_id, response_id)
             self._forget_soon(response_id)
             raise
         job = BackgroundJob(
@@ -148,9 +171,33 @@ class BackgroundResponses:
         answer.retained_for = job
         self._running[job.owner, job.id] = job
         fixed = replace(plan, fixed_id=job.id, changes=job.changes, headers=headers_of, opening=job.opening)
+        if self._shared is not None:
+            answer.before_end = partial(self._publish, job, fixed)
         answer.when_ended(lambda _answer: self._ended(job, fixed))
         self._on_change(len(self._running), "")
         return job
+
+    async def _named(self, order: Order, repeat: RepeatKeys, response_id: str) -> str:
+        """Return the id of the job that an order belongs to: a new one, or that of another process, which shows it by now.
+
+        Raises:
+            KeyReused: the idempotency key came with another body before.
+        """
+        named = await self._service.name_job(order, repeat, response_id)
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + _SHOWN_S
+        while named != response_id and clock() < give_up_at and not await self._is_shown(order.key_id, named):
+            await asyncio.sleep(_FIRST_PAUSE_S)
+            # That one may not have begun after all.
+            named = await self._service.name_job(order, repeat, response_id)
+        return named
+
+    async def _is_shown(self, owner: str, response_id: str) -> bool:
+        return (
+            (owner, response_id) in self._running
+            or await self.left(owner, response_id) is not None
+            or await self._items.get(owner, ItemKind.RESPONSE, response_id) is not None
+        )
 
     async def _record(
         self, repository: BackgroundRepository, response_id: str, order: Order, repeat: RepeatKeys, now: datetime
@@ -187,20 +234,60 @@ class BackgroundResponses:
         self._service.interrupt(job.answer, InterruptReason.CANCELLED)
         await ended(job.answer)
 
-    def item(self, job: BackgroundJob) -> Item:
+    def cancel_here(self, owner: str, response_id: str) -> None:
+        """Cancel a job for another process, where this one runs it."""
+        job = self.find(owner, response_id)
+        if job is not None:
+            self._keep_task(asyncio.create_task(self.cancel(job)))
+
+    async def end_elsewhere(self, owner: str, response_id: str) -> None:
+        """Have the process that runs a job cancel it, and wait for its end; return at once where none runs it."""
+        left = await self.left(owner, response_id)
+        if left is not None and left.runs:
+            self._cancel_elsewhere(owner, response_id)
+            await self.wait_elsewhere(owner, response_id, _CANCEL_S)
+
+    async def wait_elsewhere(self, owner: str, response_id: str, wait_s: float) -> Item | None:
+        """Wait for the end of a job that another process runs; return its result, None where there is none by then."""
+        clock = asyncio.get_running_loop().time
+        give_up_at, looks_at, pause_s = clock() + wait_s, clock() + _LOOK_EVERY_S, _FIRST_PAUSE_S
+        while True:
+            item = await self._items.get(owner, ItemKind.RESPONSE, response_id)
+            if item is not None or clock() >= give_up_at:
+                return item
+            if clock() >= looks_at:
+                # Its process may have died.
+                left = await self.left(owner, response_id)
+                if left is None or not left.runs:
+                    return await self._items.get(owner, ItemKind.RESPONSE, response_id)
+                looks_at = clock() + _LOOK_EVERY_S
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _MOST_PAUSE_S)
+
+    def may_be_elsewhere(self, response_id: str) -> bool:
+        """Return whether another process may run, or have run, a job of this id."""
+        return self._shared is not None and response_id.startswith(ids.BACKGROUND_PREFIX)
+
+    async def running_elsewhere(self, owner: str, response_id: str) -> Item | None:
+        """Return what other processes know of a job that one of them runs; None where that is nothing."""
+        if self._shared is None or not self.may_be_elsewhere(response_id):
+            return None
+        return await self._shared.get(owner, ItemKind.JOB, response_id)
+
+    async def item(self, job: BackgroundJob) -> Item:
         """Return the stored item of a job that has ended.
 
         Raises:
             ResultLost: it was bought, and is no longer stored.
         """
-        item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
+        item = await self._items.get(job.owner, ItemKind.RESPONSE, job.id)
         if item is not None:
             return item
         if job.status is ResponseStatus.COMPLETED:
             raise ResultLost(job.answer)
         return _item_of(job, *self.shown(job))
 
-    def given(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
+    async def given(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
         """Return the response object of a job, with its result if that has come, and its headers.
 
         Raises:
@@ -208,7 +295,7 @@ class BackgroundResponses:
         """
         if not job.answer.ended:
             return self.shown(job)
-        item = self.item(job)
+        item = await self.item(job)
         return item.document(), item.headers
 
     def shown(self, job: BackgroundJob) -> tuple[bytes, Mapping[str, str]]:
@@ -225,7 +312,7 @@ class BackgroundResponses:
         shown_error = None if job.status is ResponseStatus.CANCELLED else error
         return job.document(error=shown_error, money=money), headers_of(answer)
 
-    async def left(self, owner: str, response_id: str) -> tuple[bytes, Mapping[str, str]] | None:
+    async def left(self, owner: str, response_id: str) -> LeftJob | None:
         """Return the response object and headers of a job that this process does not run; None for an unknown id.
 
         Raises:
@@ -252,9 +339,12 @@ class BackgroundResponses:
             money=left.money,
         )
         headers = {PAYMENT_HEADER: str(left.money["payment"]), **charge_headers(left.money)}
-        return dump_json(shown), headers
+        document = dump_json(shown)
+        if left.elsewhere and (running := await self.running_elsewhere(owner, response_id)) is not None:
+            document = with_changes(running.blocks[0], {"status": ResponseStatus.IN_PROGRESS.value})
+        return LeftJob(document, headers, left.elsewhere)
 
-    async def final_state(self, owner: str, item: Item) -> tuple[bytes, Mapping[str, str]] | None:
+    async def final_state(self, owner: str, item: Item) -> LeftJob | None:
         """Return the journal's state of a job whose payment was unknown at its end; None while it still is."""
         if not item.background or item.headers.get(PAYMENT_HEADER) != Verdict.UNKNOWN.value:
             return None
@@ -263,7 +353,7 @@ class BackgroundResponses:
         except Exception as error:  # noqa: BLE001 - the payment stays unknown until the journal can be read
             self._log.info("a payment cannot be looked up", error=type(error).__name__)
             return None
-        is_new = left is not None and left[1][PAYMENT_HEADER] != Verdict.UNKNOWN.value
+        is_new = left is not None and left.headers[PAYMENT_HEADER] != Verdict.UNKNOWN.value
         return left if is_new else None
 
     async def forget(self, owner: str, response_id: str) -> bool:
@@ -273,8 +363,65 @@ class BackgroundResponses:
         await self._repository.forget(response_id)
         return True
 
+    async def _show_running(
+        self, order: Order, response_id: str, shown: Mapping[str, Any], inputs: tuple[bytes, ...], now: datetime
+    ) -> None:
+        """Store what other processes show of a job until its result takes its place."""
+        if self._shared is None:
+            return
+        created_at = int(now.timestamp())
+        document = dump_json(
+            response_object(
+                response_id, created_at=created_at, model=order.task.model, status=ResponseStatus.QUEUED, request=shown
+            )
+        )
+        item = Item(
+            kind=ItemKind.JOB,
+            id=response_id,
+            created_at=created_at,
+            model=order.task.model,
+            blocks=(document,),
+            stream=False,
+            inputs=inputs,
+            background=True,
+            opening=opening_event(document),
+        )
+        # They show less of it then.
+        with contextlib.suppress(StoreUnavailable):
+            await self._shared.put(order.key_id, item)
+
+    def _hide_soon(self, owner: str, response_id: str) -> None:
+        """Remove what other processes show of a job that runs."""
+        if self._shared is not None:
+            self._keep_task(asyncio.create_task(self._hide(self._shared, owner, response_id)))
+
+    async def _hide(self, shared: StoredItems, owner: str, response_id: str) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await shared.remove(owner, ItemKind.JOB, response_id)
+
+    async def _publish(self, job: BackgroundJob, plan: RecordingPlan, _answer: ResultBuffer) -> None:
+        """Store a result where all processes find it, before a client can know that there is one."""
+        item = self._result_item(job, plan)
+        with contextlib.suppress(StoreUnavailable):
+            job.is_stored = item is not None and await self._items.put(job.owner, item)
+
+    async def _end_shared(self, job: BackgroundJob) -> None:
+        """Store a job that has no result, or whose result cannot be stored; until then it is found here."""
+        if not job.is_stored:
+            with contextlib.suppress(StoreUnavailable):
+                job.is_stored = await self._items.put(job.owner, _item_of(job, *self.shown(job)))
+        if self._shared is not None:
+            await self._hide(self._shared, job.owner, job.id)
+        del self._running[job.owner, job.id]
+        self._after_end(job, job.is_stored)
+
     def _ended(self, job: BackgroundJob, plan: RecordingPlan) -> None:
         answer = job.answer
+        if self._shared is not None:
+            if answer.error is None and not job.is_stored:
+                job.problem = _not_kept(answer)
+            self._keep_task(asyncio.create_task(self._end_shared(job)))
+            return
         del self._running[job.owner, job.id]
         is_stored = answer.error is None and self._store_result(job, plan)
         if not is_stored:
@@ -282,6 +429,10 @@ class BackgroundResponses:
                 job.problem = _not_kept(answer)
             document, headers = self.shown(job)
             is_stored = self._store.put(job.owner, _item_of(job, document, headers))
+        self._after_end(job, is_stored)
+
+    def _after_end(self, job: BackgroundJob, is_stored: bool) -> None:
+        answer = job.answer
         if answer.purchase is not None and answer.purchase.awaits_refund:
             self._keep_task(asyncio.create_task(self._tell_refund(job, answer.purchase)))
         else:
@@ -299,24 +450,30 @@ class BackgroundResponses:
     async def _tell_refund(self, job: BackgroundJob, purchase: Purchase) -> None:
         """Store a failed job again once its refund is decided, unless it was deleted meanwhile."""
         await purchase.wait_for_refund(_REFUND_S)
-        if self._store.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
-            self._store.put(job.owner, _item_of(job, *self.shown(job)))
+        with contextlib.suppress(StoreUnavailable):
+            if await self._items.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
+                await self._items.put(job.owner, _item_of(job, *self.shown(job)))
         job.release()
 
     def _store_result(self, job: BackgroundJob, plan: RecordingPlan) -> bool:
+        item = self._result_item(job, plan)
+        return item is not None and self._store.put(job.owner, item)
+
+    def _result_item(self, job: BackgroundJob, plan: RecordingPlan) -> Item | None:
+        """Return the item of a job's result; None where it cannot be shown as a response."""
         item = self._recorder.item(job.answer, plan)
         if item is None:
-            return False
+            return None
         try:
             document = item.document()
         except ValueError:
             # The job fails at once, and not at the next GET.
-            return False
+            return None
         if not item.stream and (object_or_none(document) or {}).get("status") not in FINAL_STATUSES:
             # A client would poll it for ever.
             changes = {**item.changes, "status": ResponseStatus.COMPLETED.value}
             item = replace(item, changes=changes)
-        return self._store.put(job.owner, item)
+        return item
 
     def _forget_soon(self, response_id: str) -> None:
         if self._repository is not None:

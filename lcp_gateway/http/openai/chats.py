@@ -16,7 +16,7 @@ from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.paging import InvalidPageQuery, read_page, select_page
 from lcp_gateway.responses.request_options import InvalidOption, read_metadata
-from lcp_gateway.responses.store import ResponseStore
+from lcp_gateway.responses.stored_items import StoredItems
 
 _PREFIX, _SUFFIX = "metadata[", "]"
 
@@ -24,7 +24,7 @@ _PREFIX, _SUFFIX = "metadata[", "]"
 class ChatRoutes:
     """Serves completions stored with ``store: true``; an id of another credential is unknown here."""
 
-    def __init__(self, store: ResponseStore[Item], *, read_timeout_s: float) -> None:
+    def __init__(self, store: StoredItems, *, read_timeout_s: float) -> None:
         self._store = store
         self._read_timeout_s = read_timeout_s
 
@@ -34,7 +34,7 @@ class ChatRoutes:
         model = request.query.get("model")
         items = [
             (item.id, item)
-            for item in self._store.items(request[CONTEXT].key_id, ItemKind.CHAT)
+            for item in await self._store.items(request[CONTEXT].key_id, ItemKind.CHAT)
             if item.matches(model=model, metadata=wanted)
         ]
         try:
@@ -45,17 +45,19 @@ class ChatRoutes:
         around = dump_json(
             {"object": "list", "first_id": found.first_id, "last_id": found.last_id, "has_more": found.has_more}
         )
-        documents = b",".join(_document(item) for item in found.data)
+        # Those of a shared store come without their bytes; one may have been deleted since.
+        whole = [await self._store.get(request[CONTEXT].key_id, ItemKind.CHAT, item.id) for item in found.data]
+        documents = b",".join(_document(item) for item in whole if item is not None)
         body = around[:-1] + b',"data":[' + documents + b"]}"
         return web.Response(body=body, headers={"Content-Type": JSON})
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /v1/chat/completions/{completion_id}."""
-        return _json(_document(self._find(request)))
+        return _json(_document(await self._find(request)))
 
     async def update(self, request: web.Request) -> web.Response:
         """Serve POST /v1/chat/completions/{completion_id}: only the metadata can be changed."""
-        self._find(request)
+        await self._find(request)
         document = parse_object(await read_body(request, self._read_timeout_s))
         if "metadata" not in document:
             raise bad_request("metadata is required", "metadata", "missing_required_parameter")
@@ -63,25 +65,25 @@ class ChatRoutes:
             metadata = read_metadata(document)
         except InvalidOption as error:
             raise bad_request(error.message, error.param, error.code) from None
-        item = self._find(request).with_metadata(metadata)
-        self._store.replace(request[CONTEXT].key_id, item)
+        item = (await self._find(request)).with_metadata(metadata)
+        await self._store.replace(request[CONTEXT].key_id, item)
         return _json(_document(item))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Serve DELETE /v1/chat/completions/{completion_id}."""
         completion_id = request.match_info["completion_id"]
-        if self._store.remove(request[CONTEXT].key_id, ItemKind.CHAT, completion_id) is None:
+        if await self._store.remove(request[CONTEXT].key_id, ItemKind.CHAT, completion_id) is None:
             raise self._not_found()
         return json_response({"object": "chat.completion.deleted", "id": completion_id, "deleted": True})
 
     async def messages(self, request: web.Request) -> web.Response:
         """Serve GET /v1/chat/completions/{completion_id}/messages: the messages of its request."""
-        item = self._find(request)
+        item = await self._find(request)
         return page_response(request.query, join_segments(item.inputs), item.id, message_object, order="asc")
 
-    def _find(self, request: web.Request) -> Item:
+    async def _find(self, request: web.Request) -> Item:
         completion_id = request.match_info["completion_id"]
-        item = self._store.get(request[CONTEXT].key_id, ItemKind.CHAT, completion_id)
+        item = await self._store.get(request[CONTEXT].key_id, ItemKind.CHAT, completion_id)
         if item is None:
             raise self._not_found()
         return item

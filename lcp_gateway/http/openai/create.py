@@ -14,7 +14,7 @@ from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.admission import Admission, AdmissionTicket, JobsInFlight
 from lcp_gateway.http.openai.background import BackgroundResponses
 from lcp_gateway.http.openai.charges import ChargeReport
-from lcp_gateway.http.openai.history import History
+from lcp_gateway.http.openai.history import CompletedOrder, History
 from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.http.openai.request_body import parse_request, read_body
 from lcp_gateway.http.openai.request_headers import RequestHeaders, read_request_headers
@@ -56,12 +56,12 @@ class CreateRoutes:
         history: History,
         background: BackgroundResponses,
         writer: ResponseWriter,
-        follow: Callable[[web.Request, BackgroundJob], Awaitable[web.StreamResponse]],
+        follow: Callable[[web.Request, BackgroundJob | str], Awaitable[web.StreamResponse]],
         explain: Callable[[Order], Mapping[str, object]],
         default_model: str,
         read_timeout_s: float,
     ) -> None:
-        """``explain`` describes how an order would be routed, without effect; ``follow`` streams a background job's events."""
+        """``explain`` describes how an order would be routed, without effect; ``follow`` streams a background job's events; of one by its id, which another process has, it answers as for a GET."""
         self._service = service
         self._limits = limits
         self._jobs = jobs
@@ -127,9 +127,9 @@ class CreateRoutes:
         )
         await ticket.count(task)
         if headers.route_only:
-            return json_response(self._explain(self._history.complete(order, options).order))
+            return json_response(self._explain((await self._history.complete(order, options)).order))
         if headers.quote_only:
-            held = await self._service.quote(self._history.complete(order, options).order)
+            held = await self._service.quote((await self._history.complete(order, options)).order)
             return quote_response(held, self._limits)
         if (undecided := self._service.find_undecided(order, headers.repeat)) is not None:
             await self._service.learn_outcome(undecided)
@@ -139,8 +139,15 @@ class CreateRoutes:
         if answer is None and headers.quote_id is not None:
             await self._service.check_quote(order, headers.quote_id)
             answer = self._find(order, headers.repeat)
+        if answer is not None:
+            self._record_joined(context, answer)
+            return order, answer
+        completed = await self._history.complete(order, options)
+        if options.previous_response_id is not None:
+            # The same request may have come while the earlier turns were read.
+            answer = self._find(order, headers.repeat)
         if answer is None:
-            answer = self._start(context, order, options, headers)
+            answer = self._start(context, order, completed, options, headers)
         else:
             self._record_joined(context, answer)
         return order, answer
@@ -153,10 +160,14 @@ class CreateRoutes:
             raise
 
     def _start(
-        self, context: RequestContext, order: Order, options: RequestOptions, headers: RequestHeaders
+        self,
+        context: RequestContext,
+        order: Order,
+        completed: CompletedOrder,
+        options: RequestOptions,
+        headers: RequestHeaders,
     ) -> ResultBuffer:
         """Begin to buy. Nothing is awaited after the answer was looked for: no other request has begun meanwhile."""
-        completed = self._history.complete(order, options)
         context.request_bytes = len(completed.order.task.body)
         answer = self._service.start(completed.order, headers.repeat, headers.quote_id)
         if plan := self._history.plan(order, completed, options):
@@ -173,15 +184,19 @@ class CreateRoutes:
         headers: RequestHeaders,
         ticket: AdmissionTicket,
     ) -> web.StreamResponse:
-        job = self._background.repeated(order, headers.repeat)
+        job: BackgroundJob | str | None = self._background.repeated(order, headers.repeat)
         if job is None:
-            completed = self._history.complete(order, options)
+            completed = await self._history.complete(order, options)
             context.request_bytes = len(completed.order.task.body)
             plan = self._history.plan(order, completed, options)
             assert plan is not None  # noqa: S101 - background is refused where nothing is stored
             job = await self._background.begin(
                 completed.order, plan, document, repeat=headers.repeat, quote_name=headers.quote_id
             )
+        if isinstance(job, str):
+            context.joined = True
+            self._metrics.joined("running")
+            return await self._follow(request, job)
         if job.attended:
             self._record_joined(context, job.answer)
         else:
@@ -189,7 +204,7 @@ class CreateRoutes:
         context.answer = job.answer
         if order.task.stream:
             return await self._follow(request, job)
-        body, response_headers = self._background.given(job)
+        body, response_headers = await self._background.given(job)
         return web.Response(body=body, headers={**response_headers, "Content-Type": JSON})
 
     def _record_joined(self, context: RequestContext, answer: ResultBuffer) -> None:

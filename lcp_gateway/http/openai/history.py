@@ -14,11 +14,11 @@ from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.responses import ids
 from lcp_gateway.responses.history import request_for_provider
-from lcp_gateway.responses.items import Item, ItemKind
+from lcp_gateway.responses.items import ItemKind
 from lcp_gateway.responses.paging import InvalidPageQuery, list_object, read_page, select_page
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.request_options import InvalidOption, RequestOptions, read_options
-from lcp_gateway.responses.store import ResponseStore
+from lcp_gateway.responses.stored_items import StoredItems
 
 Renderer = Callable[[Any, str, int], dict[str, Any]]
 """Returns an item in OpenAI's form, from the item, the id of its owner, and its place there."""
@@ -50,7 +50,7 @@ def page_response(
     return web.Response(body=body, headers={"Content-Type": JSON})
 
 
-def not_stored(store: ResponseStore[Item], what: str, word: str) -> ApiError:
+def not_stored(store: StoredItems, what: str, word: str) -> ApiError:
     """Return the error for an id that this credential does not have; ``word`` begins the names of parameter and code."""
     why = "it was not stored, was deleted, or is too old"
     if store.limits.items_per_owner == 0:
@@ -81,7 +81,7 @@ class History:
 
     def __init__(
         self,
-        store: ResponseStore[Item],
+        store: StoredItems,
         recorder: Recorder,
         *,
         max_body_bytes: int,
@@ -117,7 +117,7 @@ class History:
                 raise _off("background")
         return options
 
-    def complete(self, order: Order, options: RequestOptions) -> CompletedOrder:
+    async def complete(self, order: Order, options: RequestOptions) -> CompletedOrder:
         """Put the earlier turns before an order's input, and remove the fields that no provider knows.
 
         Raises:
@@ -125,7 +125,7 @@ class History:
         """
         earlier: tuple[bytes, ...] | None = None
         if options.previous_response_id is not None:
-            earlier = self._earlier(order.key_id, options.previous_response_id)
+            earlier = await self._earlier(order.key_id, options.previous_response_id)
         task = order.task
         body = request_for_provider(task.body, earlier, without_background=options.background)
         if body is task.body:
@@ -135,7 +135,7 @@ class History:
         changed = replace(task, body=body)
         return CompletedOrder(order.carrying(changed), earlier or ())
 
-    def expand(self, owner: str, body: bytes, previous: str) -> bytes:
+    async def expand(self, owner: str, body: bytes, previous: str) -> bytes:
         """Put the earlier turns before the input of a request that buys nothing.
 
         Raises:
@@ -143,7 +143,7 @@ class History:
         """
         if not self.is_on:
             raise _off(_PREVIOUS)
-        return request_for_provider(body, self._earlier(owner, previous))
+        return request_for_provider(body, await self._earlier(owner, previous))
 
     def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
         """Record an answer when it has come whole."""
@@ -164,8 +164,8 @@ class History:
             metadata=options.metadata,
         )
 
-    def _earlier(self, owner: str, previous: str) -> tuple[bytes, ...]:
-        item = self._store.get(owner, ItemKind.RESPONSE, previous)
+    async def _earlier(self, owner: str, previous: str) -> tuple[bytes, ...]:
+        item = await self._store.get(owner, ItemKind.RESPONSE, previous)
         if item is None:
             raise ApiError(
                 404,

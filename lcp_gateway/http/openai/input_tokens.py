@@ -36,7 +36,7 @@ class InputTokenRoutes:
         offers: Callable[[], Offers],
         resolve: Callable[[str], str],
         admission: Admission,
-        expand: Callable[[str, bytes, str], bytes],
+        expand: Callable[[str, bytes, str], Awaitable[bytes]],
         estimate: Callable[[Mapping[str, Any]], int],
         default_model: str,
         read_timeout_s: float,
@@ -69,7 +69,7 @@ class InputTokenRoutes:
         context.model = _model(document) or self._default_model
         previous = _previous(document)
         if previous is not None:
-            body = self._expand(context.key_id, body, previous)
+            body = await self._expand(context.key_id, body, previous)
             document = parse_object(body)
         headers = {PAYMENT_HEADER: Verdict.NONE.value, COUNT_HEADER: "exact"}
         tokens = None

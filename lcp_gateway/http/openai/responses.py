@@ -19,11 +19,11 @@ from lcp_gateway.http.openai.response import EVENTS, JSON, STREAM_HEADERS
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.order import TaskKind
-from lcp_gateway.responses.background import BackgroundJob, ResponseStatus
+from lcp_gateway.responses.background import BackgroundJob, LeftJob, ResponseStatus
 from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.replay import ReplayedStream, end_event, to_events
-from lcp_gateway.responses.store import ResponseStore
+from lcp_gateway.responses.stored_items import StoredItems
 
 # A stored stream is sent in pieces of this size, so that other streams go on meanwhile.
 _PIECE_BYTES = 65_536
@@ -37,7 +37,7 @@ class ResponseRoutes:
     """Serves stored and background responses to their clients; an id of another credential is unknown here."""
 
     def __init__(
-        self, store: ResponseStore[Item], jobs: BackgroundResponses, *, heartbeat_s: float, relay_limit_s: float
+        self, store: StoredItems, jobs: BackgroundResponses, *, heartbeat_s: float, relay_limit_s: float
     ) -> None:
         self._store = store
         self._jobs = jobs
@@ -48,25 +48,39 @@ class ResponseRoutes:
         """Serve GET /v1/responses/{response_id}, also with ``stream`` and ``starting_after``."""
         stream, starting_after = _read_stream_query(request.query)
         owner, response_id = _owner_and_id(request)
+        return await self._show(request, owner, response_id, stream, starting_after)
+
+    async def _show(
+        self, request: web.Request, owner: str, response_id: str, stream: bool, starting_after: int
+    ) -> web.StreamResponse:
         job = self._jobs.find(owner, response_id)
         if job is not None:
             if stream:
                 return await self.follow(request, job, starting_after)
-            return _json(*self._jobs.shown(job))
-        item = self._store.get(owner, ItemKind.RESPONSE, response_id)
+            return _json(*await self._jobs.given(job))
+        item: Item | None = await self._store.get(owner, ItemKind.RESPONSE, response_id)
         left = None if item is None else await self._jobs.final_state(owner, item)
         if item is not None and left is None:
             if stream:
                 events = _events_of(item, starting_after)
-                return await self._stream(request, events, lambda: item.headers)
+                headers = item.headers
+                return await self._stream(request, events, lambda: headers)
             return _json(_document(item), item.headers)
         left = left or await self._jobs.left(owner, response_id)
         if left is None:
-            raise self._not_found()
+            if self._jobs.may_be_elsewhere(response_id):
+                # It may have ended at another process in between.
+                item = await self._store.get(owner, ItemKind.RESPONSE, response_id)
+            if item is None:
+                raise self._not_found()
+            left = LeftJob(_document(item), item.headers)
+        if stream and left.runs:
+            events = self._events_elsewhere(owner, response_id, left, starting_after)
+            return await self._stream(request, events, lambda: left.headers)
         if stream:
-            events = _events_in(left[0], starting_after)
-            return await self._stream(request, events, lambda: left[1])
-        return _json(*left)
+            events = _events_in(left.document, starting_after)
+            return await self._stream(request, events, lambda: left.headers)
+        return _json(left.document, left.headers)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Serve DELETE /v1/responses/{response_id}; a job that runs is cancelled first."""
@@ -74,7 +88,9 @@ class ResponseRoutes:
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
-        found = self._store.remove(owner, ItemKind.RESPONSE, response_id) is not None or job is not None
+        else:
+            await self._jobs.end_elsewhere(owner, response_id)
+        found = await self._store.remove(owner, ItemKind.RESPONSE, response_id) is not None or job is not None
         # A job of another process is not in the store, and one that has just ended is still in the database.
         was_left = await self._jobs.forget(owner, response_id)
         if not (found or was_left):
@@ -87,7 +103,9 @@ class ResponseRoutes:
         job = self._jobs.find(owner, response_id)
         if job is not None:
             await self._jobs.cancel(job)
-        item = self._store.get(owner, ItemKind.RESPONSE, response_id)
+        else:
+            await self._jobs.end_elsewhere(owner, response_id)
+        item = await self._store.get(owner, ItemKind.RESPONSE, response_id)
         if item is None and job is not None:
             # It is too large to be stored.
             return _json(*self._jobs.shown(job))
@@ -95,7 +113,7 @@ class ResponseRoutes:
             left = await self._jobs.left(owner, response_id)
             if left is None:
                 raise self._not_found()
-            return _json(*left)
+            return _json(left.document, left.headers)
         if not item.background:
             raise bad_request(
                 "only a response that was created with background can be cancelled",
@@ -103,12 +121,16 @@ class ResponseRoutes:
                 "response_not_cancellable",
             )
         final = await self._jobs.final_state(owner, item)
-        return _json(*(final or (_document(item), item.headers)))
+        shown = final or LeftJob(_document(item), item.headers)
+        return _json(shown.document, shown.headers)
 
     async def input_items(self, request: web.Request) -> web.Response:
         """Serve GET /v1/responses/{response_id}/input_items: its whole input, with the earlier turns."""
         owner, response_id = _owner_and_id(request)
-        found = self._store.get(owner, ItemKind.RESPONSE, response_id) or self._jobs.find(owner, response_id)
+        found: Item | BackgroundJob | None = self._jobs.find(owner, response_id)
+        if found is None or not found.inputs:
+            found = await self._store.get(owner, ItemKind.RESPONSE, response_id) or found
+        found = found or await self._jobs.running_elsewhere(owner, response_id)
         if found is None:
             raise self._not_found()
         return page_response(request.query, join_segments(found.inputs), response_id, input_item, order="desc")
@@ -117,16 +139,36 @@ class ResponseRoutes:
         return not_stored(self._store, "response", "response")
 
     async def follow(
-        self, request: web.Request, job: BackgroundJob, starting_after: int = _BEGINNING
+        self, request: web.Request, job: BackgroundJob | str, starting_after: int = _BEGINNING
     ) -> web.StreamResponse:
-        """Stream the events of a job, also of one that has ended."""
+        """Stream the events of a job, also of one that has ended; one by its id is answered as its request wants it."""
+        if isinstance(job, str):
+            context = request[CONTEXT]
+            return await self._show(request, context.key_id, job, context.stream, starting_after)
         if job.answer.ended:
-            item = self._jobs.item(job)
+            item = await self._jobs.item(job)
             return await self._stream(request, _events_of(item, starting_after), lambda: item.headers)
         # The headers are of the moment at which they go out, which may be long after this.
         with self._jobs.reading(job):
             events = self._events_of_job(job, starting_after)
             return await self._stream(request, events, lambda: headers_of(job.answer))
+
+    async def _events_elsewhere(
+        self, owner: str, response_id: str, left: LeftJob, starting_after: int
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the events of a job that another process runs: its first at once, the others when it has ended."""
+        running = await self._jobs.running_elsewhere(owner, response_id)
+        if running is not None and running.opening and starting_after < 0:
+            yield running.opening
+            starting_after = 0
+        item = await self._jobs.wait_elsewhere(owner, response_id, self._relay_limit_s)
+        if item is None:
+            ended_without = await self._jobs.left(owner, response_id) or left
+            async for chunk in _events_in(ended_without.document, starting_after):
+                yield chunk
+            return
+        async for chunk in _events_of(item, starting_after):
+            yield chunk
 
     async def _events_of_job(self, job: BackgroundJob, starting_after: int) -> AsyncGenerator[bytes, None]:
         """Yield the events of a job as they come; where it does not stream, all of them at its end."""
@@ -149,21 +191,28 @@ class ResponseRoutes:
                         yield found
                 yield step.rest()
             except Exception:
-                last = self._end_of_job(job, step.last + 1)
+                last = await self._end_of_job(job, step.last + 1)
                 if last is None:
                     raise
                 yield last
             return
         await ended(answer)
-        item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
+        item = await self._end_item(job)
         if item is not None:
             async for chunk in _events_of(item, starting_after):
                 yield chunk
 
-    def _end_of_job(self, job: BackgroundJob, number: int) -> bytes | None:
+    async def _end_item(self, job: BackgroundJob) -> Item | None:
+        """Return the stored item of a job that has ended, or of one whose end is about to be stored."""
+        item = await self._store.get(job.owner, ItemKind.RESPONSE, job.id)
+        if item is None and job.error is not None and self._jobs.find(job.owner, job.id) is not None:
+            return await self._jobs.item(job)
+        return item
+
+    async def _end_of_job(self, job: BackgroundJob, number: int) -> bytes | None:
         """Return the end of the stream of a job that failed; None where its error is not known."""
         error = job.answer.error
-        item = self._store.get(job.owner, ItemKind.RESPONSE, job.id)
+        item = await self._end_item(job)
         if error is None or item is None:
             return None
         if isinstance(error, Undelivered) and error.is_told:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 from lcp_gateway.accounts.shared.claims import RedisClaims
 from lcp_gateway.accounts.shared.encryption import Encryption
+from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring.shared_results import RequestStates
@@ -52,6 +53,7 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
     w.now[0] = datetime.now(UTC)
     w.service._shared = RedisResults(
         RedisClaims(url, Outage(report=print), LEASE_S),
+        RedisOrders(url, Outage()),
         Encryption(SECRET),
         state_of=RequestStates(SimpleNamespace(database=database)),
         limits=CacheLimits(),

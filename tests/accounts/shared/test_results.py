@@ -15,6 +15,7 @@ from redis import Redis
 
 from lcp_gateway.accounts.shared.claims import RedisClaims
 from lcp_gateway.accounts.shared.encryption import Encryption
+from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
@@ -74,8 +75,11 @@ async def replica(redis, journals):
             await claims._redis.flushdb()
         opened.append(claims)
         w = world(**more)
+        orders = RedisOrders(redis.url, Outage())
+        opened.append(orders)
         w.service._shared = RedisResults(
             claims,
+            orders,
             Encryption(secret),
             state_of=journals,
             limits=keep or CacheLimits(),
@@ -493,7 +497,12 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         w = world()
         claims = RedisClaims(server.url, Outage(report=reports.append), 5.0)
         w.service._shared = RedisResults(
-            claims, Encryption(SECRET), state_of=journals, limits=CacheLimits(), wait_s=5.0
+            claims,
+            orders := RedisOrders(server.url, Outage()),
+            Encryption(SECRET),
+            state_of=journals,
+            limits=CacheLimits(),
+            wait_s=5.0,
         )
         assert await bought(w) == b"answer"
         server.stop()
@@ -504,6 +513,7 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         claims._outage._until = 0
         assert await bought(w, ordered(), RepeatKeys(key="m")) == b"answer"
         await claims.aclose()
+        await orders.aclose()
     assert len(w.upstream.works) == 3
 
 

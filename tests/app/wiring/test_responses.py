@@ -4,10 +4,12 @@ import pytest
 
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.responses import open_stored_state, store_limits
+from lcp_gateway.app.wiring.shared_results import SharedResults
 from lcp_gateway.app.workers import purge
 from lcp_gateway.config import Settings
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.openai.admission import JobsInFlight
+from lcp_gateway.purchase.ports import start_unsupervised
 from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.journal.writer import NullJournal
@@ -25,6 +27,7 @@ def kept(**settings):
         jobs=JobsInFlight(0, metrics),
         metrics=metrics,
         api_limits=ApiLimits(8, 32),
+        sharing=SharedResults("", "", JournalParts(NullJournal()), metrics, start_unsupervised, get_logger("test")),
         log=get_logger("test"),
     )
     return made, metrics

@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_at_the_very_end_of_its_job_leaves_no_lease(s
     lease = await gate.lease(caller())
     slow.answers.clear()
     slow.asked.clear()
-    await left_during(slow, gate.release(lease, Allowance(), 4, 4))
+    await left_during(slow, gate.release([lease], Allowance(), 4, 4))
     await calls.close()
     assert not slow._running
 
@@ -230,7 +230,7 @@ def clock():
 
 
 async def settle(gate: Admission, *counted) -> None:
-    await gate.release(await gate.lease(ANONYMOUS), *counted)
+    await gate.release([await gate.lease(ANONYMOUS)], *counted)
 
 
 async def test_without_limits_nothing_is_counted():

@@ -18,6 +18,7 @@ from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from lcp_gateway.responses.store import StoreLimits
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.storing_front import BOB, events, response, storing_front
+from tests.support.others import OtherGateways
 from tests.support.purchases import quote, stream_events
 from tests.support.result_buffers import PAID, order_of
 from tests.support.scripted_peers import Peer, PlainJournal, ScriptedPeers
@@ -558,7 +559,7 @@ async def test_without_a_journal_jobs_work_and_a_restart_forgets_them():
 # -- several gateways that share their results -----------------------------------------------------
 
 
-class Others:
+class Others(OtherGateways):
     """Stands in for the other gateways' answer about an order."""
 
     def __init__(self, says=None, *, may_pay=True) -> None:

@@ -10,6 +10,7 @@ from lcp_gateway.http.openai.history import not_stored, page_response
 from lcp_gateway.http.openai.responses import input_item
 from lcp_gateway.responses.items import ItemKind
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
+from lcp_gateway.responses.stored_items import MemoryItems
 from tests.http.storing_front import BOB, events, response, storing_front
 from tests.support.purchases import stream_events
 
@@ -275,6 +276,6 @@ def test_items_that_cannot_be_read_are_an_answer_of_their_own(array):
 
 @pytest.mark.parametrize(("items", "why"), [(0, "max_stored_items is 0"), (1, "was not stored")])
 def test_an_unknown_id_gets_an_error_with_the_possible_reasons(items, why):
-    error = not_stored(ResponseStore(StoreLimits(items, 10, 10)), "response", "response")
+    error = not_stored(MemoryItems(ResponseStore(StoreLimits(items, 10, 10))), "response", "response")
     assert (error.status, error.code, error.param) == (404, "response_not_found", "response_id")
     assert why in error.message

@@ -44,7 +44,7 @@ async def serving(*nodes, providers=(), models=("m",), kind=RESPONSES, earlier=N
     counter = TokenCounter(http_nodes)
     contexts = []
 
-    def expand(owner, body, previous):
+    async def expand(owner, body, previous):
         if (owner, previous) != ("me", "resp_1"):
             raise ApiError(404, "not there", "previous_response_not_found", "previous_response_id")
         document = json.loads(body)

@@ -1,0 +1,291 @@
+"""Quotes that can be taken, and orders counted by the loop brake, at all gateways and workers that share a Redis."""
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+
+import orjson
+
+from lcp_gateway.accounts.shared.claims import ClaimNames
+from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.purchase.held_quotes import HeldQuote
+from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.order import Order, Task, TaskKind
+from lcp_gateway.purchase.quote import Candidate, Payee, ProviderSource, Quote
+from lcp_gateway.purchase.quoting import Offer
+
+_QUOTES: Final = f"{REDIS_KEY_PREFIX}:quote:"
+_ORDERS: Final = f"{REDIS_KEY_PREFIX}:orders:"
+_JOBS: Final = f"{REDIS_KEY_PREFIX}:job:"
+_CONTEXT: Final = b"quote"
+_JOB: Final = b"job"
+_MARK_BYTES: Final = 32
+# A quote that has just expired is told from one that never was.
+_KEPT_AFTER_S: Final = 60.0
+_MS_PER_S: Final = 1_000
+
+# KEYS: the orders of one body. ARGV: most of them, the window. Returns how long to wait, 0 where the order was counted.
+_COUNT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local most, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+while redis.call('LLEN', KEYS[1]) >= most do
+  local left = redis.call('LINDEX', KEYS[1], 0) + window - now
+  if left > 0 then return left end
+  redis.call('LPOP', KEYS[1])
+end
+redis.call('RPUSH', KEYS[1], now)
+redis.call('PEXPIRE', KEYS[1], window)
+return 0
+"""
+
+
+# KEYS: the names to look up, then all names. ARGV: how many to look up, the job, then how long each name is kept.
+_NAME_JOB = """
+local looks = tonumber(ARGV[1])
+for i = 1, looks do
+  local other = redis.call('GET', KEYS[i])
+  if other then return {KEYS[i], other} end
+end
+for i = looks + 1, #KEYS do redis.call('SET', KEYS[i], ARGV[2], 'PX', ARGV[2 + i - looks]) end
+return {}
+"""
+# KEYS: the names. ARGV: the keyed hash that the job begins with, and its length.
+_FORGET_JOB = """
+for _, name in ipairs(KEYS) do
+  if redis.call('GETRANGE', name, 0, ARGV[2] - 1) == ARGV[1] then redis.call('DEL', name) end
+end
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedJob:
+    """A background job by one of its names: its id, and the fingerprint of its order."""
+
+    job_id: str
+    fingerprint: bytes
+
+
+class OrdersUnavailable(Exception):
+    """Redis is unreachable."""
+
+
+class RedisOrders:
+    """Held quotes and counted orders in a Redis. Names are keyed hashes and quotes are encrypted.
+
+    Raises:
+        RedisNotInstalled: the extra is missing.
+        ValueError: the URL is not one of Redis.
+    """
+
+    def __init__(self, url: str, outage: Outage) -> None:
+        self._pool: Any = connect(url)
+        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
+
+        self._redis: Any = Redis(connection_pool=self._pool)
+        self._errors = redis_errors()
+        self._outage = outage
+        self._count: Any = self._redis.register_script(_COUNT)
+        self._name_job: Any = self._redis.register_script(_NAME_JOB)
+        self._forget_job: Any = self._redis.register_script(_FORGET_JOB)
+        self._calls = ShieldedCalls()
+
+    async def hold(self, encryption: Encryption, order: Order, held: HeldQuote, now: datetime) -> None:
+        """Hold a quote; ``order`` still has its body.
+
+        Raises:
+            OrdersUnavailable: it is not held.
+        """
+        name = _name(encryption, held.id)
+        left_s = max(0.0, (held.offer.quote.expires_at - now).total_seconds()) + _KEPT_AFTER_S
+        content = encryption.encrypt(name, _packed(order, held), _CONTEXT)
+        await self._call(lambda: self._redis.set(_QUOTES + name.hex(), content, px=round(left_s * _MS_PER_S)))
+
+    async def find(self, encryption: Encryption, quote_name: str) -> HeldQuote | None:
+        """Return a held quote, which stays held; None where there is none.
+
+        Raises:
+            OrdersUnavailable: it cannot be read now.
+        """
+        name = _name(encryption, quote_name)
+        content = await self._call(lambda: self._redis.get(_QUOTES + name.hex()))
+        if content is None:
+            return None
+        try:
+            return _unpacked(encryption.decrypt(name, content, _CONTEXT))
+        except DecryptionFailed:
+            return None
+
+    async def drop(self, encryption: Encryption, quote_name: str) -> bool:
+        """Drop a held quote; return whether it was held: of several that drop it at one time, one gets True.
+
+        Raises:
+            OrdersUnavailable: it is not known.
+        """
+        name = _name(encryption, quote_name)
+        return bool(await self._call(lambda: self._redis.delete(_QUOTES + name.hex())))
+
+    async def count(self, encryption: Encryption, order: Order, most: int, window_s: float) -> float:
+        """Count an order of a body and return 0, or return the seconds until one fits and count nothing.
+
+        Raises:
+            OrdersUnavailable: it cannot be counted.
+        """
+        key = _ORDERS + encryption.keyed_name(b"orders", order.key_id.encode(), order.body_sha256).hex()
+        left_ms: int = await self._call(lambda: self._count([key], [most, round(window_s * _MS_PER_S)]))
+        return left_ms / _MS_PER_S
+
+    async def name_job(self, encryption: Encryption, names: ClaimNames, job_id: str) -> NamedJob:
+        """Give these names to a job, unless another has one of those that are looked up; return the one that has them.
+
+        Raises:
+            OrdersUnavailable: it is not known.
+        """
+        content = _job_content(encryption, names, job_id)
+        keys = [*map(_job_key, names.looked_up), *map(_job_key, names.all)]
+        found = await self._call(lambda: self._name_job(keys, [len(names.looked_up), content, *names.keep_ms]))
+        if not found:
+            return NamedJob(job_id, names.fingerprint)
+        try:
+            facts = orjson.loads(encryption.decrypt(_JOB, found[1][_MARK_BYTES:], _CONTEXT))
+        except DecryptionFailed:
+            return NamedJob(job_id, names.fingerprint)
+        return NamedJob(facts["id"], bytes.fromhex(facts["order"]))
+
+    async def forget_job(self, encryption: Encryption, names: ClaimNames, job_id: str) -> None:
+        """Take names back from a job.
+
+        Raises:
+            OrdersUnavailable: they run out by themselves.
+        """
+        mark = encryption.keyed_name(b"job", job_id.encode())
+        await self._call(lambda: self._forget_job([*map(_job_key, names.all)], [mark, len(mark)]))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._calls.close()
+        await self._pool.disconnect()
+
+    async def _call(self, call: Callable[[], Any]) -> Any:
+        if self._outage.is_on:
+            raise OrdersUnavailable
+
+        async def awaited() -> Any:
+            return await call()
+
+        try:
+            return await self._calls.run(awaited())
+        except self._errors as error:
+            self._outage.begin(error)
+            raise OrdersUnavailable from error
+
+
+def _job_key(name: bytes) -> str:
+    return _JOBS + name.hex()
+
+
+def _job_content(encryption: Encryption, names: ClaimNames, job_id: str) -> bytes:
+    facts = {"id": job_id, "order": names.fingerprint.hex()}
+    mark = encryption.keyed_name(b"job", job_id.encode())
+    return mark + encryption.encrypt(_JOB, orjson.dumps(facts), _CONTEXT)
+
+
+def _name(encryption: Encryption, quote_name: str) -> bytes:
+    return encryption.keyed_name(b"quote", quote_name.encode())
+
+
+def _packed(order: Order, held: HeldQuote) -> bytes:
+    """Return a held quote as bytes, with the task that its provider gets where that is another than the client's."""
+    offer, task = held.offer, order.task
+    adapted = offer.candidate.adapt(task)
+    quote = offer.quote
+    return orjson.dumps(
+        {
+            "key_id": order.key_id,
+            "request_id": order.request_id,
+            "kind": task.kind,
+            "model": task.model,
+            "stream": task.stream,
+            "output_tokens": task.output_tokens,
+            "body_sha256": order.body_sha256.hex(),
+            "adapted": None
+            if adapted is task
+            else {
+                "kind": adapted.kind,
+                "model": adapted.model,
+                "body": adapted.body.decode("latin-1"),
+                "stream": adapted.stream,
+                "output_tokens": adapted.output_tokens,
+            },
+            "provider_id": offer.candidate.provider_id,
+            "adapter": offer.candidate.adapter,
+            "routing": None if offer.candidate.routing is None else dict(offer.candidate.routing),
+            "runner_up_msat": offer.runner_up_msat,
+            "quote": {
+                "peer_id": quote.peer_id,
+                "job_id": quote.job_id.hex(),
+                "price_msat": quote.price_msat,
+                "expires_at": quote.expires_at.isoformat(),
+                "terms_hash": quote.terms_hash.hex(),
+                "payment_request": quote.payment_request,
+                "protocol_version": quote.protocol_version,
+                "source": quote.source,
+                "on_delivery": quote.on_delivery,
+                "payee": None if quote.payee is None else list(astuple(quote.payee)),
+            },
+        },
+        default=_plain,
+    )
+
+
+def _plain(value: object) -> object:
+    """Convert a mapping that is no dict; the JSON library takes none."""
+    return dict(value)  # type: ignore[call-overload]
+
+
+def _unpacked(content: bytes) -> HeldQuote:
+    facts = orjson.loads(content)
+    task = Task(
+        TaskKind(facts["kind"]), facts["model"], b"", stream=facts["stream"], output_tokens=facts["output_tokens"]
+    )
+    order = Order(task, facts["request_id"], facts["key_id"], bytes.fromhex(facts["body_sha256"]))
+    candidate = Candidate(facts["provider_id"], adapter=facts["adapter"], routing=facts["routing"])
+    bought = order
+    if (given := facts["adapted"]) is not None:
+        adapted = Task(
+            TaskKind(given["kind"]),
+            given["model"],
+            given["body"].encode("latin-1"),
+            stream=given["stream"],
+            output_tokens=given["output_tokens"],
+        )
+        candidate = replace(candidate, adapt=partial(_as_quoted, adapted))
+        bought = order.for_task(adapted).without_body()
+    quote = facts["quote"]
+    offer = Offer(
+        bought,
+        candidate,
+        Quote(
+            peer_id=quote["peer_id"],
+            job_id=bytes.fromhex(quote["job_id"]),
+            price_msat=Msat(quote["price_msat"]),
+            expires_at=datetime.fromisoformat(quote["expires_at"]),
+            terms_hash=bytes.fromhex(quote["terms_hash"]),
+            payment_request=quote["payment_request"],
+            protocol_version=quote["protocol_version"],
+            source=ProviderSource(quote["source"]),
+            on_delivery=quote["on_delivery"],
+            payee=None if quote["payee"] is None else Payee(*quote["payee"]),
+        ),
+        None,
+        runner_up_msat=facts["runner_up_msat"],
+    )
+    return HeldQuote(order, offer)
+
+
+def _as_quoted(adapted: Task, _task: Task) -> Task:
+    """Return the task that was quoted; the request is known to be the same."""
+    return adapted
