@@ -17,8 +17,8 @@ API_KEY_PREFIX: Final = "lcpg_"
 PREFIX_CHARS: Final = 10
 """The characters of a key that are stored, for display."""
 
-SIGN_IN_RULES: Final = KeyRules(scopes=frozenset({Scope.ACCOUNT, Scope.WALLET}))
-"""The rules of a sign-in key: it manages the account, and buys nothing."""
+SIGN_IN_RULES: Final = KeyRules(scopes=frozenset({Scope.ACCOUNT, Scope.WALLET, Scope.WITHDRAW}))
+"""The rules of a sign-in key: it manages the account and pays out of it, and buys nothing."""
 
 KeyHash = NewType("KeyHash", bytes)
 """The SHA-256 of a key's whole text."""

@@ -358,4 +358,5 @@ class Gateway:
             refunds=access.refund_routes,
             withdrawals=access.withdrawal_routes,
             node_connect=runtime.dialin.routes(),
+            nodes=access.node_routes,
         )

@@ -107,6 +107,7 @@ async def open_runtime(
     )
     stack.push_async_callback(dialin.hub.close)
     observer.on_node_end = dialin.hub.ended
+    access.node_connections = lambda: dialin.hub.states
     background = [
         BackgroundTask("peers", peers.run),
         BackgroundTask("nodes", nodes.watch.run),

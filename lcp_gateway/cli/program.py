@@ -36,6 +36,7 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "invites": "lcp_gateway.cli.accounts.invites",
         "wallet": "lcp_gateway.cli.accounts.wallet",
         "withdrawals": "lcp_gateway.cli.accounts.withdrawals",
+        "nodes": "lcp_gateway.cli.accounts.nodes",
         "doctor": "lcp_gateway.cli.doctor.doctor",
         "config": "lcp_gateway.cli.config",
         "completion": "lcp_gateway.cli.completion",

@@ -371,6 +371,12 @@ class Settings(BaseModel):
         3_600.0, "How long the invoice of a top-up can be paid.", Group.ACCOUNTS, gt=0
     )
     topups_open_max: parsers.Count = setting(20, "How many invoices of one account may be open.", Group.ACCOUNTS, gt=0)
+    node_commission_percent: parsers.Number = setting(
+        10.0,
+        "Your commission on the price of answers that nodes of accounts deliver, in percent, rounded up to the msat, where a node "
+        "has none of its own. The rest is its owner's.",
+        Group.ACCOUNTS,
+    )
     withdrawals: parsers.Switch = setting(
         False,
         "Let customers withdraw from their balances to Lightning invoices (keys with the scope `withdraw`). Withdrawals under "

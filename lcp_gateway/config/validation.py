@@ -16,6 +16,7 @@ from lcp_gateway.purchase.payment_evidence import MIN_HTLC_MSAT
 DAEMON_FEE_LIMIT_SAT: Final = 10_000
 """The routing fee of one payment that lcpd-grpcd allows lnd, fixed in its source."""
 
+_WHOLE_PERCENT = 100
 _FILES = (
     "http_tls_cert",
     "http_tls_key",
@@ -156,7 +157,7 @@ def _access_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
         return
     if settings.journal_url == JOURNAL_OFF:
         yield f"{sources['journal_url']}: accounts are kept in the journal's database, which is off"
-    yield from _withdrawal_contradictions(settings, sources)
+    yield from _paying_out_contradictions(settings, sources)
     if settings.topup_min_msat > settings.topup_max_msat:
         source = sources.get("topup_min_msat") or sources["topup_max_msat"]
         yield f"{source}: topup_min_msat must not be more than topup_max_msat"
@@ -177,7 +178,9 @@ def _console_contradictions(settings: Settings, sources: Mapping[str, Source]) -
         yield f"{sources['registration']}: no account can be opened while console is off"
 
 
-def _withdrawal_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+def _paying_out_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    if settings.node_commission_percent > _WHOLE_PERCENT:
+        yield f"{sources['node_commission_percent']}: a commission is at most 100 percent"
     if settings.withdrawals and not (settings.embedded or settings.lnd_withdrawal_macaroon_file):
         yield f"{sources['withdrawals']}: withdrawals are paid by lnd with lnd_withdrawal_macaroon_file, which is not set"
     if settings.withdrawal_max_msat and settings.withdrawal_min_msat > settings.withdrawal_max_msat:

@@ -20,6 +20,7 @@ from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.invites import InviteRoutes
 from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.node_connect import NODE_CONNECT, NodeConnectRoutes
+from lcp_gateway.http.gateway.nodes import NodeRoutes
 from lcp_gateway.http.gateway.overview import OverviewRoutes
 from lcp_gateway.http.gateway.providers import ProviderRoutes
 from lcp_gateway.http.gateway.purchases import PurchaseRoutes
@@ -81,6 +82,7 @@ class Routes:
     refunds: RefundRoutes | None = None
     withdrawals: WithdrawalRoutes | None = None
     node_connect: NodeConnectRoutes | None = None
+    nodes: NodeRoutes | None = None
     console: ConsoleRoutes = ConsoleRoutes()
 
 
@@ -96,26 +98,14 @@ def build_application(
     for prefix in ("", AGENT_PREFIX):
         _add_openai_routes(app, routes, prefix, api_limits)
     _add_books(app, routes, api_limits)
-    bounded: list[tuple[str, str, Handler]] = []
+    # Bounded by the handlers themselves, once they have read the body.
     if routes.wallet is not None:
-        # Bounded by the handler itself, once it has read the body.
         app.router.add_post("/api/wallet/topups", routes.wallet.top_up)
-        bounded += _wallet_table(routes.wallet)
     if routes.withdrawals is not None:
-        # As above.
         app.router.add_post("/api/wallet/withdrawals", routes.withdrawals.create)
-        bounded += _withdrawal_table(routes.withdrawals)
-    if routes.admin is not None:
-        bounded += _admin_table(routes.admin)
-    if routes.keys is not None:
-        bounded += _key_table(routes.keys)
-    if routes.refunds is not None:
-        bounded += _refund_table(routes.refunds)
-    bounded += _console_table(routes.console)
-    # Bounded by the handler itself, as is sign-in, once it has read the body.
     if routes.console.registration is not None:
         app.router.add_post("/api/register", routes.console.registration.register)
-    for method, path, handler in bounded:
+    for method, path, handler in _bounded_table(routes):
         _add(app, method, path, api_limits.bounded(handler))
     _add_pages(app, routes)
     _add_connections(app, routes)
@@ -201,6 +191,23 @@ def _add_pages(app: web.Application, routes: Routes) -> None:
     app.router.add_post("/api/session", _no_such_route if sessions is None else sessions.sign_in)
 
 
+def _bounded_table(routes: Routes) -> Table:
+    """Yield the routes that use the database and buy nothing."""
+    if routes.wallet is not None:
+        yield from _wallet_table(routes.wallet)
+    if routes.withdrawals is not None:
+        yield from _withdrawal_table(routes.withdrawals)
+    if routes.nodes is not None:
+        yield from _node_table(routes.nodes)
+    if routes.admin is not None:
+        yield from _admin_table(routes.admin)
+    if routes.keys is not None:
+        yield from _key_table(routes.keys)
+    if routes.refunds is not None:
+        yield from _refund_table(routes.refunds)
+    yield from _console_table(routes.console)
+
+
 def _wallet_table(wallet: WalletRoutes) -> Table:
     base = "/api/wallet"
     return (
@@ -248,6 +255,15 @@ def _add_books(app: web.Application, routes: Routes, api_limits: ApiLimits) -> N
         bounded.append(("GET", "/api/admin/overview", routes.overview.get))
     for method, path, handler in bounded:
         _add(app, method, path, api_limits.bounded(handler))
+
+
+def _node_table(nodes: NodeRoutes) -> Table:
+    return (
+        ("GET", "/api/nodes", nodes.of_owner),
+        ("GET", "/api/nodes/{id}/earnings", nodes.earnings),
+        ("GET", "/api/admin/nodes", nodes.list_all),
+        ("POST", "/api/admin/nodes/{id}", nodes.change),
+    )
 
 
 def _refund_table(refunds: RefundRoutes) -> Table:

@@ -23,6 +23,7 @@ from lcp_gateway.accounts.models import (
     RefundNotWithheld,
     TooManyOpenTopups,
 )
+from lcp_gateway.accounts.nodes import NodeNotFound
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable
 from lcp_gateway.accounts.wallet import AmountOutOfRange, TopupsDisabled
@@ -357,6 +358,7 @@ _ACCOUNT_ERRORS: Mapping[type[Exception], tuple[int, str, str | None, bool]] = M
         PurchaseNotFound: (404, "purchase_not_found", "id", False),
         KeyIsRevoked: (409, "key_revoked", "id", False),
         RefundNotWithheld: (409, "refund_not_withheld", "id", False),
+        NodeNotFound: (404, "node_not_found", "id", False),
         WithdrawalsDisabled: (403, "withdrawals_disabled", None, False),
         InvalidInvoice: (400, "invalid_invoice", "payment_request", False),
         InvoiceUsed: (409, "invoice_used", "payment_request", False),

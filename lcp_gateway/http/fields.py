@@ -95,9 +95,18 @@ class Fields:
             raise bad_request(f"{name} is out of range for an amount", name, "invalid_value")
         return value
 
-    def flag(self, name: str) -> bool:
-        """Return a required boolean."""
+    def number(self, name: str) -> float | None:
+        """Return a number, None where the field is missing."""
         value = self._left.pop(name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise bad_request(f"{name} must be a number", name, "invalid_type")
+        return value
+
+    def flag(self, name: str, *, required: bool = True) -> bool | None:
+        """Return a boolean, None where the field is missing and may be."""
+        value = self._left.pop(name, None)
+        if value is None and not required:
+            return None
         if not isinstance(value, bool):
             code = "missing_required_parameter" if value is None else "invalid_type"
             raise bad_request(f"{name} must be true or false", name, code)

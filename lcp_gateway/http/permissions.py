@@ -31,6 +31,7 @@ _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = Mappin
         "/api/account": (_WALLET, frozenset({Scope.ACCOUNT})),
         "/api/wallet/withdrawals": (_WALLET, frozenset({Scope.WITHDRAW})),
         "/api/wallet": (_WALLET, _WALLET),
+        "/api/nodes": (_WALLET, _ADMIN),
         "/api/purchases": (_ANY, _ADMIN),
         "/api/usage": (_ANY, _ADMIN),
         "/api/budgets": (_ANY, _ADMIN),

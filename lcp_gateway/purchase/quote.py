@@ -77,6 +77,15 @@ class Payee:
 
 
 @dataclass(frozen=True, slots=True)
+class Earning:
+    """What a delivered result brought the owner of its node, and the operator's commission."""
+
+    node_id: str
+    earned_msat: int
+    commission_msat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Quote:
     """The terms that a provider offers for one task.
 

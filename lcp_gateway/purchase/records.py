@@ -20,7 +20,7 @@ class PurchaseRecord:
     invoice. ``paying_at`` is the time of the intent. ``charge`` is None where no customer was charged; its amount is held
     while the purchase is open, and taken once it is settled. ``ended_by`` and ``received`` say how a paid purchase ended
     without a whole result, ``refund`` is the refund of its charge. ``payee_id`` is the account that earns the price without
-    the operator's ``commission_ppm``, once it is delivered; None where the provider is no node of an account.
+    the operator's ``commission_ppm``, once it is delivered (``earned_msat``); None where the provider is no node of an account.
     """
 
     job_id: bytes
@@ -59,6 +59,7 @@ class PurchaseRecord:
     settled_at: datetime | None = None
     payee_id: str | None = None
     commission_ppm: int | None = None
+    earned_msat: int | None = None
 
     @property
     def steps(self) -> "Sequence[StateChange]":

@@ -407,6 +407,11 @@ class Metrics:
         self._set("refunds_withheld", count)
         self._set("refunds_withheld_msat", amount_msat)
 
+    def earning(self, earned_msat: int, commission_msat: int) -> None:
+        """Count what a delivered answer brought the owner of its node, and the operator."""
+        self._count("node_earnings_msat_total", by=earned_msat)
+        self._count("node_commissions_msat_total", by=commission_msat)
+
     def withdrawal(self, ended: str, amount_msat: int, fee_msat: int) -> None:
         """Count a withdrawal that ended: ``settled`` or ``failed``."""
         self._count("withdrawals_total", ended)

@@ -289,6 +289,7 @@ EXAMPLES = {
     "api_concurrent_per_caller": ("5", 5),
     "topup_expiry_s": ("10m", 600.0),
     "topups_open_max": ("3", 3),
+    "node_commission_percent": ("12.5", 12.5),
     "withdrawals": ("yes", True),
     "withdrawal_min_msat": ("2000", 2_000),
     "withdrawal_max_msat": ("0", 0),

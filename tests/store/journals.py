@@ -8,7 +8,7 @@ from lcp_gateway.purchase.idempotency import RepeatHashes
 from lcp_gateway.purchase.journal import Intent
 from lcp_gateway.purchase.money import Budget, Charge, Markup, Msat, Period
 from lcp_gateway.purchase.order import TaskKind
-from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.purchase.quote import Payee, ProviderSource, Quote
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
 PEER = "02" + "ab" * 32
@@ -32,6 +32,7 @@ def intent(
     price_msat: int = 1_000,
     peer_id: str = PEER,
     source: ProviderSource = ProviderSource.LCP,
+    payee: Payee | None = None,
     **changes,
 ) -> Intent:
     """Return an intent of 1,010 msat in total by default."""
@@ -58,6 +59,8 @@ def intent(
         payment_request="lnbcrt1" + "x" * 300,
         protocol_version=2,
         source=source,
+        on_delivery=payee is not None,
+        payee=payee,
     )
     return Intent(quote=quote, **fields)
 

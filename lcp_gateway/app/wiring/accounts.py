@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.key_sync import KeySync
-from lcp_gateway.accounts.keys import KeyCache
+from lcp_gateway.accounts.keys import KeyCache, KeysStale
 from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Leases, MemoryLeases, RedisLeases
 from lcp_gateway.accounts.limits.rates import MemoryCounters, RateCounters, RateLimits, Rates, RedisCounters
 from lcp_gateway.accounts.models import Credit
+from lcp_gateway.accounts.nodes import NodeRepository, NodeTermsCache
 from lcp_gateway.accounts.payouts import FOLLOW_UP_S, Payouts
 from lcp_gateway.accounts.repositories import (
     AccountRepository,
@@ -51,6 +52,7 @@ from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.keys import KeyRoutes
+from lcp_gateway.http.gateway.nodes import NodeConnection, NodeRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.gateway.withdrawals import WithdrawalRoutes
@@ -64,6 +66,7 @@ from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstreams.dialin.grants import AccountNodes
+from lcp_gateway.upstreams.dialin.owners import StoredOwners
 
 if TYPE_CHECKING:
     from lcp_gateway.http.gateway.l402 import L402Routes
@@ -169,6 +172,8 @@ class CustomerParts:
     key_sync: KeySync
     withdrawals: WithdrawalRepository
     payouts: Payouts
+    nodes: NodeRepository
+    node_terms: NodeTermsCache
     invoices: InvoiceService | None
     on_credit: Callable[[Credit], None]
     tasks: tuple[BackgroundTask, ...]
@@ -188,6 +193,7 @@ async def _open_customers(
     from lcp_gateway.store.accounts.admin_log import AdminLog  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.keys import Keys  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.ledger import Ledger  # noqa: PLC0415 - see above
+    from lcp_gateway.store.accounts.nodes import Nodes  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.refunds import Refunds  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.topups import Topups  # noqa: PLC0415 - see above
     from lcp_gateway.store.accounts.withdrawals import Withdrawals  # noqa: PLC0415 - see above
@@ -222,6 +228,9 @@ async def _open_customers(
             on_end=withdrawal_observer(metrics, log),
             on_trouble=lambda problem: log.warning("withdrawals", problem=problem),
         )
+        nodes = Nodes(database)
+        node_terms = NodeTermsCache(nodes, to_ppm(settings.node_commission_percent), unavailable=(DatabaseUnavailable,))
+        tasks.append(BackgroundTask("node_terms", node_terms.run))
         tasks.append(BackgroundTask("withdrawals_open", lambda: measure_withdrawals(withdrawals, metrics)))
         if invoices is not None:
             settlements = _settlements(invoices, topups, database, stack, on_credit, metrics, log)
@@ -243,6 +252,8 @@ async def _open_customers(
             key_sync=key_sync,
             withdrawals=withdrawals,
             payouts=payouts,
+            nodes=nodes,
+            node_terms=node_terms,
             invoices=invoices,
             on_credit=on_credit,
             tasks=tuple(tasks),
@@ -338,6 +349,7 @@ class AccessParts:
     key_routes: KeyRoutes | None = None
     refund_routes: RefundRoutes | None = None
     withdrawal_routes: WithdrawalRoutes | None = None
+    node_routes: NodeRoutes | None = None
 
 
 class Access:
@@ -352,6 +364,8 @@ class Access:
         self._l402_limits = AddressLimits()
         self.api_limits = api_limits
         """The limits of requests that query the database and buy nothing."""
+        self.node_connections: Callable[[], Mapping[str, NodeConnection]] = dict
+        """Returns the nodes that dialled in, by their ids."""
 
     @property
     def customers(self) -> CustomerParts | None:
@@ -373,9 +387,16 @@ class Access:
         """The customers' balances; None without accounts."""
         return None if self._customers is None else self._customers.ledger
 
+    def _connected_nodes(self) -> Mapping[str, NodeConnection]:
+        return self.node_connections()
+
     def nodes(self) -> AccountNodes | None:
         """Return the nodes of accounts; None where no accounts are kept."""
-        return None
+        customers = self._customers
+        if customers is None:
+            return None
+        owners = StoredOwners(customers.node_terms)
+        return AccountNodes(find_caller=customers.key_sync.find, owners=owners, stale=(KeysStale,))
 
     def problems(self) -> Iterable[str]:
         """Yield why no customer can buy now."""
@@ -404,6 +425,7 @@ class Access:
         if self._customers is not None:
             self._customers.key_sync.use(settings.api_keys, settings.keys_stale_s)
             self._customers.payouts.rules = withdrawal_rules(settings)
+            self._customers.node_terms.usual_commission_ppm = to_ppm(settings.node_commission_percent)
 
     def _for_customers(self, settings: Settings, customers: CustomerParts, admission: Admission) -> AccessParts:
         rules = TopupRules(
@@ -447,6 +469,12 @@ class Access:
             ),
             refund_routes=RefundRoutes(
                 customers.refunds, on_decision=customers.on_refund, read_timeout_s=settings.request_read_timeout_s
+            ),
+            node_routes=NodeRoutes(
+                customers.nodes,
+                terms=customers.node_terms,
+                connections=self._connected_nodes,
+                read_timeout_s=settings.request_read_timeout_s,
             ),
             withdrawal_routes=WithdrawalRoutes(
                 customers.payouts,

@@ -139,7 +139,13 @@ async def open_journal(
         write = log.error if problem.kind.is_grave else log.info
         write("journal", problem=problem.kind.value, detail=problem.detail, job_id=job_id)
 
-    writer = JournalWriter(database, on_problem=report, on_commit=metrics.journal_commit, on_refund=refunds)
+    writer = JournalWriter(
+        database,
+        on_problem=report,
+        on_commit=metrics.journal_commit,
+        on_refund=refunds,
+        on_earning=lambda it: metrics.earning(it.earned_msat, it.commission_msat),
+    )
     writer.refunds = limits
     journal = JournalParts(writer, Books(database), database, writer, on_refund=refunds)
     # Read at each scrape: the task that reads the books may itself wait for the database.

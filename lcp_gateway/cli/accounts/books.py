@@ -18,6 +18,7 @@ from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.admin_log import AdminLog
 from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.accounts.nodes import Nodes
 from lcp_gateway.store.accounts.registrations import Registrations
 from lcp_gateway.store.accounts.topups import Topups
 from lcp_gateway.store.accounts.withdrawals import Withdrawals
@@ -62,6 +63,7 @@ class AccountBooks:
     topups: Topups
     withdrawals: Withdrawals
     registrations: Registrations
+    nodes: Nodes
     acts: AdminLog
 
     async def account(self, account_id: str) -> Account:
@@ -88,6 +90,7 @@ async def opened_books(settings: Settings) -> AsyncIterator[AccountBooks]:
                 Topups(database),
                 Withdrawals(database),
                 Registrations(database),
+                Nodes(database),
                 AdminLog(database),
             )
         except (InvalidAmount, InvalidText) as error:

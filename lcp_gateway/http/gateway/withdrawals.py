@@ -139,7 +139,7 @@ class WithdrawalRoutes:
         """Serve POST /api/admin/accounts/{id}/withdrawals: keep an account from withdrawing, or let it again."""
         account_id = read_id(request)
         fields = await read_fields(request, self._read_timeout_s)
-        frozen = fields.flag("frozen")
+        frozen = bool(fields.flag("frozen"))
         reason = fields.text("reason", required=True)
         fields.done()
         with account_errors():

@@ -31,9 +31,10 @@ from lcp_gateway.accounts.models import (
 from lcp_gateway.accounts.withdrawal_states import OPEN_STATES as OPEN_WITHDRAWALS
 from lcp_gateway.accounts.withdrawal_states import WithdrawalState
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.purchase.quote import Payee
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.admin_log import write_admin_action
-from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, Balances, account_of, book_of
+from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT, REVENUE, Balances, account_of, book_of
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import (
     OPEN_STATES,
@@ -114,6 +115,22 @@ _HOW_MANY = select(func.count()).where(purchases.c.account_id.is_not(None))
 _OF_PURCHASES = select(ledger_entries.c.cause_id, ledger_entries.c.book, ledger_entries.c.amount_msat).where(
     ledger_entries.c.cause.in_((Cause.PURCHASE.value, Cause.REFUND.value))
 )
+_EARNINGS = (
+    select(
+        purchases.c.job_id,
+        purchases.c.payee_id,
+        purchases.c.state,
+        purchases.c.price_msat,
+        purchases.c.commission_ppm,
+        purchases.c.earned_msat,
+    )
+    .where(purchases.c.payee_id.is_not(None))
+    .order_by(purchases.c.job_id)
+    .limit(_AT_ONCE)
+)
+_EARNED = select(ledger_entries.c.cause_id, ledger_entries.c.book, ledger_entries.c.amount_msat).where(
+    ledger_entries.c.cause == Cause.EARNING.value, ledger_entries.c.book != REVENUE
+)
 _CREDITS = (
     select(topups.c.id, topups.c.state, topups.c.received_msat, ledger_entries.c.amount_msat)
     .join_from(
@@ -184,6 +201,7 @@ def _problems(connection: Connection, books: Mapping[str, int]) -> Iterator[str]
     for withdrawal_id in connection.execute(_WITHDRAWALS_OF_NOTHING).scalars():
         yield f"{withdrawal_id} has entries and is no withdrawal"
     yield from _problems_of_charges(connection)
+    yield from _problems_of_earnings(connection)
 
 
 def _problems_of_balances(connection: Connection, books: Mapping[str, int]) -> Iterator[str]:
@@ -234,6 +252,26 @@ def _problems_of_charges(connection: Connection) -> Iterator[str]:
                     f"{account_id}, its entries say {sums}"
                 )
         query = _CHARGED.where(purchases.c.job_id > last)
+
+
+def _problems_of_earnings(connection: Connection) -> Iterator[str]:
+    """Compare what the price of each delivered purchase earns its node's owner with the entries, in the same order."""
+    query = _EARNINGS
+    while found := connection.execute(query).all():
+        first, last = found[0][0], found[-1][0]
+        within = ledger_entries.c.cause_id.between(first.hex(), last.hex())
+        entered = {cause_id: (book, amount) for cause_id, book, amount in connection.execute(_EARNED.where(within))}
+        for job_id, payee_id, state, price_msat, commission_ppm, earned_msat in found:
+            due_msat = 0
+            if state == State.DELIVERED.value:
+                due_msat = Payee("", payee_id, commission_ppm or 0).earned_msat(price_msat)
+            book, entered_msat = entered.get(job_id.hex(), (book_of(payee_id), 0))
+            if (entered_msat, earned_msat or 0, book) != (due_msat, due_msat, book_of(payee_id)):
+                yield (
+                    f"purchase {job_id.hex()} is {state} and earns {payee_id} {due_msat} msat, "
+                    f"{entered_msat} msat were credited to {book}"
+                )
+        query = _EARNINGS.where(purchases.c.job_id > last)
 
 
 class Ledger:

@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0012"
+HEAD = "0013"
 """The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -49,6 +49,7 @@ HAS_NO_FEE = text(
 """The condition of paid purchases whose fee lnd has not reported yet; worded as in the index, so that it is used."""
 _SETTLED = text("state = 'settled'")
 _HAS_REFUND = text("refund IS NOT NULL")
+_HAS_PAYEE = text("payee_id IS NOT NULL")
 _HAS_ACCOUNT = text("account_id IS NOT NULL")
 HAS_KEY = text("key_id <> ''")
 """The condition of purchases that were made with a key; worded as in the index, so that it is used."""
@@ -112,6 +113,8 @@ purchases = Table(
     # The account that earns the price, where the provider is a node of one, and the operator's commission of it.
     Column("payee_id", Text),
     Column("commission_ppm", BigInteger),
+    # What the payee was credited, once it is delivered.
+    Column("earned_msat", BigInteger),
     # The hashes by which a repeat of the request is recognised: see ``purchase/idempotency``. The key is a keyed hash, unique
     # until ``repeat_until``, and null again once the purchase is known not to be paid.
     Column("repeat_key", LargeBinary(32)),
@@ -129,6 +132,7 @@ purchases = Table(
     Index("ix_purchases_refund", "account_id", "paying_at", sqlite_where=_HAS_REFUND),
     Index("ix_purchases_account", *("account_id", "paying_at", "job_id"), sqlite_where=_HAS_ACCOUNT),
     Index("ix_purchases_key", "key_id", "paying_at", "job_id", sqlite_where=HAS_KEY),
+    Index("ix_purchases_payee", "payee_id", "paying_at", "job_id", sqlite_where=_HAS_PAYEE),
     Index("ix_purchases_updated_at", "updated_at", "job_id"),
 )
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from lcp_gateway.purchase.journal import Intent, PurchaseUpdate, RepeatIdentity
 from lcp_gateway.purchase.money import Charge
-from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.quote import Payee, ProviderSource
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.statements import AnySelect, Parameters, execute_in, execute_many
@@ -31,6 +31,7 @@ _FACTS = (
     "ended_by",
     "received",
     "refund",
+    "earned_msat",
 )
 """The columns beside those of state and charge that an update can change."""
 _CHANGED = ("state", "charge_msat", "refund_undelivered", *_FACTS)
@@ -47,6 +48,7 @@ class PurchaseRow:
     job_id: bytes
     owner: str
     intent_no: int
+    peer_id: str
     key_id: str
     price_msat: int
     fee_cap_msat: int
@@ -61,6 +63,9 @@ class PurchaseRow:
     ended_by: str | None
     received: str | None
     refund: str | None
+    payee_id: str | None
+    commission_ppm: int | None
+    earned_msat: int | None
     state: State = field(init=False)
     updated_at: int | None = None
 
@@ -93,6 +98,14 @@ class PurchaseRow:
             self.unknown_at = at
         elif not TRANSITIONS[state]:
             self.ended_at = at
+
+    def earn(self) -> int:
+        """Return what the owner of the node earns by its delivery, and record it; 0 where the node is no account's."""
+        if self.payee_id is None:
+            return 0
+        payee = Payee(self.peer_id, self.payee_id, self.commission_ppm or 0)
+        self.earned_msat = payee.earned_msat(self.price_msat)
+        return self.earned_msat
 
     def apply(self, update: PurchaseUpdate) -> bool:
         """Fill in values that were not known, and keep those that were; return whether anything was new."""
@@ -229,6 +242,8 @@ def values_of(intent: Intent, number: int, owner: str, at: int) -> dict[str, obj
         "updated_at": at,
         "owner": owner,
         "intent_no": number,
+        "payee_id": None if quote.payee is None else quote.payee.account_id,
+        "commission_ppm": None if quote.payee is None else quote.payee.commission_ppm,
         **_charge_values(intent.charge),
         **_repeat_values(intent.repeat),
     }

@@ -21,7 +21,7 @@ from lcp_gateway.purchase.journal import (
 )
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, Charge, Msat, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.outcome import LOST_BY_CRASH
-from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.quote import Earning, Quote
 from lcp_gateway.purchase.states import TRANSITIONS, State
 from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.database.schema import accounts, budget_spend, keys
@@ -98,11 +98,12 @@ class JournalProblem:
 
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
-    """For each intent, its refusal or None; the problems with updates; and the decisions on refunds."""
+    """For each intent, its refusal or None; the problems with updates; the decisions on refunds, and what nodes earned."""
 
     refusals: Sequence[Refused | None]
     problems: Sequence[JournalProblem]
     refunds: Sequence[RefundDecision] = ()
+    earnings: Sequence[Earning] = ()
 
 
 def _revoked(parameters: Parameters) -> AnySelect:
@@ -165,6 +166,7 @@ class JournalTransaction:
         self._deleted_accounts: frozenset[str] = frozenset()
         self._problems: list[JournalProblem] = []
         self._decisions: list[RefundDecision] = []
+        self._earnings: list[Earning] = []
 
     def write(self, connection: Connection) -> TransactionResult:
         """Write everything in the caller's transaction.
@@ -215,7 +217,7 @@ class JournalTransaction:
         self._counters.write(connection)
         self._refunds.write(connection)
         self._balances.write(connection)
-        return TransactionResult(refusals, self._problems, self._decisions)
+        return TransactionResult(refusals, self._problems, self._decisions, self._earnings)
 
     def _find(self, connection: Connection) -> dict[bytes, PurchaseRow]:
         job_ids = {entry.job_id for entry in self._updates}
@@ -226,7 +228,7 @@ class JournalTransaction:
         for entry in self._updates:
             if entry.state is State.UNDELIVERED and (row := rows.get(entry.job_id)) is not None:
                 kept = entry.update.ending is not None and entry.update.ending.ruling.keeps_charge
-                if row.charge is not None and row.charge.refund_undelivered and not kept:
+                if row.charge is not None and row.charge.refund_undelivered and not kept and row.payee_id is None:
                     yield row.charge.account_id, to_micros(entry.at)
 
     def _apply_updates(self, rows: Mapping[bytes, PurchaseRow]) -> list[PurchaseRow]:
@@ -263,6 +265,8 @@ class JournalTransaction:
             if row.state is State.UNDELIVERED and not stays:
                 row.charge = self._decide_refund(row, row.charge, at)
             self._charge(row, row.charge, held_msat, taken_msat, at)
+        if row.state is State.DELIVERED and not stays:
+            self._earn(row, at)
         return True
 
     def _was_swept(self, entry: UpdateEntry, row: PurchaseRow) -> bool:
@@ -274,10 +278,21 @@ class JournalTransaction:
         account_id, amount_msat = charge.account_id, charge.amount_msat
         if not charge.refund_undelivered or not amount_msat:
             return charge
-        refund = self._refunds.decide(account_id, max(amount_msat, row.counted_msat), at)
+        if row.payee_id is not None:
+            # Nothing was paid for it: the refund is no loss that a limit would have to bound.
+            refund = Refund.GIVEN
+        else:
+            refund = self._refunds.decide(account_id, max(amount_msat, row.counted_msat), at)
         row.refund = refund.value
         self._decisions.append(RefundDecision(row.job_id, account_id, amount_msat, refund))
         return replace(charge, refund_undelivered=refund is Refund.GIVEN)
+
+    def _earn(self, row: PurchaseRow, at: int) -> None:
+        """Credit the owner of the node that delivered, out of what the customer, or the operator's own key, pays for it."""
+        earned_msat = row.earn()
+        if row.payee_id is not None:
+            self._balances.move(row.payee_id, earned_msat, Cause.EARNING, row.job_id.hex(), at)
+            self._earnings.append(Earning(row.peer_id, earned_msat, row.price_msat - earned_msat))
 
     def _charge(self, row: PurchaseRow, charge: Charge, held_msat: int, taken_msat: int, at: int) -> None:
         """Change the balance from the amounts held and taken before to those of the new state."""

@@ -16,6 +16,7 @@ from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import EarlierPurchase, Intent, JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, Refund, RefundDecision
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
+from lcp_gateway.purchase.quote import Earning
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
@@ -85,7 +86,7 @@ class JournalWriter:
     intent, or 50 ms later. To be used on one event loop: ``start`` it there, and ``close`` it at the end.
 
     ``on_problem`` is called with each problem that no caller waits for, ``on_refund`` with each charge that was refunded
-    or withheld by the limits in ``refunds``, ``on_commit`` with the entries and the seconds of each transaction.
+    or withheld by the limits in ``refunds``, ``on_earning`` with what each node of an account earned, ``on_commit`` with the entries and the seconds of each transaction.
     """
 
     def __init__(
@@ -95,10 +96,12 @@ class JournalWriter:
         on_problem: Callable[[JournalProblem], None],
         on_commit: Callable[[int, float], None] = lambda _entries, _seconds: None,
         on_refund: Callable[[RefundDecision], None] = lambda _decision: None,
+        on_earning: Callable[[Earning], None] = lambda _earning: None,
         limits: JournalLimits = DEFAULT_LIMITS,
     ) -> None:
         self._database = database
         self._on_refund = on_refund
+        self._on_earning = on_earning
         self.refunds = NO_REFUND_LIMITS
         self._on_problem = on_problem
         self._on_commit = on_commit
@@ -365,6 +368,8 @@ class JournalWriter:
             self._overdue.popleft()
         for problem in outcome.problems:
             self._report(problem)
+        for earning in outcome.earnings:
+            self._on_earning(earning)
         if outcome.refunds:
             self._report_refunds(updates, outcome.refunds)
 

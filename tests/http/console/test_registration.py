@@ -38,7 +38,11 @@ async def test_a_name_is_enough_the_key_is_shown_once_and_the_browser_is_signed_
         assert found.status == 201
         account, key = found.document["account"], found.document["key"]
         assert (account["name"], account["balance_msat"], account["deleted"]) == ("alice", 0, False)
-        assert (key["key"][:5], key["scopes"], key["account_id"]) == ("lcpg_", ["account", "wallet"], account["id"])
+        assert (key["key"][:5], key["scopes"], key["account_id"]) == (
+            "lcpg_",
+            ["account", "wallet", "withdraw"],
+            account["id"],
+        )
         assert (await one.send("GET", "/api/account")).document == account
         for path in ("/api/session", "/api/account", f"/api/admin/keys/{key['id']}"):
             again = await gateway.ask("GET", path, key["key"] if "admin" not in path else ADMIN_KEY)
