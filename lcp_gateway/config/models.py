@@ -17,6 +17,7 @@ AUTO: Final = "auto"
 MODEL_TYPES: Final = ("chat", "completion", "embedding")
 
 _CAPABILITY = re.compile(r"[a-z0-9_-]{1,32}")
+_REPOSITORY = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}(:[\w.-]{1,40})?", re.ASCII)
 _HOTTEST = 2.0
 
 
@@ -47,6 +48,13 @@ def _parse_limit(value: object) -> int:
     return limit
 
 
+def _parse_repository(value: object) -> str:
+    text = parse_text(value)
+    if text and not _REPOSITORY.fullmatch(text):
+        raise ValueError('must be a repository such as "owner/repo:Q4_K_M"')
+    return text
+
+
 def _parse_model_name(value: object) -> str:
     text = parse_text(value)
     if not text:
@@ -60,6 +68,15 @@ class ModelConfig:
 
     __pydantic_config__: ClassVar[ConfigDict] = ROW_CONFIG
 
+    path: Annotated[
+        parsers.OptionalFile, Field(description="A GGUF file: the gateway runs this model itself, with `llama-server`.")
+    ] = None
+    hf_repo: Annotated[
+        str,
+        Form("repository", "OWNER/REPO:QUANT"),
+        read_by(_parse_repository),
+        Field(description="The same, fetched from Hugging Face by `llama-server`: `owner/repo:Q4_K_M`."),
+    ] = ""
     type: Annotated[
         str,
         Form(", ".join(MODEL_TYPES[:-1]) + " or " + MODEL_TYPES[-1], "TYPE"),
@@ -125,6 +142,8 @@ def _names_fit(models: Mapping[str, ModelConfig]) -> Mapping[str, ModelConfig]:
     for name, model in models.items():
         if name.startswith(AUTO + ":"):
             raise ValueError(f"{name!r:.80} cannot be described: it is a way to choose a model")
+        if model.path and model.hf_repo:
+            raise ValueError(f"{name!r:.80} has a path and a hf_repo: a model has one file")
         if name == AUTO and model != ModelConfig(aliases=model.aliases):
             raise ValueError(f"{AUTO} is no model: it may have nothing but aliases")
         for alias in model.aliases:

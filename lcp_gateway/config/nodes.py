@@ -14,6 +14,12 @@ from lcp_gateway.config.tables import ROW_CONFIG, list_of_tables
 
 ENDPOINTS: Final = ("chat", "responses", "completions", "embeddings")
 
+LOCAL_NODE: Final = "local"
+"""The node that serves the local models: those of the settings that have a file."""
+
+LOCAL_URL: Final = "local:"
+"""Its address until it runs."""
+
 _KEY_CHARACTERS = 4_096
 
 
@@ -23,6 +29,10 @@ def parse_endpoints(value: object) -> tuple[str, ...]:
     if not found or not set(found) <= set(ENDPOINTS):
         raise ValueError(f"must be one or more of {', '.join(ENDPOINTS)}")
     return found
+
+
+def _parse_node_url(value: object) -> str:
+    return LOCAL_URL if value == LOCAL_URL else parse_base_url(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +48,11 @@ class NodeConfig:
     base_url: Annotated[
         str,
         Form("URL", "URL"),
-        read_by(parse_base_url),
-        Field(description="Where its API is; `/v1` is added where it has no path."),
+        read_by(_parse_node_url),
+        Field(
+            description="Where its API is; `/v1` is added where it has no path. `local:` is the server of the local models, "
+            "for the node `local`."
+        ),
     ]
     api_key: Annotated[parsers.BearerKey, Field(description="Its API key, sent as a bearer token.")] = field(
         default="", repr=False
@@ -109,6 +122,8 @@ def with_key_of_file(key: str, path: Path | None, name: str) -> str:
 
 def _names_once(nodes: tuple[NodeConfig, ...]) -> tuple[NodeConfig, ...]:
     names = [node.name for node in nodes]
+    if strange := [node.name for node in nodes if node.base_url == LOCAL_URL and node.name != LOCAL_NODE]:
+        raise ValueError(f"{LOCAL_URL} is the address of the node {LOCAL_NODE!r}, not of {strange[0]!r}")
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"two nodes are called {twice[0]!r}")
     return nodes

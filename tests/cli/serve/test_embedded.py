@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lcp_gateway.cli.serve.embedded import EmbeddedNode, RestartPolicy
+from lcp_gateway.cli.serve.child import RestartPolicy
+from lcp_gateway.cli.serve.embedded import EmbeddedNode
 from lcp_gateway.cli.serve.node_process import NodeOptions
 
 WAIT_S = 120
