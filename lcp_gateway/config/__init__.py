@@ -7,10 +7,12 @@ from lcp_gateway.config.derived import (
     console_problem,
     is_open_to_others,
     known_hosts,
+    local_models,
     markups,
     may_use_proxy,
     model_limits,
     openclaw_id,
+    reachable_nodes,
     serves_console,
     worker_count,
 )
@@ -18,14 +20,16 @@ from lcp_gateway.config.dialin import DialinNodeConfig, JoinBackendConfig
 from lcp_gateway.config.docs import docs_markdown, written
 from lcp_gateway.config.loading import ConfigError, Loaded, load
 from lcp_gateway.config.models import ModelConfig
-from lcp_gateway.config.nodes import NodeConfig
-from lcp_gateway.config.paths import journal_place
+from lcp_gateway.config.nodes import LOCAL_NODE, LOCAL_URL, NodeConfig
+from lcp_gateway.config.paths import journal_place, models_folder
 from lcp_gateway.config.setting import Group, Spec
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import SourceKind, others_may_read
 from lcp_gateway.config.validation import spending_cautions
 
 __all__ = [
+    "LOCAL_NODE",
+    "LOCAL_URL",
     "NODE_CONNECT_PATH",
     "ConfigError",
     "DialinNodeConfig",
@@ -46,12 +50,15 @@ __all__ = [
     "journal_place",
     "known_hosts",
     "load",
+    "local_models",
     "markups",
     "may_use_proxy",
     "model_limits",
+    "models_folder",
     "openclaw_id",
     "others_may_read",
     "parse_host_port",
+    "reachable_nodes",
     "serves_console",
     "specs",
     "spending_cautions",

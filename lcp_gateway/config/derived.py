@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
-from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.models import ModelConfig
+from lcp_gateway.config.nodes import ENDPOINTS, LOCAL_NODE, LOCAL_URL, NodeConfig
 from lcp_gateway.config.parsers import MAX_WORKERS, WORKERS_AUTO
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.constants import NODE_PREFIX
+
+_LOCAL_TIMEOUT_S = 600.0
+"""A local model may have to be loaded first, and computes without a graphics card."""
 
 
 def auth_mode(settings: Settings) -> str:
@@ -76,10 +80,18 @@ def model_limits(settings: Settings) -> tuple[Mapping[str, int], Mapping[str, in
     return {name: limit for name, limit in prices.items() if limit}, totals
 
 
+def local_models(settings: Settings) -> Mapping[str, ModelConfig]:
+    """Return the models that the gateway runs itself, by name."""
+    return {name: model for name, model in settings.models.items() if model.path or model.hf_repo}
+
+
 def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
-    """Return every node of the settings; OpenClaw's is the last where it is enabled."""
+    """Return every node of the settings, with that of local models, and OpenClaw's as the last where it is enabled."""
+    nodes = settings.nodes
+    if local_models(settings) and all(node.name != LOCAL_NODE for node in nodes):
+        nodes = (*nodes, NodeConfig(LOCAL_NODE, LOCAL_URL, timeout_s=_LOCAL_TIMEOUT_S, endpoints=ENDPOINTS))
     if not settings.openclaw_enabled:
-        return settings.nodes
+        return nodes
     openclaw = NodeConfig(
         name=settings.openclaw_node_name,
         base_url=settings.openclaw_base_url,
@@ -89,7 +101,12 @@ def all_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
         owned_by=settings.openclaw_node_name,
         endpoints=("chat",),
     )
-    return (*settings.nodes, openclaw)
+    return (*nodes, openclaw)
+
+
+def reachable_nodes(settings: Settings) -> tuple[NodeConfig, ...]:
+    """Return the nodes that have an address: all but that of local models where its process does not run beside this one."""
+    return tuple(node for node in all_nodes(settings) if node.base_url != LOCAL_URL)
 
 
 def openclaw_id(settings: Settings) -> str | None:

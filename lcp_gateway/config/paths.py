@@ -31,6 +31,11 @@ def _folder(environ: Mapping[str, str], variable: str, otherwise: str) -> Path:
     return found
 
 
+def models_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of what was fetched for local models, and of their logs."""
+    return state_folder(environ) / "models"
+
+
 def journal_place(settings: Settings, environ: Mapping[str, str] = os.environ) -> Path | str | None:
     """Return the journal's place: a file's path, a database URL (perhaps with a password), or ``None`` where it is off."""
     match settings.journal_url:

