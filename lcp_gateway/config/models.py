@@ -77,6 +77,9 @@ class ModelConfig:
         read_by(_parse_repository),
         Field(description="The same, fetched from Hugging Face by `llama-server`: `owner/repo:Q4_K_M`."),
     ] = ""
+    llama_server_args: Annotated[
+        parsers.Names, Field(description="Further arguments of its `llama-server`, after those of the setting.")
+    ] = ()
     type: Annotated[
         str,
         Form(", ".join(MODEL_TYPES[:-1]) + " or " + MODEL_TYPES[-1], "TYPE"),

@@ -50,7 +50,11 @@ exit $code
 
 
 class LoadFailed(Exception):
-    """A model could not be loaded; the text says why, in one line, and where the log is."""
+    """A model could not be loaded; the text says why, in one line. ``log_path`` is for the operator, not for clients."""
+
+    def __init__(self, message: str, log_path: Path | None = None) -> None:
+        super().__init__(message)
+        self.log_path = log_path
 
 
 class LlamaServer:
@@ -64,7 +68,7 @@ class LlamaServer:
         self._session = session
         self._on_exit = on_exit
         self._folder = Path(options.folder)
-        self._log_path = self._folder / f"{_file_name(model.name)}.log"
+        self.log_path = self._folder / f"{_file_name(model.name)}.log"
         self._key = secrets.token_urlsafe(32)
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -108,7 +112,7 @@ class LlamaServer:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._port = _free_port()
         key_path = self._folder / f"{_file_name(self.model.name)}.key"
-        log = os.open(self._log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
+        log = os.open(self.log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
             _write_private(key_path, self._key)
             self._process = await asyncio.create_subprocess_exec(
@@ -127,8 +131,8 @@ class LlamaServer:
             while not await self._healthy():
                 if not self.running:
                     raise LoadFailed(
-                        f"llama-server ended with code {self._process.returncode} while it loaded "
-                        f"{self.model.name!r:.80}; its log is {self._log_path}"
+                        f"llama-server ended with code {self._process.returncode} while it loaded {self.model.name!r:.80}",
+                        self.log_path,
                     )
                 await asyncio.sleep(_POLL_S)
         finally:
@@ -153,8 +157,8 @@ class LlamaServer:
     def bound_log(self) -> None:
         """Empty the log if it is long; the process appends, so it goes on at the beginning."""
         with contextlib.suppress(OSError):
-            if self._log_path.stat().st_size > LOG_BYTES_MAX:
-                os.truncate(self._log_path, 0)
+            if self.log_path.stat().st_size > LOG_BYTES_MAX:
+                os.truncate(self.log_path, 0)
 
     def _command(self, key_path: Path) -> list[str]:
         model, options = self.model, self._options
@@ -166,6 +170,7 @@ class LlamaServer:
             *(("--ctx-size", str(model.context_length)) if model.context_length else ()),
             *(("--embeddings",) if model.type == "embedding" else ()),
             *options.arguments,
+            *model.arguments,
         ]
 
     async def _healthy(self) -> bool:

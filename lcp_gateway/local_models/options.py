@@ -25,6 +25,8 @@ class LocalModel:
     """``chat``, ``completion`` or ``embedding``; empty for chat."""
     context_length: int = 0
     """In tokens; 0 leaves it to the model."""
+    arguments: tuple[str, ...] = ()
+    """Further arguments of its ``llama-server``, after those for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,9 @@ class LocalModelOptions:
     def from_json(cls, text: str) -> "LocalModelOptions":
         """Read what ``to_json`` wrote."""
         fields: dict[str, Any] = json.loads(text)
-        fields["models"] = tuple(LocalModel(**model) for model in fields["models"])
+        fields["models"] = tuple(
+            LocalModel(**{**model, "arguments": tuple(model["arguments"])}) for model in fields["models"]
+        )
         fields["arguments"] = tuple(fields["arguments"])
         return cls(**fields)
 

@@ -17,6 +17,8 @@ _MIB = 1024 * 1024
 _TICK_S = 1.0
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 60.0
+_SETTLED_S = 30.0
+_STOPPING_S = 5.0
 # While one model is never idle, another that waits for its place would wait for ever: after this long, new requests to
 # loaded models wait too.
 _PATIENCE_S = 15.0
@@ -38,12 +40,21 @@ class _Place:
 
     model: LocalModel
     server: LlamaServer | None = None
-    loading: asyncio.Task[None] | None = None
+    loading: asyncio.Task[str] | None = None
+    """Its result is why it failed, or empty."""
     users: int = 0
+    waiters: int = 0
     last_used: float = 0.0
+    loaded_at: float = 0.0
     failures: int = 0
+    """In a row; a run of ``_SETTLED_S`` ends the row."""
     retry_at: float = 0.0
     why: str = ""
+    """Why the last try failed; empty where it did not."""
+
+    @property
+    def idle(self) -> bool:
+        return self.server is not None and not self.users and not self.waiters
 
     @property
     def state(self) -> str:
@@ -51,7 +62,7 @@ class _Place:
             return "loading"
         if self.server is not None:
             return "loaded"
-        return "failed" if self.failures else "unloaded"
+        return "failed" if self.why else "unloaded"
 
 
 class ModelPool:
@@ -75,7 +86,6 @@ class ModelPool:
         self._changed = asyncio.Condition()
         self._waiting_since: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
 
     def states(self) -> dict[str, str]:
         """Return for each model ``unloaded``, ``loading``, ``loaded`` or ``failed``."""
@@ -115,7 +125,7 @@ class ModelPool:
         for place in self._places.values():
             if place.server is not None:
                 place.server.bound_log()
-                if idle_s and not self._options.preload and not place.users and now - place.last_used >= idle_s:
+                if idle_s and place.idle and not self._options.preload and now - place.last_used >= idle_s:
                     await self._unload(place)
         if self._options.preload:
             for place in self._places.values():
@@ -125,7 +135,6 @@ class ModelPool:
 
     async def close(self) -> None:
         """End every process."""
-        self._closed = True
         for place in self._places.values():
             if place.loading is not None:
                 place.loading.cancel()
@@ -145,18 +154,23 @@ class ModelPool:
             if place.loading is None and (pause_s := place.retry_at - self._clock()) > 0:
                 raise Unavailable(place.why, pause_s)
             loading = place.loading or self._begin(place)
-            # Others may wait for the same loading, and it goes on when this client leaves.
-            await asyncio.wait({loading})
-            if place.server is None and place.failures:
-                raise Unavailable(place.why, max(1.0, place.retry_at - self._clock()))
-            if self._closed:
-                raise Unavailable("the server of local models is stopping", 5.0)
+            # Others may wait for the same loading, and it goes on when this client leaves. Who waits counts as a user: else
+            # two models could take each other's place without anybody having used them.
+            place.waiters += 1
+            try:
+                await asyncio.wait({loading})
+            finally:
+                place.waiters -= 1
+            if loading.cancelled():
+                raise Unavailable("the server of local models is stopping", _STOPPING_S)
+            if why := loading.result():
+                raise Unavailable(why, max(1.0, place.retry_at - self._clock()))
 
-    def _begin(self, place: _Place) -> asyncio.Task[None]:
+    def _begin(self, place: _Place) -> asyncio.Task[str]:
         place.loading = asyncio.create_task(self._load(place), name="load_model")
         return place.loading
 
-    async def _load(self, place: _Place) -> None:
+    async def _load(self, place: _Place) -> str:
         name = place.model.name
         server = self._server_of(place.model, lambda: self._ended(place, server))
         started = self._clock()
@@ -165,17 +179,20 @@ class ModelPool:
             _log.info("loading %r", name)
             await server.start()
         except LoadFailed as error:
-            self._failed(place, str(error))
+            self._failed(place, str(error), error.log_path)
             await server.stop()
+            return str(error)
         except BaseException:
             await asyncio.shield(server.stop())
             raise
         else:
-            if server.running:
-                place.server, place.last_used, place.failures = server, self._clock(), 0
-            else:
-                self._failed(place, f"llama-server ended as soon as it had loaded {name!r:.80}")
+            if not server.running:
+                self._failed(place, f"llama-server ended as soon as it had loaded {name!r:.80}", server.log_path)
+                return place.why
+            place.server, place.why = server, ""
+            place.last_used = place.loaded_at = self._clock()
             _log.info("loaded %r in %.1f s", name, self._clock() - started)
+            return ""
         finally:
             place.loading = None
             self._notify()
@@ -192,7 +209,7 @@ class ModelPool:
         self._waiting_since[place.model.name] = self._clock()
         try:
             while not self._fits(place, size, bound):
-                idle = [other for other in self._places.values() if other.server is not None and not other.users]
+                idle = [other for other in self._places.values() if other.idle]
                 if idle:
                     await self._unload(min(idle, key=lambda other: other.last_used))
                     continue
@@ -227,15 +244,21 @@ class ModelPool:
         """A process has ended: by ``_unload``, which took it out before, or by itself."""
         if place.server is server:
             place.server = None
-            self._failed(place, f"llama-server of {place.model.name!r:.80} ended by itself")
+            self._failed(place, f"llama-server of {place.model.name!r:.80} ended by itself", server.log_path)
             self._notify()
 
-    def _failed(self, place: _Place, why: str) -> None:
-        pause_s = min(_FIRST_PAUSE_S * 2.0**place.failures, _LONGEST_PAUSE_S)
+    def _failed(self, place: _Place, why: str, log_path: Path | None = None) -> None:
+        now = self._clock()
+        if place.loaded_at and now - place.loaded_at >= _SETTLED_S:
+            place.failures = 0
+        # The first time at once: one that worked for long may well do so again.
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** (place.failures - 1), _LONGEST_PAUSE_S) if place.failures else 0.0
         place.failures += 1
-        place.retry_at = self._clock() + pause_s
+        place.loaded_at = 0.0
+        place.retry_at = now + pause_s
         place.why = why
-        _log.warning("%s; it is tried again in %g s at the earliest", why, pause_s)
+        where = f"; its log is {log_path}" if log_path else ""
+        _log.warning("%s%s; it is tried again in %g s at the earliest", why, where, pause_s)
 
     def _notify(self) -> None:
         async def tell() -> None:

@@ -25,7 +25,9 @@ def local_model_options(settings: Settings) -> LocalModelOptions:
     """
     folder = models_folder()
     models = [
-        LocalModel(name, str(model.path or ""), model.hf_repo, model.type, model.context_length)
+        LocalModel(
+            name, str(model.path or ""), model.hf_repo, model.type, model.context_length, model.llama_server_args
+        )
         for name, model in local_models(settings).items()
     ]
     if settings.local_model:
