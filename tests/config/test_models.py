@@ -91,7 +91,7 @@ def test_every_problem_names_its_place(problems_of):
         temperature = 1
 
         [models.gpt]
-        path = "./models/gpt.gguf"
+        file = "./models/gpt.gguf"
 
         [models.""]
         """
@@ -101,10 +101,10 @@ def test_every_problem_names_its_place(problems_of):
             "type", "context_length", "dimensions", "params_b", "capabilities", "owned_by", "aliases",
             "max_price_msat", "max_total_msat", "default_temperature", "default_max_tokens", "temperature",
         )),
-        "models.gpt.path",
+        "models.gpt.file",
         'models[""]',
     ]  # fmt: skip
-    assert "models.gpt.path: unknown key" in found
+    assert "models.gpt.file: unknown key" in found
     assert any(problem.endswith(".temperature: unknown key; did you mean default_temperature?") for problem in found)
 
 

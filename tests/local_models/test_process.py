@@ -44,18 +44,18 @@ def family(pid):
 
 
 def alive(processes):
-    gone, left = psutil.wait_procs(processes, timeout=30)
+    _, left = psutil.wait_procs(processes, timeout=30)
     return left
 
 
 def ask(models, path="/chat/completions", key=None, **body):
-    request = urllib.request.Request(  # noqa: S310 - our own server
+    request = urllib.request.Request(
         models.base_url + path,
         json.dumps(body).encode() if body else None,
         {"authorization": f"Bearer {key or models.api_key}", "content-type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own server
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -91,12 +91,12 @@ def test_what_cannot_be_served_is_said_in_openais_shape(running):
 
 
 def test_a_killed_server_is_started_again_and_its_answer_in_between_is_cut(running):
-    request = urllib.request.Request(  # noqa: S310 - our own server
+    request = urllib.request.Request(
         running.base_url + "/chat/completions",
         json.dumps({"model": "slow", "stream": True}).encode(),
         {"authorization": f"Bearer {running.api_key}"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.readline().startswith(b"data:")
         for process in family(running.pid):
             with contextlib.suppress(psutil.Error):
