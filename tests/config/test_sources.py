@@ -162,6 +162,8 @@ def needed_beside(name, existing):
         extra |= {"LCP_GATEWAY_EMBEDDED": "1"}
     if name in {"admin_key", "l402", "l402_secret", "registration", "withdrawals", "dialin_accounts"}:
         extra |= {"LCP_GATEWAY_AUTH": "accounts"}
+    if name == "local_model":
+        extra |= {"LCP_GATEWAY_EMBEDDED": "1"}
     if name == "openclaw_enabled":
         extra |= {"LCP_GATEWAY_OPENCLAW_BASE_URL": "http://claw"}
     return extra
@@ -233,6 +235,13 @@ EXAMPLES = {
     "join_refresh_s": ("1m", 60.0),
     "join_drain_s": ("1m", 60.0),
     "join_allow_plain": ("true", True),
+    "llama_server": ("/opt/llama-server", "/opt/llama-server"),
+    "llama_server_args": ("-ngl, 99", ("-ngl", "99")),
+    "local_models_loaded_max": ("3", 3),
+    "local_models_memory_mib": ("8000", 8_000),
+    "local_models_idle_s": ("1m", 60.0),
+    "local_models_preload": ("true", True),
+    "local_model": ("true", True),
     "openclaw_enabled": ("true", True),
     "openclaw_base_url": ("http://claw:3000/", "http://claw:3000/v1"),
     "openclaw_api_key": ("hush", "hush"),
