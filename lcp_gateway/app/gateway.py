@@ -33,6 +33,7 @@ from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.response import ResponseWriter
+from lcp_gateway.http.openapi.document import PATH as API_DESCRIPTION
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.held_quotes import HeldQuotes
 from lcp_gateway.purchase.idempotency import IdempotencyCache
@@ -55,7 +56,9 @@ from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.sources import MergedCatalog
 
 # A node that dials in has a token of its own, which its route checks.
-OPEN_PATHS = frozenset({"/", "/v1", "/v1/", "/healthz", "/readyz", NODE_CONNECT, *CONSOLE_PATHS, *OPEN_ROUTES})
+OPEN_PATHS = frozenset(
+    {"/", "/v1", "/v1/", "/healthz", "/readyz", API_DESCRIPTION, NODE_CONNECT, *CONSOLE_PATHS, *OPEN_ROUTES}
+)
 # How long a client may go on reading after its provider's time is over.
 _RELAY_SLACK_S = 5.0
 

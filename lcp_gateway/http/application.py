@@ -36,6 +36,7 @@ from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.responses import ResponseRoutes
+from lcp_gateway.http.openapi.document import ApiDescription
 from lcp_gateway.purchase.order import TaskKind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -101,6 +102,8 @@ def build_application(
     # Bounded by the handlers themselves, once they have read the body.
     if routes.wallet is not None:
         app.router.add_post("/api/wallet/topups", routes.wallet.top_up)
+        # Bounded by each use of the database.
+        app.router.add_get("/api/wallet/transactions", routes.wallet.transactions)
     if routes.withdrawals is not None:
         app.router.add_post("/api/wallet/withdrawals", routes.withdrawals.create)
     if routes.console.registration is not None:
@@ -111,6 +114,7 @@ def build_application(
     _add_connections(app, routes)
     if with_metrics:
         app.router.add_get("/metrics", routes.health.metrics)
+    ApiDescription().add_to(app)
     return app
 
 
@@ -216,7 +220,6 @@ def _wallet_table(wallet: WalletRoutes) -> Table:
         ("GET", f"{base}/topups/{{id}}", wallet.topup),
         ("POST", f"{base}/topups/{{id}}/demo-payment", wallet.pay_for_demo),
         ("GET", f"{base}/topups/{{id}}/qr.{{form:svg|png}}", wallet.qr_code),
-        ("GET", f"{base}/transactions", wallet.transactions),
     )
 
 

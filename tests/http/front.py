@@ -4,6 +4,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from types import MappingProxyType, SimpleNamespace
 
 from aiohttp import DummyCookieJar, web
@@ -31,9 +32,11 @@ from lcp_gateway.http.gateway.l402 import L402Routes
 from lcp_gateway.http.gateway.overview import OverviewRoutes, OverviewSources
 from lcp_gateway.http.gateway.providers import ProviderRoutes, ProviderSources
 from lcp_gateway.http.gateway.purchases import PurchaseRoutes
+from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.usage import BudgetRoutes, UsageRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.middleware import RequestMiddleware
+from lcp_gateway.http.openapi.document import PATH as API_DESCRIPTION
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import RefundLimits
 from lcp_gateway.purchase.order import TaskKind
@@ -41,12 +44,14 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.store.accounts.refunds import Refunds
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.journal.changes import ChangedRows
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.resolutions import ManualResolutions
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
+from tests.http.described import DescribedApi
 from tests.store.journals import PEER
 
 ADMIN_KEY = "boss-of-it-all"
@@ -64,6 +69,10 @@ NODES = {"pet": SimpleNamespace(up=True, problem=""), "away": SimpleNamespace(up
 PAGE = "https://page.example"
 
 
+SHOWN = b'{"key_id": '
+"""Begins what ``show_caller`` returns."""
+
+
 async def show_caller(request: web.Request) -> web.Response:
     """Return the authenticated caller."""
     caller = request[CONTEXT].caller
@@ -75,6 +84,11 @@ async def report_health() -> dict[str, object]:
     return {"status": "ready", "reasons": [], "jobs_in_flight": 0}
 
 
+def path_is_odd(path) -> bool:
+    """Return whether a path is written as no client that goes by the description would."""
+    return not isinstance(path, str) or "%" in path
+
+
 class Front:
     """A client of a gateway with accounts."""
 
@@ -82,6 +96,8 @@ class Front:
         self.bank = bank
         self.client = client
         self.l402 = l402
+        # Each response is held against the description of the routes, where the validator is installed.
+        self.api = DescribedApi(client.server.app) if find_spec("jsonschema_rs") else None
 
     async def ask(self, method: str, path: str, key: str | None = ADMIN_KEY, **more):
         """Send a request; return the response with its status, its headers and its JSON document."""
@@ -90,6 +106,8 @@ class Front:
             headers.setdefault("Authorization", f"Bearer {key}")
         async with self.client.request(method, path, headers=headers, **more) as response:
             body = await response.read()
+            if self.api is not None and not path_is_odd(path) and not body.startswith(SHOWN):
+                self.api.check(method, str(path), response.status, response.content_type, body)
             is_json = response.content_type == "application/json"
             return SimpleNamespace(
                 status=response.status,
@@ -209,6 +227,7 @@ async def front(
             on_key_change=key_sync.refresh,
             read_timeout_s=5,
         ),
+        refunds=RefundRoutes(Refunds(bank.database), on_decision=lambda _decision: None, read_timeout_s=5),
         keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.refresh, read_timeout_s=5),
     )
     authenticator = AccountAuthenticator(
@@ -227,7 +246,7 @@ async def front(
         guard=BrowserGuard(cors),
         metrics=metrics,
         log=log,
-        open_paths=frozenset({"/healthz"}) if settings is None else OPEN_PATHS,
+        open_paths=frozenset({"/healthz", API_DESCRIPTION}) if settings is None else OPEN_PATHS,
         max_header_bytes=16_384,
         unavailable=(DatabaseUnavailable,),
     )

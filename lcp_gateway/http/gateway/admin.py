@@ -1,7 +1,7 @@
 """/api/admin: accounts, adjustments, statements, the audit and the administrators' log."""
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -15,7 +15,7 @@ from lcp_gateway.accounts.documents import (
     csv_line,
     line_document,
 )
-from lcp_gateway.accounts.models import Account, StatementLine
+from lcp_gateway.accounts.models import Account, Statement, StatementLine
 from lcp_gateway.accounts.repositories import AccountRepository, AdminLogRepository, LedgerRepository
 from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
@@ -115,7 +115,9 @@ class AdminRoutes:
         """Serve GET /api/admin/accounts/{id}/statement: JSON in pages, or with ``format=csv`` all of it."""
         account = await self._find(request)
         if request.query.get("format", "json") == "csv":
-            return await self._statement_csv(request, account)
+            return await statement_csv(
+                request, lambda after: self._ledger.statement(account.id, limit=_PAGE, after=after), account.id
+            )
         limit, after = read_numbered_page(request)
         found = await self._ledger.statement(account.id, limit=limit, after=after)
         return list_response(map(statement_line, found.lines), found.after)
@@ -144,32 +146,28 @@ class AdminRoutes:
             raise ApiError(404, "there is no such account", code="account_not_found", param="id")
         return account
 
-    async def _statement_csv(self, request: web.Request, account: Account) -> web.StreamResponse:
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/csv; charset=utf-8",
-                "Content-Disposition": f'attachment; filename="{account.id}.csv"',
-            }
-        )
-        close_if_http10(request, response)
-        await response.prepare(request)
-        await response.write(csv_line(LINE_FIELDS))
-        async for line in self._lines(account.id):
-            await response.write(csv_line(statement_line(line).values()))
-        await response.write_eof()
-        return response
 
-    async def _lines(self, account_id: str) -> AsyncIterator[StatementLine]:
-        after: int | None = None
-        count = 0
-        while count < _CSV_LINES:
-            page = await self._ledger.statement(account_id, limit=_PAGE, after=after)
-            for line in page.lines:
-                yield line
-            count += len(page.lines)
-            after = page.after
-            if after is None:
-                return
+async def statement_csv(
+    request: web.Request, read: Callable[[int | None], Awaitable[Statement]], name: str
+) -> web.StreamResponse:
+    """Return an account's statement as a file; ``read`` returns the page behind a line."""
+    # Before the response begins: an error of the database can still become one.
+    page = await read(None)
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/csv; charset=utf-8", "Content-Disposition": f'attachment; filename="{name}.csv"'}
+    )
+    close_if_http10(request, response)
+    await response.prepare(request)
+    await response.write(csv_line(LINE_FIELDS))
+    count = 0
+    while True:
+        await response.write(b"".join(csv_line(statement_line(line).values()) for line in page.lines))
+        count += len(page.lines)
+        if page.after is None or count >= _CSV_LINES:
+            break
+        page = await read(page.after)
+    await response.write_eof()
+    return response
 
 
 def statement_line(line: StatementLine) -> dict[str, object]:

@@ -5,6 +5,7 @@ moment, and are then refused with 429, so that a flood of one caller takes no da
 """
 
 import asyncio
+import functools
 import ipaddress
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -130,6 +131,7 @@ class ApiLimits:
     def bounded(self, handler: Handler) -> Handler:
         """Return a handler that runs within the limits of its request's caller."""
 
+        @functools.wraps(handler)
         async def run(request: web.Request) -> web.StreamResponse:
             async with self.turn(request):
                 return await handler(request)

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from lcp_gateway.accounts.documents import balance_document, topup_document
-from lcp_gateway.accounts.models import Topup, TopupState
+from lcp_gateway.accounts.models import Statement, Topup, TopupState
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, Wallet
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.http.error_mapping import account_errors
@@ -20,8 +20,11 @@ from lcp_gateway.http.fields import (
     read_page,
     unix_time,
 )
-from lcp_gateway.http.gateway.admin import statement_line
+from lcp_gateway.http.gateway.admin import statement_csv, statement_line
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller
+
+# Lines of a statement that one read of the database returns.
+_PAGE = 500
 
 
 class WalletRoutes:
@@ -106,10 +109,19 @@ class WalletRoutes:
         page = await self._wallet.topups(account_of(request), limit=limit, after=after or None)
         return list_response(map(_topup, page.items), page.after)
 
-    async def transactions(self, request: web.Request) -> web.Response:
-        """Serve GET /api/wallet/transactions."""
+    async def transactions(self, request: web.Request) -> web.StreamResponse:
+        """Serve GET /api/wallet/transactions: JSON in pages, or with ``format=csv`` all of it."""
+        account_id = account_of(request)
+        if request.query.get("format", "json") == "csv":
+
+            async def read(after: int | None) -> Statement:
+                async with self._api_limits.turn(request):
+                    return await self._wallet.statement(account_id, limit=_PAGE, after=after)
+
+            return await statement_csv(request, read, "transactions")
         limit, after = read_numbered_page(request)
-        statement = await self._wallet.statement(account_of(request), limit=limit, after=after)
+        async with self._api_limits.turn(request):
+            statement = await self._wallet.statement(account_id, limit=limit, after=after)
         return list_response(map(statement_line, statement.lines), statement.after)
 
     async def _find(self, request: web.Request) -> Topup:

@@ -251,6 +251,8 @@ async def test_a_request_that_lasts_learns_that_its_session_or_key_is_over(signe
     from lcp_gateway.http.context import CONTEXT
 
     gateway, one = signed_in
+    # The handler below is no route that is described.
+    gateway.api = None
     asked = []
 
     async def lasting(request: web.Request) -> web.Response:
