@@ -64,9 +64,11 @@ class Backend:
         await request.read()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for chunk in self._chunks:
-            await response.write(chunk)
-            await asyncio.sleep(self._pause_s)
+        # Clients leave in the middle when a turn is over.
+        with contextlib.suppress(ConnectionError):
+            for chunk in self._chunks:
+                await response.write(chunk)
+                await asyncio.sleep(self._pause_s)
         return response
 
 
