@@ -103,7 +103,13 @@ async def open_runtime(
         lambda error: log.error("work after a request failed", exc_info=error),
     )
     dialin = dialin_parts(
-        settings, model_registry(settings), accounts=access.nodes(), metrics=metrics, start=short_tasks.start, log=log
+        settings,
+        model_registry(settings),
+        accounts=access.nodes(),
+        place=(0, 1) if link is None else (link.boot.place, link.boot.workers),
+        metrics=metrics,
+        start=short_tasks.start,
+        log=log,
     )
     stack.push_async_callback(dialin.hub.close)
     observer.on_node_end = dialin.hub.ended

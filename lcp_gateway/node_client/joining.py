@@ -1,6 +1,7 @@
 """Keeps a node joined: dials in, serves, and dials in again with back-off and jitter."""
 
 import asyncio
+import contextlib
 import random
 import secrets
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from lcp_gateway.node_client.options import JoinOptions
 from lcp_gateway.node_client.session import Session, SessionOver
 from lcp_gateway.node_client.statistics import Statistics
 from lcp_gateway.node_protocol.frames import MAX_FRAME_BYTES
-from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Hello
+from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Hello, Welcome
 
 _CONNECT_TIMEOUT_S: Final = 15.0
 _LONGEST_PAUSE_S: Final = 15.0
@@ -34,7 +35,7 @@ def pause_s(failures: int, chance: float) -> float:
 
 
 class Joiner:
-    """Keeps one node joined to its gateway until ``stop`` is set."""
+    """Keeps one node joined to its gateway until ``stop`` is set, with a connection to each of the gateway's workers."""
 
     def __init__(
         self,
@@ -51,8 +52,15 @@ class Joiner:
         self._log = log
         self._chance = chance
         self._instance = secrets.token_hex(8)
-        self._session: Session | None = None
+        self._room = asyncio.Semaphore(options.concurrent)
+        self._sessions: dict[int, Session] = {}
         self._was_welcome = False
+        self._workers = 1
+        # One dials at a time: the next one says to which workers the others are connected.
+        self._dialling = asyncio.Lock()
+        self._lines: dict[int, asyncio.Task[None]] = {}
+        self._refusal: CannotJoin | None = None
+        self._refused = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set and the running requests have ended.
@@ -65,46 +73,47 @@ class Joiner:
             self._log.warning("no model was found yet", looked_at=self._catalog.where())
         refreshing = asyncio.create_task(self._refresh())
         stopping = asyncio.create_task(stop.wait())
-        serving = asyncio.create_task(self._serve())
+        refused = asyncio.create_task(self._refused.wait())
+        self._open_lines()
         try:
-            await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
-            if serving.done():
-                serving.result()
-            elif self._session is not None:
-                self._tell("draining")
-                await self._session.drain(self._options.drain_s)
+            await asyncio.wait({stopping, refused}, return_when=asyncio.FIRST_COMPLETED)
+            if self._refusal is not None:
+                raise self._refusal
+            self._tell("draining")
+            await asyncio.gather(*(one.drain(self._options.drain_s) for one in self._sessions.values()))
         finally:
-            for task in (refreshing, stopping, serving):
+            tasks = [refreshing, stopping, refused, *self._lines.values()]
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(refreshing, stopping, serving, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._catalog.close()
 
-    async def _serve(self) -> None:
-        failures = 0
-        while True:
-            wait_s, failed = await self._once()
-            failures = failures + 1 if failed else 0
-            wait_s = max(wait_s * (0.5 + self._chance()), pause_s(max(failures, 1), self._chance()))
-            await asyncio.sleep(wait_s)
+    def _open_lines(self) -> None:
+        for line in range(self._workers):
+            if line not in self._lines:
+                self._lines[line] = asyncio.create_task(self._keep(line))
 
-    async def _once(self) -> tuple[float, bool]:
-        """Dial and serve once; return how long the gateway asks to wait, and whether the node was not even welcome."""
-        self._tell("dialling")
-        session = None
+    async def _keep(self, line: int) -> None:
+        """Keep one connection: the first one always, the others for as many workers as the gateway has."""
+        failures = 0
         try:
-            async with self._http() as http, await self._dial(http) as socket:
-                session = self._session = Session(socket, self._hello(), self._catalog, self._statistics, self._log)
-                await session.run()
-            # It has drained.
-            await asyncio.Event().wait()
-        except SessionOver as over:
-            self._was_welcome |= session is not None and session.was_welcome
-            goodbye = over.goodbye
-            if goodbye is not None and goodbye.reconnect_after_s < 0:
-                raise CannotJoin(f"the gateway sent this node away ({goodbye.reason}): {goodbye.message}") from None
-            self._tell("disconnected", problem=goodbye.reason if goodbye is not None else over.problem)
-            is_failure = session is None or not session.was_welcome
-            return (0.0 if goodbye is None else goodbye.reconnect_after_s), is_failure
+            while line < self._workers:
+                wait_s, failed = await self._once(line)
+                failures = failures + 1 if failed else 0
+                wait_s = max(wait_s * (0.5 + self._chance()), pause_s(max(failures, 1), self._chance()))
+                await asyncio.sleep(wait_s)
+        except CannotJoin as error:
+            self._refusal = error
+            self._refused.set()
+        finally:
+            self._lines.pop(line, None)
+
+    async def _once(self, line: int) -> tuple[float, bool]:
+        """Dial and serve once; return how long the gateway asks to wait, and whether the node was not even welcome."""
+        if line == 0:
+            self._tell("dialling")
+        try:
+            return await self._serve(line)
         except aiohttp.WSServerHandshakeError as error:
             if error.status in _REFUSALS:
                 problem = f"the gateway refuses this node with HTTP status {error.status}{_hint(error.status)}"
@@ -116,9 +125,57 @@ class Joiner:
             self._tell("waiting", problem=f"the gateway answers with HTTP status {error.status}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             self._tell("waiting", problem=f"the gateway cannot be reached: {type(error).__name__}")
-        finally:
-            self._session = None
         return 0.0, True
+
+    async def _serve(self, line: int) -> tuple[float, bool]:
+        session = None
+        await self._dialling.acquire()
+        dialled = False
+
+        def settled() -> None:
+            nonlocal dialled
+            if not dialled:
+                dialled = True
+                self._dialling.release()
+
+        def welcomed(welcome: Welcome) -> None:
+            settled()
+            self._was_welcome, self._workers = True, welcome.workers
+            self._open_lines()
+
+        try:
+            async with self._http() as http, await self._dial(http) as socket:
+                session = self._sessions[line] = Session(
+                    socket,
+                    self._hello(line),
+                    self._catalog,
+                    self._statistics,
+                    self._log,
+                    room=self._room,
+                    on_welcome=welcomed,
+                )
+                await session.run()
+            # It has drained.
+            await asyncio.Event().wait()
+        except SessionOver as over:
+            return self._ended(line, session, over)
+        finally:
+            settled()
+            self._sessions.pop(line, None)
+        return 0.0, True
+
+    def _ended(self, line: int, session: Session | None, over: SessionOver) -> tuple[float, bool]:
+        goodbye = over.goodbye
+        if goodbye is not None and goodbye.reason == "already_here":
+            # It is a matter of chance which worker takes the next connection.
+            return 0.0, False
+        others = {one.worker for number, one in self._sessions.items() if number != line}
+        is_ours = session is not None and session.worker in others
+        if goodbye is not None and goodbye.reconnect_after_s < 0 and not is_ours:
+            raise CannotJoin(f"the gateway sent this node away ({goodbye.reason}): {goodbye.message}") from None
+        self._tell("disconnected", problem=goodbye.reason if goodbye is not None else over.problem)
+        is_failure = session is None or not session.was_welcome
+        return (0.0 if goodbye is None else max(goodbye.reconnect_after_s, 0.0)), is_failure
 
     async def _dial(self, http: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
@@ -140,7 +197,7 @@ class Joiner:
             headers={"User-Agent": f"lcp-gateway/{__version__}"},
         )
 
-    def _hello(self) -> Hello:
+    def _hello(self, line: int) -> Hello:
         options = self._options
         return Hello(
             name=options.name,
@@ -149,6 +206,7 @@ class Joiner:
             models=self._catalog.models,
             concurrent=options.concurrent,
             request_bytes=options.request_bytes,
+            held=tuple(one.worker for number, one in self._sessions.items() if number != line and one.worker >= 0),
         )
 
     async def _refresh(self) -> None:
@@ -159,11 +217,9 @@ class Joiner:
             if not await self._catalog.refresh():
                 continue
             self._log.info("models", models=[model.id for model in self._catalog.models])
-            if self._session is not None:
-                try:
-                    await self._session.send_models()
-                except ConnectionError:
-                    continue
+            for session in tuple(self._sessions.values()):
+                with contextlib.suppress(ConnectionError):
+                    await session.send_models()
 
     def _tell(self, state: str, *, problem: str = "") -> None:
         said = f"{state}: {problem}" if problem else state

@@ -15,7 +15,7 @@ from lcp_gateway.node_client.backend import Backend, BackendFailed
 from lcp_gateway.node_client.catalog import ModelCatalog
 from lcp_gateway.node_client.statistics import Statistics
 from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, Dead, Heartbeat
-from lcp_gateway.node_protocol.messages import End, Failure, Goodbye, Head, Hello, ProtocolError, Request
+from lcp_gateway.node_protocol.messages import End, Failure, Goodbye, Head, Hello, ProtocolError, Request, Welcome
 from lcp_gateway.node_protocol.node_side import (
     CANCELLED,
     Cancelled,
@@ -50,7 +50,10 @@ class SessionOver(Exception):
 
 
 class Session:
-    """Serves requests over one WebSocket until that ends. ``leaving`` is set when the node is to drain."""
+    """Serves requests over one WebSocket until that ends.
+
+    ``room`` bounds what the node works on at once over all its connections. ``on_welcome`` is called with the welcome.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,8 @@ class Session:
         statistics: Statistics,
         log: FilteringBoundLogger,
         *,
+        room: asyncio.Semaphore,
+        on_welcome: Callable[[Welcome], None] = lambda _welcome: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._socket = socket
@@ -67,6 +72,8 @@ class Session:
         self._catalog = catalog
         self._statistics = statistics
         self._log = log
+        self._room = room
+        self._on_welcome = on_welcome
         self._clock = clock
         self._heart = Heartbeat(_WELCOME_WITHIN_S / 3, clock())
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -76,6 +83,7 @@ class Session:
         self._idle = asyncio.Event()
         self._idle.set()
         self.was_welcome = False
+        self.worker = -1
 
     async def run(self) -> None:
         """Serve; returns once the node has drained.
@@ -179,12 +187,18 @@ class Session:
             case Pinged(answer=answer):
                 await self._socket.send_bytes(answer)
             case Welcomed(welcome=welcome):
-                self.was_welcome = True
+                self.was_welcome, self.worker = True, welcome.worker
+                self._on_welcome(welcome)
                 self._heart = Heartbeat(welcome.heartbeat_s, self._clock())
                 self._statistics.node_id, self._statistics.state = welcome.node_id, "connected"
                 self._statistics.connections += 1
                 self._statistics.on_change()
-                self._log.info("joined", node=welcome.node_id, commission_percent=welcome.commission_ppm / 10_000)
+                self._log.info(
+                    "joined",
+                    node=welcome.node_id,
+                    commission_percent=welcome.commission_ppm / 10_000,
+                    worker=welcome.worker,
+                )
             case OfferedNow(offered=offered):
                 self._statistics.offered = offered.offered
                 self._statistics.refused = {one.id: one.reason for one in offered.refused}
@@ -204,7 +218,7 @@ class Session:
         self._idle.clear()
         self._credit[request_id] = asyncio.Event()
         self._tasks[request_id] = asyncio.create_task(self._serve(request_id, request, body))
-        self._statistics.running = len(self._tasks)
+        self._statistics.running += 1
         self._statistics.on_change()
 
     async def _cancel(self, request_id: int) -> None:
@@ -247,7 +261,7 @@ class Session:
         if not self._tasks:
             self._idle.set()
         numbers = self._statistics
-        numbers.running = len(self._tasks)
+        numbers.running -= 1
         numbers.requests += 1
         numbers.cancelled += failure is CANCELLED
         numbers.failed += failure is not None and failure is not CANCELLED
@@ -268,7 +282,8 @@ class Session:
         backend = self._catalog.backend_for(request.model, request.kind)
         if backend is None:
             raise BackendFailed(_NO_MODEL)
-        return await self._forward(request_id, request, body, backend)
+        async with self._room:
+            return await self._forward(request_id, request, body, backend)
 
     async def _forward(self, request_id: int, request: Request, body: bytes, backend: Backend) -> Usage:
         send, side = self._socket.send_bytes, self._side

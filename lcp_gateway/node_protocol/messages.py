@@ -20,6 +20,7 @@ MAX_MSAT: Final = 10**13
 """100 BTC: the highest price of one unit."""
 MAX_COUNT: Final = 2**53
 MAX_CONCURRENT: Final = 10_000
+MAX_WORKERS: Final = 256
 MAX_REQUEST_BYTES: Final = 256 * 2**20
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9._-]{1,40}")
@@ -68,7 +69,10 @@ class NodeModel:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The first message of a node. ``instance`` differs between two processes, ``agent`` names the program."""
+    """The first message of a node. ``instance`` differs between two processes, ``agent`` names the program.
+
+    ``held`` are the workers of the gateway to which this process is connected already.
+    """
 
     name: str
     instance: str
@@ -76,6 +80,7 @@ class Hello:
     models: tuple[NodeModel, ...]
     concurrent: int
     request_bytes: int
+    held: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +101,17 @@ class Offered:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The gateway's answer to a hello. Either side is dead once nothing came from it for ``3 * heartbeat_s``."""
+    """The gateway's answer to a hello. Either side is dead once nothing came from it for ``3 * heartbeat_s``.
+
+    The gateway has ``workers`` processes, of which this is number ``worker``: a node dials until it is connected to each.
+    """
 
     node_id: str
     heartbeat_s: float
     window_bytes: int
     commission_ppm: int = 0
+    worker: int = 0
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +199,7 @@ def write_hello(hello: Hello) -> bytes:
             "agent": hello.agent,
             "concurrent": hello.concurrent,
             "request_bytes": hello.request_bytes,
+            "held": list(hello.held),
             "models": [_model_json(model) for model in hello.models],
         }
     )
@@ -207,6 +218,8 @@ def write_welcome(welcome: Welcome) -> bytes:
             "heartbeat_s": welcome.heartbeat_s,
             "window_bytes": welcome.window_bytes,
             "commission_ppm": welcome.commission_ppm,
+            "worker": welcome.worker,
+            "workers": welcome.workers,
         }
     )
 
@@ -310,6 +323,7 @@ def read_hello(payload: bytes) -> Hello:
         models=_read_models(fields.get("models")),
         concurrent=_number(fields, "concurrent", 1, MAX_CONCURRENT),
         request_bytes=_number(fields, "request_bytes", 1, MAX_REQUEST_BYTES, MAX_REQUEST_BYTES),
+        held=_read_held(fields.get("held", [])),
     )
 
 
@@ -326,6 +340,8 @@ def read_welcome(payload: bytes) -> Welcome:
         heartbeat_s=_seconds(fields, "heartbeat_s", 0.05, 3_600.0),
         window_bytes=_number(fields, "window_bytes", 1, 2**31 - 1),
         commission_ppm=_number(fields, "commission_ppm", 0, 1_000_000, 0),
+        worker=_number(fields, "worker", 0, MAX_WORKERS - 1, 0),
+        workers=_number(fields, "workers", 1, MAX_WORKERS, 1),
     )
 
 
@@ -418,6 +434,14 @@ def read_goodbye(payload: bytes) -> Goodbye:
         message=_printable(message) if isinstance(message, str) else "",
         reconnect_after_s=_seconds(fields, "reconnect_after_s", -1.0, 86_400.0, 0.0),
     )
+
+
+def _read_held(value: object) -> tuple[int, ...]:
+    if isinstance(value, list) and len(value) <= MAX_WORKERS:
+        places = tuple(place for place in value if isinstance(place, int) and 0 <= place < MAX_WORKERS)
+        if len(places) == len(value):
+            return places
+    raise ProtocolError("bad_message", "held is no list of places of workers")
 
 
 def _read_models(value: object) -> tuple[NodeModel, ...]:

@@ -206,8 +206,8 @@ PHASES = ("request", "quote", "execute", "stream")
 TASKS = (
     "books",
     "claims",
-    "events",
     "dialin",
+    "events",
     "journal",
     "keys",
     "leases",

@@ -39,6 +39,8 @@ class PlainGateway:
         self.events: asyncio.Queue = asyncio.Queue()
         self.status = 0
         self.redirect = ""
+        self.places = iter(())
+        self.held = []
 
     async def handle(self, request):
         self.headers.append(request.headers)
@@ -51,7 +53,13 @@ class PlainGateway:
         side = GatewaySide()
         event = side.receive((await socket.receive()).data)
         assert isinstance(event, HelloCame)
-        await socket.send_bytes(side.welcome(Welcome("gpu", 0.2, 64)))
+        self.held.append(event.hello.held)
+        worker, workers = next(self.places, (0, 1))
+        if worker in event.hello.held:
+            await socket.send_bytes(side.goodbye(Goodbye("already_here")))
+            await socket.close()
+            return socket
+        await socket.send_bytes(side.welcome(Welcome("gpu", 0.2, 64, 0, worker, workers)))
         await self.serve(self, socket, side)
         return socket
 
@@ -217,6 +225,27 @@ async def test_it_gives_up_where_it_is_refused_and_never_follows_a_redirect(back
     async with joined(serve, backend) as (_, _, running, _):
         with pytest.raises(CannotJoin, match="replaced"):
             await asyncio.wait_for(running, 10)
+
+
+async def test_it_dials_until_it_is_connected_to_every_worker(backend):
+    ended = []
+    both = asyncio.Event()
+
+    async def serve(gateway, socket, side):
+        await gateway.ask(socket, side, credit=10**6)
+        await gateway.read(socket, side, EndCame)
+        ended.append(side)
+        if len(ended) == 2:
+            both.set()
+        await gateway.read(socket, side, ())
+
+    async with joined(serve, backend) as (gateway, statistics, running, stop):
+        gateway.places = iter([(0, 2), (0, 2), (0, 2), (1, 2)])
+        await asyncio.wait_for(both.wait(), 10)
+        assert gateway.held == [(), (0,), (0,), (0,)]
+        stop.set()
+        await asyncio.wait_for(running, 10)
+        assert statistics.requests == 2 and statistics.failed == 0
 
 
 async def test_models_that_appear_later_are_told(backend):

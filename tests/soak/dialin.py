@@ -81,7 +81,9 @@ async def streams(count: int, stopped: int, seconds: float) -> None:
 
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         port = free_port()
-        running: RunningGateway = stack.enter_context(served(Path(name), port, ["gpu"], stream_buffer_bytes=65_536, answers_max_bytes=2**20))
+        running: RunningGateway = stack.enter_context(
+            served(Path(name), port, ["gpu"], stream_buffer_bytes=65_536, answers_max_bytes=2**20)
+        )
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             said = hello(model("m"), concurrent=count + 10)
             node = ScriptedNode(await dial(session, port, "tok-gpu"), paced, said)

@@ -40,12 +40,14 @@ class DialinParts:
     operator_tokens: OperatorTokens
     account_tokens: AccountTokens
     tokens: NodeTokens
+    place: tuple[int, int]
+    """The number of this worker, and how many there are."""
 
     def use(self, settings: Settings, registry: ModelRegistry) -> None:
         """Use other settings; nodes whose token or terms have changed are disconnected, and dial in again."""
         self.operator_tokens.use(operator_nodes(settings))
         self.account_tokens.use(_account_rules(settings))
-        self.hub.use(_hub_rules(settings, registry))
+        self.hub.use(_hub_rules(settings, registry, self.place))
 
     def task(self) -> BackgroundTask:
         """Return the task that keeps the connections."""
@@ -61,6 +63,7 @@ def dialin_parts(
     registry: ModelRegistry,
     *,
     accounts: AccountNodes | None,
+    place: tuple[int, int] = (0, 1),
     metrics: Metrics,
     start: Callable[[Coroutine[Any, Any, None]], None],
     log: FilteringBoundLogger,
@@ -79,13 +82,15 @@ def dialin_parts(
         metrics.usage_refuted()
         log.warning("the usage that a node states was not believed", provider=provider_id)
 
-    hub = NodeHub(_hub_rules(settings, registry), start=start, on_change=changed)
+    hub = NodeHub(_hub_rules(settings, registry, place), start=start, on_change=changed)
     metrics.watch_dialled_in(lambda: hub.connected)
     operator_tokens = OperatorTokens(operator_nodes(settings))
     account_tokens = AccountTokens(accounts, _account_rules(settings))
     max_result_bytes = ConnectionRules().max_result_bytes
     upstream = DialinUpstream(hub, max_result_bytes=max_result_bytes, on_refuted=refuted)
-    return DialinParts(hub, upstream, operator_tokens, account_tokens, SeveralTokens(operator_tokens, account_tokens))
+    return DialinParts(
+        hub, upstream, operator_tokens, account_tokens, SeveralTokens(operator_tokens, account_tokens), place
+    )
 
 
 def operator_nodes(settings: Settings) -> Iterator[OperatorNode]:
@@ -112,9 +117,15 @@ def _terms(config: DialinNodeConfig) -> NodeTerms:
     )
 
 
-def _hub_rules(settings: Settings, registry: ModelRegistry) -> HubRules:
+def _hub_rules(settings: Settings, registry: ModelRegistry, place: tuple[int, int]) -> HubRules:
+    worker, workers = place
     return HubRules(
-        connection=ConnectionRules(heartbeat_s=settings.dialin_heartbeat_s, window_bytes=settings.dialin_window_bytes),
+        connection=ConnectionRules(
+            heartbeat_s=settings.dialin_heartbeat_s,
+            window_bytes=settings.dialin_window_bytes,
+            worker=worker,
+            workers=workers,
+        ),
         probe=ProbeRules(
             is_on=settings.dialin_probe,
             prompt=settings.dialin_probe_prompt,

@@ -85,11 +85,13 @@ class NodeSocket(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionRules:
-    """How connections are kept: heartbeats, the window of a result, and the longest one."""
+    """How connections are kept: heartbeats, the window of a result, and the longest one; and which of the workers this is."""
 
     heartbeat_s: float = 5.0
     window_bytes: int = 64 * 1024
     max_result_bytes: int = 32 * 1024 * 1024
+    worker: int = 0
+    workers: int = 1
 
 
 class NodeConnection:
@@ -260,7 +262,16 @@ class NodeConnection:
         """Tell the node that it is welcome."""
         terms, rules = self.terms, self._rules
         self._socket.post(
-            self._side.welcome(Welcome(terms.node_id, rules.heartbeat_s, rules.window_bytes, terms.commission_ppm))
+            self._side.welcome(
+                Welcome(
+                    terms.node_id,
+                    rules.heartbeat_s,
+                    rules.window_bytes,
+                    terms.commission_ppm,
+                    rules.worker,
+                    rules.workers,
+                )
+            )
         )
 
     def tell_offered(self, offered: Offered) -> None:

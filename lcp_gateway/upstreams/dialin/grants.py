@@ -15,12 +15,13 @@ _NO_MODEL: Final = frozenset({""})
 
 
 class NotAdmitted(Exception):
-    """A node may not dial in; ``reason`` is a word for its goodbye."""
+    """A node may not dial in; ``reason`` is a word for its goodbye. ``is_final``: another try by itself is of no use."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, is_final: bool = True) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.is_final = is_final
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.node_protocol.gateway_side import GatewaySide, HelloCame
-from lcp_gateway.node_protocol.messages import Goodbye, Offered, ProtocolError, Receipt
+from lcp_gateway.node_protocol.messages import Goodbye, Hello, Offered, ProtocolError, Receipt
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.purchase import Purchase
@@ -145,7 +145,8 @@ class NodeHub:
         try:
             node = await self._admit(socket, side, grant)
         except NotAdmitted as error:
-            socket.post(side.goodbye(Goodbye(error.reason, error.message, _REPLACED_AFTER_S)))
+            after_s = _REPLACED_AFTER_S if error.is_final else 0.0
+            socket.post(side.goodbye(Goodbye(error.reason, error.message, after_s)))
             await socket.close()
             return
         except ProtocolError as error:
@@ -209,7 +210,7 @@ class NodeHub:
         if not isinstance(event, HelloCame):
             raise ProtocolError("no_hello", "the first frame of a node is its hello")
         terms = await grant.terms(event.hello.name)
-        self._check(terms)
+        self._check(terms, event.hello)
         node = NodeConnection(
             socket, side, event.hello, grant, terms, self._rules.connection, on_change=self._collect, clock=self._clock
         )
@@ -227,13 +228,17 @@ class NodeHub:
         self._probe_if_due(node)
         return node
 
-    def _check(self, terms: NodeTerms) -> None:
+    def _check(self, terms: NodeTerms, hello: Hello) -> None:
         if terms.node_id in self._rules.taken_names:
             raise NotAdmitted("name_taken", "a virtual node of the gateway has this name")
         if self._draining:
-            raise NotAdmitted("shutting_down", "the gateway shuts down")
+            raise NotAdmitted("shutting_down", "the gateway shuts down", is_final=False)
+        before = self._nodes.get(terms.node_id)
+        is_same = before is not None and before.hello.instance == hello.instance
+        if is_same and self._rules.connection.worker in hello.held:
+            raise NotAdmitted("already_here", "this worker has a connection of the node", is_final=False)
         if self.is_full and terms.node_id not in self._nodes:
-            raise NotAdmitted("too_many_nodes", "the gateway has as many nodes as it takes")
+            raise NotAdmitted("too_many_nodes", "the gateway has as many nodes as it takes", is_final=False)
 
     def _remove(self, node: NodeConnection) -> None:
         node_id = node.terms.node_id

@@ -340,6 +340,20 @@ async def test_the_newest_connection_of_a_node_is_the_one(world):
     assert (await w.buy()).charged_msat == 1_000
 
 
+async def test_a_worker_that_a_node_is_connected_to_already_sends_it_to_the_others(world):
+    from dataclasses import replace
+
+    w = world(connection=ConnectionRules(worker=1, workers=2))
+    node = await w.joined()
+    assert (node.welcome.worker, node.welcome.workers) == (1, 2)
+    again = await w.joined(said=replace(hello(), held=(1,)))
+    assert again.goodbye.reason == "already_here" and again.goodbye.reconnect_after_s == 0
+    assert (await w.buy()).charged_msat == 1_000
+    # A connection that the node itself has lost is not in its list, and is replaced.
+    await w.joined(said=replace(hello(), held=(0,)))
+    assert node.goodbye.reason == "replaced"
+
+
 async def test_a_silent_node_is_dead_after_three_heartbeats(world):
     async def says_nothing(node, request_id, request, body):
         pass
@@ -369,7 +383,9 @@ async def test_a_name_of_a_virtual_node_is_refused_and_so_are_too_many(world):
     w = world(taken_names=frozenset({NAME}))
     assert (await w.joined()).goodbye.reason == "name_taken"
     w = world(max_nodes=0)
-    assert (await w.joined()).goodbye.reason == "too_many_nodes"
+    goodbye = (await w.joined()).goodbye
+    # It may try again later, which the other one need not.
+    assert (goodbye.reason, goodbye.reconnect_after_s) == ("too_many_nodes", 0)
 
 
 async def test_models_come_and_go_while_a_node_is_connected(world):
