@@ -9,7 +9,7 @@ from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.sessions import ConsoleSessions
 from lcp_gateway.http.authentication import LOCAL, Authenticator
 from lcp_gateway.http.browser_guard import BrowserGuard
-from lcp_gateway.http.console.cookie_routes import CONFIRMED, COOKIE_ROUTES
+from lcp_gateway.http.console.cookie_routes import CONFIRMED, COOKIE_ROUTES, PASSIVE_ROUTES
 from lcp_gateway.http.console.cookies import Cookies
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError
@@ -106,7 +106,7 @@ class SessionAuthenticator(HeaderAuthenticator):
             return await super().admit(request)
         context.is_shareable = False
         check_browser(self._guard, request)
-        extend = BACKGROUND not in request.headers
+        extend = BACKGROUND not in request.headers and context.endpoint not in PASSIVE_ROUTES
         async with self._api_limits.place(anonymous_caller(request.remote)):
             found = await self._sessions.find(token, extend=extend)
         if found is None:

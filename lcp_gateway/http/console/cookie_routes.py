@@ -56,6 +56,9 @@ COOKIE_ROUTES: Final = frozenset(
 )
 """Their paths, as the route table writes them."""
 
+PASSIVE_ROUTES: Final = frozenset({"/api/events"})
+"""The routes that a page opens by itself again and again: that keeps no session."""
+
 OPEN_ROUTES: Final = frozenset({"/api/console", "POST /api/session", "/api/register"})
 """The routes that need no credential: they are how a browser gets one."""
 

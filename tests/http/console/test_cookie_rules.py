@@ -10,7 +10,7 @@ from aiohttp import web
 
 from lcp_gateway.accounts.callers import Scope
 from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application
-from lcp_gateway.http.console.cookie_routes import CONFIRMED, COOKIE_ROUTES, OPEN_ROUTES
+from lcp_gateway.http.console.cookie_routes import CONFIRMED, COOKIE_ROUTES, OPEN_ROUTES, PASSIVE_ROUTES
 from lcp_gateway.http.gateway.api_limits import ApiLimits
 from tests.http.console.browsers import Browser, console
 from tests.http.front import ADMIN_KEY
@@ -245,6 +245,20 @@ async def test_an_answer_to_the_cookie_is_stored_framed_and_referred_to_by_nobod
     assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
     assert "Strict-Transport-Security" not in headers, "not over http"
+
+
+async def test_what_a_page_does_by_itself_does_not_keep_its_session(signed_in, monkeypatch):
+    _gateway, one = signed_in
+    used = []
+
+    async def find(_self, _token, *, extend):
+        used.append(extend)
+
+    monkeypatch.setattr("lcp_gateway.accounts.sessions.ConsoleSessions.find", find)
+    for path, headers in (("/api/wallet", {}), ("/api/wallet", {"X-Lcp-Background": "1"}), ("/api/events", {})):
+        await one.send("GET", path, headers=headers)
+    assert used[:2] == [True, False]
+    assert {"/api/events"} == PASSIVE_ROUTES and True not in used[2:]
 
 
 async def test_a_request_that_lasts_learns_that_its_session_or_key_is_over(signed_in, bank):
