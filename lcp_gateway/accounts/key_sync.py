@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
@@ -52,6 +53,18 @@ class KeySync:
         self._read_at = -float("inf")
         self._problem = ""
         self._reading = asyncio.Lock()
+        self._soon = asyncio.Event()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after a change that this process made, where several processes are one gateway."""
+
+    def refresh_soon(self) -> None:
+        """Read the keys that changed now, rather than within a second: another process has changed one."""
+        self._soon.set()
+
+    async def changed(self) -> None:
+        """Read the keys that changed, after a change that was made here."""
+        await self.refresh()
+        self.on_change()
 
     def use(self, static_keys: Iterable[str], stale_s: float) -> None:
         """Accept these static keys from now on and no other ones, and stored keys for ``stale_s`` after a read."""
@@ -118,7 +131,10 @@ class KeySync:
     async def run(self) -> None:
         """Read the keys that changed every second, until cancelled."""
         while True:
-            await asyncio.sleep(_READ_EVERY_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_READ_EVERY_S):
+                    await self._soon.wait()
+            self._soon.clear()
             try:
                 await self.refresh()
             except self._unavailable as error:

@@ -17,6 +17,7 @@ from lcp_gateway.app.wiring.purchase import PurchaseParts, purchase_parts
 from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts, store_limits
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
+from lcp_gateway.app.wiring.shared_trust import SharedTrust
 from lcp_gateway.config import Settings, auth_mode, known_hosts, openclaw_id, serves_console
 from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application, build_metrics_application
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -89,6 +90,7 @@ class Runtime:
     jobs: JobsInFlight
     cache: IdempotencyCache
     paid_jobs: PaidJobs
+    shared_trust: SharedTrust
     brake: LoopBrake
     lnd_report: Callable[[], Mapping[str, object]] | None = None
     link: WorkerLink | None = None
@@ -215,6 +217,7 @@ class Gateway:
             background=runtime.short_tasks.start,
             paid_jobs=runtime.paid_jobs,
             shared=runtime.shared_results.results(settings),
+            reserve=runtime.shared_trust.reserve,
             metrics=runtime.metrics,
             tracing=runtime.tracing,
         )

@@ -98,6 +98,7 @@ async def _serve(
         try:
             gateway = Gateway(settings, runtime)
             await load_trust(runtime.journal, runtime.trust)
+            await runtime.shared_trust.load()
         except WiringError as error:
             raise StartError(str(error)) from error
         stopped = _on_stop(stop, gateway)

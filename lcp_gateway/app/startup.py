@@ -17,6 +17,7 @@ from lcp_gateway.app.wiring.journal import JournalParts, open_journal
 from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
 from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, model_registry, node_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
+from lcp_gateway.app.wiring.shared_trust import open_shared_trust
 from lcp_gateway.app.wiring.telemetry import open_tracing
 from lcp_gateway.config import Settings
 from lcp_gateway.http.openai.admission import JobsInFlight
@@ -97,6 +98,11 @@ async def open_runtime(
     stack.push_async_callback(shared_results.close)
     trust = PeerTrust(trust_rules(settings))
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
+    paid_jobs = PaidJobs()
+    shared_trust = await stack.enter_async_context(
+        open_shared_trust(settings, link, trust, measurements, paid_jobs, log)
+    )
+    access.share_keys(shared_trust)
     observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))
     short_tasks = ShortTasks(
         lambda error: log.info("cancel job failed", grpc_code=error.status),
@@ -119,6 +125,7 @@ async def open_runtime(
         BackgroundTask("nodes", nodes.watch.run),
         dialin.task(),
         *access.tasks,
+        *shared_trust.tasks(),
     ]
     background += console.tasks(settings)
     lnd_report = None
@@ -156,7 +163,8 @@ async def open_runtime(
         cache=IdempotencyCache(
             memory_limits(settings), on_held=metrics.answers_held, hashes=RepeatHashes(journal.repeat_secret)
         ),
-        paid_jobs=PaidJobs(),
+        paid_jobs=paid_jobs,
+        shared_trust=shared_trust,
         brake=LoopBrake(settings.loop_brake_per_minute),
         lnd_report=lnd_report,
         link=link,

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, JudgeFactory, R
 from lcp_gateway.purchase.payment_evidence import verdict_of_failure
 from lcp_gateway.purchase.ports import Exposure, Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent, Upstream
 from lcp_gateway.purchase.purchase import Purchase
-from lcp_gateway.purchase.quote import ProviderSource
+from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.quoting import PaidJobs
 from lcp_gateway.purchase.states import PurchaseEvent, State, Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, paid_facts
@@ -304,14 +304,20 @@ class PurchaseExecutor:
         now: Callable[[], datetime] = utc_now,
         tracing: Tracing = NO_TRACING,
         paid_jobs: PaidJobs | None = None,
+        reserve: Callable[[Quote], Awaitable[None]] | None = None,
     ) -> None:
-        """``judges`` read the bytes of results whose hash and length are right; every job is added to ``paid_jobs``."""
+        """``judges`` read the bytes of results whose hash and length are right; every job is added to ``paid_jobs``.
+
+        ``reserve`` checks right before a payment what may be out with its peer, where several processes buy; it raises
+        ``PeerNotTrusted``.
+        """
         self._paid_jobs = PaidJobs() if paid_jobs is None else paid_jobs
         self._upstream = upstream
         self._journal = journal
         self._inspector = inspector
         self._limits = limits
         self._exposure = exposure
+        self._reserve = reserve
         self._execute_timeout_s = execute_timeout_s
         self._judges = judges
         self._now = now
@@ -407,6 +413,13 @@ class PurchaseExecutor:
             raise QuoteExpired("the quote expired before it was taken; nothing was paid", quote=quote)
         try:
             self._inspector.before_paying(purchase)
+            if self._reserve is not None:
+                await self._reserve(quote)
+        except BaseException:
+            # Also where it was cancelled meanwhile: nothing was written.
+            self._exposure.ended(quote, purchase.apply(PurchaseEvent.REFUSE))
+            raise
+        try:
             if not purchase.costs_nothing:
                 budgets = (*self._limits.budgets_for(order.key_id), *order.budgets)
                 await self._journal.intend(self._intent(purchase, now), budgets)

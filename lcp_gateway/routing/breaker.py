@@ -25,6 +25,11 @@ class Breaker:
     _trial_until: float | None = None
     _trial_job: bytes | None = None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether failures count that a good quote forgets."""
+        return bool(self._failed_quotes)
+
     def use(self, failures: int, pause_s: float) -> None:
         """Apply other rules; counts stay, and a pause that has begun keeps its length."""
         self.failures, self.pause_s = failures, pause_s

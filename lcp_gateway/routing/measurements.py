@@ -3,9 +3,9 @@
 import enum
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -243,6 +243,10 @@ class _Estimate(NamedTuple):
     has_delivered: bool
 
 
+MeasuredEvent = Sequence[Any]
+"""A measurement: the name of the method, then what it was called with, as plain values."""
+
+
 class Measurements:
     """Keeps the measurements. No I/O, one thread; ``clock`` is a monotonic clock in seconds.
 
@@ -259,11 +263,36 @@ class Measurements:
         self._usual: dict[Mode, float] = {}
         # Prices of peers only; nodes have price lists, and a free one is no measure for others.
         self._rates = PriceRates.empty(half_life_s)
+        self.on_event: Callable[[MeasuredEvent], None] | None = None
+        """Gets what this process measures, where several are one gateway; ``learn`` takes it at the others."""
+
+    def learn(self, event: "MeasuredEvent") -> None:
+        """Take in a measurement of another process."""
+        tell, self.on_event = self.on_event, None
+        try:
+            match event:
+                case ["quoted", str(provider_id), str(model), int(price_msat), int(input_bytes), int(output_tokens)]:
+                    self.quoted(provider_id, model, price_msat, RequestSize(input_bytes, output_tokens))
+                case ["failed", str(provider_id)]:
+                    self.failed(provider_id)
+                case ["delivered", str(provider_id), str(model), str(mode), first_byte_s, tokens_per_s, tokens]:
+                    self.delivered(
+                        provider_id,
+                        model,
+                        Mode(mode),
+                        first_byte_s=first_byte_s,
+                        tokens_per_s=tokens_per_s,
+                        tokens=tokens,
+                    )
+        finally:
+            self.on_event = tell
 
     # -- measurements ---------------------------------------------------------------------------
 
     def quoted(self, provider_id: str, model: str, price_msat: int, size: RequestSize = ORDINARY_SIZE) -> None:
         """Record the price asked for a request of a size."""
+        if self.on_event is not None:
+            self.on_event(["quoted", provider_id, model, price_msat, size.input_bytes, size.output_tokens])
         now, sized = self._clock(), SizeClass.of(size)
         pair = self._pair(provider_id, model)
         pair.rates.add(sized, price_msat, now)
@@ -291,6 +320,8 @@ class Measurements:
         tokens: float | None = None,
     ) -> None:
         """Record a whole result: the time to its first byte, the pace after that, and its length."""
+        if self.on_event is not None:
+            self.on_event(["delivered", provider_id, model, mode.value, first_byte_s, tokens_per_s, tokens])
         now = self._clock()
         if tokens is not None:
             length = math.log(max(tokens, 1.0))
@@ -319,6 +350,8 @@ class Measurements:
 
     def failed(self, provider_id: str) -> None:
         """Record a job that the provider failed."""
+        if self.on_event is not None:
+            self.on_event(["failed", provider_id])
         provider = self._provider(provider_id)
         self._fade(provider, self._clock())
         provider.failed += 1

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from lcp_gateway.constants import NODE_PREFIX, PPM
 from lcp_gateway.purchase.errors import PeerNotTrusted
@@ -79,6 +79,23 @@ class TrustStatus:
     on_trial: bool
 
 
+class TrustEvent(NamedTuple):
+    """Something that one worker of a gateway has learnt about a peer. ``what`` is the method that the others call for it."""
+
+    what: str
+    peer_id: str
+    job_id: str = ""
+    price_msat: int = 0
+    state: str = ""
+
+
+class Allowance(NamedTuple):
+    """What may be out with a peer now, and with all unproven peers where it is one of them; None where there is no limit."""
+
+    peer_msat: int | None
+    strangers_msat: int | None
+
+
 @dataclass(slots=True)
 class _Account:
     breaker: Breaker
@@ -101,6 +118,9 @@ class _Account:
     def take(self, job_id: bytes) -> None:
         self.out_msat -= self._jobs.pop(job_id, 0)
         self._lapse_at.pop(job_id, None)
+
+    def jobs(self) -> Iterable[tuple[bytes, int]]:
+        return self._jobs.items()
 
     def out_without(self, job_id: bytes) -> int:
         return self.out_msat - self._jobs.get(job_id, 0)
@@ -144,6 +164,8 @@ class PeerTrust:
         # The amounts at risk with and lost to them when last added up; a payment is checked exactly.
         self._exposed_msat = 0
         self._exposed_at = -math.inf
+        self.on_event: Callable[[TrustEvent], None] | None = None
+        """Gets what this process learns, where several are one gateway; ``learn`` takes it at the others."""
 
     def load(self, histories: Iterable[PeerHistory]) -> None:
         """Load the histories in the journal; once, before the first purchase."""
@@ -169,6 +191,50 @@ class PeerTrust:
             account.lost_msat, account.lost_at = self._lost_msat(account, now), now
             account.breaker.use(rules.breaker_failures, rules.breaker_pause_s)
         self._rules = rules
+
+    # -- several processes that are one gateway -------------------------------------------------
+
+    def learn(self, event: TrustEvent) -> None:
+        """Take in what another process has learnt."""
+        tell, self.on_event = self.on_event, None
+        try:
+            match event.what:
+                case "failed_to_quote":
+                    self.failed_to_quote(event.peer_id)
+                case "quoted":
+                    self.quoted(event.peer_id)
+                case "hold":
+                    self._hold(event.peer_id, bytes.fromhex(event.job_id), event.price_msat)
+                case "paying":
+                    self._pay(event.peer_id, bytes.fromhex(event.job_id), event.price_msat)
+                case "released":
+                    self._release(event.peer_id, bytes.fromhex(event.job_id))
+                case "resolved":
+                    job_id, state = bytes.fromhex(event.job_id), State(event.state)
+                    self.resolved(event.peer_id, job_id, event.price_msat, state)
+        finally:
+            self.on_event = tell
+
+    def allowance(self, peer_id: str) -> Allowance:
+        """Return what may be out with a peer, losses taken off; changes nothing."""
+        account = self._accounts.get(peer_id) or self._new_account(peer_id)
+        now = self._clock()
+        limit_msat = self._limit_msat(account, now)
+        peer_msat = None if limit_msat is None else max(0, limit_msat - self._lost_msat(account, now))
+        strangers_msat = self._rules.exposure_unproven_msat
+        if not strangers_msat or not self._is_unproven(account, now):
+            return Allowance(peer_msat, None)
+        return Allowance(peer_msat, max(0, strangers_msat - self._lost_to_strangers_msat(now)))
+
+    def unknown_jobs(self) -> Iterable[tuple[str, bytes, int]]:
+        """Yield the peer, the job and the price of all that is out."""
+        for peer_id, account in self._accounts.items():
+            for job_id, price_msat in account.jobs():
+                yield peer_id, job_id, price_msat
+
+    def _tell(self, what: str, peer_id: str, job_id: bytes = b"", price_msat: int = 0, state: str = "") -> None:
+        if self.on_event is not None:
+            self.on_event(TrustEvent(what, peer_id, job_id.hex(), price_msat, state))
 
     # -- before a quote -------------------------------------------------------------------------
 
@@ -205,11 +271,14 @@ class PeerTrust:
     def quoted(self, peer_id: str) -> None:
         """Record a good quote: earlier failures to quote are forgotten."""
         if account := self._accounts.get(peer_id):
+            if account.breaker.has_failed:
+                self._tell("quoted", peer_id)
             account.breaker.quoted()
 
     def failed_to_quote(self, peer_id: str) -> None:
         """Record that a peer gave no quote, or a false one. Only where the peer is at fault, not the request."""
         self._account(peer_id).breaker.failed_to_quote(self._clock())
+        self._tell("failed_to_quote", peer_id)
 
     def weigh(self, quote: Quote) -> None:
         """Check as ``check`` does, and hold nothing: for quotes that may not be taken.
@@ -229,10 +298,14 @@ class PeerTrust:
         Raises:
             PeerNotTrusted: its peer has not delivered enough for this price, or is paused for now.
         """
-        account = self._account(quote.peer_id)
-        now = self._weigh(account, quote)
-        account.breaker.hold(quote.job_id, now)
-        account.put(quote.job_id, quote.price_msat, now + RESERVED_S)
+        self._weigh(self._account(quote.peer_id), quote)
+        self._hold(quote.peer_id, quote.job_id, quote.price_msat)
+        self._tell("hold", quote.peer_id, quote.job_id, quote.price_msat)
+
+    def _hold(self, peer_id: str, job_id: bytes, price_msat: int) -> None:
+        account, now = self._account(peer_id), self._clock()
+        account.breaker.hold(job_id, now)
+        account.put(job_id, price_msat, now + RESERVED_S)
 
     def _weigh(self, account: _Account, quote: Quote) -> float:
         """Raise unless a quote may be taken now; return the time for which this holds."""
@@ -271,9 +344,13 @@ class PeerTrust:
 
     def paying(self, quote: Quote) -> None:
         """Record that a payment is about to go out."""
-        account = self._account(quote.peer_id)
-        account.put(quote.job_id, quote.price_msat)
-        account.breaker.paying(quote.job_id)
+        self._pay(quote.peer_id, quote.job_id, quote.price_msat)
+        self._tell("paying", quote.peer_id, quote.job_id, quote.price_msat)
+
+    def _pay(self, peer_id: str, job_id: bytes, price_msat: int) -> None:
+        account = self._account(peer_id)
+        account.put(job_id, price_msat)
+        account.breaker.paying(job_id)
 
     def ended(self, quote: Quote, state: State) -> None:
         """Record the outcome of a purchase; see ``resolved``."""
@@ -281,9 +358,13 @@ class PeerTrust:
 
     def released(self, quote: Quote) -> None:
         """Release the price held of a purchase whose client left; it counts neither for the peer nor against it."""
-        account = self._account(quote.peer_id)
-        account.take(quote.job_id)
-        account.breaker.ended(quote.job_id)
+        self._release(quote.peer_id, quote.job_id)
+        self._tell("released", quote.peer_id, quote.job_id)
+
+    def _release(self, peer_id: str, job_id: bytes) -> None:
+        account = self._account(peer_id)
+        account.take(job_id)
+        account.breaker.ended(job_id)
 
     def resolved(self, peer_id: str, job_id: bytes, price_msat: int, state: State) -> None:
         """Record the outcome of a purchase, once for each state; also that of an unknown one.
@@ -291,6 +372,7 @@ class PeerTrust:
         ``settled`` is an unknown that turned out to be paid: nothing was delivered for it. States before a payment
         (``refused``, ``expired``) and ``not_paid`` release the held price.
         """
+        self._tell("resolved", peer_id, job_id, price_msat, state.value)
         account = self._account(peer_id)
         now = self._clock()
         account.take(job_id)

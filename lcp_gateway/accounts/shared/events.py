@@ -1,9 +1,12 @@
 """Messages between the gateways or workers that share a Redis: small, encrypted, and lost by those that are not there."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from secrets import token_hex
 from typing import Any, Final
+
+import orjson
 
 from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
@@ -12,6 +15,8 @@ _CHANNELS: Final = f"{REDIS_KEY_PREFIX}:events:"
 _WAIT_S: Final = 5.0
 _PAUSE_S: Final = 0.5
 _NAME: Final = b"events"
+_LEARNT: Final = b"learnt"
+_BATCH_S: Final = 0.005
 
 OnEvent = Callable[[bytes], None]
 
@@ -86,3 +91,36 @@ class RedisEvents:
                     )
             except self._errors as error:
                 self._outage.begin(error)
+
+
+class BatchedEvents:
+    """Sends what this process learns to the others, what comes within a moment together, and takes what they have learnt."""
+
+    def __init__(self, events: RedisEvents, handlers: Mapping[str, Callable[[list[Any]], None]]) -> None:
+        """``handlers`` take the values of a message of the others, by its kind."""
+        self._events = events
+        self._handlers = handlers
+        self._sender = token_hex(8)
+        self._batch: list[list[Any]] = []
+
+    def tell(self, kind: str, values: Sequence[object] = ()) -> None:
+        """Send plain values to the others."""
+        if not self._batch:
+            asyncio.get_running_loop().call_later(_BATCH_S, self._flush)
+        self._batch.append([kind, *values])
+
+    async def run(self) -> None:
+        """Take what the others send, until cancelled."""
+        await self._events.run({_LEARNT: self._take})
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, []
+        self._events.publish(_LEARNT, orjson.dumps([self._sender, batch]))
+
+    def _take(self, content: bytes) -> None:
+        sender, batch = orjson.loads(content)
+        if sender == self._sender:
+            return
+        for kind, *values in batch:
+            if (handler := self._handlers.get(kind)) is not None:
+                handler(values)

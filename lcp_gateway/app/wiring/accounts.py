@@ -37,6 +37,7 @@ from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.lnd import open_invoice_issuer, open_payouts
+from lcp_gateway.app.wiring.shared_trust import SharedTrust
 from lcp_gateway.app.workers import measure_accounts, measure_withdrawals
 from lcp_gateway.config import Settings, auth_mode, is_open_to_others, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
@@ -398,6 +399,12 @@ class Access:
         owners = StoredOwners(customers.node_terms)
         return AccountNodes(find_caller=customers.key_sync.find, owners=owners, stale=(KeysStale,))
 
+    def share_keys(self, shared: SharedTrust) -> None:
+        """Read changed keys at once when another worker has changed one, and tell the others of changes made here."""
+        if self._customers is not None:
+            shared.on_keys.append(self._customers.key_sync.refresh_soon)
+            self._customers.key_sync.on_change = shared.keys_changed
+
     def problems(self) -> Iterable[str]:
         """Yield why no customer can buy now."""
         return () if self._customers is None else self._customers.key_sync.problems()
@@ -458,13 +465,13 @@ class Access:
                 accounts=customers.accounts,
                 ledger=customers.ledger,
                 actions=customers.admin_log,
-                on_key_change=customers.key_sync.refresh,
+                on_key_change=customers.key_sync.changed,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             key_routes=KeyRoutes(
                 customers.keys,
                 books=customers.books,
-                on_change=customers.key_sync.refresh,
+                on_change=customers.key_sync.changed,
                 read_timeout_s=settings.request_read_timeout_s,
             ),
             refund_routes=RefundRoutes(

@@ -142,7 +142,7 @@ class Console:
             return None, None
         read_timeout_s = settings.request_read_timeout_s
         return (
-            AccountRoutes(customers.accounts, on_key_change=customers.key_sync.refresh, read_timeout_s=read_timeout_s),
+            AccountRoutes(customers.accounts, on_key_change=customers.key_sync.changed, read_timeout_s=read_timeout_s),
             InviteRoutes(registrations, read_timeout_s=read_timeout_s),
         )
 
@@ -153,7 +153,7 @@ class Console:
             desk,
             self._registrations,
             mode=settings.registration,
-            on_key_change=self._customers.key_sync.refresh,
+            on_key_change=self._customers.key_sync.changed,
             log=self._log,
         )
 

@@ -1,6 +1,6 @@
 """Purchases as the settings say: limits, tariff, the inspection of quotes, quoting and execution."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,7 @@ def purchase_parts(
     background: Callable[[Coroutine[Any, Any, None]], None],
     paid_jobs: PaidJobs,
     shared: SharedPurchases | None,
+    reserve: Callable[[Quote], Awaitable[None]] | None,
     metrics: Metrics,
     tracing: Tracing,
 ) -> PurchaseParts:
@@ -128,6 +129,7 @@ def purchase_parts(
             judges=judge_result,
             tracing=tracing,
             paid_jobs=paid_jobs,
+            reserve=reserve,
         ),
         buffer_limits=BufferLimits(window_bytes=settings.stream_buffer_bytes),
         timeouts=Timeouts(

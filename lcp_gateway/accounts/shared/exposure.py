@@ -1,0 +1,200 @@
+"""What is out with each peer, exactly, for all workers of a gateway: two of them cannot use the rest of a limit both."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from lcp_gateway.accounts.shared.encryption import Encryption
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.purchase.errors import PeerNotTrusted
+from lcp_gateway.purchase.quote import Quote
+
+_OUT: Final = f"{REDIS_KEY_PREFIX}:out:"
+_MS_PER_S: Final = 1_000
+# What is known of an ended job reaches the other workers by message; until then it counts here.
+_SETTLES_MS: Final = 2_000
+# The journal knows of it, and a gateway that starts counts it again.
+_UNKNOWN_S: Final = 30 * 86_400.0
+_STRANGERS: Final = ""
+
+# A hash holds what is out by job: the price, and when it ends to count by Redis's own clock.
+# KEYS: the hashes. ARGV: the job, its price, how long it counts, then for each hash what may be out in all, -1 for no limit.
+# Returns 0, or what is out with others in the first hash that is too full, and its place.
+_RESERVE = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local job, price, lasts = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+for i, key in ipairs(KEYS) do
+  local out, held = 0, redis.call('HGETALL', key)
+  for at = 1, #held, 2 do
+    local amount, ends = string.match(held[at + 1], '(%d+) (%d+)')
+    if tonumber(ends) <= now then
+      redis.call('HDEL', key, held[at])
+    elseif held[at] ~= job then
+      out = out + amount
+    end
+  end
+  local most = tonumber(ARGV[3 + i])
+  if most >= 0 and out + price > most then return {i, out} end
+end
+for _, key in ipairs(KEYS) do
+  redis.call('HSET', key, job, string.format('%d %d', price, now + lasts))
+  redis.call('PEXPIRE', key, lasts + 86400000)
+end
+return {0, 0}
+"""
+# KEYS: the hashes. ARGV: the job, how long it counts from now.
+_UNTIL = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, key in ipairs(KEYS) do
+  local held = redis.call('HGET', key, ARGV[1])
+  if held then
+    redis.call('HSET', key, ARGV[1], string.format('%d %d', string.match(held, '%d+'), now + ARGV[2]))
+    if redis.call('PTTL', key) < tonumber(ARGV[2]) then redis.call('PEXPIRE', key, ARGV[2] + 86400000) end
+  end
+end
+"""
+
+
+class ExposureUnavailable(Exception):
+    """Redis is unreachable."""
+
+
+class ExposureFull(Exception):
+    """``out_msat`` are out already in the group at ``place``, and the price does not fit."""
+
+    def __init__(self, place: int, out_msat: int) -> None:
+        super().__init__()
+        self.place = place
+        self.out_msat = out_msat
+
+
+class RedisExposure:
+    """What is out with groups of peers. Names of groups and jobs are keyed hashes.
+
+    Raises:
+        RedisNotInstalled: the extra is missing.
+        ValueError: the URL is not one of Redis.
+    """
+
+    def __init__(self, url: str, run_id: str, encryption: Encryption, outage: Outage) -> None:
+        """``run_id`` names the run of the gateway, which begins with what its journal holds."""
+        self._pool: Any = connect(url)
+        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
+
+        redis = Redis(connection_pool=self._pool)
+        self._run_id = run_id.encode()
+        self._encryption = encryption
+        self._errors = redis_errors()
+        self._outage = outage
+        self._reserve: Any = redis.register_script(_RESERVE)
+        self._until: Any = redis.register_script(_UNTIL)
+        self._calls = ShieldedCalls()
+
+    async def reserve(
+        self, groups: Sequence[str], most_msat: Sequence[int], job_id: bytes, price_msat: int, lasts_s: float
+    ) -> None:
+        """Count a price as out for a time, if it fits into every group; -1 sets no limit.
+
+        Raises:
+            ExposureFull: it does not fit; nothing is counted.
+            ExposureUnavailable: it is not known.
+        """
+        arguments = [self._job(job_id), price_msat, round(lasts_s * _MS_PER_S), *most_msat]
+        if self._outage.is_on:
+            raise ExposureUnavailable
+        try:
+            place, out_msat = await self._calls.run(_awaited(self._reserve, self._keys(groups), arguments))
+        except self._errors as error:
+            self._outage.begin(error)
+            raise ExposureUnavailable from error
+        if place:
+            raise ExposureFull(place - 1, out_msat)
+
+    def keep(self, groups: Sequence[str], job_id: bytes, lasts_s: float) -> None:
+        """Count a job as out for so long from now, without waiting."""
+        self._calls.start(self._set_until(groups, job_id, round(lasts_s * _MS_PER_S)))
+
+    def release(self, groups: Sequence[str], job_id: bytes) -> None:
+        """Count a job as out no longer than others need to hear of its end, without waiting."""
+        self._calls.start(self._set_until(groups, job_id, _SETTLES_MS))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._calls.close()
+        await self._pool.disconnect()
+
+    async def _set_until(self, groups: Sequence[str], job_id: bytes, lasts_ms: int) -> None:
+        if self._outage.is_on:
+            return
+        try:
+            await self._until(self._keys(groups), [self._job(job_id), lasts_ms])
+        except self._errors as error:
+            self._outage.begin(error)
+
+    def _keys(self, groups: Sequence[str]) -> list[str]:
+        name = self._encryption.keyed_name
+        return [_OUT + name(b"out", self._run_id, group.encode()).hex() for group in groups]
+
+    def _job(self, job_id: bytes) -> bytes:
+        return self._encryption.keyed_name(b"out job", job_id)
+
+
+class SharedExposure:
+    """Checks right before a payment that its price fits into what may be out with its peer, over all workers together.
+
+    ``allowance`` returns what may be out with a peer, and with all unproven peers where it is one of them; None is no limit.
+    While Redis is unreachable each worker's own check stands alone.
+    """
+
+    def __init__(
+        self, redis: RedisExposure, allowance: Callable[[str], tuple[int | None, int | None]], lasts_s: float
+    ) -> None:
+        """``lasts_s`` is longer than a purchase takes from its reservation to its end."""
+        self._redis = redis
+        self._allowance = allowance
+        self._lasts_s = lasts_s
+
+    async def reserve(self, quote: Quote) -> None:
+        """Count a price as out, until ``ended``.
+
+        Raises:
+            PeerNotTrusted: it does not fit with what other workers are paying right now.
+        """
+        peer_msat, strangers_msat = self._allowance(quote.peer_id)
+        groups, most_msat = [quote.peer_id], [-1 if peer_msat is None else peer_msat]
+        if strangers_msat is not None:
+            groups.append(_STRANGERS)
+            most_msat.append(strangers_msat)
+        if peer_msat is None and strangers_msat is None:
+            return
+        try:
+            await self._redis.reserve(groups, most_msat, quote.job_id, quote.price_msat, self._lasts_s)
+        except ExposureFull as full:
+            whom = "the peer is" if not full.place else "all peers that have not proven themselves are"
+            raise PeerNotTrusted(
+                f"{whom} trusted with {most_msat[full.place]} msat now; {full.out_msat} msat are out, and the quote asks "
+                f"{quote.price_msat} msat; nothing was paid",
+                quote=quote,
+            ) from None
+        except ExposureUnavailable:
+            return
+
+    async def load(self, jobs: Iterable[tuple[str, bytes, int]]) -> None:
+        """Count what is out already, by peer, job and price: unknown payments of the journal."""
+        with suppress(ExposureUnavailable):
+            for peer_id, job_id, price_msat in jobs:
+                await self._redis.reserve([peer_id], [-1], job_id, price_msat, _UNKNOWN_S)
+
+    def ended(self, peer_id: str, job_id: bytes, *, is_unknown: bool) -> None:
+        """Count a job no longer, or for long where its payment is unknown."""
+        groups = [peer_id, _STRANGERS]
+        if is_unknown:
+            self._redis.keep(groups, job_id, _UNKNOWN_S)
+        else:
+            self._redis.release(groups, job_id)
+
+
+async def _awaited(script: Any, keys: list[str], arguments: list[Any]) -> Any:
+    return await script(keys, arguments)
