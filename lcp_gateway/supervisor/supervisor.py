@@ -43,8 +43,8 @@ class RestartPolicy:
     """
 
     first_pause_s: float = 0.1
-    longest_pause_s: float = 15.0
-    settled_s: float = 30.0
+    longest_pause_s: float = 5.0
+    settled_s: float = 5.0
 
 
 class WorkersNotStarted(Exception):

@@ -181,3 +181,24 @@ async def test_other_settings_hold_at_once(sync, book, clock):
     sync.use(["another"], 10.0)
     assert sync.find(key) is not None
     assert sync.find("another") is not None and sync.find(STATIC) is None
+
+
+async def test_a_change_made_here_is_told_once_it_is_read_and_one_made_elsewhere_is_read_at_once(book, monkeypatch):
+    """Regression: a key that one worker had made was unknown to the others for up to a second."""
+    monkeypatch.setattr(key_sync, "_READ_EVERY_S", 3_600.0)
+    sync = KeySync(book, KeyCache([], None), get_logger("test"), unavailable=(DatabaseUnavailable,))
+    await sync.load()
+    told = []
+    sync.on_change = lambda: told.append(sync.find(fresh) is not None)
+    fresh = book.make()
+    await sync.changed()
+    assert told == [True]
+    reading = asyncio.create_task(sync.run())
+    other = book.make()
+    sync.refresh_soon()
+    async with asyncio.timeout(30):
+        while sync.find(other) is None:
+            await asyncio.sleep(0.001)
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert told == [True]

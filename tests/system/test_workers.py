@@ -1,10 +1,13 @@
 """Several workers behave as one gateway, and live and end as one."""
 
+import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import psutil
 import pytest
@@ -160,3 +163,30 @@ def test_without_a_redis_the_gateway_says_how_to_get_one(tmp_path):
     assert ended.returncode == 2
     assert "neither redis-server nor valkey-server is installed" in ended.stderr
     assert "workers = 1" in ended.stderr
+
+
+def test_the_commands_for_the_background_see_one_gateway(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = ("--http-addr", f"127.0.0.1:{probe.getsockname()[1]}")
+    env = {"XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "LCP_GATEWAY_LOG_MAX_BYTES": "2000"}
+    started = run_command("start", "--embedded", "--workers", "2", "--log-format", "json", *where, env=env)
+    try:
+        assert started.returncode == 0, started.stderr
+        shown = json.loads(run_command("status", "--json", *where, env=env).stdout)
+        assert (shown["state"], shown["workers"]) == ("running", {"running": 2, "of": 2})
+        tree = psutil.Process(shown["pid"]).children(recursive=True)
+        port = int(where[1].rpartition(":")[2])
+        at_once(30, lambda number: ask(port, 5_000 + number))
+        until(lambda: [*tmp_path.rglob("gateway-*.log.1")], "the log was not rotated")
+        assert "changed: nothing" in run_command("reload", *where, env=env).stdout
+        # Every worker writes to the file that has the log's name now.
+        log = next(tmp_path.rglob("gateway-*.log"))
+        for process in tree:
+            if "serve.worker" in " ".join(process.cmdline()):
+                until(lambda it=process: Path(f"/proc/{it.pid}/fd/2").samefile(log), "a worker writes to an old log")
+    finally:
+        stopped = run_command("stop", *where, env=env)
+    assert stopped.returncode == 0, stopped.stderr
+    assert not [process for process in tree if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not [*tmp_path.rglob("*.pid"), *tmp_path.rglob("*.workers")]

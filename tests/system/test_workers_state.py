@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.support.gateway import gateway
 from tests.support.journaled import query
 from tests.support.reloading import reloadable
 from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes
@@ -183,3 +184,28 @@ def test_requests_at_one_time_are_limited_over_all_workers(one, four):
     assert counted[200] + counted[429] == 16
     assert counted[200] < 16
     one.take("")
+
+
+def test_a_peer_is_trusted_with_its_limit_by_all_workers_together(one, four, journal):
+    price_msat = int(ask(four.port, 900, model="echo-slow").headers["x-lcp-price-msat"])
+    # What was delivered so far counts for nothing, and unknown payments of other tests may be out.
+    one.take(f"exposure_share_ppm = 0\nexposure_base_msat = {price_msat * 4}")
+    words = [{"role": "user", "content": WORDS * 4}]
+    before = len(four.events("accept"))
+    answers = at_once(16, lambda number: ask(four.port, 901 + number, model="echo-slow", messages=words))
+    paid = len(four.events("accept")) - before
+    counted = Counter((answer.status, (answer.json.get("error") or {}).get("code")) for answer in answers)
+    assert paid == counted[200, None] <= 4, counted
+    assert counted[503, "peer_not_trusted"] == 16 - paid, counted
+    one.take("")
+
+
+def test_a_peer_that_fails_at_some_workers_is_paused_at_all():
+    env = {"LCP_GATEWAY_BREAKER_FAILURES": "3", "LCP_GATEWAY_EXPOSURE_BASE_MSAT": "0", "LCP_GATEWAY_NODE_FAULTS": "1"}
+    with gateway(args=["--workers", "3"], env=env) as it:
+        model = "fault/wrong-hash"
+        seen = [ask(it.port, number, model=model) for number in range(12)]
+        failed = [answer for answer in seen if answer.verdict == "settled"]
+        # Three at each worker would be nine. The word of a failure takes some milliseconds, in which one more may pass.
+        assert 3 <= len(failed) <= 4, Counter((answer.status, answer.error["code"]) for answer in seen)
+        assert {answer.error["code"] for answer in seen[-6:]} == {"no_provider"}
