@@ -166,6 +166,8 @@ class PeerTrust:
         self._exposed_at = -math.inf
         self.on_event: Callable[[TrustEvent], None] | None = None
         """Gets what this process learns, where several are one gateway; ``learn`` takes it at the others."""
+        self.on_paid_elsewhere: Callable[[bytes], None] = lambda _job_id: None
+        """Gets the jobs that others are about to pay for."""
 
     def load(self, histories: Iterable[PeerHistory]) -> None:
         """Load the histories in the journal; once, before the first purchase."""
@@ -207,6 +209,7 @@ class PeerTrust:
                     self._hold(event.peer_id, bytes.fromhex(event.job_id), event.price_msat)
                 case "paying":
                     self._pay(event.peer_id, bytes.fromhex(event.job_id), event.price_msat)
+                    self.on_paid_elsewhere(bytes.fromhex(event.job_id))
                 case "released":
                     self._release(event.peer_id, bytes.fromhex(event.job_id))
                 case "resolved":

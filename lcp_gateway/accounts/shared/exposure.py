@@ -8,6 +8,7 @@ from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.purchase.states import State
 
 _OUT: Final = f"{REDIS_KEY_PREFIX}:out:"
 _MS_PER_S: Final = 1_000
@@ -16,6 +17,8 @@ _SETTLES_MS: Final = 2_000
 # The journal knows of it, and a gateway that starts counts it again.
 _UNKNOWN_S: Final = 30 * 86_400.0
 _STRANGERS: Final = ""
+_ENDS: Final = frozenset({"resolved", "released"})
+_UNKNOWN: Final = frozenset({State.UNKNOWN.value, State.PAYING.value})
 
 # A hash holds what is out by job: the price, and when it ends to count by Redis's own clock.
 # KEYS: the hashes. ARGV: the job, its price, how long it counts, then for each hash what may be out in all, -1 for no limit.
@@ -187,13 +190,18 @@ class SharedExposure:
             for peer_id, job_id, price_msat in jobs:
                 await self._redis.reserve([peer_id], [-1], job_id, price_msat, _UNKNOWN_S)
 
-    def ended(self, peer_id: str, job_id: bytes, *, is_unknown: bool) -> None:
-        """Count a job no longer, or for long where its payment is unknown."""
-        groups = [peer_id, _STRANGERS]
-        if is_unknown:
-            self._redis.keep(groups, job_id, _UNKNOWN_S)
+    def learnt(self, what: str, peer_id: str, job_id: str, state: str) -> None:
+        """Count a job no longer once it is released or resolved, or for long where its payment is unknown.
+
+        ``job_id`` is in hex, ``state`` a value of ``State``; ``what`` else changes nothing.
+        """
+        if what not in _ENDS:
+            return
+        groups, job = [peer_id, _STRANGERS], bytes.fromhex(job_id)
+        if state in _UNKNOWN:
+            self._redis.keep(groups, job, _UNKNOWN_S)
         else:
-            self._redis.release(groups, job_id)
+            self._redis.release(groups, job)
 
 
 async def _awaited(script: Any, keys: list[str], arguments: list[Any]) -> Any:

@@ -12,7 +12,6 @@ from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.quoting import PaidJobs
-from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.measurements import MeasuredEvent, Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustEvent
 from lcp_gateway.supervisor.link import WorkerLink
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 # From the reservation to the end of a purchase that uses all of its time.
 _SLACK_S = 60.0
-_UNKNOWN = frozenset({State.UNKNOWN.value, State.PAYING.value})
-_ENDS = frozenset({"resolved", "released"})
-_PAYING = frozenset({"paying"})
 
 
 @dataclass(slots=True)
@@ -34,7 +30,6 @@ class SharedTrust:
 
     trust: PeerTrust
     measurements: Measurements
-    paid_jobs: PaidJobs
     on_keys: list[Callable[[], None]] = field(default_factory=list)
     events: "BatchedEvents | None" = None
     exposure: "SharedExposure | None" = None
@@ -60,10 +55,7 @@ class SharedTrust:
 
     def take_trust(self, values: list[Any]) -> None:
         """Take in what another worker has learnt about a peer."""
-        event = TrustEvent(*values)
-        self.trust.learn(event)
-        if event.what in _PAYING:
-            self.paid_jobs.add(bytes.fromhex(event.job_id))
+        self.trust.learn(TrustEvent(*values))
 
     def take_keys(self, _values: list[Any]) -> None:
         """Read the keys that another worker has changed."""
@@ -74,8 +66,8 @@ class SharedTrust:
         """Tell the others what this worker has learnt about a peer."""
         if self.events is not None:
             self.events.tell("trust", event)
-        if self.exposure is not None and event.what in _ENDS:
-            self.exposure.ended(event.peer_id, bytes.fromhex(event.job_id), is_unknown=event.state in _UNKNOWN)
+        if self.exposure is not None:
+            self.exposure.learnt(event.what, event.peer_id, event.job_id, event.state)
 
     def tell_measured(self, event: MeasuredEvent) -> None:
         """Tell the others what this worker has measured."""
@@ -93,7 +85,7 @@ async def open_shared_trust(
     log: FilteringBoundLogger,
 ) -> AsyncIterator[SharedTrust]:
     """Connect this worker to the others for the block; where it is the only process, nothing is shared."""
-    shared = SharedTrust(trust, measurements, paid_jobs)
+    shared = SharedTrust(trust, measurements)
     if link is None:
         yield shared
         return
@@ -111,6 +103,7 @@ async def open_shared_trust(
     )
     shared.exposure = SharedExposure(redis, trust.allowance, settings.timeout_execute_s + _SLACK_S)
     trust.on_event, measurements.on_event = shared.tell_trust, shared.tell_measured
+    trust.on_paid_elsewhere = paid_jobs.add
     try:
         yield shared
     finally:
