@@ -187,6 +187,25 @@ class PeersObserver:
         self._metrics.snapshot(len(peers), self._counted[2])
 
 
+def record_resolution(
+    metrics: Metrics,
+    trust: PeerTrust,
+    log: FilteringBoundLogger,
+    *,
+    job_id: bytes,
+    state: State,
+    evidence: str,
+    bought: tuple[str, int] | None,
+) -> None:
+    """Record the end of an unknown payment; ``bought`` is the provider and the price, None where the journal is away."""
+    if bought is not None:
+        peer_id, price_msat = bought
+        trust.resolved(peer_id, job_id, price_msat, state)
+        if state is State.UNDELIVERED:
+            metrics.undelivered(peer_id, price_msat)
+    log.info("an unknown payment was resolved", job_id=job_id.hex(), state=state.value, evidence=evidence)
+
+
 class LndObserver:
     """Counts and logs lnd's state, the fees of purchases and the outcome of unknown payments."""
 
@@ -236,16 +255,14 @@ class LndObserver:
         self, job_id: bytes, state: State, resolution: PaymentResolution, bought: tuple[str, int] | None
     ) -> None:
         """Record a resolved payment; ``bought`` is the provider and the price, None where the journal is away."""
-        if bought is not None:
-            peer_id, price_msat = bought
-            self._trust.resolved(peer_id, job_id, price_msat, state)
-            if state is State.UNDELIVERED:
-                self._metrics.undelivered(peer_id, price_msat)
-        self._log.info(
-            "an unknown payment was resolved",
-            job_id=job_id.hex(),
-            state=state.value,
+        record_resolution(
+            self._metrics,
+            self._trust,
+            self._log,
+            job_id=job_id,
+            state=state,
             evidence=resolution.evidence.value,
+            bought=bought,
         )
 
 

@@ -210,6 +210,8 @@ SHORT = {
     "accounts/settlements.py": "what a supervised task does while this gateway leads; it waits for both",
     "app/background_tasks.py": "the supervisor itself, and bounded work after a request, its errors logged",
     "app/startup.py": "the start waits for them",
+    "http/gateway/overview.py": "one look at the books; the requests that came meanwhile wait for it",
+    "http/gateway/usage.py": "one sum over the books; the requests that came meanwhile wait for it",
     "http/openai/background.py": "as long as a job, or one row to be deleted",
     "http/openai/admission.py": "the end waits for them",
     "http/openai/models.py": "one list of models; the clients that asked wait for it",
@@ -241,8 +243,8 @@ def test_no_module_starts_a_permanent_task_without_the_supervisor():
     found = {
         path.relative_to(root).as_posix() for path in root.rglob("*.py") if _starts_tasks(ast.parse(path.read_text()))
     }
-    # Nodes are separate programs: the simulator, and one that dials in.
-    programs = ("node/", "node_client/", "cli/join/")
+    # Programs of their own: the simulator, a node that dials in, the process of local models.
+    programs = ("node/", "node_client/", "cli/join/", "local_models/")
     assert {name for name in found if not name.startswith(programs)} == set(SHORT)
 
 

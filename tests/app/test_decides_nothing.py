@@ -39,6 +39,8 @@ ALLOWED = {
         "gateway == account == key == Rates()",
         "len(secret) < _SECRET_BYTES",
     ],
+    # Models are counted again when the catalog has changed.
+    "wiring/books.py": ["counted[0] is not found.providers"],
     # Where a sign-in is needed.
     "wiring/console.py": ["auth_mode(settings) == 'accounts'", "auth_mode(settings) == 'none'", "mode == 'none'"],
     "wiring/shared_results.py": ["len(one) >= MIN_SECRET_BYTES"],

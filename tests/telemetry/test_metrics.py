@@ -242,6 +242,8 @@ def busy(metrics):
     metrics.settlements_leader(True)
     metrics.watch_keys(lambda: 0.5, lambda: False)
     metrics.refunds_withheld(1, 1)
+    metrics.withdrawals_open("paying", 1, 1_000)
+    metrics.withdrawal_unknown_age(1.0)
     return metrics
 
 

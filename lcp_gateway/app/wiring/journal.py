@@ -26,7 +26,7 @@ from lcp_gateway.store.journal.resolutions import ManualResolutions
 from lcp_gateway.store.journal.transaction import JournalProblem
 from lcp_gateway.store.journal.writer import JournalWriter, NullJournal
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.telemetry.observers import RefundObserver
+from lcp_gateway.telemetry.observers import RefundObserver, record_resolution
 
 _ALL_OPEN = 10_000
 
@@ -90,10 +90,8 @@ def manual_resolutions(
         return None
 
     def resolved(record: PurchaseRecord, state: State) -> None:
-        trust.resolved(record.peer_id, record.job_id, record.price_msat, state)
-        if state is State.UNDELIVERED:
-            metrics.undelivered(record.peer_id, record.price_msat)
-        log.info("an unknown payment was resolved", job_id=record.job_id.hex(), state=state.value, evidence="operator")
+        bought = record.peer_id, record.price_msat
+        record_resolution(metrics, trust, log, job_id=record.job_id, state=state, evidence="operator", bought=bought)
 
     return ManualResolutions(
         journal.database,
