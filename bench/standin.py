@@ -42,7 +42,7 @@ _ANSWER = (
     b'"message":{"role":"assistant","content":"All is well."},"logprobs":null,"finish_reason":"stop"}],"usage":'
     b'{"prompt_tokens":9,"completion_tokens":4,"total_tokens":13}}'
 )
-_EVENT = (
+EVENT = (
     b'data: {"id":"c","object":"chat.completion.chunk","model":"bench","choices":[{"index":0,"delta":{"content":'
     b'" word"},"finish_reason":null}]}\n\n'
 )
@@ -93,11 +93,11 @@ class _Job:
         return Pace(int.from_bytes(job_id[28:], "big"), int.from_bytes(job_id[26:28], "big") / 1000)
 
 
-class _Stream:
-    """One stream's messages, ready to be sent."""
+class Stream:
+    """One stream's messages, ready to be sent: these events, and the end mark."""
 
-    def __init__(self, chunks: int) -> None:
-        events = [_EVENT] * (chunks - 1) + [b"data: [DONE]\n\n"]
+    def __init__(self, events: list[bytes]) -> None:
+        events = [*events, b"data: [DONE]\n\n"]
         result = _result(b"".join(events), _EVENTS, carried=True)
         begin = pb.ResultStreamBegin(content_type=_EVENTS, content_encoding="identity")
         end = pb.ResultStreamEnd(result_hash=result.result_hash, result_len=result.result_len)
@@ -119,7 +119,7 @@ class StandIn:
         info = pb.GetLocalInfoResponse(node_id=PEER_ID, manifest=_manifest()).SerializeToString()
         answer = pb.AcceptAndExecuteResponse(result=_result(_ANSWER, _JSON, carried=False)).SerializeToString()
         self._answer = answer
-        self._made: dict[int, _Stream] = {}
+        self._made: dict[int, Stream] = {}
         self.unary: Mapping[str, Callable[[bytes], bytes]] = {
             _SERVICE + "ListLCPPeers": lambda _request: listed,
             _SERVICE + "GetLocalInfo": lambda _request: info,
@@ -131,7 +131,7 @@ class StandIn:
 
     def _quote(self, request: bytes) -> bytes:
         body = pb.RequestQuoteRequest.FromString(request).task.openai_chat_completions_v1
-        job_id, now = _Job.make(self._asked(body.request_json)), int(time.time())
+        job_id, now = self.job_of(body.request_json), int(time.time())
         digest = terms_hash(
             protocol_version=_VERSION,
             job_id=job_id,
@@ -161,6 +161,10 @@ class StandIn:
         )
         return pb.RequestQuoteResponse(peer_id=PEER_ID, terms=terms).SerializeToString()
 
+    def job_of(self, body: bytes) -> bytes:
+        """Return the id of a new job for a request's body."""
+        return _Job.make(self._asked(body))
+
     def _asked(self, body: bytes) -> Pace:
         document = json.loads(body)
         chunks = document.get("max_tokens") or self._pace.chunks
@@ -178,24 +182,22 @@ class StandIn:
     def _stream(self, request: bytes, reply: Reply) -> None:
         job_id = pb.AcceptAndExecuteStreamRequest.FromString(request).job_id
         self._pay(job_id)
-        pace = _Job.pace(job_id)
-        stream = self._made.get(pace.chunks)
-        if stream is None:
-            stream = self._made[pace.chunks] = _Stream(pace.chunks)
+        pace, stream = _Job.pace(job_id), self.stream_of(job_id)
         reply.send(stream.begin)
         loop = asyncio.get_running_loop()
         # Streams that began together do not go on in step: the second event of each comes within a pause.
         began = loop.time() - random.random() * pace.pause_s
         self._go_on(loop, reply, stream, pace.pause_s, began, 0)
 
+    def stream_of(self, job_id: bytes) -> Stream:
+        """Return the messages of a job."""
+        chunks = _Job.pace(job_id).chunks
+        if (made := self._made.get(chunks)) is None:
+            made = self._made[chunks] = Stream([EVENT] * (chunks - 1))
+        return made
+
     def _go_on(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        reply: Reply,
-        stream: _Stream,
-        pause_s: float,
-        began: float,
-        position: int,
+        self, loop: asyncio.AbstractEventLoop, reply: Reply, stream: Stream, pause_s: float, began: float, position: int
     ) -> None:
         """Send an event, and plan the next."""
         if reply.is_over:

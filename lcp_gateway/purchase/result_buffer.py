@@ -246,6 +246,18 @@ class ResultBuffer:
         self._held_back = []
         self._end()
 
+    def release_frames(self) -> None:
+        """Drop the tracebacks of its error, once no request has to handle that any more.
+
+        A failed result is remembered for minutes, and the frames in them hold whole requests and their connections.
+        """
+        error: BaseException | None = self.error
+        seen: set[int] = set()
+        while error is not None and id(error) not in seen:
+            seen.add(id(error))
+            error.__traceback__ = None
+            error = error.__cause__ or error.__context__
+
     def forget(self) -> None:
         """Release the bytes; readers, and requests that wait, get those that they have not taken."""
         self._whole = False

@@ -318,6 +318,9 @@ class PurchaseService:
         buffer.listeners -= 1
         if not buffer.listeners:
             self.handed_over(buffer)
+            if buffer.error is not None:
+                # In its next step, once the request that has just left has handled the error.
+                asyncio.get_running_loop().call_soon(buffer.release_frames)
         running = self._running.get(buffer)
         if buffer.listeners or buffer.is_retained or buffer.ended or running is None:
             return
@@ -407,6 +410,8 @@ class PurchaseService:
         # A purchase by another gateway is counted there.
         if not running.bought_elsewhere:
             self._observer.ended(buffer)
+        if not buffer.listeners:
+            buffer.release_frames()
 
     def _remove_if_reused(self, buffer: ResultBuffer, keys: RepeatKeys) -> None:
         """Remove a result whose key turned out to be that of another request, before its error is seen."""

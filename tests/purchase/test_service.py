@@ -1,6 +1,7 @@
 """A purchase runs in a task of its own, which outlives its client's connection."""
 
 import asyncio
+import weakref
 
 import pytest
 
@@ -298,6 +299,43 @@ async def test_a_large_result_reaches_the_client_that_pays_for_it(stream):
         await w.ask(ordered(stream=stream), KEY)
     assert caught.value.verdict is Verdict.SETTLED
     assert len(w.upstream.works) == 1
+
+
+@pytest.mark.parametrize("is_awaited", [True, False])
+async def test_a_failed_result_that_is_remembered_holds_none_of_its_requests(is_awaited):
+    """Tracebacks hold frames, and those whole requests with their connections: minutes of them, while a daemon is away."""
+    w = world()
+    answer = w.service.start(ordered(), KEY)
+
+    async def request():
+        body = Body()
+        bodies.append(weakref.ref(body))
+        try:
+            await answer.wait_head()
+        finally:
+            w.service.left(answer)
+
+    class Body:
+        """An object that only the request's frame holds."""
+
+    bodies: list[weakref.ref] = []
+    asked = []
+    if is_awaited:
+        for _ in range(3):
+            w.service.joined(answer)
+            asked.append(spawn(request()))
+        await settle()
+    (await w.work()).put(UpstreamError("UNAVAILABLE", "the connection was lost"))
+    errors = await asyncio.gather(*asked, return_exceptions=True)
+    await settle()
+    assert all(error is answer.error for error in errors) and isinstance(answer.error, PaymentFailed)
+    assert w.journal.only[-1] == "unknown", "and its evidence stays"
+    error = answer.error
+    while error is not None:
+        assert error.__traceback__ is None
+        error = error.__cause__
+    asked.clear()
+    assert not any(body() for body in bodies)
 
 
 async def test_a_slow_reader_holds_the_peer_back():
