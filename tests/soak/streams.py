@@ -194,8 +194,8 @@ async def watch(run, process, began):
         await asyncio.sleep(0.5)
 
 
-async def soak(*, streams, seconds, pause_s, chunks, folder, kill=True):
-    """Run it; return what was seen."""
+async def soak(*, streams, seconds, pause_s, chunks, folder, returns=True):
+    """Run it; return what was seen. ``returns`` is false where the run is too short for the breaker of a dead peer to close."""
     run = Run()
     daemon_port, port = free_port(), free_port()
     address = f"127.0.0.1:{daemon_port}"
@@ -224,16 +224,12 @@ async def soak(*, streams, seconds, pause_s, chunks, folder, kill=True):
             clients = [Client(run, port, number, chunks, pause_s) for number in range(streams)]
             tasks = [asyncio.create_task(client.go_on(until)) for client in clients]
             await asyncio.sleep(seconds / 2)
-            if kill:
-                first.kill()
-                first.wait()
-                run.killed_at = time.monotonic()
-                await asyncio.sleep(AWAY_S)
-            else:
-                await asyncio.wait(tasks)
-        if kill:
-            with running(*daemon, log=folder / "daemon.log"):
-                await asyncio.wait(tasks)
+            first.kill()
+            first.wait()
+            run.killed_at = time.monotonic()
+            await asyncio.sleep(AWAY_S)
+        with running(*daemon, log=folder / "daemon.log"):
+            await asyncio.wait(tasks)
         for task in tasks:
             task.result()
         watching.cancel()
@@ -242,7 +238,7 @@ async def soak(*, streams, seconds, pause_s, chunks, folder, kill=True):
     for since, until in ((0, half), (half + AWAY_S + PAUSE_AFTER_AN_ERROR_S, seconds)):
         if (grown := run.growth_mib(since, until)) > MOST_GROWTH_MIB:
             run.problems.append(f"memory grew by {grown:.0f} MiB between {since:.0f} and {until:.0f} s")
-    if kill and (run.back_after_s is None or run.back_after_s > LONGEST_RETURN_S):
+    if returns and (run.back_after_s is None or run.back_after_s > LONGEST_RETURN_S):
         run.problems.append("no whole stream came after the daemon was back")
     return run
 
