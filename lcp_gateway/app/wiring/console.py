@@ -154,6 +154,7 @@ class Console:
             self._registrations,
             mode=settings.registration,
             on_key_change=self._customers.key_sync.changed,
+            unavailable=(DatabaseUnavailable,),
             log=self._log,
         )
 

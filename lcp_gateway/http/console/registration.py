@@ -1,5 +1,6 @@
 """POST /api/register: a person opens an account by itself, with a key that is shown once."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -30,13 +31,18 @@ class RegistrationRoutes:
         *,
         mode: str,
         on_key_change: Callable[[], Awaitable[None]],
+        unavailable: tuple[type[Exception], ...],
         log: FilteringBoundLogger,
     ) -> None:
-        """``on_key_change`` makes this process read the new key at once."""
+        """``on_key_change`` makes this process read the new key at once.
+
+        ``unavailable`` are errors of a database that cannot be reached.
+        """
         self._desk = desk
         self._registrations = registrations
         self._mode = mode
         self._on_key_change = on_key_change
+        self._unavailable = unavailable
         self._log = log
 
     async def register(self, request: web.Request) -> web.Response:
@@ -62,7 +68,6 @@ class RegistrationRoutes:
                     rules=SIGN_IN_RULES,
                     invite=None if self._mode == OPEN and not code else code,
                 )
-            await self._on_key_change()
             self._log.info("an account was opened", account_id=account.id, client=display_address(request.remote))
             document = account_document(account, unix_time)
             del document["deleted_at"]
@@ -74,7 +79,10 @@ class RegistrationRoutes:
                 },
                 status=201,
             )
-            if "Origin" in request.headers:
-                made = await desk.sessions.begin(key.record.caller)
-                await desk.hand_over(request, response, form, made)
+            # The key is shown in this response and never again: it goes out, whatever happens to the database now.
+            with contextlib.suppress(*self._unavailable):
+                if "Origin" in request.headers:
+                    made = await desk.sessions.begin(key.record.caller)
+                    await desk.hand_over(request, response, form, made)
+                await self._on_key_change()
         return response

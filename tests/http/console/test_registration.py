@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lcp_gateway.http.console.limits import REGISTRATIONS
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.console.browsers import console
 from tests.http.front import ADMIN_KEY
 
@@ -49,6 +50,28 @@ async def test_a_name_is_enough_the_key_is_shown_once_and_the_browser_is_signed_
             assert again.status == 200 and key["key"] not in again.body.decode()
         another = browser()
         assert (await another.sign_in(key["key"])).document["account"]["id"] == account["id"]
+
+
+async def test_the_key_is_shown_even_if_the_database_goes_away_right_after(bank, monkeypatch):
+    """It is in one response only: an error in its place would lose the account, and use up the invite."""
+    async with console(bank, registration="open") as (gateway, browser):
+        write, writes = bank.database.write, []
+
+        async def away(*_arguments):
+            raise DatabaseUnavailable("away")
+
+        async def first_write_only(work):
+            writes.append(work)
+            return await (write(work) if len(writes) == 1 else away())
+
+        monkeypatch.setattr(bank.database, "read_reserved", away)
+        monkeypatch.setattr(bank.database, "write", first_write_only)
+        one = browser()
+        found = await register(one)
+        assert found.status == 201 and not one.signed_in
+        monkeypatch.undo()
+        await gateway.refresh()
+        assert (await browser().sign_in(found.document["key"]["key"])).status == 201
 
 
 async def test_a_sign_in_key_manages_the_account_and_buys_nothing(bank):
