@@ -120,10 +120,13 @@ class QuoteRequester:
             calls -= len(group)
             offers = await self._ask(order, group, failures)
             if offers:
-                offers = await self._compare(order, offers, left, calls, failures)
+                if offers[0].candidate.comparison is not None:
+                    offers = await self._compare(order, offers, left, calls, failures)
                 best, *others = offers
-                self.drop(offer.quote for offer in others)
-                self.drop(error.quote for error in failures)
+                if others:
+                    self.drop(offer.quote for offer in others)
+                if failures:
+                    self.drop(error.quote for error in failures)
                 return _taken(best, others, left)
         error = _most_telling(failures)
         # The cheapest that was too expensive is not dropped: the client can take it once it raises the limit.
@@ -183,17 +186,21 @@ class QuoteRequester:
 
     async def _ask(self, order: Order, candidates: Sequence[Candidate], failures: list[PurchaseError]) -> list[Offer]:
         """Ask some at once; return the quotes that can be bought, the cheapest first."""
+        results: Sequence[Offer | PurchaseError | None]
         if len(candidates) == 1:
-            results: Sequence[Offer | PurchaseError | None] = [await self._try(order, candidates[0])]
+            result = await self._try(order, candidates[0])
+            if isinstance(result, Offer):
+                return [result]
+            results = [result]
         else:
             results = await self._ask_together(order, candidates)
         offers = []
-        for candidate, result in zip(candidates, results, strict=True):
-            if isinstance(result, Offer):
-                offers.append(result)
-            elif result is not None:
-                failures.append(result)
-                self._on_failure(candidate.provider_id, result)
+        for candidate, found in zip(candidates, results, strict=True):
+            if isinstance(found, Offer):
+                offers.append(found)
+            elif found is not None:
+                failures.append(found)
+                self._on_failure(candidate.provider_id, found)
         return sorted(offers, key=_price)
 
     async def _ask_together(

@@ -40,15 +40,15 @@ class DatabaseThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, work: Callable[[], T], *, unless_left: bool = False) -> T:
-        """Run the work in the thread; return its result or raise its error.
+    def run(self, work: Callable[[], T], *, unless_left: bool = False) -> "asyncio.Future[T]":
+        """Run the work in the thread; its result or its error is the future's.
 
         Cancelling the caller does not stop the work; with ``unless_left``, work that has not begun is left out then.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._jobs.put((work, loop, done, unless_left))
-        return await done
+        return done
 
     async def close(self, timeout_s: float) -> None:
         """Finish the work that waits, for at most ``timeout_s``, and end the thread."""
@@ -206,7 +206,7 @@ class SqliteDatabase:
 
     def _write(self, work: Work[T]) -> T:
         self._file.check()
-        with _one_error():
+        try:
             is_new = self._write_connection is None
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
@@ -220,6 +220,10 @@ class SqliteDatabase:
                     # After a full disk or an I/O error only a new connection is sure to work.
                     self._drop_writer()
                 raise
+        except (OSError, DBAPIError, sqlite3.Error) as error:
+            if (unavailable := _as_unavailable(error)) is None:
+                raise
+            raise unavailable from error
 
     def _drop_writer(self) -> None:
         connection, self._write_connection = self._write_connection, None
@@ -238,7 +242,7 @@ class _Reader:
 
     def read(self, work: Work[T]) -> T:
         self._file.check()
-        with _one_error():
+        try:
             if self._connection is None:
                 self._connection = self._engine.connect()
             try:
@@ -252,6 +256,10 @@ class _Reader:
             except (DatabaseError, sqlite3.DatabaseError):
                 self.drop()
                 raise
+        except (OSError, DBAPIError, sqlite3.Error) as error:
+            if (unavailable := _as_unavailable(error)) is None:
+                raise
+            raise unavailable from error
 
     def drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -350,15 +358,10 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
-@contextmanager
-def _one_error() -> Iterator[None]:
-    """Raise ``DatabaseUnavailable`` for every error of SQLite and the disk that means it."""
-    try:
-        yield
-    except OSError as error:
-        raise DatabaseUnavailable(os.strerror(error.errno or 0).lower()) from error
-    except (DBAPIError, sqlite3.Error) as error:
-        if _is_of_the_work(error):
-            raise
-        cause = error.orig if isinstance(error, DBAPIError) else error
-        raise DatabaseUnavailable(str(cause)) from error
+def _as_unavailable(error: OSError | DBAPIError | sqlite3.Error) -> DatabaseUnavailable | None:
+    """Return ``DatabaseUnavailable`` for an error of SQLite or the disk that means it; None for one of the work."""
+    if isinstance(error, OSError):
+        return DatabaseUnavailable(os.strerror(error.errno or 0).lower())
+    if _is_of_the_work(error):
+        return None
+    return DatabaseUnavailable(str(error.orig if isinstance(error, DBAPIError) else error))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -369,7 +370,8 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
 
 async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(sqlite, problems, monkeypatch):
     """Regression: the writer task was not restarted after an error; until it is, nothing may be lost."""
-    journal = JournalWriter(sqlite, on_problem=problems.append, limits=IMPATIENT)
+    # The supervisor logs a traceback first, which may take seconds on a busy machine.
+    journal = JournalWriter(sqlite, on_problem=problems.append, limits=replace(IMPATIENT, wait_s=60))
     tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01))
     take, failures = journal._take, [ZeroDivisionError()]
 
