@@ -17,6 +17,7 @@ DAEMON_FEE_LIMIT_SAT: Final = 10_000
 """The routing fee of one payment that lcpd-grpcd allows lnd, fixed in its source."""
 
 _WHOLE_PERCENT = 100
+_SHORT_KEY_CHARS = 16
 _FILES = (
     "http_tls_cert",
     "http_tls_key",
@@ -292,6 +293,11 @@ def _console_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iter
         yield (
             f"{sources['console_insecure']}: keys that are typed into the console travel unencrypted: set http_tls_cert, or "
             "trusted_proxies where a proxy in front of it speaks https"
+        )
+    if 0 < len(settings.admin_key) < _SHORT_KEY_CHARS and not settings.embedded:
+        yield (
+            f"{sources['admin_key']}: admin_key has fewer than {_SHORT_KEY_CHARS} characters and could be guessed: make a "
+            "random one, as with `openssl rand -hex 32`"
         )
     is_behind_proxy = is_loopback(parse_host_port(settings.http_addr).host) and not settings.embedded
     if settings.registration == "open" and is_behind_proxy and not settings.trusted_proxies:

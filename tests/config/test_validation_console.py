@@ -55,6 +55,7 @@ def test_contradictions_are_named(tmp_path, environ, words):
     [
         ({**KEYS, "LCP_GATEWAY_CONSOLE_INSECURE": "true"}, "travel unencrypted"),
         ({**ACCOUNTS, "LCP_GATEWAY_REGISTRATION": "open"}, "share 5 new accounts an hour"),
+        ({**ACCOUNTS, "LCP_GATEWAY_ADMIN_KEY": "change-me"}, "fewer than 16 characters and could be guessed"),
     ],
 )
 def test_a_caution_says_what_is_risked(tmp_path, environ, words):
