@@ -1,5 +1,6 @@
 """``lcp-gateway join``: runs a node, in the foreground or in the background, and shows how it does."""
 
+import contextlib
 import json as json_format
 import os
 import subprocess
@@ -14,9 +15,10 @@ import typer
 import typer.core
 
 from lcp_gateway.__about__ import __version__
-from lcp_gateway.cli.join.options import FLAGS, JoinFiles, join_files, join_options, load_join
+from lcp_gateway.cli.join.options import FLAGS, JoinFiles, join_files, join_options, load_join, local_backends
 from lcp_gateway.cli.options import CONFIG_OPTION, JsonOption, command_app, named_flags
 from lcp_gateway.cli.output import CommandFailed, print_json, print_pairs, printable, report
+from lcp_gateway.cli.serve.local_models import LocalModels, check_local_models, local_model_options
 from lcp_gateway.cli.service.instances import background_environment, exclusive_access, is_background, make_folder
 from lcp_gateway.cli.service.logs import LogFollower, last_lines
 from lcp_gateway.cli.service.pid_file import (
@@ -31,6 +33,7 @@ from lcp_gateway.cli.service.processes import Process, find_process
 from lcp_gateway.cli.service.start import command_line_flags, typed_flags
 from lcp_gateway.cli.service.stop import ProcessSurvived, end_process
 from lcp_gateway.config import Settings
+from lcp_gateway.node_client.options import BackendOptions
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.telemetry.log_output import open_log
 
@@ -67,10 +70,18 @@ def run(
     """Run a node until it is stopped."""
     background = is_background()
     settings = load_join(url, flags, config).settings
-    options = join_options(settings)
+    # What is wrong is said before any model is started.
+    join_options(settings)
+    local = local_model_options(settings)
+    check_local_models(local)
     from lcp_gateway.cli.join.run import run_node  # noqa: PLC0415 - loads aiohttp
 
-    return run_node(settings, options, join_files(settings), background=background)
+    with contextlib.ExitStack() as stack:
+        backends: tuple[BackendOptions, ...] = ()
+        if local.models:
+            server = stack.enter_context(LocalModels(local, tell=report))
+            backends = local_backends(settings, server.base_url, server.api_key)
+        return run_node(settings, join_options(settings, backends), join_files(settings), background=background)
 
 
 @app.command()
@@ -81,6 +92,7 @@ def start(
     """Start a node in the background. Takes the flags of `run`, and waits until it has joined."""
     settings = load_join(url, flags, config).settings
     join_options(settings)
+    check_local_models(local_model_options(settings))
     files = join_files(settings)
     with exclusive_access(files.pid_file, settings):
         found = read_pid_file(files.pid_file)

@@ -3,8 +3,8 @@
 import os
 import platform
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from lcp_gateway.cli.options import load_settings
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.service.instances import run_folder
-from lcp_gateway.config import JoinBackendConfig, Loaded, Settings, may_use_proxy
+from lcp_gateway.config import JoinBackendConfig, Loaded, Settings, local_models, may_use_proxy
 from lcp_gateway.config.addresses import is_loopback, parse_gateway_url
 from lcp_gateway.config.nodes import with_key_of_file
 from lcp_gateway.constants import MSAT_PER_SAT
@@ -41,6 +41,8 @@ FLAG_NAMES = MappingProxyType({setting: f"--{flag}" for setting, flag, *_ in FLA
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _NAME_CHARS = 40
+_EMBEDDING = "embedding"
+_EMBEDDING_KINDS, _TEXT_KINDS = ("embeddings",), ("chat", "completions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ def load_join(url: str, flags: Mapping[str, object], config: Path | None) -> Loa
     return load_settings(given, config, flag_names=FLAG_NAMES)
 
 
-def join_options(settings: Settings) -> JoinOptions:
-    """Return what a node joins with.
+def join_options(settings: Settings, local: Sequence[BackendOptions] = ()) -> JoinOptions:
+    """Return what a node joins with; ``local`` are the models that it runs itself.
 
     Raises:
         CommandFailed: something is missing, or the token would be shown on the way.
@@ -98,12 +100,7 @@ def join_options(settings: Settings) -> JoinOptions:
         base_url=settings.join_backend,
         api_key=settings.join_backend_api_key,
         models=settings.join_models,
-        price=Price(
-            settings.join_price_per_request_msat,
-            settings.join_price_per_1k_input_msat,
-            settings.join_price_per_1k_output_msat,
-            round(settings.join_price_per_minute_sat * MSAT_PER_SAT),
-        ),
+        price=_usual_price(settings),
         max_output_tokens=settings.join_max_output_tokens,
     )
     backends = tuple(_backend(row, found) for row in settings.join_backends)
@@ -111,7 +108,7 @@ def join_options(settings: Settings) -> JoinOptions:
         url=settings.join_url,
         token=token,
         name=node_name(settings),
-        backends=backends or ((found,) if settings.join_backend else ()),
+        backends=(*local, *(backends or ((found,) if settings.join_backend else ()))),
         found=found,
         concurrent=settings.join_concurrent,
         refresh_s=settings.join_refresh_s,
@@ -140,6 +137,32 @@ def join_files(settings: Settings, environ: Mapping[str, str] = os.environ) -> J
     """Return the files of a node with these settings."""
     folder, stem = run_folder(settings, environ), f"node-{node_name(settings)}"
     return JoinFiles(folder / f"{stem}.pid", folder / f"{stem}.log", folder / f"{stem}.status")
+
+
+def local_backends(settings: Settings, base_url: str, api_key: str) -> tuple[BackendOptions, ...]:
+    """Return the models that this machine runs itself (``[models."x"] path`` or ``hf_repo``), as served at this address."""
+    found: dict[bool, list[str]] = {}
+    for name, model in local_models(settings).items():
+        found.setdefault(model.type == _EMBEDDING, []).append(name)
+    usual = BackendOptions(
+        base_url=base_url,
+        api_key=api_key,
+        price=_usual_price(settings),
+        max_output_tokens=settings.join_max_output_tokens,
+    )
+    return tuple(
+        replace(usual, models=tuple(names), kinds=_EMBEDDING_KINDS if embeds else _TEXT_KINDS)
+        for embeds, names in found.items()
+    )
+
+
+def _usual_price(settings: Settings) -> Price:
+    return Price(
+        settings.join_price_per_request_msat,
+        settings.join_price_per_1k_input_msat,
+        settings.join_price_per_1k_output_msat,
+        round(settings.join_price_per_minute_sat * MSAT_PER_SAT),
+    )
 
 
 def _backend(row: JoinBackendConfig, usual: BackendOptions) -> BackendOptions:
