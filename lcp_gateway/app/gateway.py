@@ -231,7 +231,7 @@ class Gateway:
             catalog=runtime.catalog,
             daemon_problem=lambda: runtime.peers.problem,
             transport=runtime.peers.transport,
-            nodes=lambda: {**runtime.nodes.watch.states, **runtime.dialin.hub.states},
+            nodes=lambda: {**runtime.nodes.watch.states, **runtime.dialin.hub.own_states},
             jobs=runtime.jobs,
             metrics=runtime.metrics,
             stale_s=settings.peers_stale_s,

@@ -70,8 +70,11 @@ def dialin_parts(
 ) -> DialinParts:
     """Make the parts; opens nothing. ``accounts`` has the nodes of accounts, None where no accounts are kept."""
 
-    def changed(name: str, up: bool, reason: str) -> None:
-        metrics.node_up(name, up)
+    def changed(terms: NodeTerms, up: bool, reason: str) -> None:
+        name = terms.node_id
+        if terms.account_id is None:
+            # That a node of an account leaves is no problem of the operator's.
+            metrics.node_up(name, up)
         if up:
             log.info("a node has dialled in", node=name)
         else:

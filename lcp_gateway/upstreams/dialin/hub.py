@@ -63,7 +63,7 @@ class DialinState:
 class NodeHub:
     """All nodes that dialled in. One thread, one event loop.
 
-    ``start`` starts a short task. ``on_change`` gets a node's name and whether it is up, with the reason where it is not.
+    ``start`` starts a short task. ``on_change`` gets a node's terms and whether it is up, with the reason where it is not.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class NodeHub:
         rules: HubRules,
         *,
         start: Callable[[Coroutine[Any, Any, None]], None],
-        on_change: Callable[[str, bool, str], None] = lambda _name, _up, _reason: None,
+        on_change: Callable[[NodeTerms, bool, str], None] = lambda _terms, _up, _reason: None,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +100,11 @@ class NodeHub:
         """The state of each node that is here, and of those that left, by its id."""
         here = {node_id: self._state(node_id, node) for node_id, node in self._nodes.items()}
         return MappingProxyType({**self._left, **here})
+
+    @property
+    def own_states(self) -> Mapping[str, DialinState]:
+        """The states of the operator's own nodes."""
+        return MappingProxyType({name: one for name, one in self.states.items() if one.account_id is None})
 
     @property
     def connected(self) -> int:
@@ -224,7 +229,7 @@ class NodeHub:
         self._since[terms.node_id] = self._now()
         self._left.pop(terms.node_id, None)
         self._collect(node)
-        self._on_change(terms.node_id, True, "")
+        self._on_change(terms, True, "")
         self._probe_if_due(node)
         return node
 
@@ -250,7 +255,7 @@ class NodeHub:
         if len(self._left) > _MOST_LEFT:
             self._left.popitem(last=False)
         self._collect(node)
-        self._on_change(node_id, False, node.closed_for)
+        self._on_change(node.terms, False, node.closed_for)
 
     def _state(self, node_id: str, node: NodeConnection, *, up: bool = True) -> DialinState:
         provider = self._by_id.get(node_id)

@@ -50,7 +50,10 @@ class World:
         self.refuted = []
         rules = {"connection": ConnectionRules(heartbeat_s=5.0, window_bytes=WINDOW, max_result_bytes=50_000), **rules}
         self.hub = NodeHub(
-            HubRules(**rules), start=self.start, on_change=lambda *change: self.changes.append(change), clock=self.clock
+            HubRules(**rules),
+            start=self.start,
+            on_change=lambda terms, up, reason: self.changes.append((terms.node_id, up, reason)),
+            clock=self.clock,
         )
         self.upstream = DialinUpstream(self.hub, max_result_bytes=50_000, on_refuted=self.refuted.append)
         self.tokens = OperatorTokens([OperatorNode(token_digest(TOKEN), NodeTerms(NAME))])
