@@ -5,9 +5,18 @@ import threading
 
 import pytest
 
+from lcp_gateway.accounts.withdrawal_states import WithdrawalEvent
+from lcp_gateway.accounts.withdrawals import WithdrawalRules
 from lcp_gateway.node.config import NodeConfig, derive_key
+from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
+from lcp_gateway.store.accounts.accounts import Accounts
+from lcp_gateway.store.accounts.ledger import Ledger
+from lcp_gateway.store.accounts.withdrawals import Withdrawals
+from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.database.schema import HEAD
+from tests.store.journals import NOW
+from tests.store.withdrawing import RICH, new
 from tests.support.lnd_standin import LndStandin, channel
 from tests.support.written_purchases import Bought, written
 
@@ -123,3 +132,36 @@ def test_an_lnd_that_does_not_answer_is_found(run, at, with_lnd):
     assert "fail  lnd  " in outcome.out
     assert "see lnd_grpc_addr" in outcome.out
     assert "ok    quote" in outcome.out
+
+
+def test_withdrawals_that_wait_or_are_unknown_are_counted(run, at, tmp_path):
+    async def make(where):
+        database = await open_database(where)
+        account = await Accounts(database).create("a customer", actor="test", at=NOW)
+        await Ledger(database).adjust(account.id, Msat(100_000), reason="to begin with", actor="test", at=NOW)
+        withdrawals = Withdrawals(database)
+        rules = WithdrawalRules(enabled=True, min_msat=1, approval_msat=2_000)
+        lost, _ = await withdrawals.create(new(account.id, 1), rules, RICH, NOW)
+        await withdrawals.create(new(account.id, 2, 3_000), rules, RICH, NOW)
+        await withdrawals.record(lost.id, WithdrawalEvent.LOSE_SIGHT, NOW)
+        await database.close()
+
+    where = str(tmp_path / "j.db")
+    asyncio.run(make(where))
+    shown = run("doctor", *at, "--journal-url", where, "--auth", "accounts").out
+    assert "withdrawals" in shown and "off" in shown
+    assert "1 unknown (1.100 sat)" in shown and "1 awaiting_approval (3.100 sat)" in shown
+    assert "withdrawals resolve" in shown
+
+
+def test_the_macaroon_of_withdrawals_is_probed_without_paying(run, at, with_lnd, lnd):
+    arguments = ("doctor", *at, *with_lnd, "--journal-url", "off", "--lnd-withdrawal-macaroon-file")
+    good = lnd.bake("withdrawals", "GetInfo", "ListChannels", "TrackPaymentV2", "SendPaymentV2")
+    shown = run(*arguments, str(good)).out
+    assert "lnd_withdrawal_macaroon_file allows all that is needed" in shown
+    assert "it can also spend" not in shown.split("lnd_withdrawal_macaroon_file")[1].splitlines()[0]
+    poor = lnd.bake("poor", "GetInfo", "ListChannels", "TrackPaymentV2")
+    shown = run(*arguments, str(poor)).out
+    assert "does not allow Router.SendPaymentV2 (offchain:write, for withdrawals)" in shown
+    assert "--save_to=lcp-gateway-withdrawals.macaroon" in shown
+    assert not lnd.sent

@@ -3,11 +3,18 @@
 import grpc
 import pytest
 
-from lcp_gateway.lightning.lnd.permissions import READING, SELLING, MacaroonNotAccepted, MacaroonProbe, Permission
+from lcp_gateway.lightning.lnd.permissions import (
+    PAYING,
+    READING,
+    SELLING,
+    MacaroonNotAccepted,
+    MacaroonProbe,
+    Permission,
+)
 from lcp_gateway.lightning.lnd.records import LndError
 from tests.support.lnd_standin import LndStandin, Trouble, settled
 
-ALL = (*READING, *SELLING)
+ALL = (*READING, *SELLING, *PAYING)
 
 
 def names(permissions):
@@ -37,7 +44,7 @@ async def probe_of(node):
         await probe.close()
 
 
-@pytest.mark.parametrize("allowed", [names(READING), names(SELLING), names(ALL), set()])
+@pytest.mark.parametrize("allowed", [names(READING), names(SELLING), names(PAYING), names(ALL), set()])
 async def test_the_missing_permissions_are_those_not_in_the_macaroon(node, probe_of, allowed):
     probe = probe_of(node.bake("m", *allowed))
     assert names(await probe.missing(ALL)) == names(ALL) - allowed
@@ -46,7 +53,7 @@ async def test_the_missing_permissions_are_those_not_in_the_macaroon(node, probe
 async def test_nothing_is_changed_by_trying(node, probe_of):
     node.knows(settled(b"\x01" * 32))
     await probe_of(node.bake("m", *names(ALL))).missing(ALL)
-    assert not node.invoices and len(node.payments) == 1
+    assert not node.invoices and len(node.payments) == 1 and not node.sent
 
 
 async def test_a_macaroon_that_this_lnd_does_not_accept_is_told_apart(node, probe_of, tmp_path):
