@@ -164,10 +164,13 @@ class Payouts:
 
         For one gateway at a time: the one that leads.
         """
-        for lost in await self._withdrawals.take_over(list(self._running), self._now()):
-            self._on_trouble(f"the gateway that paid withdrawal {lost.id} ended: its outcome is unknown")
+        open_ones = await self._withdrawals.open_ones()
+        if any(it.state is WithdrawalState.PAYING and it.id not in self._running for it in open_ones):
+            for lost in await self._withdrawals.take_over(list(self._running), self._now()):
+                self._on_trouble(f"the gateway that paid withdrawal {lost.id} ended: its outcome is unknown")
+            open_ones = await self._withdrawals.open_ones()
         failed: Exception | None = None
-        for withdrawal in await self._withdrawals.open_ones():
+        for withdrawal in open_ones:
             try:
                 await self._follow_up(withdrawal)
             except self._unavailable:

@@ -13,7 +13,7 @@ from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import book_of
 from lcp_gateway.store.accounts.keys import check_rules, insert_key
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import accounts, invites, ledger_entries, topups
+from lcp_gateway.store.database.schema import accounts, invites, ledger_entries, nodes, topups
 from lcp_gateway.store.database.statements import fetch_one, fetch_page, newest_first
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
@@ -43,6 +43,8 @@ _OPENED = (
         accounts.c.deleted_at.is_(None),
         accounts.c.created_at < bindparam("before"),
         ~exists().where(ledger_entries.c.book == "customer:" + accounts.c.id),
+        # The owner of a node that has not earned yet.
+        ~exists().where(nodes.c.account_id == accounts.c.id),
     )
     .order_by(accounts.c.created_at)
     .limit(_AT_ONCE)
@@ -87,7 +89,7 @@ class Registrations:
     async def forget_unfunded(self, before: datetime, at: datetime) -> int:
         """Delete accounts that were opened without an invite before a time and never topped up; return how many.
 
-        One with an open invoice, or with any movement in the ledger, stays.
+        One with an open invoice, a node, or any movement in the ledger, stays.
         """
         query = _OPENED.params(before=to_micros(before))
         found = await self._database.read(lambda connection: connection.execute(query).scalars().all())

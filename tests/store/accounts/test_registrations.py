@@ -12,6 +12,7 @@ from lcp_gateway.accounts.models import AccountNotFound, BalanceLeft, InvalidTex
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.admin_log import AdminLog
 from lcp_gateway.store.accounts.keys import Keys
+from lcp_gateway.store.accounts.nodes import Nodes
 from lcp_gateway.store.accounts.registrations import Registrations
 from tests.store.journals import NOW
 
@@ -116,6 +117,13 @@ async def test_an_account_that_was_never_topped_up_goes_and_its_key_with_it(
     assert (await accounts.get(account_id)).deleted_at == NOW + WEEK
     assert [key.revoked_at for key in (await Keys(database).page(account_id)).items] == [NOW + WEEK]
     assert await registrations.forget_unfunded(NOW + WEEK, NOW + WEEK) == 0
+
+
+async def test_the_owner_of_a_node_that_has_not_earned_yet_stays(registrations, register, accounts, database):
+    account_id = await register()
+    await Nodes(database).connected("gpu.abc123", account_id, "key_1", "gpu", NOW)
+    assert await registrations.forget_unfunded(NOW + WEEK, NOW + WEEK) == 0
+    assert (await accounts.get(account_id)).deleted_at is None
 
 
 async def test_accounts_that_are_used_or_were_not_opened_freely_stay(
