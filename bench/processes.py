@@ -70,6 +70,13 @@ def stand_in_on_port() -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def program(module: str, *arguments: str) -> Iterator[None]:
+    """Run a module of the bench for the block."""
+    with running("-m", module, *arguments):
+        yield
+
+
+@contextlib.contextmanager
 def lnd_stand_in(certificate: Path, key: Path, paid: Path) -> Iterator[str]:
     """Run the stand-in for lnd, which knows the stand-in daemon's payments; yield its address."""
     port = free_port()

@@ -192,7 +192,10 @@ def _add_pages(app: web.Application, routes: Routes) -> None:
     app.router.add_get("/console", _no_such_route if pages is None else pages.redirect)
     app.router.add_get("/console/", _no_such_route if pages is None else pages.page)
     app.router.add_get(f"{PREFIX}/{{version}}/{{path:.+}}", _no_such_route if pages is None else pages.asset)
-    app.router.add_post("/api/session", _no_such_route if sessions is None else sessions.sign_in)
+    if sessions is None:
+        app.router.add_route("*", "/api/session", _no_such_route)
+    else:
+        app.router.add_post("/api/session", sessions.sign_in)
 
 
 def _bounded_table(routes: Routes) -> Table:

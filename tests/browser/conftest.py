@@ -12,6 +12,18 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page, async_playwright
 
+from tests.browser.console_fixtures import (  # noqa: F401 - fixtures
+    alice,
+    at_alice,
+    at_operator,
+    bob,
+    claw,
+    laptop,
+    operator,
+    people,
+    shop,
+    visits,
+)
 from tests.support.gateway import gateway
 
 FOLDER = Path(__file__).parent

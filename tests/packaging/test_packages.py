@@ -1,5 +1,8 @@
 """The built packages can be installed in any environment, are complete, and run."""
 
+import http.client
+import posixpath
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +140,24 @@ def test_it_answers_keeps_its_books_and_ends(installed):
         assert process.wait(60) == 0
     listed = installed.run(installed.program, "purchases", "list", "--embedded", "--json")
     assert '"state": "delivered"' in listed.stdout, listed.stderr
+
+
+def test_its_console_is_whole_without_a_build_step(installed):
+    """Nothing of node and no registry: the page, and every file that the modules import, come from the wheel."""
+    with installed.serving("--embedded") as (_process, port):
+
+        def read(path):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200, path
+            return answer.read().decode()
+
+        wanted = re.findall(r'(?:src|href)="(/console/[^"]+)"', read("/console/"))
+        for path in wanted:
+            named = re.findall(r'"(\.\.?/[\w./-]+\.js)"', read(path)) if path.endswith(".js") else []
+            wanted += [found for name in named if (found := posixpath.normpath(f"{path}/../{name}")) not in wanted]
+        assert len(wanted) > 20
 
 
 def test_it_makes_a_configuration_that_it_takes(installed):

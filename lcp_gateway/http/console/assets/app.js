@@ -1,7 +1,7 @@
 // The console: finds out who is here, shows the frame around the pages, and loads each page when it is opened.
 import { get, onSignedOut, readHealth, remove, useLoad } from "./api.js";
 import { html, render, useEffect, useRef, useState } from "./html.js";
-import { onLiveState, start, stop } from "./live.js";
+import { onLiveState, refreshAll, start, stop } from "./live.js";
 import { link, useRoute } from "./router.js";
 import { Loading, Name, Problem } from "./ui.js";
 
@@ -94,7 +94,7 @@ function Side({ ctx, route, onLeave }) {
   useEffect(() => setOpen(false), [route.path.join("/")]);
   const { session, info } = ctx;
   const who = session.account?.name ?? (ctx.isOperator ? "Operator" : session.key?.name);
-  return html`<div class="side ${isOpen ? "open" : ""}">
+  return html`<header class="side ${isOpen ? "open" : ""}">
     <div class="bar">
       <a class="brand" href=${link("overview")}>
         <svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="7" fill="var(--accent)" /><path d="M18 5 8 18h6l-1 9 10-13h-6z" fill="var(--on-accent)" /></svg>
@@ -112,13 +112,13 @@ function Side({ ctx, route, onLeave }) {
         </div>`;
       })}
     </nav>
-    <footer>
+    <div class="foot">
       <span class="live ${live === "live" ? "on" : live === "waiting" ? "waiting" : ""}" role="status">${LIVE_WORDS[live]}</span>
       ${who && html`<span class="who"><${Name}>${who}<//></span>`}
       ${session.key && html`<span class="actions"><a href=${link("account")}>Account</a> <button class="plain" onClick=${onLeave}>Sign out</button></span>`}
       <span>${info.version}${info.network ? ` · ${info.network}` : ""}</span>
-    </footer>
-  </div>`;
+    </div>
+  </header>`;
 }
 
 /** Why the gateway cannot buy now, on every page, until it can again. */
@@ -141,6 +141,8 @@ function HealthStrip({ ctx }) {
 
 function Shell({ ctx, onLeave }) {
   const route = useRoute();
+  // Whoever was signed out elsewhere sees the sign-in, whatever page is open.
+  useLoad("/api/session", { live: ["session"] });
   useEffect(() => {
     start();
     return stop;
@@ -184,6 +186,7 @@ function App() {
   }, [state]);
   const leave = async () => {
     await remove("/api/session").catch(() => {});
+    refreshAll();
     location.hash = "";
     begin();
   };

@@ -117,6 +117,9 @@ export function start() {
   follow();
 }
 
+/** Have all pages of this browser read again: something changed that no event tells, like the session. */
+export const refreshAll = () => tell("resync");
+
 /** End, because the session has. */
 export function stop() {
   leaving?.abort();

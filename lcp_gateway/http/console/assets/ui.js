@@ -9,7 +9,7 @@ export function Amount({ msat, unit = false, signed = false }) {
   const { sign, sats, rest } = satParts(msat);
   const plus = signed && !sign && BigInt(msat) !== 0n ? "+" : sign;
   return html`<span class="amount" title="${whole(BigInt(msat))} msat"
-    >${plus}${sats}<span class="rest ${rest === "000" ? "zero" : ""}">.${rest}</span>${unit && html`<span class="unit"> sat</span>`}</span
+    >${plus}${sats}<span class="rest">.${rest}</span>${unit && html`<span class="unit"> sat</span>`}</span
   >`;
 }
 
@@ -107,12 +107,12 @@ export function Loaded({ from, children }) {
  */
 export function Table({ caption, columns, rows, empty, rowKey = (row) => row.id, more, busy }) {
   if (!rows.length && empty) return empty;
-  return html`<div class="scroll" role="region" aria-label=${caption} tabindex="0">
+  return html`<div class="scroll" role="region" aria-label="${caption}, table" tabindex="0">
       <table>
         <caption class="unseen">${caption}</caption>
         <thead>
           <tr>
-            ${columns.map((column) => html`<th key=${column.name} scope="col" class=${classes(column)}>${column.name}</th>`)}
+            ${columns.map((column) => html`<th key=${column.name} scope="col" class=${classes(column)}>${column.name || html`<span class="unseen">Actions</span>`}</th>`)}
           </tr>
         </thead>
         <tbody>

@@ -30,7 +30,7 @@ export default function ModelRouter({ ctx, route }) {
         <${Loaded} from=${models}>${() => html`<${ModelTable} ctx=${ctx} models=${list} model=${model} />`}<//>
       <//>
       <${Panel} title="Ask the router" note="Which models fit, and why. This spends nothing.">
-        <${Query} ctx=${ctx} />
+        <${Query} ctx=${ctx} models=${list} />
       <//>
       <${Panel} title="Send a request">
         <${Snippets} name="Request" tabs=${snippetsFor({ baseUrl: ctx.baseUrl, model, key: ctx.isLocal && ctx.info.auth === "none" ? null : "YOUR_KEY", endpoints: chosen?.lcp.endpoints })} />
@@ -99,7 +99,7 @@ function priceOf(ctx, row) {
 const SIZES = [["", "any"], ["small", "small"], ["balanced", "balanced"], ["large", "large"]];
 const EMPTY = { providers: "", capabilities: "", min_params_b: "", max_params_b: "", prefer_size: "", limit: "" };
 
-function Query({ ctx }) {
+function Query({ ctx, models }) {
   const [fields, setFields] = useState(EMPTY);
   const [answer, setAnswer] = useState(null);
   const set = (name) => (event) => setFields({ ...fields, [name]: event.currentTarget.value });
@@ -131,10 +131,10 @@ function Query({ ctx }) {
       <${FormError} form=${form} fields=${Object.keys(EMPTY)} />
       <div class="buttons"><button disabled=${form.busy}>${form.busy ? "Asking…" : "Ask the router"}</button></div>
     </form>
-    ${answer && html`<${Ranking} ctx=${ctx} answer=${answer} />`}`;
+    ${answer && html`<${Ranking} ctx=${ctx} models=${models} answer=${answer} />`}`;
 }
 
-function Ranking({ answer }) {
+function Ranking({ ctx, models, answer }) {
   if (!answer.data.length)
     return html`<${Empty} title="No model fits"><ul>${(answer.reasons ?? []).map((reason) => html`<li key=${reason}>${reason}</li>`)}</ul><p>Leave a condition out, or loosen it.</p><//>`;
   const columns = [
@@ -144,7 +144,14 @@ function Ranking({ answer }) {
     { name: "Why this one", hide: "phone", cell: (row) => html`<span class="note">${row.why}</span>` },
     { name: "Size", right: true, hide: "phone", cell: (row) => (row.params_b ? `${row.params_b}B` : html`<span class="none">–</span>`) },
     { name: "First byte", right: true, hide: "phone", cell: (row) => duration(row.first_byte_s) || html`<span class="none">–</span>` },
-    { name: "Price, sat", right: true, cell: (row) => html`<${Amount} msat=${row.price_msat} />` },
+    { name: "Price, sat", right: true, cell: (row) => rankedPrice(ctx, models, row) },
   ];
   return html`<${Table} caption="Models that fit, the best first" columns=${columns} rows=${answer.data} rowKey=${(row) => row.model} />`;
+}
+
+/** What it costs the person who asks: a customer is charged more than the provider's price. */
+function rankedPrice(ctx, models, row) {
+  if (ctx.seesCost) return html`<${Amount} msat=${row.price_msat} />`;
+  const model = models.find((one) => one.id === row.model);
+  return model ? priceOf(ctx, model) : html`<${Amount} msat=${null} />`;
 }

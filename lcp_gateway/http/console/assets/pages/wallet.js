@@ -30,7 +30,7 @@ export default function Wallet({ ctx, route }) {
 /** Why money is held: requests that run, and payments of which nothing is known yet. */
 function HeldFor({ heldMsat }) {
   const open = useLoad(heldMsat ? "/api/purchases?state=paying,settled,unknown&limit=100" : null, { live: ["purchase"] });
-  if (!heldMsat) return "for nothing";
+  if (!heldMsat) return "nothing is held";
   const rows = open.data?.data ?? [];
   const unknown = rows.filter((row) => row.state === "unknown").length;
   const running = rows.length - unknown;
