@@ -25,7 +25,8 @@ _ABOUT: Final = (
 # Those that need no credential: they are how a client gets one, or show nothing of anybody.
 _OPEN: Final = frozenset({("GET", "/api/console"), ("POST", "/api/session"), ("POST", "/api/register")})
 _READINESS: Final = "/readyz"
-_OPEN_PATHS: Final = frozenset({"/healthz", _READINESS, PATH})
+# A node that dials in has a token of its own.
+_OPEN_PATHS: Final = frozenset({"/healthz", _READINESS, "/api/nodes/connect", PATH})
 _OPENAI: Final = "/v1"
 _RECEIPTS: Final = "/v1/receipts/"
 _NOT_DESCRIBED: Final = ("/api/agent/", "/console")
@@ -44,6 +45,7 @@ _ERRORS: Final[Mapping[int, str]] = {
     404: "There is none of this id, or it is another's.",
     409: "Its state does not allow it.",
     415: "The body is not JSON.",
+    426: "It takes a WebSocket.",
     428: "The cookie alone does not confirm what cannot be undone.",
     429: "Too many at one time, or in a while.",
     503: "The database, or the node, cannot be asked now.",
@@ -156,7 +158,8 @@ def _headers(operation: Operation) -> Iterator[dict[str, Any]]:
 
 def _responses(operation: Operation, method: str, path: str, *, is_open: bool) -> dict[str, Any]:
     good = {media: {"schema": operation.returns if media == JSON else {"type": "string"}} for media in operation.media}
-    responses: dict[str, Any] = {str(operation.status): {"description": "It worked.", "content": good}}
+    worked: dict[str, Any] = {"description": "It worked."} | ({"content": good} if good else {})
+    responses: dict[str, Any] = {str(operation.status): worked}
     statuses = {400, 429, 503, *(() if is_open else _OF_CREDENTIALS), *operation.errors}
     if is_open:
         # A page of another origin is refused there as well, and a wrong key at the sign-in.

@@ -147,6 +147,10 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
         media=("text/event-stream",),
         headers={"Last-Event-ID": "The id of the last event that was received: what was missed comes first."},
     ),
+    # -- nodes
+    ("GET", "/api/nodes"): Operation("nodes", page(ref("Node")), query=PAGE),
+    ("GET", "/api/nodes/{id}/earnings"): Operation("nodes", page(ref("Earning")), query=PAGE),
+    ("GET", "/api/nodes/connect"): Operation("nodes", {"type": "string"}, 101, media=(), errors=(404, 426)),
     # -- offers
     ("GET", "/api/models"): Operation(
         "offers", obj({"object": {"type": "string", "const": "list"}, "data": array(ref("Model"))})
@@ -236,6 +240,12 @@ OPERATIONS: Final[Mapping[tuple[str, str], Operation]] = {
             {"fee_msat": _AMOUNT},
         ),
         errors=(409,),
+    ),
+    ("GET", "/api/admin/nodes"): Operation("operator", page(ref("NodeOfAccount")), query=PAGE),
+    ("POST", "/api/admin/nodes/{id}"): Operation(
+        "operator",
+        ref("NodeOfAccount"),
+        body=obj({"reason": _REASON}, {"commission_percent": {**NUMBER, "minimum": 0, "maximum": 100}, "frozen": FLAG}),
     ),
     ("GET", "/api/admin/audit"): Operation("operator", ref("Audit")),
     ("GET", "/api/admin/log"): Operation("operator", page(ref("Action")), query=PAGE),

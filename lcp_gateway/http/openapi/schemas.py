@@ -158,6 +158,24 @@ _WITHDRAWAL = {
     "expires_at": UNIX,
     "ended_at": nullable(UNIX),
 }
+_NODE = {
+    "object": const("lcp.node"),
+    "id": TEXT,
+    "provider_id": TEXT,
+    "name": TEXT,
+    "key_id": TEXT,
+    "up": FLAG,
+    "models": COUNT,
+    "running": COUNT,
+    "commission_percent": NUMBER,
+    "frozen": FLAG,
+    "delivered": COUNT,
+    "earned_msat": MSAT,
+    "commission_msat": MSAT,
+    "earned_today_msat": MSAT,
+    "created_at": UNIX,
+    "connected_at": UNIX,
+}
 _REFUND = {
     "id": HASH,
     "object": const("lcp.refund"),
@@ -360,6 +378,19 @@ SCHEMAS: Final[Mapping[str, Schema]] = {
             "refunds_withheld": nullable(obj({"count": COUNT, "amount_msat": MSAT})),
             "today": _OVERVIEW_SUMS,
             "month": _OVERVIEW_SUMS,
+        }
+    ),
+    "Node": obj(_NODE),
+    "NodeOfAccount": obj({**_NODE, "account_id": TEXT}),
+    "Earning": obj(
+        {
+            "object": const("lcp.earning"),
+            "job_id": HASH,
+            "model": TEXT,
+            "price_msat": MSAT,
+            "earned_msat": MSAT,
+            "commission_msat": MSAT,
+            "delivered_at": TIME,
         }
     ),
     "Audit": obj(
