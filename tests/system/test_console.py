@@ -153,16 +153,27 @@ def test_a_session_outlives_the_gateway_and_ends_with_a_changed_admin_key(journa
         assert admin.send(one.port, "GET", "/api/admin/accounts").status == 401
 
 
-def test_with_static_keys_a_person_pastes_one_and_is_the_local_user():
-    with gateway(env={"LCP_GATEWAY_API_KEYS": "one,two", "LCP_GATEWAY_TRUSTED_PROXIES": "127.0.0.1"}) as it:
+@pytest.mark.parametrize(("keys", "role"), [("two", "local"), ("one,two", "key")])
+def test_with_static_keys_a_person_pastes_one_and_sees_the_gateway_or_with_several_keys_its_own(keys, role):
+    with gateway(env={"LCP_GATEWAY_API_KEYS": keys, "LCP_GATEWAY_TRUSTED_PROXIES": "127.0.0.1"}) as it:
         browser = Browser()
         assert browser.send(it.port, "GET", "/api/console").document["signin"] == "key"
         assert browser.send(it.port, "POST", "/api/session", {"key": "three"}).status == 401
         found = browser.send(it.port, "POST", "/api/session", {"key": "two"})
-        assert (found.status, found.document["role"], found.document["account"]) == (201, "local", None)
+        assert (found.status, found.document["role"], found.document["account"]) == (201, role, None)
         assert browser.send(it.port, "GET", "/api/session").status == 200
+        assert browser.send(it.port, "GET", "/api/admin/overview").status == (200 if role == "local" else 403)
         assert browser.send(it.port, "POST", "/api/register", {"name": "x"}).status == 404
         assert browser.send(it.port, "POST", "/v1/chat/completions", {}).status == 401
+
+
+def test_without_authentication_a_client_of_another_machine_gets_no_console_through_a_proxy():
+    with gateway(env={"LCP_GATEWAY_TRUSTED_PROXIES": "127.0.0.1"}) as it:
+        near, far = {"X-Forwarded-Host": "localhost", "X-Forwarded-For": "127.0.0.1"}, {"X-Forwarded-Host": "localhost"}
+        for path in ("/console/", "/api/session", "/api/purchases"):
+            own = {"Origin": "https://localhost"}
+            assert Browser().send(it.port, "GET", path, **near, **own).status == 200, path
+            assert Browser().send(it.port, "GET", path, **far, **own).status == 403, path
 
 
 def test_workers_share_sessions_and_count_sign_ins_together():

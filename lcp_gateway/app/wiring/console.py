@@ -95,12 +95,12 @@ class Console:
         guard = BrowserGuard(Cors(settings.cors_origins), known_hosts(settings), log=get_logger("request"))
         is_served, mode = serves_console(settings), auth_mode(settings)
         if mode == "none":
-            pages = ConsolePages(self._files, check=guard.check_host)
             authenticator = LocalConsole(inner, guard)
             if not is_served:
                 return authenticator, ConsoleRoutes()
             return authenticator, ConsoleRoutes(
-                pages=pages,
+                # A page of another name that leads here would be of the console's origin.
+                pages=ConsolePages(self._files, check=authenticator.check_near),
                 description=DescriptionRoutes(None, facts=self._facts(settings)),
                 sessions=SessionRoutes(
                     None, role_of=partial(role_of, has_customers=False), accounts=None, keys=None, log=self._log

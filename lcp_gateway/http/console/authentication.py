@@ -15,6 +15,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.api_limits import ApiLimits, anonymous_caller
 from lcp_gateway.http.permissions import RANKING, check_permission
+from lcp_gateway.http.server.proxies import display_address
 
 CONFIRMATION: Final = "X-Lcp-Confirm"
 """The header with the confirmation that a person typed: the last characters of the id in the path."""
@@ -41,9 +42,25 @@ class LocalConsole:
         context = request[CONTEXT]
         if caller is LOCAL and context.endpoint in COOKIE_ROUTES and context.endpoint != RANKING:
             context.is_shareable = False
-            self._guard.check_host(request)
+            self.check_near(request)
             self._guard.check_own(request, needs_origin=False)
         return caller
+
+    def check_near(self, request: web.BaseRequest) -> None:
+        """Check that a request comes from this machine, also behind a trusted proxy, and names the gateway as its own.
+
+        Raises:
+            ApiError: 403, 421.
+        """
+        if display_address(request.remote):
+            raise ApiError(
+                403,
+                "without authentication the console is for the user of this machine, and this request came from another "
+                "through a proxy: set api_keys, or auth",
+                code="signin_off",
+                reason="sign_in",
+            )
+        self._guard.check_host(request)
 
 
 class HeaderAuthenticator:
