@@ -30,6 +30,7 @@ from tests.support.wire import get
 from tests.system.selling.seller import Office, selling
 
 PRICE_MSAT = 1_000
+COMMISSION_PERCENT = 10
 
 
 @contextlib.contextmanager
@@ -45,6 +46,8 @@ def served(folder: Path, port: int, nodes: list[str], **settings: object):
         "LCP_GATEWAY_MAX_CONCURRENT_REQUESTS": "2000",
         **{f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()},
     }
+    if not nodes:
+        environment["LCP_GATEWAY_DIALIN_ACCOUNTS"] = "true"
     with gateway(embedded=False, env=environment) as running:
         yield running
 
@@ -243,9 +246,18 @@ async def ask(session: aiohttp.ClientSession, port: int, key: str, number: int, 
         await asyncio.sleep(0.3)
 
 
-def join(port: int, name: str, backend: HttpNodeThread, folder: Path):
+def there(port: int) -> int:
+    """How many nodes of accounts are there."""
+    try:
+        return sum(node["up"] for node in Office(port).get("nodes").json["data"])
+    except (OSError, KeyError):
+        return 0
+
+
+def join(port: int, name: str, token: str, backend: HttpNodeThread, folder: Path):
     environment = {
-        "LCP_GATEWAY_JOIN_TOKEN": f"tok-{name}",
+        "LCP_GATEWAY_JOIN_TOKEN": token,
+        "LCP_GATEWAY_JOIN_PRICE_PER_REQUEST_MSAT": str(PRICE_MSAT),
         "LCP_GATEWAY_JOIN_BACKEND": backend.base_url,
         "LCP_GATEWAY_JOIN_CONCURRENT": "16",
         "LCP_GATEWAY_JOIN_REFRESH_S": "1",
@@ -268,12 +280,15 @@ async def chaos(moments: int, seed: int) -> None:  # noqa: C901, PLR0915 - one s
             backend.behave(token_delay_s=0.03)
         settings = {k.removeprefix("LCP_GATEWAY_").lower(): v for k, v in selling(markup_percent=0).items()}
         serving = contextlib.ExitStack()
-        running = serving.enter_context(served(folder, port, names, **settings))
+        settings["node_commission_percent"] = COMMISSION_PERCENT
+        running = serving.enter_context(served(folder, port, [], **settings))
+        owner = Office(port).account()
+        tokens = {name: Office(port).key(owner, scopes=["node"])["key"] for name in names}
         proxies = {name: Proxy(port) for name in names}
         for proxy in proxies.values():
             await proxy.start()
-        nodes = {name: join(proxies[name].port, name, backends[name], folder) for name in names}
-        await until(lambda: up(port) == len(names))
+        nodes = {name: join(proxies[name].port, name, tokens[name], backends[name], folder) for name in names}
+        await until(lambda: there(port) == len(names))
         filled = 10**9
         customer = await asyncio.to_thread(Office(port).customer, filled)
         stop = asyncio.Event()
@@ -297,7 +312,7 @@ async def chaos(moments: int, seed: int) -> None:  # noqa: C901, PLR0915 - one s
                 case "kill node":
                     nodes[name].kill()
                     await asyncio.to_thread(nodes[name].wait, 30)
-                    nodes[name] = join(proxies[name].port, name, backends[name], folder)
+                    nodes[name] = join(proxies[name].port, name, tokens[name], backends[name], folder)
                 case "stop node":
                     nodes[name].send_signal(signal.SIGSTOP)
                     await asyncio.sleep(rng.uniform(0.1, 4))
@@ -314,17 +329,21 @@ async def chaos(moments: int, seed: int) -> None:  # noqa: C901, PLR0915 - one s
                     sig = signal.SIGKILL if what == "kill gateway" else signal.SIGTERM
                     await asyncio.to_thread(running.stop, sig, 90)
                     serving.close()
-                    running = serving.enter_context(served(folder, port, names, **settings))
-                    slowest_back_s = max(slowest_back_s, await until(lambda: up(port) >= 2))
-        await until(lambda: up(port) == len(names))
+                    running = serving.enter_context(served(folder, port, [], **settings))
+                    slowest_back_s = max(slowest_back_s, await until(lambda: there(port) >= 2))
+        await until(lambda: there(port) == len(names))
         stop.set()
         await asyncio.gather(*askers)
         await until(lambda: customer.balance()["held_msat"] == 0)
         spent = filled - customer.balance()["balance_msat"]
+        # A charge is taken when the result begins, and earned when the client has all of it.
+        share = 100 - COMMISSION_PERCENT
+        await until(lambda: Office(port).balance(owner)["balance_msat"] * 100 == spent * share)
+        earned = Office(port).balance(owner)["balance_msat"]
         Office(port).is_in_order()
         print(
             f"{moments} moments {tally.by_event}: {tally.whole} whole results, {tally.not_whole} not, {tally.refused} "
-            f"refused; charged {spent} msat for at most {tally.whole * PRICE_MSAT}; nodes back {slowest_back_s:.1f} s "
+            f"refused; charged {spent} msat for at most {tally.whole * PRICE_MSAT}, earned {earned}; nodes back {slowest_back_s:.1f} s "
             "after the gateway at the latest; the books are in order"
         )
         for process in nodes.values():

@@ -397,7 +397,7 @@ class Access:
         if customers is None:
             return None
         owners = StoredOwners(customers.node_terms)
-        return AccountNodes(find_caller=customers.key_sync.find, owners=owners, stale=(KeysStale,))
+        return AccountNodes(find_caller=customers.key_sync.find, owners=owners, stale=(KeysStale, DatabaseUnavailable))
 
     def share_keys(self, shared: SharedTrust) -> None:
         """Read changed keys at once when another worker has changed one, and tell the others of changes made here."""

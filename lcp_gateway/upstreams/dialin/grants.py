@@ -148,7 +148,10 @@ class NodeOwners(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AccountNodes:
-    """The nodes of accounts: ``find_caller`` looks a key up in memory, and raises one of ``stale`` while the keys are not known."""
+    """The nodes of accounts: ``find_caller`` looks a key up in memory.
+
+    It and ``owners`` raise one of ``stale`` while what they know is not known to be so.
+    """
 
     find_caller: Callable[[str], Caller | None]
     owners: NodeOwners
@@ -219,7 +222,10 @@ class _AccountGrant:
 
     async def terms(self, name: str) -> NodeTerms:
         node_id = account_node_id(self._account_id, name)
-        owner = await self._accounts.owners.terms(self._account_id, self._key_id, name, node_id)
+        try:
+            owner = await self._accounts.owners.terms(self._account_id, self._key_id, name, node_id)
+        except self._accounts.stale:
+            raise NotAdmitted("unavailable", "the gateway's database is away", is_final=False) from None
         if owner.frozen:
             raise NotAdmitted("frozen", "the operator has frozen this node")
         self._name, self._terms = name, self._tokens.terms(self._account_id, name, owner)
