@@ -36,7 +36,7 @@ from tests.support.wire import Answer, post
 from tests.system.selling.seller import Office, bearer, selling
 
 ACCOUNTS = 4
-FILLED_MSAT = 2_000_000
+FILLED_MSAT = 50_000_000
 AMOUNTS_MSAT = (5_000, 60_000)
 WAYS = {"settle": 60, "no_route": 14, "hold": 16, "refuse": 5, "hang": 5}
 SENT_TWICE = 0.2
