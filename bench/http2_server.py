@@ -20,7 +20,6 @@ _END_HEADERS, _PADDED, _HAS_PRIORITY = 4, 8, 32
 _FRAME_BYTES: Final = 16_384
 _WINDOW_BYTES: Final = 65_535
 _HEAD: Final = b"\x88" + literal(b"content-type", b"application/grpc")
-_TRAILERS: Final = literal(b"grpc-status", b"0")
 
 
 def message(data: bytes) -> bytes:
@@ -35,7 +34,7 @@ def _frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
 class Reply:
     """The answer to one call: sent as far as the client's windows allow, the rest when they open."""
 
-    __slots__ = ("_connection", "_is_finished", "_waiting", "body", "is_over", "path", "stream_id", "window")
+    __slots__ = ("_connection", "_trailers", "_waiting", "body", "is_over", "path", "stream_id", "window")
 
     def __init__(self, connection: "Connection", stream_id: int, path: str, window: int) -> None:
         self._connection = connection
@@ -44,7 +43,7 @@ class Reply:
         self.body = bytearray()
         self.window = window
         self.is_over = False
-        self._is_finished = False
+        self._trailers = b""
         self._waiting: deque[bytes] = deque()
 
     def send(self, data: bytes) -> None:
@@ -55,17 +54,17 @@ class Reply:
         self._waiting.extend(data[at : at + _FRAME_BYTES] for at in range(0, len(data), _FRAME_BYTES))
         self.go_on()
 
-    def finish(self) -> None:
-        """End the call with the status OK."""
-        self._is_finished = True
+    def finish(self, status: int = 0) -> None:
+        """End the call with a status of gRPC, OK by default."""
+        self._trailers = literal(b"grpc-status", b"%d" % status)
         self.go_on()
 
     def go_on(self) -> None:
         """Send what waits and what the windows allow now."""
         while self._waiting and self._allows(self._waiting[0]):
             self._connection.write(_frame(_DATA, 0, self.stream_id, self._waiting.popleft()))
-        if self._is_finished and not self._waiting:
-            self._connection.write(_frame(_HEADERS, _END_HEADERS | _END_STREAM, self.stream_id, _TRAILERS))
+        if self._trailers and not self._waiting:
+            self._connection.write(_frame(_HEADERS, _END_HEADERS | _END_STREAM, self.stream_id, self._trailers))
             self._connection.forget(self)
 
     def _allows(self, data: bytes) -> bool:

@@ -34,6 +34,7 @@ PEER_ID = _KEY.public_key.format().hex()
 PRICE_MSAT = 2_000
 _TTL_S = 300
 _VERSION = 2
+_NOT_FOUND = 5
 _SERVICE = "/lcpd.v1.LCPDService/"
 _JSON = "application/json; charset=utf-8"
 _EVENTS = "text/event-stream; charset=utf-8"
@@ -183,14 +184,17 @@ class StandIn:
         job_id = pb.AcceptAndExecuteStreamRequest.FromString(request).job_id
         self._pay(job_id)
         pace, stream = _Job.pace(job_id), self.stream_of(job_id)
+        if stream is None:
+            reply.finish(_NOT_FOUND)
+            return
         reply.send(stream.begin)
         loop = asyncio.get_running_loop()
         # Streams that began together do not go on in step: the second event of each comes within a pause.
         began = loop.time() - random.random() * pace.pause_s
         self._go_on(loop, reply, stream, pace.pause_s, began, 0)
 
-    def stream_of(self, job_id: bytes) -> Stream:
-        """Return the messages of a job."""
+    def stream_of(self, job_id: bytes) -> Stream | None:
+        """Return the messages of a job; None where it is not known."""
         chunks = _Job.pace(job_id).chunks
         if (made := self._made.get(chunks)) is None:
             made = self._made[chunks] = Stream([EVENT] * (chunks - 1))

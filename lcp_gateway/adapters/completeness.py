@@ -50,8 +50,7 @@ _ERROR = "error"
 _ERROR_MARK = b"error"
 _RESPONSES_MARKS = (b"complete", b"fail", b"cancel")
 _FINISH = b'"finish_reason"'
-_FINISH_BYTES = len(_FINISH)
-_NULLS = (b":null", b": null")
+_UNFINISHED = (_FINISH + b":null", _FINISH + b": null")
 _USAGE = b'"usage"'
 _TOKENS = b'_tokens"'
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -158,12 +157,8 @@ class StreamJudge:
         for mark in self._marks:
             if mark in chunk:
                 return False
-        if self._has_choices:
-            at = chunk.find(_FINISH)
-            if at >= 0 and not (
-                chunk.startswith(_NULLS, at + _FINISH_BYTES) and chunk.find(_FINISH, at + _FINISH_BYTES) < 0
-            ):
-                return False
+        if self._has_choices and _finishes(chunk):
+            return False
         self.free_bytes += len(chunk)
         return True
 
@@ -376,13 +371,8 @@ def _has_choice(form: Form, choices: list[Any]) -> bool:
 
 def _finishes(raw: bytes) -> bool:
     """Return whether some choice in one event or several may be finished."""
-    at = raw.find(_FINISH)
-    while at >= 0:
-        at += len(_FINISH)
-        if not raw.startswith(_NULLS, at):
-            return True
-        at = raw.find(_FINISH, at)
-    return False
+    marks = raw.count(_FINISH)
+    return marks > 0 and marks != sum(map(raw.count, _UNFINISHED))
 
 
 def _is_silent(raw: bytes) -> bool:

@@ -358,3 +358,29 @@ def test_what_is_shown_never_shrinks_and_never_holds_the_end(form, stream, sizes
     if not judge.shows_error and judge.is_complete:
         again, _ = judged(form, stream[:free])
         assert again is not WHOLE or form is CHAT
+
+
+OPEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+OPEN_WITH_SPACE = OPEN.replace(b":null", b": null")
+FINISHED = OPEN.replace(b"null", b'"stop"')
+
+
+@pytest.mark.parametrize(
+    ("block", "is_ordinary"),
+    [
+        (OPEN, True),
+        (OPEN * 3, True),
+        (OPEN + OPEN_WITH_SPACE + b": comment\n\n", True),
+        (OPEN + FINISHED, False),
+        (FINISHED + OPEN, False),
+        (OPEN * 2 + OPEN[:-1], False),
+        (OPEN + b"data: [DONE]\n\n", False),
+    ],
+)
+def test_a_block_of_whole_events_that_end_nothing_is_ordinary(block, is_ordinary):
+    """What arrived together is judged together: a block of many tokens costs no more than one of one."""
+    judge = StreamJudge(Form.CHAT)
+    assert not judge.feed_ordinary(block), "it is not known yet that these are events"
+    judge.feed(OPEN)
+    assert judge.feed_ordinary(block) == is_ordinary
+    assert judge.free_bytes == len(OPEN) + (len(block) if is_ordinary else 0), "all or nothing is read"

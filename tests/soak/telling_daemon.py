@@ -32,7 +32,11 @@ class TellingDaemon(StandIn):
         return job_id
 
     def stream_of(self, job_id):
-        text, chunks = self._texts.pop(job_id)
+        known = self._texts.pop(job_id, None)
+        if known is None:
+            # Quoted before it was killed: a daemon keeps nothing.
+            return None
+        text, chunks = known
         return Stream([event(text, number) for number in range(chunks - 1)])
 
 
