@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcp_gateway.purchase import execution
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -139,12 +138,7 @@ def test_the_outcome_is_the_same_with_and_without_a_sink(parts, cuts, busy, is_c
     events = stream_events(*chunks)
     if is_cut:
         del events[-2:]
-    execution_waits = execution.END_WAIT_S
-    execution.END_WAIT_S = 0.01
-    try:
-        plain, handed = asyncio.run(run(events, offers=False))
-        offered, _ = asyncio.run(run(events, offers=True, busy=busy))
-    finally:
-        execution.END_WAIT_S = execution_waits
+    plain, handed = asyncio.run(run(events, offers=False))
+    offered, _ = asyncio.run(run(events, offers=True, busy=busy))
     assert handed == 0
     assert plain == offered
