@@ -39,7 +39,7 @@ def main() -> None:
                                 stream=stream,
                                 clients=clients,
                                 seconds=chosen.seconds,
-                                warm_up_s=1.0,
+                                warm_up_s=min(4.0, chosen.seconds),
                             )
                             load, used = processes.load("http", gateway.address, workload, gateway)
                             done = max(load.requests, 1)

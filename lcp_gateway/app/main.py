@@ -25,10 +25,11 @@ from lcp_gateway.http.server.listener import CannotListen
 from lcp_gateway.http.server.tls import BadCertificate
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.supervisor.link import WorkerLink
-from lcp_gateway.supervisor.messages import Message, Pulse, Ready, ReloadResult
+from lcp_gateway.supervisor.messages import Message, Ready, ReloadResult
 from lcp_gateway.supervisor.systemd import Notifier
 from lcp_gateway.telemetry.event_loop import SlowCallbacks, watch_loop
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
+from lcp_gateway.telemetry.merged_metrics import Snapshot
 from lcp_gateway.telemetry.metrics import Metrics
 
 # A request makes thousands of short-lived objects and hardly a cycle among them: the garbage collector runs less often.
@@ -162,11 +163,8 @@ def _steered_by(
 ) -> BackgroundTask:
     """Return the task that does what the supervisor says. Without a supervisor a worker ends, and listens no longer."""
 
-    async def snapshot(_content: object) -> Pulse:
-        return Pulse(len(gateway.runtime.jobs), await gateway.runtime.metrics.families())
-
-    async def jobs(_content: object) -> int:
-        return len(gateway.runtime.jobs)
+    async def snapshot(_content: object) -> Snapshot:
+        return await gateway.runtime.metrics.families()
 
     async def take(loaded: Loaded) -> ReloadResult:
         return await reload.take(loaded)
@@ -181,7 +179,6 @@ def _steered_by(
         stopped()
 
     link.handle(Message.SNAPSHOT, snapshot)
-    link.handle(Message.JOBS, jobs)
     link.handle(Message.RELOAD, take)
     link.handle(Message.STOP, stop)
     link.handle(Message.ACCEPT_FOR, serving.accept_for)

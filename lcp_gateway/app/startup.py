@@ -83,9 +83,7 @@ async def open_runtime(
         prepare=_read_names,
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
-    access = await _enter(
-        stack, open_access(settings, journal, metrics, tasks, log, "" if link is None else link.boot.run_id)
-    )
+    access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
     try:
         console = Console(
             journal.database, access.customers, access.api_limits, get_logger("console"), redis_url=settings.redis_url
@@ -159,7 +157,7 @@ async def open_runtime(
         trust=trust,
         measurements=measurements,
         observer=observer,
-        jobs=JobsInFlight(settings.max_concurrent_requests, metrics),
+        jobs=JobsInFlight(settings.max_concurrent_requests, metrics, None if link is None else link.count),
         cache=IdempotencyCache(
             memory_limits(settings), on_held=metrics.answers_held, hashes=RepeatHashes(journal.repeat_secret)
         ),

@@ -13,7 +13,8 @@ from typing import Any, Self
 
 from lcp_gateway.config import Loaded
 from lcp_gateway.supervisor.channel import Channel, ChannelClosed, Handler, QuestionFailed
-from lcp_gateway.supervisor.messages import Boot, Message, Pulse, Ready, ReloadResult
+from lcp_gateway.supervisor.messages import Boot, Message, Ready, ReloadResult
+from lcp_gateway.telemetry.merged_metrics import Snapshot
 
 _MODULE = "lcp_gateway.cli.serve.worker"
 _numbers = itertools.count(1)
@@ -27,7 +28,6 @@ class Child:
         self.place = boot.place
         self.process = process
         self.is_ready = False
-        self.jobs = 0
         self._channel = channel
         self._reading = asyncio.create_task(channel.run(), name=f"worker-{boot.place}")
 
@@ -51,7 +51,7 @@ class Child:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", _MODULE, str(theirs.fileno())),
                 stdin=DEVNULL,
-                pass_fds=(*inherited, theirs.fileno()),
+                pass_fds=(*inherited, boot.job_counts, theirs.fileno()),
                 env=environ,
                 # Ctrl-C in a terminal reaches a whole process group: the supervisor passes it on.
                 start_new_session=True,
@@ -89,18 +89,10 @@ class Child:
         """Send it a message."""
         self._channel.tell(kind, content)
 
-    async def pulse(self, timeout_s: float) -> Pulse | None:
-        """Return its metrics and jobs; None where it does not answer in time."""
-        pulse: Pulse | None = await self._ask(Message.SNAPSHOT, None, timeout_s)
-        if pulse is not None:
-            self.jobs = pulse.jobs
-        return pulse
-
-    async def count_jobs(self, timeout_s: float) -> None:
-        """Set ``jobs``; where it does not answer in time they stay as they were."""
-        jobs: int | None = await self._ask(Message.JOBS, None, timeout_s)
-        if jobs is not None:
-            self.jobs = jobs
+    async def metrics(self, timeout_s: float) -> Snapshot | None:
+        """Return its metrics; None where it does not answer in time."""
+        snapshot: Snapshot | None = await self._ask(Message.SNAPSHOT, None, timeout_s)
+        return snapshot
 
     async def reload(self, loaded: Loaded, timeout_s: float) -> ReloadResult | None:
         """Have it take settings; None where it does not answer in time."""

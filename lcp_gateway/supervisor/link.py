@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from lcp_gateway.supervisor.channel import Channel, ChannelClosed, Handler, QuestionFailed
+from lcp_gateway.supervisor.job_counts import JobCounts
 from lcp_gateway.supervisor.messages import Boot, Message, Overview, Ready
 from lcp_gateway.telemetry.merged_metrics import Snapshot
 
@@ -23,6 +24,7 @@ class WorkerLink:
         self._channel: Channel | None = None
         self._handlers: dict[str, Handler] = {}
         self._served: Ready | None = None
+        self._jobs = JobCounts(boot.job_counts, boot.workers)
 
     def handle(self, kind: Message, handler: Callable[[Any], Awaitable[Any]]) -> None:
         """Handle messages of a kind from now on; to be called before ``run``."""
@@ -43,6 +45,11 @@ class WorkerLink:
         self._served = ready
         if self._channel is not None:
             self._channel.tell(Message.READY, ready)
+
+    def count(self, by: int) -> int:
+        """Count a job of this worker, or its end, and return how many all workers have under way."""
+        self._jobs.add(self.boot.place, by)
+        return self._jobs.total
 
     async def scrape(self) -> Snapshot | None:
         """Return the metrics of all workers; None where the supervisor does not answer."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lcp_gateway.config import Loaded
-from lcp_gateway.telemetry.merged_metrics import Snapshot
 
 
 class Message(enum.StrEnum):
@@ -21,9 +20,7 @@ class Message(enum.StrEnum):
     OVERVIEW = "overview"
     """To the supervisor: the state of all workers (``Overview``)."""
     SNAPSHOT = "snapshot"
-    """To a worker: its metrics and jobs (``Pulse``)."""
-    JOBS = "jobs"
-    """To a worker: its jobs under way (``int``)."""
+    """To a worker: its metrics (``Snapshot``)."""
     RELOAD = "reload"
     """To a worker: take these settings (``Loaded``; the answer is a ``ReloadResult``)."""
     STOP = "stop"
@@ -42,7 +39,7 @@ class Boot:
 
     ``loaded`` are the settings in force. ``run_id`` names this run of the gateway, ``run_secret`` encrypts what its workers
     share where no other secret is configured. ``sockets`` are the inherited descriptors of ``http_addr`` by place, and
-    ``metrics_sockets`` those of ``metrics_addr``. ``log_file`` is the file behind standard output, in the background.
+    ``metrics_sockets`` those of ``metrics_addr``; ``job_counts`` is the descriptor of ``JobCounts``. ``log_file`` is the file behind standard output, in the background.
     """
 
     place: int
@@ -51,6 +48,7 @@ class Boot:
     run_id: str
     sockets: Sequence[Sequence[int]]
     metrics_sockets: Sequence[Sequence[int]]
+    job_counts: int
     run_secret: str = field(repr=False)
     log_file: Path | None = None
 
@@ -61,14 +59,6 @@ class Ready:
 
     status: str
     greeting: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Pulse:
-    """A worker's metrics and its jobs under way."""
-
-    jobs: int
-    metrics: Snapshot
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.config import ConfigError, Loaded, parse_host_port
 from lcp_gateway.supervisor.channel import Handler
 from lcp_gateway.supervisor.child import Child
+from lcp_gateway.supervisor.job_counts import JobCounts
 from lcp_gateway.supervisor.listening import ListeningSockets, open_sockets
 from lcp_gateway.supervisor.messages import Boot, Message, Overview, Ready, ReloadResult
 from lcp_gateway.supervisor.private_redis import PrivateRedis
@@ -27,7 +28,6 @@ from lcp_gateway.telemetry.merged_metrics import Snapshot, WorkerCounts
 
 _PULSE_EVERY_S: Final = 5.0
 _SCRAPE_S: Final = 3.0
-_OVERVIEW_S: Final = 0.5
 _RELOAD_S: Final = 30.0
 _HUNG_S: Final = 30.0
 _PAUSE_S: Final = 1.0
@@ -90,6 +90,7 @@ class Supervisor:
         self._run_secret = secrets.token_hex(_KEY_BYTES)
         self._children: list[Child | None] = [None] * workers
         self._counts = WorkerCounts()
+        self._jobs = JobCounts.create(workers)
         self._stopping = asyncio.Event()
         self._hang_up = asyncio.Event()
         self._ready = [asyncio.Event() for _ in range(workers)]
@@ -180,6 +181,7 @@ class Supervisor:
             run_secret=self._run_secret,
             sockets=_descriptors(main),
             metrics_sockets=_descriptors(metrics) if metrics is not None else (),
+            job_counts=self._jobs.descriptor,
             log_file=self._log_file,
         )
         for places in ((0,), range(1, len(self._children))):
@@ -245,6 +247,7 @@ class Supervisor:
         code = await child.wait()
         self._children[boot.place] = None
         self._counts.retire(child.number)
+        self._jobs.clear(boot.place)
         return code, child.process.pid
 
     def _serving(self, child: Child, ready: Ready) -> None:
@@ -289,11 +292,11 @@ class Supervisor:
         hung_s = notifier.watchdog_s or _HUNG_S
 
         async def look(child: Child) -> None:
-            pulse = await child.pulse(hung_s)
-            if pulse is not None:
+            found = await child.metrics(hung_s)
+            if found is not None:
                 self._heard_at = time.monotonic()
                 if child.runs:
-                    self._counts.update(child.number, pulse.metrics)
+                    self._counts.update(child.number, found)
             elif child.is_ready and child.runs and not self._stopping.is_set():
                 self._log.error("a worker does not answer and is ended", worker=child.place + 1, pid=child.process.pid)
                 child.kill()
@@ -323,9 +326,9 @@ class Supervisor:
         """Return the metrics of all workers; of one that does not answer the last ones."""
 
         async def look(child: Child) -> None:
-            pulse = await child.pulse(_SCRAPE_S)
-            if pulse is not None and child.runs:
-                self._counts.update(child.number, pulse.metrics)
+            found = await child.metrics(_SCRAPE_S)
+            if found is not None and child.runs:
+                self._counts.update(child.number, found)
 
         async with asyncio.TaskGroup() as group:
             for child in self._running():
@@ -333,11 +336,7 @@ class Supervisor:
         return self._counts.merged()
 
     async def _overview(self, _content: object) -> Overview:
-        running = self._running()
-        async with asyncio.TaskGroup() as group:
-            for child in running:
-                group.create_task(child.count_jobs(_OVERVIEW_S))
-        return Overview(len(running), len(self._children), sum(child.jobs for child in running))
+        return Overview(len(self._running()), len(self._children), self._jobs.total)
 
     # -- reloads and the end ------------------------------------------------------------------------
 

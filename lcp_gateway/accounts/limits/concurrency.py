@@ -42,8 +42,8 @@ class TooManyConcurrentJobs(Refused):
     code = "rate_limit_exceeded"
     may_pass_later = True
 
-    def __init__(self, limit: int, message: str = "") -> None:
-        super().__init__(message or f"this key may run {limit} jobs at once; nothing was paid")
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"this key may run {limit} jobs at once; nothing was paid")
         self.limit = limit
 
 
@@ -211,33 +211,18 @@ class ConcurrencyLimits:
         limit = self._default if caller is None else caller.rules.concurrent_jobs or self._default
         if caller is None or not limit:
             return Lease(None, "", "")
-        return await self._take(caller.key_id, limit, "")
-
-    async def take_place(self, gateway: str, limit: int) -> Lease:
-        """Let a job of any key run, and count it for a gateway of several processes; ``gateway`` is no key's id.
-
-        Raises:
-            TooManyConcurrentJobs, LimitsUnavailable: as in ``take``.
-        """
-        if not limit:
-            return Lease(None, "", "")
-        return await self._take(
-            gateway, limit, f"{limit} requests are under way, which is this gateway's limit; nothing was paid"
-        )
-
-    async def _take(self, name: str, limit: int, message: str) -> Lease:
         if self._outage.is_on:
             self._outage.admit_or_refuse()
             return Lease(None, "", "")
         lease_id = secrets.token_hex(_ID_BYTES)
         try:
-            if not await self._leases.take(name, lease_id, limit):
-                raise TooManyConcurrentJobs(limit, message)
+            if not await self._leases.take(caller.key_id, lease_id, limit):
+                raise TooManyConcurrentJobs(limit)
         except self._leases.errors as error:
             self._outage.begin(error)
             self._outage.admit_or_refuse()
             # It may have been counted, and only the answer was lost: it is renewed and released.
-        return Lease(self._leases, name, lease_id, self._start_task)
+        return Lease(self._leases, caller.key_id, lease_id, self._start_task)
 
 
 def _redis_key(key_id: str) -> str:

@@ -33,18 +33,18 @@ class Encryption:
         try:
             from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional extra
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - an optional extra
-            from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415 - an optional extra
-            from cryptography.hazmat.primitives.kdf.hkdf import HKDF  # noqa: PLC0415 - an optional extra
         except ImportError:
             raise RedisNotInstalled("shared answers need the extra: pip install 'lcp-gateway[redis]'") from None
         self._aes = AESGCM
         self._invalid = InvalidTag
 
-        def derive(purpose: bytes) -> bytes:
-            return HKDF(SHA256(), _KEY_BYTES, salt=None, info=b"lcp-gateway " + purpose).derive(secret)
+        # HKDF (RFC 5869) without a salt, extracted once; the library's would extract again for each key.
+        self._extracted = hmac.digest(bytes(_KEY_BYTES), secret, hashlib.sha256)
+        self._name_key = self._derive(b"names")
 
-        self._derive = derive
-        self._name_key = derive(b"names")
+    def _derive(self, purpose: bytes) -> bytes:
+        """Return the key for a purpose: HKDF's first block, which is as long as a key."""
+        return hmac.digest(self._extracted, b"lcp-gateway " + purpose + b"\x01", hashlib.sha256)
 
     def keyed_name(self, *parts: bytes) -> bytes:
         """Return a name for some parts; without the secret it reveals nothing about them, even to a guess."""

@@ -274,7 +274,14 @@ class _Claim:
         self._own = own
         self._keep_s = keep_s
         self._max_bytes = max_bytes
-        self._renewing = start_task(self._keep_renewing, may_return=lambda: own.is_lost)
+        self._start_task = start_task
+        self._renewing: asyncio.Task[None] | None = None
+        # Most purchases end before their claim has to be renewed.
+        self._timer = asyncio.get_running_loop().call_later(claims.lease_s / 3, self._start_renewing)
+
+    def _start_renewing(self) -> None:
+        own = self._own
+        self._renewing = self._start_task(self._keep_renewing, may_return=lambda: own.is_lost)
 
     async def may_pay(self) -> bool:
         """Return whether this gateway still holds the claim; renews one that was not renewed lately."""
@@ -286,7 +293,9 @@ class _Claim:
     async def ended(self, answer: ResultBuffer) -> None:
         """Store the result; release the claim where nothing was paid."""
         # First, so that no renewal creates the claim again.
-        self._renewing.cancel()
+        self._timer.cancel()
+        if self._renewing is not None:
+            self._renewing.cancel()
         purchase = answer.purchase
         if purchase is None or (answer.error is not None and answer.verdict is Verdict.NONE):
             await self._claims.release(self._own)
@@ -313,9 +322,9 @@ class _Claim:
 
     async def _keep_renewing(self) -> None:
         while not self._own.is_lost:
+            await self._claims.renew(self._own)
             # One that was missed is made up for by the next; two fit into a lease.
             await asyncio.sleep(self._claims.lease_s / 3)
-            await self._claims.renew(self._own)
 
 
 async def _bytes_of(answer: ResultBuffer) -> bytes:

@@ -57,7 +57,7 @@ from lcp_gateway.http.gateway.nodes import NodeConnection, NodeRoutes
 from lcp_gateway.http.gateway.refunds import RefundRoutes
 from lcp_gateway.http.gateway.wallet import WalletRoutes
 from lcp_gateway.http.gateway.withdrawals import WithdrawalRoutes
-from lcp_gateway.http.openai.admission import Admission, GatewayPlaces
+from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.payment_required import PaymentRequired
 from lcp_gateway.purchase.money import RefundDecision, to_ppm
@@ -104,12 +104,8 @@ class Limits:
         WiringError: Redis cannot be used as the settings say.
     """
 
-    def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger, *, run_id: str = "") -> None:
-        """``start_task`` starts the task that renews the lease of a running job.
-
-        ``run_id`` names the gateway that this process is a worker of; empty where it is the only one.
-        """
-        self._run_id = run_id
+    def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger) -> None:
+        """``start_task`` starts the task that renews the lease of a running job."""
         self._start_task = start_task
         self._redis_url = redis_url
         self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
@@ -134,7 +130,6 @@ class Limits:
             ),
             registry.resolve,
             shielded=self._shielded,
-            place=GatewayPlaces(f"gateway:{self._run_id}", settings.max_concurrent_requests) if self._run_id else None,
         )
 
     async def close(self) -> None:
@@ -495,20 +490,15 @@ class Access:
 
 @contextlib.asynccontextmanager
 async def open_access(
-    settings: Settings,
-    journal: JournalParts,
-    metrics: Metrics,
-    tasks: BackgroundTasks,
-    log: FilteringBoundLogger,
-    run_id: str = "",
+    settings: Settings, journal: JournalParts, metrics: Metrics, tasks: BackgroundTasks, log: FilteringBoundLogger
 ) -> AsyncIterator[Access]:
-    """Open the counters and, with ``auth = "accounts"``, the accounts. ``run_id``: see ``Limits``.
+    """Open the counters and, with ``auth = "accounts"``, the accounts.
 
     Raises:
         WiringError: a part cannot be made as the settings say.
     """
     async with contextlib.AsyncExitStack() as stack:
-        limits = Limits(settings.redis_url, tasks.starter("leases"), log, run_id=run_id)
+        limits = Limits(settings.redis_url, tasks.starter("leases"), log)
         stack.push_async_callback(limits.close)
         customers = None
         if auth_mode(settings) == "accounts":

@@ -28,18 +28,10 @@ _ABORT_S = 6.0
 
 
 @dataclass(frozen=True, slots=True)
-class GatewayPlaces:
-    """The most jobs at one time of a gateway of several processes, and the name that they are counted under."""
-
-    name: str
-    limit: int
-
-
-@dataclass(frozen=True, slots=True)
 class Admission:
     """The limits that the settings and a caller's key set. ``resolve`` returns the real name behind an alias.
 
-    ``place`` limits the jobs of a gateway of several processes together. ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and its
+    ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and its
     lease is released.
     """
 
@@ -47,20 +39,6 @@ class Admission:
     jobs: ConcurrencyLimits
     resolve: Callable[[str], str]
     shielded: ShieldedCalls | None = None
-    place: GatewayPlaces | None = None
-
-    async def take_place(self) -> Lease | None:
-        """Count a job of a gateway of several processes; the lease has to be released. None where there is one process.
-
-        Raises:
-            TooManyConcurrentJobs, LimitsUnavailable: see ``ConcurrencyLimits.take_place``.
-        """
-        if self.place is None:
-            return None
-        take = self.jobs.take_place(self.place.name, self.place.limit)
-        if self.shielded is None:
-            return await take
-        return await self.shielded.run(take, Lease.release)
 
     async def lease(self, caller: Caller) -> Lease:
         """Count a job of a key; the lease has to be released.
@@ -150,7 +128,9 @@ def _budgets(caller: Caller) -> tuple[Budget, ...]:
 class JobsInFlight:
     """The requests that may pay, up to a limit (0 means none); a gateway that shuts down waits for them."""
 
-    def __init__(self, limit: int, metrics: Metrics) -> None:
+    def __init__(self, limit: int, metrics: Metrics, count: Callable[[int], int] | None = None) -> None:
+        """``count`` counts by so many, and returns the jobs of all processes, where the gateway has several."""
+        self._count = count
         self._limit = limit
         self._metrics = metrics
         self._running: set[AdmissionTicket] = set()
@@ -181,7 +161,11 @@ class JobsInFlight:
                 reason="draining",
                 headers={"Connection": "close"},
             )
-        if self._limit and len(self._running) >= self._limit:
+        # Counted first: of two processes at one time each sees the other's job.
+        running = len(self._running) + 1 if self._count is None else self._count(1)
+        if self._limit and running > self._limit:
+            if self._count is not None:
+                self._count(-1)
             raise ApiError(
                 429,
                 f"{self._limit} requests are under way, which is this gateway's limit",
@@ -196,6 +180,8 @@ class JobsInFlight:
     def leave(self, ticket: "AdmissionTicket") -> None:
         """Count a request out."""
         self._metrics.job_ended()
+        if self._count is not None:
+            self._count(-1)
         self._running.discard(ticket)
         if not self._running:
             self._idle.set()
@@ -252,8 +238,6 @@ class AdmissionTicket:
         self._task: asyncio.Task[Any] = task
         self._in_flight.enter(self)
         try:
-            if (place := await self._admission.take_place()) is not None:
-                self._leases.append(place)
             self._leases.append(await self._admission.lease(self._context.caller))
         except BaseException as error:
             self._in_flight.leave(self)

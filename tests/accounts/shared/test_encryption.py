@@ -1,4 +1,6 @@
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,3 +46,10 @@ def test_names_are_those_of_the_secret():
 def test_a_secret_that_can_be_guessed_is_refused():
     with pytest.raises(ValueError, match="16 bytes"):
         Encryption(b"short")
+
+
+def test_keys_are_those_of_hkdf():
+    """What a gateway of an earlier release wrote can be read."""
+    secret = b"a secret of some length"
+    expected = HKDF(SHA256(), 32, salt=None, info=b"lcp-gateway names").derive(secret)
+    assert Encryption(secret)._name_key == expected

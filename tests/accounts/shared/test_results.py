@@ -581,7 +581,7 @@ def gateway(where, redis, name, how="buys"):
 
 
 async def says(process) -> str:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         return (await asyncio.to_thread(process.stdout.readline)).strip()
 
 
