@@ -11,6 +11,7 @@ from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.documents import KEY_LIMITS, key_document
 from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.accounts.repositories import KeyRepository
+from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
@@ -28,7 +29,8 @@ from lcp_gateway.purchase.money import Msat, Period
 from lcp_gateway.purchase.records import KeyUse, PurchaseBooks
 
 _SCOPES: Final = frozenset(scope.value for scope in Scope)
-_CUSTOMERS_SCOPES: Final = _SCOPES - {Scope.ADMIN.value}
+# Who manages an account may give these, and beside them what its own key has: it cannot come to withdraw by a key that it makes.
+_GIVEN_BY_CUSTOMERS: Final = frozenset({Scope.INFERENCE, Scope.WALLET, Scope.ACCOUNT, Scope.NODE})
 # The limit of requests and jobs is a number, all others are amounts.
 _AMOUNTS: Final = frozenset({"max_price_msat", "budget_hour_msat", "budget_day_msat", "budget_month_msat"})
 
@@ -85,7 +87,7 @@ class KeyRoutes:
 
     async def create_own(self, request: web.Request) -> web.Response:
         """Serve POST /api/account/keys: create a key; its text is in the response, and never again."""
-        return await self._create(request, account_of(request), _CUSTOMERS_SCOPES)
+        return await self._create(request, account_of(request), _grantable(request))
 
     async def list_own(self, request: web.Request) -> web.Response:
         """Serve GET /api/account/keys: the keys of the account, the newest first."""
@@ -97,7 +99,7 @@ class KeyRoutes:
 
     async def change_own(self, request: web.Request) -> web.Response:
         """Serve PATCH /api/account/keys/{id}: change its name, limits, models, scopes or end."""
-        return await self._change(request, await self._own(request), _CUSTOMERS_SCOPES)
+        return await self._change(request, await self._own(request), _grantable(request))
 
     async def revoke_own(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/account/keys/{id}: revoke a key, for good."""
@@ -159,6 +161,12 @@ class KeyRoutes:
         now = self._now()
         use = {} if self._books is None else await self._books.key_use([record.id for record in records], now)
         return [_document(record, use.get(record.id, KeyUse())) for record in records]
+
+
+def _grantable(request: web.Request) -> frozenset[str]:
+    """Return the scopes that a customer may give a key."""
+    scopes = _GIVEN_BY_CUSTOMERS | request[CONTEXT].caller.rules.scopes
+    return frozenset(scope.value for scope in scopes - {Scope.ADMIN})
 
 
 def _found(record: KeyRecord | None) -> KeyRecord:

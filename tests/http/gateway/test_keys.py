@@ -99,6 +99,19 @@ async def test_who_may_not_manage_the_account_changes_no_key(gateway):
     assert (await gateway.ask("GET", KEYS, buyer)).status == 200
 
 
+async def test_who_may_not_withdraw_gives_no_key_that_may(gateway):
+    """A manager's key must not come to empty the wallet by a key that it makes or changes."""
+    for method, path in (("POST", KEYS), ("PATCH", None)):
+        made = (await gateway.ask("POST", KEYS, gateway.manager, json={})).document
+        found = await gateway.ask(
+            method, path or f"{KEYS}/{made['id']}", gateway.manager, json={"scopes": ["inference", "withdraw"]}
+        )
+        assert (found.status, found.document["error"]["param"]) == (400, "scopes")
+    able = await gateway.key(gateway.account_id, scopes=frozenset({Scope.ACCOUNT, Scope.WITHDRAW}))
+    made = await gateway.ask("POST", KEYS, able, json={"scopes": ["withdraw"]})
+    assert (made.status, made.document["scopes"]) == (201, ["withdraw"])
+
+
 async def test_the_keys_of_another_account_are_not_there(gateway):
     other = await gateway.bank.customer()
     await gateway.key(other)
