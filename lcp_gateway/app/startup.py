@@ -113,6 +113,8 @@ async def open_runtime(
         place=(0, 1) if link is None else (link.boot.place, link.boot.workers),
         metrics=metrics,
         start=short_tasks.start,
+        # A node that lies about its work is preferred less.
+        on_refuted=measurements.failed,
         log=log,
     )
     stack.push_async_callback(dialin.hub.close)

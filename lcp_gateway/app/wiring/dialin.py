@@ -66,9 +66,14 @@ def dialin_parts(
     place: tuple[int, int] = (0, 1),
     metrics: Metrics,
     start: Callable[[Coroutine[Any, Any, None]], None],
+    on_refuted: Callable[[str], None] = lambda _provider_id: None,
     log: FilteringBoundLogger,
 ) -> DialinParts:
-    """Make the parts; opens nothing. ``accounts`` has the nodes of accounts, None where no accounts are kept."""
+    """Make the parts; opens nothing.
+
+    ``accounts`` has the nodes of accounts, None where no accounts are kept. ``on_refuted`` gets the id of a provider whose stated
+    usage was not believed.
+    """
 
     def changed(terms: NodeTerms, up: bool, reason: str) -> None:
         name = terms.node_id
@@ -83,6 +88,7 @@ def dialin_parts(
 
     def refuted(provider_id: str) -> None:
         metrics.usage_refuted()
+        on_refuted(provider_id)
         log.warning("the usage that a node states was not believed", provider=provider_id)
 
     hub = NodeHub(_hub_rules(settings, registry, place), start=start, on_change=changed)
