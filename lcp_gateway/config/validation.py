@@ -219,7 +219,6 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot top up: lnd_grpc_addr is not set"
-    yield from _worker_cautions(settings, sources)
     yield from _console_cautions(settings, sources)
     macaroon = settings.lnd_withdrawal_macaroon_file
     if macaroon is not None and macaroon.is_file() and others_may_read(macaroon):
@@ -286,14 +285,6 @@ def _page_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
         yield (
             f"{sources['allowed_hosts']}: a web page whose name is made to lead to this address may spend your money: name "
             "the hosts, or set api_keys"
-        )
-
-
-def _worker_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
-    if worker_count(settings) > 1 and (settings.dialin_nodes or settings.dialin_accounts):
-        yield (
-            f"{sources['workers']}: a node that dials in is connected to one worker, and requests that come to "
-            "the others do not find it: use workers = 1 with such nodes"
         )
 
 

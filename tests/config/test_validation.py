@@ -369,10 +369,3 @@ def test_several_workers_need_a_journal():
     with pytest.raises(ConfigError, match="several workers need a journal"):
         load(flags={"workers": "2", "journal_url": "off"}, environ={})
     assert worker_count(load(flags={"workers": "auto"}, environ={}).settings) >= 1
-
-
-def test_nodes_that_dial_in_and_several_workers_are_warned_about():
-    flags = {"workers": "2", "dialin_accounts": True, "auth": "accounts"}
-    environ = {"LCP_GATEWAY_ADMIN_KEY": "boss-of-this-gateway"}
-    assert any("connected to one worker" in it for it in load(flags=flags, environ=environ).warnings)
-    assert not any("worker" in it for it in load(flags={**flags, "workers": "1"}, environ=environ).warnings)
