@@ -16,11 +16,10 @@ from pathlib import Path
 
 import aiohttp
 
-from bench import processes
-from bench.processes import Gateway, Used
+from bench import processes, standin
+from bench.processes import Server, Used
 from bench.workload import Load, Workload
 
-_MODEL = "echo-1"
 _SETTLE_S = 0.4
 _TODAY = f"{datetime.now(UTC):%Y-%m-%d}T00:00:00Z"
 _PAGE = (
@@ -74,11 +73,11 @@ def _visitor(address: str, count: int) -> Iterator[None]:
         yield
 
 
-def _measure(gateway: Gateway, workload: Workload) -> tuple[Load, Used]:
+def _measure(gateway: Server, workload: Workload) -> tuple[Load, Used]:
     return processes.load("http", gateway.address, workload, gateway)
 
 
-def _under_load(gateway: Gateway, workload: Workload, rounds: int, visitors: int) -> None:
+def _under_load(gateway: Server, workload: Workload, rounds: int, visitors: int) -> None:
     ratios: dict[str, list[float]] = {}
     for number in range(rounds):
         found: dict[bool, tuple[Load, Used]] = {}
@@ -105,7 +104,7 @@ def _under_load(gateway: Gateway, workload: Workload, rounds: int, visitors: int
         print(f"  {name:30} {statistics.median(values):5.2f}   ({min(values):.2f} to {max(values):.2f})")
 
 
-def _idle(gateway: Gateway, seconds: float, visitors: int) -> None:
+def _idle(gateway: Server, seconds: float, visitors: int) -> None:
     before = gateway.cpu_s()
     time.sleep(seconds)
     without = gateway.cpu_s() - before
@@ -140,7 +139,7 @@ def main() -> None:
     if arguments.visit:
         asyncio.run(_visit(arguments.visit))
         return
-    workload = Workload(_MODEL, "hello", True, arguments.clients, arguments.seconds, 3.0)
+    workload = Workload(standin.MODEL, "hello", True, arguments.clients, arguments.seconds, 3.0)
     with (
         tempfile.TemporaryDirectory() as name,
         processes.stand_in(Path(name), arguments.pause) as daemon,
