@@ -129,6 +129,7 @@ class Payouts:
             if found.state not in {PayoutState.ABSENT, PayoutState.FAILED}:
                 raise InvoiceUsed("the node has paid this invoice already, or is paying it")
             liquidity = await self._liquidity(payer)
+        begun = self._clock()
         withdrawal, is_new = await self._withdrawals.create(
             NewWithdrawal(
                 account_id=account_id,
@@ -147,7 +148,7 @@ class Payouts:
             at,
         )
         if is_new:
-            self._go_on(payer, withdrawal)
+            self._go_on(payer, withdrawal, begun)
         return withdrawal, is_new
 
     async def resolve(self, withdrawal_id: str, *, settled: bool, fee_msat: int, reason: str, actor: str) -> Withdrawal:
@@ -194,12 +195,11 @@ class Payouts:
         read_at = self._now()
         return Liquidity(await payer.spendable_msat(), read_at)
 
-    def _go_on(self, payer: PayoutService, withdrawal: Withdrawal) -> None:
-        """Start to pay a withdrawal that this process has just begun."""
+    def _go_on(self, payer: PayoutService, withdrawal: Withdrawal, begun: float) -> None:
+        """Start to pay a withdrawal that this process began at ``begun``, a time before the commit."""
         if withdrawal.state is WithdrawalState.SETTLED:
             self._on_end(withdrawal)
         if withdrawal.state is WithdrawalState.PAYING:
-            begun = self._clock()
             self._running.add(withdrawal.id)
             self._start_task(lambda: self._pay(payer, withdrawal, begun), may_return=lambda: True)
 
@@ -266,9 +266,10 @@ class Payouts:
             case WithdrawalState.APPROVED if self.rules.enabled and self._payer is not None:
                 payer = self._payer
                 liquidity = None if withdrawal.topup_id else await self._liquidity(payer)
-                begun = await self._withdrawals.begin(withdrawal.id, self.rules, liquidity, self._now())
-                if begun is not None:
-                    self._go_on(payer, begun)
+                begun = self._clock()
+                paying = await self._withdrawals.begin(withdrawal.id, self.rules, liquidity, self._now())
+                if paying is not None:
+                    self._go_on(payer, paying, begun)
             case _:
                 # It is being paid, or waits.
                 pass

@@ -146,6 +146,13 @@ class WithdrawalsFrozen(AccountError):
     """The account cannot withdraw now: the operator froze it, or a key was made a short time ago."""
 
 
+class KeyMayNotWithdraw(AccountError):
+    """The key was revoked, or lost its scope, after its request was let in."""
+
+    def __init__(self) -> None:
+        super().__init__("this key may not withdraw any more; nothing was paid")
+
+
 class InsufficientFunds(AccountError):
     """The available balance does not cover the amount and the fee limit."""
 

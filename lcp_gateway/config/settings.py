@@ -443,8 +443,8 @@ class Settings(BaseModel):
     withdrawal_fee_base_msat: parsers.Count = setting(10_000, "A fixed amount on top of that.", Group.ACCOUNTS)
     withdrawal_freeze_s: parsers.Duration = setting(
         86_400.0,
-        "How long an account cannot withdraw after a key with the scope `withdraw` was made for it, so that its owner can "
-        "notice a key that another person made.",
+        "How long an account cannot withdraw after a key with the scope `withdraw` was made for it, or a key was given that "
+        "scope, so that its owner can notice what another person did.",
         Group.ACCOUNTS,
     )
     withdrawal_reserve_msat: parsers.Count = setting(

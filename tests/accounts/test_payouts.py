@@ -239,6 +239,33 @@ async def test_a_process_that_stood_still_after_the_commit_sends_nothing(bank, d
     assert (await desk.withdrawals.get(made.id)).state is State.UNKNOWN
 
 
+async def test_a_process_that_stood_still_during_the_commit_sends_nothing(bank, desk, node, monkeypatch):
+    account_id = await bank.customer(10_000)
+    create, begin = desk.withdrawals.create, desk.withdrawals.begin
+
+    async def slow_create(*arguments):
+        made = await create(*arguments)
+        desk.clock_s += 600.0
+        return made
+
+    async def slow_begin(*arguments):
+        begun = await begin(*arguments)
+        desk.clock_s += 600.0
+        return begun
+
+    monkeypatch.setattr(desk.withdrawals, "create", slow_create)
+    monkeypatch.setattr(desk.withdrawals, "begin", slow_begin)
+    # Meanwhile another gateway may have found that the node has no such payment, and have given the money back.
+    at_once = await desk.paid(account_id, node.invoice(1))
+    desk.payouts.rules = replace(RULES, approval_msat=1)
+    approved = await desk.paid(account_id, node.invoice(2))
+    await desk.withdrawals.decide(approved.id, approve=True, reason="ok", actor="op", at=datetime.now(UTC))
+    await desk.payouts.catch_up()
+    await desk.settle_down()
+    assert node.calls == []
+    assert [(await desk.withdrawals.get(it.id)).state for it in (at_once, approved)] == [State.UNKNOWN] * 2
+
+
 async def test_the_outcome_is_written_as_soon_as_the_database_can_be_written_again(bank, desk, node, monkeypatch):
     account_id = await bank.customer(10_000)
     record, away = desk.withdrawals.record, [True]

@@ -31,6 +31,9 @@ from lcp_gateway.store.database.schema import keys
 from lcp_gateway.store.database.statements import AnySelect, fetch, fetch_one, fetch_page, newest_first, read_records
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
+ALLOW_WITHDRAWALS = "key.allow_withdrawals"
+"""The action in the admin log by which a key that is there already gets the scope ``withdraw``."""
+
 _MOST_MODELS = 100
 
 _NUMBERS = (
@@ -117,6 +120,9 @@ class Keys:
             write_admin_action(
                 connection, at, actor, "key.change", key_id, account_id=record.account_id, scopes=sorted(rules.scopes)
             )
+            if Scope.WITHDRAW in rules.scopes - record.rules.scopes:
+                # The time that its account cannot withdraw begins with it, as with a new key.
+                write_admin_action(connection, at, actor, ALLOW_WITHDRAWALS, key_id, account_id=record.account_id)
             return changed
 
         return await self._database.write(work)

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, select, update
 
 from lcp_gateway.accounts.models import AccountNotFound, Cause, Listing, TopupPurpose, TopupState, check_text
 from lcp_gateway.accounts.withdrawal_states import COUNTED_STATES, OPEN_STATES, TRANSITIONS, WithdrawalEvent, step
@@ -19,6 +19,7 @@ from lcp_gateway.accounts.withdrawals import (
     InsufficientFunds,
     InvalidInvoice,
     InvoiceUsed,
+    KeyMayNotWithdraw,
     Liquidity,
     NewWithdrawal,
     NodeCannotCover,
@@ -37,9 +38,10 @@ from lcp_gateway.purchase.states import State as PurchaseState
 from lcp_gateway.store.accounts.accounts import check_lives
 from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import Balances
+from lcp_gateway.store.accounts.keys import ALLOW_WITHDRAWALS
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import accounts, balances, keys, purchases, topups, withdrawals
+from lcp_gateway.store.database.schema import accounts, admin_log, balances, keys, purchases, topups, withdrawals
 from lcp_gateway.store.database.statements import MAX_ROWS, fetch, fetch_one, fetch_page, newest_first
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
 
@@ -54,8 +56,22 @@ _LOCKED = _ONE.with_for_update()
 _BY_HASH = select(withdrawals).where(withdrawals.c.payment_hash == bindparam("of_hash"))
 _TOPUP_BY_HASH = select(topups).where(topups.c.payment_hash == bindparam("of_hash")).with_for_update()
 _IS_FROZEN = select(accounts.c.withdrawals_frozen_at).where(accounts.c.id == bindparam("of_account"))
-_NEWEST_KEY = select(func.max(keys.c.created_at)).where(
-    keys.c.account_id == bindparam("of_account"), keys.c.scopes.contains('"withdraw"')
+_MAY_WITHDRAW = keys.c.scopes.contains('"withdraw"')
+_NEWEST_KEY = select(func.max(keys.c.created_at)).where(keys.c.account_id == bindparam("of_account"), _MAY_WITHDRAW)
+_NEWEST_GRANT = (
+    select(func.max(admin_log.c.at))
+    .join_from(admin_log, keys, keys.c.id == admin_log.c.target)
+    .where(
+        admin_log.c.at > bindparam("since"),
+        admin_log.c.action == ALLOW_WITHDRAWALS,
+        keys.c.account_id == bindparam("of_account"),
+    )
+)
+# Locked, so that no revocation comes between this look and the commit.
+_KEY_STANDS = (
+    select(and_(keys.c.revoked_at.is_(None), _MAY_WITHDRAW))
+    .where(keys.c.id == bindparam("of_key"))
+    .with_for_update(read=True)
 )
 _OUTGOING_MSAT = func.coalesce(
     func.sum(withdrawals.c.amount_msat + func.coalesce(withdrawals.c.fee_msat, withdrawals.c.fee_limit_msat)), 0
@@ -113,6 +129,7 @@ class Withdrawals:
             AccountNotFound: there is no such account.
             InvoiceUsed: another account or another amount came with this invoice before.
             InvalidInvoice: it is of the paying node, and no open top-up of another account.
+            KeyMayNotWithdraw: the key was revoked meanwhile, or lost its scope.
             WithdrawalsFrozen, TooManyOpenWithdrawals, DayLimitReached, InsufficientFunds: by the rules.
             NodeCannotCover: the node holds less than all customers are owed.
         """
@@ -123,6 +140,9 @@ class Withdrawals:
             if (known := _find(connection, new)) is not None:
                 return known, False
             check_lives(connection, new.account_id)
+            stands = connection.execute(_KEY_STANDS, {"of_key": new.key_id}).scalar()
+            if stands is not None and not stands:
+                raise KeyMayNotWithdraw
             _check_frozen(connection, new.account_id, rules, at)
             topup_id, receiver = _topup_of(connection, new, micros) if new.is_internal else (None, "")
             _check_limits(connection, new, rules, at)
@@ -425,10 +445,13 @@ def _check_frozen(connection: Connection, account_id: str, rules: WithdrawalRule
         raise WithdrawalsFrozen("withdrawals of this account are frozen by the operator")
     if not rules.frozen_for:
         return
-    newest = connection.execute(_NEWEST_KEY, of_account).scalar()
+    since = {"since": to_micros(at - rules.frozen_for)}
+    made = connection.execute(_NEWEST_KEY, of_account).scalar()
+    given = connection.execute(_NEWEST_GRANT, of_account | since).scalar()
+    newest = max(filter(None, (made, given)), default=None)
     if newest is not None and (until := from_micros(newest) + rules.frozen_for) > at:
         raise WithdrawalsFrozen(
-            f"a key that may withdraw was made a short time ago: withdrawals are possible from {until:%Y-%m-%d %H:%M} UTC on"
+            f"a key that may withdraw was made or changed a short time ago: withdrawals are possible from {until:%Y-%m-%d %H:%M} UTC on"
         )
 
 

@@ -15,6 +15,7 @@ from lcp_gateway.accounts.withdrawals import (
     InsufficientFunds,
     InvalidInvoice,
     InvoiceUsed,
+    KeyMayNotWithdraw,
     Liquidity,
     NodeCannotCover,
     TooManyOpenWithdrawals,
@@ -205,6 +206,43 @@ async def test_a_key_that_may_withdraw_freezes_its_account_for_a_while(withdrawa
     with pytest.raises(WithdrawalsFrozen, match="from"):
         await withdrawals.create(new(account_id, 2), rules, RICH, NOW + timedelta(hours=23))
     assert (await withdrawals.create(new(account_id, 2), rules, RICH, NOW + timedelta(days=1)))[1]
+
+
+async def test_a_key_that_is_given_the_scope_later_freezes_its_account_as_a_new_one_does(
+    withdrawals, customer, database
+):
+    account_id = await customer(100_000)
+    rules = WithdrawalRules(enabled=True, min_msat=1, frozen_for=timedelta(days=1))
+    keys = Keys(database)
+    old = (await keys.create(account_id, name="buys", actor="op", at=NOW - timedelta(days=9))).record
+    may_withdraw = KeyRules(scopes=frozenset({Scope.WALLET, Scope.WITHDRAW}))
+    await keys.change(old.id, actor="thief", at=NOW, name="buys", rules=may_withdraw)
+    with pytest.raises(WithdrawalsFrozen, match="from"):
+        await withdrawals.create(new(account_id, 1, key_id=old.id), rules, RICH, NOW)
+    # Nor does it help to take the scope away again, nor does any other change begin the time anew.
+    await keys.change(old.id, actor="thief", at=NOW, name="buys", rules=KeyRules())
+    with pytest.raises(WithdrawalsFrozen, match="from"):
+        await withdrawals.create(new(account_id, 2), rules, RICH, NOW + timedelta(hours=23))
+    later = NOW + timedelta(days=1)
+    assert (await withdrawals.create(new(account_id, 3), rules, RICH, later))[1]
+
+
+async def test_a_key_that_ended_while_its_request_was_worked_on_withdraws_nothing(
+    withdrawals, customer, database, ledger
+):
+    account_id = await customer(100_000)
+    keys = Keys(database)
+    rules = KeyRules(scopes=frozenset({Scope.WITHDRAW}))
+    kept, narrowed, revoked = [
+        (await keys.create(account_id, name="pays", actor="op", at=NOW, rules=rules)).record.id for _ in range(3)
+    ]
+    await keys.change(narrowed, actor="op", at=NOW, name="pays", rules=KeyRules())
+    await keys.revoke(revoked, actor="op", at=NOW)
+    for key_id in (narrowed, revoked):
+        with pytest.raises(KeyMayNotWithdraw):
+            await withdrawals.create(new(account_id, 1, key_id=key_id), RULES, RICH, NOW)
+    assert await ledger.balance(account_id) == Balance(Msat(100_000), Msat(0))
+    assert (await withdrawals.create(new(account_id, 1, key_id=kept), RULES, RICH, NOW))[1]
 
 
 async def test_an_account_that_the_operator_froze(withdrawals, customer, ledger):
