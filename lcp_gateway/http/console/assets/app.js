@@ -78,10 +78,19 @@ function Page({ ctx, route }) {
     return html`<div class="empty"><h1 tabindex="-1">There is no such page here</h1>
       <p>${source ? "This page belongs to another role than the one that is signed in." : "The address may be mistyped."} <a href=${link("overview")}>Go to the overview</a></p></div>`;
   if (loaded.name !== name) return html`<${Loading} />`;
-  if (loaded.failed)
-    return html`<div class="problem" role="alert"><p>This page could not be loaded. The gateway may have been updated: load it again.</p>
-      <button onClick=${() => location.reload()}>Load again</button></div>`;
+  if (loaded.failed) return html`<${NotLoaded} />`;
   return html`<${loaded.Shown} key=${address} ctx=${ctx} route=${route} />`;
+}
+
+/** The module of a page did not come: the gateway is away, or was updated. Once it answers, everything is loaded again. */
+function NotLoaded() {
+  useEffect(() => {
+    const ask = () => fetch("/healthz", { cache: "no-store" }).then((answer) => answer.ok && location.reload(), () => {});
+    const timer = setInterval(ask, 3_000);
+    return () => clearInterval(timer);
+  }, []);
+  return html`<div class="problem" role="alert"><p>This page could not be loaded: the gateway does not answer, or was updated. It is tried again by itself.</p>
+    <button class="small" onClick=${() => location.reload()}>Try again</button></div>`;
 }
 
 const LIVE_WORDS = { live: "Live", waiting: "Reconnecting…", polling: "Updated every 10 s", off: "Connecting…" };
