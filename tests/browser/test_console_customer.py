@@ -11,6 +11,7 @@ from tests.browser.console_fixtures import FORMULA, HOSTILE
 from tests.support.console import Api, make_customer, rows_of, sats
 from tests.support.daemon import free_address
 from tests.support.gateway import gateway, run_command
+from tests.support.node_thread import eventually
 from tests.support.tools import require_js_package
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -295,6 +296,8 @@ def spender(shop):
     assert customer.api.buy("fault/wrong-hash").status_code == 502
     assert Api(shop.base_url, second["key"]).buy(FORMULA, "hostile").status_code == 200
     assert Api(shop.base_url, second["key"]).buy(HOSTILE, "hostile").status_code == 200
+    # Deliveries are recorded a moment after the answers.
+    eventually(lambda: customer.api.get("/api/wallet")["held_msat"] == 0)
     return customer
 
 
