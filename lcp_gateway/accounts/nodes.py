@@ -29,6 +29,13 @@ class NodeTaken(AccountError):
         super().__init__("a node of this name belongs to another account")
 
 
+class TooManyNodes(AccountError):
+    """The account has as many nodes as it may, connected or not."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"an account has {limit} nodes at most: connect under one of their names")
+
+
 @dataclass(frozen=True, slots=True)
 class NodeRecord:
     """A node of an account. ``commission_ppm`` is None where that of the settings holds. Times are aware UTC."""

@@ -1,11 +1,12 @@
 """Nodes that belong to accounts: recorded when they connect, with the operator's terms and what they earned."""
 
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
 
 from lcp_gateway.accounts.models import Listing, check_text
-from lcp_gateway.accounts.nodes import Earned, EarningLine, NodeNotFound, NodeRecord, NodeTaken
+from lcp_gateway.accounts.nodes import Earned, EarningLine, NodeNotFound, NodeRecord, NodeTaken, TooManyNodes
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.accounts.accounts import check_lives
@@ -27,6 +28,10 @@ _EARNED = (
     .group_by(purchases.c.payee_id, purchases.c.peer_id)
 )
 
+MOST_NODES: Final = 1_000
+"""The nodes of one account: each name that a node connects under is a row that every gateway keeps in memory."""
+
+_OF_ACCOUNT = select(func.count()).select_from(nodes).where(nodes.c.account_id == bindparam("of_account"))
 _LINE = (purchases.c.job_id, purchases.c.model, purchases.c.price_msat, purchases.c.earned_msat, purchases.c.ended_at)
 
 
@@ -42,6 +47,7 @@ class Nodes:
         Raises:
             AccountNotFound: there is no such account.
             NodeTaken: another account has a node of this id.
+            TooManyNodes: the account has as many as it may.
         """
         micros = to_micros(at)
 
@@ -49,6 +55,8 @@ class Nodes:
             check_lives(connection, account_id)
             known = _find(connection, node_id)
             if known is None:
+                if connection.execute(_OF_ACCOUNT, {"of_account": account_id}).scalar_one() >= MOST_NODES:
+                    raise TooManyNodes(MOST_NODES)
                 values = {"account_id": account_id, "name": name, "created_at": micros}
                 connection.execute(insert(nodes).values(id=node_id, key_id=key_id, connected_at=micros, **values))
             elif known.account_id != account_id:

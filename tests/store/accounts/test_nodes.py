@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import text
 
 from lcp_gateway.accounts.models import AccountNotFound, Balance, Cause
-from lcp_gateway.accounts.nodes import Earned, NodeNotFound, NodeTaken, NodeTermsCache
+from lcp_gateway.accounts.nodes import Earned, NodeNotFound, NodeTaken, NodeTermsCache, TooManyNodes
 from lcp_gateway.purchase.journal import PurchaseUpdate
 from lcp_gateway.purchase.money import Msat, Refund, RefundLimits
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Received
@@ -166,6 +166,17 @@ async def test_a_node_is_recorded_when_it_connects_and_keeps_its_terms(nodes, cu
     assert [it.id for it in page.items] == ["b.2"]
     assert [it.id for it in (await nodes.page(limit=1, after=page.after)).items] == [NODE]
     assert [it.id for it in (await nodes.page(owner)).items] == [NODE]
+
+
+async def test_a_node_that_comes_under_ever_new_names_fills_neither_disk_nor_memory(nodes, customer, monkeypatch):
+    owner, other = await customer(0), await customer(0)
+    monkeypatch.setattr("lcp_gateway.store.accounts.nodes.MOST_NODES", 3)
+    for number in range(3):
+        await nodes.connected(f"n{number}", owner, "key_1", f"n{number}", NOW)
+    with pytest.raises(TooManyNodes):
+        await nodes.connected("n3", owner, "key_1", "n3", NOW)
+    assert (await nodes.connected("n0", owner, "key_1", "n0", NOW)).id == "n0"
+    assert (await nodes.connected("n3", other, "key_2", "n3", NOW)).account_id == other
 
 
 async def test_terms_are_known_in_memory_as_soon_as_they_change(nodes, customer):
