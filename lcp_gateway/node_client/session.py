@@ -222,9 +222,14 @@ class Session:
         self._statistics.on_change()
 
     async def _cancel(self, request_id: int) -> None:
+        # A task that is cancelled before its first step runs no code of its own.
+        await asyncio.sleep(0)
         if (task := self._tasks.get(request_id)) is not None:
             # Its own end answers the gateway.
             task.cancel()
+        elif self._side.is_open(request_id):
+            # Its body was still coming.
+            await self._socket.send_bytes(self._side.error(request_id, CANCELLED))
 
     async def _serve(self, request_id: int, request: Request, body: bytes) -> None:
         """Answer one request; every end but a lost connection is told to the gateway."""
@@ -247,7 +252,8 @@ class Session:
             self._log.error("a request failed in the node", exc_info=error)
         finally:
             try:
-                if failure is not None and not self._socket.closed:
+                # Its end may have gone out before: then it is over for the gateway as well.
+                if failure is not None and self._side.is_open(request_id) and not self._socket.closed:
                     await self._socket.send_bytes(self._side.error(request_id, failure))
             except ConnectionError:
                 pass

@@ -127,6 +127,10 @@ class NodeSide:
         """How many requests are under way."""
         return len(self._credits)
 
+    def is_open(self, request_id: int) -> bool:
+        """Whether a request has begun to come, and has neither end nor error yet."""
+        return request_id in self._credits
+
     @property
     def kept_bytes(self) -> int:
         """The bytes of requests that have come in part."""

@@ -12,6 +12,7 @@ from lcp_gateway.node_client.catalog import ModelCatalog
 from lcp_gateway.node_client.joining import CannotJoin, Joiner, pause_s
 from lcp_gateway.node_client.options import BackendOptions, JoinOptions
 from lcp_gateway.node_client.statistics import Statistics
+from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES
 from lcp_gateway.node_protocol.gateway_side import (
     BodyCame,
     EndCame,
@@ -157,6 +158,26 @@ async def test_a_cancelled_request_ends_at_the_backend_too(backend):
     async with joined(serve, backend) as (_, statistics, *_):
         await asyncio.wait_for(released.wait(), 10)
         assert statistics.cancelled == 1
+
+
+@pytest.mark.parametrize("frames_sent", [1, 2, 3], ids=["before its body", "within its body", "right after its body"])
+async def test_a_request_that_is_cancelled_as_it_comes_is_let_go_of(backend, frames_sent):
+    answered = asyncio.get_running_loop().create_future()
+
+    async def serve(gateway, socket, side):
+        body = b"x" * (MAX_DATA_BYTES + 1)
+        request = Request(**OF, stream=True, body_bytes=len(body), credit_bytes=64)
+        request_id, frames = side.request(request, body)
+        sent = [frame for frame, _ in zip(frames, range(frames_sent), strict=False)]
+        for frame in (*sent, side.cancel(request_id)):
+            await socket.send_bytes(frame)
+        (*_, event) = await gateway.read(socket, side, Released)
+        answered.set_result((event, side.open_requests))
+        await socket.receive()
+
+    async with joined(serve, backend, refresh_s=60.0) as (_, statistics, *_):
+        event, still_open = await asyncio.wait_for(answered, 10)
+    assert isinstance(event, Released) and still_open == 0 == statistics.running
 
 
 @pytest.mark.parametrize(
