@@ -79,6 +79,7 @@ class Payouts:
         self._now = now
         self._clock = clock
         self._running: set[str] = set()
+        self._suspected: frozenset[str] = frozenset()
         self.rules = rules
         """The rules in force; another configuration replaces them."""
 
@@ -183,6 +184,23 @@ class Payouts:
         if failed is not None:
             self._on_trouble(str(failed))
 
+    async def let_go(self) -> None:
+        """Make those unknown that this process has begun and does not pay: the gateway that leads finds out about them.
+
+        For every process, each few seconds: while this one lives, no other can tell. A client may have left, or contact with
+        the database been lost, at the moment of the commit. One that is seen twice is too old to be sent.
+        """
+        own = self._withdrawals.owner
+        left = frozenset(
+            it.id
+            for it in await self._withdrawals.open_ones()
+            if it.state is WithdrawalState.PAYING and it.owner == own and it.id not in self._running
+        )
+        lost, self._suspected = left & self._suspected, left
+        if lost:
+            for it in await self._withdrawals.take_over([*self._running, *(left - lost)], self._now()):
+                self._on_trouble(f"withdrawal {it.id} was begun and not followed: its outcome is unknown")
+
     def _enabled_payer(self) -> PayoutService:
         if not self.rules.enabled:
             raise WithdrawalsDisabled("withdrawals are disabled (withdrawals)")
@@ -219,7 +237,7 @@ class Payouts:
                 payout = await self._after_refusal(payer, withdrawal, payout)
             await self._write_outcome(withdrawal, payout)
         except Exception as error:  # noqa: BLE001 - a supervisor would start it again, and the call goes out once
-            # The row stays as it is; once this task has ended the gateway that leads takes it over.
+            # The row stays as it is; once this task has ended ``let_go`` finds it.
             self._on_trouble(f"withdrawal {withdrawal.id} was not followed to its end: {type(error).__name__}")
         finally:
             self._running.discard(withdrawal.id)

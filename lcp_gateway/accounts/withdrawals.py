@@ -210,7 +210,10 @@ class NewWithdrawal:
 
 
 class WithdrawalRepository(Protocol):
-    """The withdrawals, each in one row beside the balances."""
+    """The withdrawals, each in one row beside the balances. ``owner`` is this process in its rows."""
+
+    @property
+    def owner(self) -> str: ...
 
     async def create(
         self, new: NewWithdrawal, rules: WithdrawalRules, liquidity: Liquidity | None, at: datetime

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.accounts.payouts import FOLLOW_UP_S, Payouts
 from lcp_gateway.accounts.repositories import LedgerRepository, RegistrationRepository, SessionRepository
 from lcp_gateway.accounts.withdrawal_states import OPEN_STATES
 from lcp_gateway.accounts.withdrawals import WithdrawalRepository
@@ -103,6 +104,14 @@ async def tidy_console(sessions: SessionRepository, registrations: RegistrationR
             await sessions.forget_ended(now)
             await registrations.forget_unfunded(now - _UNFUNDED_FOR, now)
         await asyncio.sleep(_TIDY_EVERY_S)
+
+
+async def let_go_of_withdrawals(payouts: Payouts) -> None:
+    """Find the withdrawals that this process has begun and does not pay."""
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            await payouts.let_go()
+        await asyncio.sleep(FOLLOW_UP_S)
 
 
 async def measure_withdrawals(withdrawals: WithdrawalRepository, metrics: Metrics) -> None:

@@ -232,6 +232,7 @@ TASKS = (
     "topups",
     "watchdog",
     "withdrawals",
+    "withdrawals_begun",
     "withdrawals_open",
 )
 REASONS = (

@@ -21,7 +21,7 @@ from lcp_gateway.accounts.withdrawals import (
 )
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.withdrawals import Withdrawals
-from lcp_gateway.store.database.engines import DatabaseUnavailable
+from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from tests.accounts.paying_node import ABSENT, IN_FLIGHT, NO_ROUTE, OWN, REFUSED, UNCLEAR, PayingNodeStandIn, settled
 
 RULES = WithdrawalRules(enabled=True, min_msat=1_000, max_msat=50_000, fee_ppm=10_000, fee_base_msat=90)
@@ -292,6 +292,48 @@ async def test_one_that_this_process_lost_is_taken_over(bank, desk, node):
     desk.tasks[0].cancel()
     await desk.settle_down()
     await desk.payouts.catch_up()
+    assert (await desk.withdrawals.get(made.id)).state is State.SETTLED
+
+
+async def test_one_that_was_begun_when_its_client_left_is_let_go_of_by_a_gateway_that_does_not_lead(
+    bank, desk, node, tmp_path, monkeypatch
+):
+    account_id = await bank.customer(10_000)
+    create = desk.withdrawals.create
+
+    async def left(*arguments):
+        await create(*arguments)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(desk.withdrawals, "create", left)
+    with pytest.raises(asyncio.CancelledError):
+        await desk.request(account_id, node.invoice(1))
+    begun = await desk.withdrawals.by_payment_hash(node.hash_of("lnbcrt1invoice1"))
+    leading = Desk(replace(bank, database=await open_database(tmp_path / "journal.db")), node)
+    await leading.payouts.catch_up()
+    assert (await leading.withdrawals.get(begun.id)).state is State.PAYING, "its gateway lives, and may be about to pay"
+    await desk.payouts.let_go()
+    assert (await leading.withdrawals.get(begun.id)).state is State.PAYING, "nor is it too old to be sent yet"
+    await desk.payouts.let_go()
+    assert (await leading.withdrawals.get(begun.id)).state is State.UNKNOWN
+    for moved in (timedelta(0), timedelta(seconds=61)):
+        leading.moved = moved
+        await leading.payouts.catch_up()
+    await leading.bank.database.close()
+    assert node.calls == []
+    assert (await desk.withdrawals.get(begun.id)).reason is FailedBecause.NEVER_SENT
+    assert await bank.available(account_id) == 10_000
+
+
+async def test_one_that_is_being_paid_is_not_let_go_of(bank, desk, node):
+    account_id = await bank.customer(10_000)
+    node.gate = asyncio.Event()
+    made, _ = await desk.request(account_id, node.invoice(1))
+    for _ in range(3):
+        await desk.payouts.let_go()
+    assert (await desk.withdrawals.get(made.id)).state is State.PAYING
+    node.gate.set()
+    await desk.settle_down()
     assert (await desk.withdrawals.get(made.id)).state is State.SETTLED
 
 

@@ -38,7 +38,7 @@ from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.lnd import open_invoice_issuer, open_payouts
 from lcp_gateway.app.wiring.shared_trust import SharedTrust
-from lcp_gateway.app.workers import measure_accounts, measure_withdrawals
+from lcp_gateway.app.workers import let_go_of_withdrawals, measure_accounts, measure_withdrawals
 from lcp_gateway.config import Settings, auth_mode, is_open_to_others, journal_place, known_hosts
 from lcp_gateway.http.authentication import (
     ANONYMOUS,
@@ -227,6 +227,7 @@ async def _open_customers(
         nodes = Nodes(database)
         node_terms = NodeTermsCache(nodes, to_ppm(settings.node_commission_percent), unavailable=(DatabaseUnavailable,))
         tasks.append(BackgroundTask("node_terms", node_terms.run))
+        tasks.append(BackgroundTask("withdrawals_begun", lambda: let_go_of_withdrawals(payouts)))
         tasks.append(BackgroundTask("withdrawals_open", lambda: measure_withdrawals(withdrawals, metrics)))
         if invoices is not None:
             settlements = _settlements(invoices, topups, database, stack, on_credit, metrics, log)

@@ -116,6 +116,11 @@ class Withdrawals:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def owner(self) -> str:
+        """The name of this process in its rows."""
+        return self._database.owner
+
     async def create(
         self, new: NewWithdrawal, rules: WithdrawalRules, liquidity: Liquidity | None, at: datetime
     ) -> tuple[Withdrawal, bool]:

@@ -110,7 +110,7 @@ async def test_with_accounts_there_is_all_of_it(bank):  # noqa: F811 - the fixtu
         parts = parts_of(it, settings)
         assert isinstance(parts.authenticator, AccountAuthenticator)
         assert None not in (parts.wallet_routes, parts.admin_routes, parts.admission.rates)
-        expected = {"keys", "node_terms", "solvency", "withdrawals_open"}
+        expected = {"keys", "node_terms", "solvency", "withdrawals_begun", "withdrawals_open"}
         assert {task.name for task in it.tasks} == expected, "no lnd, so none to follow"
 
 
