@@ -135,6 +135,7 @@ class NodeConnection:
         self._waiting: list[asyncio.Future[None]] = []
         self._lists_at: list[float] = []
         self._said_offered: Offered | None = None
+        self._offered_due: Offered | None = None
 
     # -- what is known of it ------------------------------------------------------------------------
 
@@ -275,10 +276,18 @@ class NodeConnection:
         )
 
     def tell_offered(self, offered: Offered) -> None:
-        """Tell the node which models are offered, where that has changed."""
-        if offered != self._said_offered and not self.closed_for:
-            self._said_offered = offered
-            self._socket.post(self._side.offered(offered))
+        """Tell the node which models are offered, where that has changed; one that does not read once it does.
+
+        It may change its list, and so this answer, again and again: no more than one waits here.
+        """
+        self._offered_due = None
+        if offered == self._said_offered or self.closed_for:
+            return
+        if self._socket.is_behind:
+            self._offered_due = offered
+            return
+        self._said_offered = offered
+        self._socket.post(self._side.offered(offered))
 
     async def run(self) -> str:
         """Read frames until the node leaves; return why, as a word."""
@@ -308,6 +317,8 @@ class NodeConnection:
         except Dead:
             self.cut("dead")
             return
+        if self._offered_due is not None:
+            self.tell_offered(self._offered_due)
         oldest = min(self._cancelled_at.values(), default=now)
         if now - oldest > _CANCELLED_WITHIN_S:
             self.leave(Goodbye("cancel_ignored", "a cancelled request was not let go of"))

@@ -402,6 +402,19 @@ async def test_models_come_and_go_while_a_node_is_connected(world):
     assert w.hub.providers == () and w.hub.states[NAME].up
 
 
+async def test_what_a_node_that_does_not_read_is_told_does_not_pile_up(world):
+    w = world()
+    node = await w.joined()
+    node.end.is_behind = True
+    for number in range(50):
+        await node.end.send_bytes(node.side.models((model("m"), model(f"m{number}"))))
+    await node.until(lambda: w.hub.offers(ID, TaskKind.CHAT_COMPLETIONS, "m49"))
+    assert node.end.frames.empty() and node.offered == ("m",)
+    node.end.is_behind = False
+    await w.tick()
+    await node.until(lambda: node.offered == ("m", "m49"))
+
+
 async def test_a_model_is_offered_once_it_has_passed_its_probe_and_no_longer_when_it_fails(world):
     w = world(probe=ProbeRules(is_on=True, answer="three", interval_s=100.0))
     says = {"m": "ONE TWO THREE", "liar": "42"}
