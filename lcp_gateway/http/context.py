@@ -71,7 +71,7 @@ class RequestContext:
     async def still_admitted(self) -> bool:
         """Return whether the caller would be admitted again: for a response that takes long, as a stream of events.
 
-        False once the key was revoked or the session is over, and while that cannot be checked.
+        False once the key was revoked or its rules have changed, once the session is over, and while that cannot be checked.
         """
         return self.recheck is None or await self.recheck()
 

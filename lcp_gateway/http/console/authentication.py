@@ -77,9 +77,9 @@ class HeaderAuthenticator:
         return caller
 
     async def _again(self, request: web.Request, caller: Caller) -> bool:
-        """Return whether a request that is answered for long would still be admitted."""
+        """Return whether a request that is answered for long would still be admitted, with the same rules."""
         try:
-            return (await self._inner.admit(request)).key_id == caller.key_id
+            return await self._inner.admit(request) == caller
         except ApiError:
             return False
 
@@ -132,15 +132,15 @@ class SessionAuthenticator(HeaderAuthenticator):
         if (request.method, context.endpoint) in CONFIRMED:
             _check_confirmed(request, found.caller)
         context.session = found.session
-        context.recheck = partial(self._lives, token, found.caller.key_id)
+        context.recheck = partial(self._lives, token, found.caller)
         return found.caller
 
-    async def _lives(self, token: str, key_id: str) -> bool:
+    async def _lives(self, token: str, caller: Caller) -> bool:
         try:
             found = await self._sessions.find(token, extend=False)
         except self._unavailable:
             return False
-        return found is not None and found.caller.key_id == key_id
+        return found is not None and found.caller == caller
 
 
 def check_browser(guard: BrowserGuard, request: web.Request, *, needs_origin: bool = True) -> None:

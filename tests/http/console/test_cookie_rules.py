@@ -1,7 +1,7 @@
 """The cookie buys nothing, and no page of another origin can use it: the rules of the console's security, one by one."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -261,7 +261,8 @@ async def test_what_a_page_does_by_itself_does_not_keep_its_session(signed_in, m
     assert {"/api/events"} == PASSIVE_ROUTES and True not in used[2:]
 
 
-async def test_a_request_that_lasts_learns_that_its_session_or_key_is_over(signed_in, bank):
+@pytest.mark.parametrize("how", ["revoked", "may see less"])
+async def test_a_request_that_lasts_learns_that_its_session_or_key_is_over(signed_in, bank, how):
     from lcp_gateway.http.context import CONTEXT
 
     gateway, one = signed_in
@@ -273,7 +274,13 @@ async def test_a_request_that_lasts_learns_that_its_session_or_key_is_over(signe
         context = request[CONTEXT]
         asked.append(await context.still_admitted())
         for record in (await bank.keys.page(one.account_id)).items:
-            await bank.keys.revoke(record.id, actor="test", at=datetime.now(UTC))
+            by = {"actor": "test", "at": datetime.now(UTC)}
+            if how == "revoked":
+                await bank.keys.revoke(record.id, **by)
+            else:
+                # What is told goes by the scopes of its beginning.
+                rules = replace(record.rules, scopes=EVERY - {Scope.WALLET})
+                await bank.keys.change(record.id, name=record.name, rules=rules, **by)
         await gateway.refresh()
         asked.append(await context.still_admitted())
         return web.Response()
