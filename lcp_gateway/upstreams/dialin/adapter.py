@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
+from lcp_gateway.adapters.sse import is_uncompressed
 from lcp_gateway.node_protocol.messages import End
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.execution import utc_now
@@ -145,6 +146,13 @@ class DialinUpstream:
                     ceiling_msat=quote.price_msat,
                 )
 
-            yield RemoteResult(
-                request, await request.wait_head(), task, max_bytes=self._max_result_bytes, charge=charge
-            )
+            head = await request.wait_head()
+            if not is_uncompressed(head.content_encoding):
+                # Nothing in it could be told from a whole answer, and its usage would be the node's word alone.
+                raise UpstreamError(
+                    UpstreamStatus.UNAVAILABLE,
+                    "the node's answer is compressed, so that it cannot be checked",
+                    retryable=True,
+                    evidence=Verdict.NONE,
+                )
+            yield RemoteResult(request, head, task, max_bytes=self._max_result_bytes, charge=charge)

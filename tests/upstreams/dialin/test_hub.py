@@ -8,6 +8,7 @@ import pytest
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.node_protocol.frames import FrameKind
+from lcp_gateway.node_protocol.messages import Head
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, StreamBegin
@@ -194,12 +195,19 @@ async def cut_after_head(node, request_id, request, body):
     node.end.abort()
 
 
+async def unreadable(node, request_id, request, body):
+    """Sell noise: what cannot be read cannot be told from an answer."""
+    await node.end.send_bytes(node.side.head(request_id, Head(EVENTS, "br")))
+    await node.body(request_id, b"x" * 900)
+    await node.finish(request_id, b"x" * 900, input_tokens=1, output_tokens=1)
+
+
 async def too_long(node, request_id, request, body):
     await node.head(request_id)
     await node.body(request_id, b"x" * 60_000)
 
 
-@pytest.mark.parametrize("behave", [before_head, after_head, never, cut_after_head])
+@pytest.mark.parametrize("behave", [before_head, after_head, never, cut_after_head, unreadable])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_what_fails_before_the_first_byte_costs_nothing_and_may_be_bought_elsewhere(world, behave, stream):
     w = world()
