@@ -92,6 +92,9 @@ class SseRelay:
         It may be called while ``run`` waits for a chunk. ``run`` writes the first, and the one that a client who is
         behind, or a heartbeat on its way, must be waited for.
         """
+        if not chunk:
+            # A provider may send one; on the wire it would be the end of the body, and what follows another response.
+            return True
         writer, connection, heartbeats = self._writer, self._request.protocol, self._heartbeats
         transport = connection.transport
         if (

@@ -102,6 +102,11 @@ async def test_chunks_that_are_taken_at_once_come_in_their_place():
     assert served.counted == 330
 
 
+async def test_an_empty_chunk_of_a_provider_does_not_end_the_answer():
+    served = Served(b"data: 1\n\n", AtOnce(b""), AtOnce(b"data: 2\n\n"), b"", b"data: 3\n\n")
+    assert await served.get() == (200, b"data: 1\n\ndata: 2\n\ndata: 3\n\n", True)
+
+
 async def test_nothing_is_taken_while_a_heartbeat_is_written_and_heartbeats_stay_between_events():
     served = Served(
         b"data: 1\n\n", AtOnce(b"da"), 0.15, AtOnce(b"ta: 2\n\n"), 0.15, AtOnce(b"data: 3\n\n"), heartbeat_s=0.04
