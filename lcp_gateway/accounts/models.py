@@ -130,6 +130,8 @@ class Account:
     created_at: datetime
     deleted_at: datetime | None = None
     balance: Balance = EMPTY_BALANCE
+    withdrawals_frozen: bool = False
+    """Whether the operator keeps it from withdrawing."""
 
 
 class KeyKind(enum.StrEnum):

@@ -16,8 +16,9 @@ MOST_MSAT = 2_100_000_000_000_000_000
 """21 million bitcoin in millisatoshi."""
 
 _DIGITS = re.compile(r"[0-9]{1,9}")
-# No id is longer or has other characters, and databases differ in how they treat such text.
-_NAME = re.compile(r"[A-Za-z0-9_]{0,64}")
+# No id is longer or has other characters (those with dots and dashes are nodes'), and databases differ in how they treat
+# such text: PostgreSQL refuses NUL.
+_NAME = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 USUAL_PAGE = 50
 LARGEST_PAGE = 500
@@ -228,6 +229,18 @@ def read_id(request: web.Request) -> str:
     if not _NAME.fullmatch(found):
         raise ApiError(404, "no object has this id", code="not_found", param="id")
     return found
+
+
+def read_id_filter(request: web.Request, name: str) -> str | None:
+    """Read an id that a list is filtered by; None where there is none.
+
+    Raises:
+        ApiError: 400, naming the parameter.
+    """
+    found = request.query.get(name, "")
+    if not _NAME.fullmatch(found):
+        raise bad_request(f"{name} is no id", name, "invalid_value")
+    return found or None
 
 
 def _bad_place() -> ApiError:

@@ -41,12 +41,12 @@ LIMIT: Final = QueryParameter(
     "limit", "At most so many.", {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE, "default": USUAL_PAGE}
 )
 AFTER: Final = QueryParameter(
-    "after", "The cursor of the next page.", {"type": "string", "pattern": "^[A-Za-z0-9_]{0,96}$"}
+    "after", "The cursor of the next page.", {"type": "string", "pattern": "^[A-Za-z0-9_.-]{0,96}$"}
 )
 _TIME_SCHEMA: Final = {"type": "string", "format": "date-time"}
 SINCE: Final = QueryParameter("since", "Not before: RFC 3339, a date, or Unix seconds.", _TIME_SCHEMA)
 UNTIL: Final = QueryParameter("until", "Before: RFC 3339, a date, or Unix seconds.", _TIME_SCHEMA)
-_AFTER: Final = re.compile(r"[A-Za-z0-9_]{0,96}")
+_AFTER: Final = re.compile(r"[A-Za-z0-9_.-]{0,96}")
 
 
 class Query:

@@ -15,6 +15,7 @@ from lcp_gateway.accounts.key_sync import KeySync
 from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.l402 import Issuer
 from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.accounts.nodes import NodeTermsCache
 from lcp_gateway.app.gateway import OPEN_PATHS
 from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.journal import write_receipt
@@ -29,6 +30,7 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.gateway.events import EventHub, EventRoutes, Surroundings
 from lcp_gateway.http.gateway.keys import KeyRoutes
 from lcp_gateway.http.gateway.l402 import L402Routes
+from lcp_gateway.http.gateway.nodes import NodeRoutes
 from lcp_gateway.http.gateway.overview import OverviewRoutes, OverviewSources
 from lcp_gateway.http.gateway.providers import ProviderRoutes, ProviderSources
 from lcp_gateway.http.gateway.purchases import PurchaseRoutes
@@ -44,6 +46,7 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
+from lcp_gateway.store.accounts.nodes import Nodes
 from lcp_gateway.store.accounts.refunds import Refunds
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.journal.changes import ChangedRows
@@ -169,6 +172,7 @@ async def front(
         api_limits=api_limits,
         per_minute=l402_per_minute,
     )
+    nodes = Nodes(bank.database)
     reading = SimpleNamespace(
         list=show_caller,
         list_with_badges=show_caller,
@@ -229,6 +233,7 @@ async def front(
         ),
         refunds=RefundRoutes(Refunds(bank.database), on_decision=lambda _decision: None, read_timeout_s=5),
         keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.refresh, read_timeout_s=5),
+        nodes=NodeRoutes(nodes, terms=NodeTermsCache(nodes, 100_000), connections=dict, read_timeout_s=5),
     )
     authenticator = AccountAuthenticator(
         find=key_sync.find, check_fresh=key_sync.check, admin_key=ADMIN_KEY, l402=l402 if with_l402 else None

@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.documents import account_document, key_document
+from lcp_gateway.accounts.documents import key_document
 from lcp_gateway.accounts.keys import SIGN_IN_RULES
 from lcp_gateway.accounts.repositories import RegistrationRepository
 from lcp_gateway.http.console.sessions import SignInDesk
 from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import json_response, read_fields, unix_time
+from lcp_gateway.http.gateway.admin import account_fields
 from lcp_gateway.http.gateway.api_limits import anonymous_caller
 from lcp_gateway.http.server.proxies import display_address
 
@@ -69,12 +70,10 @@ class RegistrationRoutes:
                     invite=None if self._mode == OPEN and not code else code,
                 )
             self._log.info("an account was opened", account_id=account.id, client=display_address(request.remote))
-            document = account_document(account, unix_time)
-            del document["deleted_at"]
             response = json_response(
                 {
                     "object": "lcp.registration",
-                    "account": {"object": "lcp.account", **document, "deleted": False},
+                    "account": account_fields(account),
                     "key": {"object": "lcp.key", **key_document(key.record, unix_time), "key": key.text},
                 },
                 status=201,

@@ -62,17 +62,17 @@ class AdminRoutes:
         name = await self._read_name(request)
         with account_errors():
             account = await self._accounts.create(name, actor=actor_of(request), at=_now())
-        return json_response(_account(account), status=201)
+        return json_response(account_fields(account), status=201)
 
     async def list_accounts(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/accounts."""
         limit, after = read_page(request)
         page = await self._accounts.page(limit=limit, after=after or None)
-        return list_response(map(_account, page.items), page.after)
+        return list_response(map(account_fields, page.items), page.after)
 
     async def get_account(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/accounts/{id}."""
-        return json_response(_account(await self._find(request)))
+        return json_response(account_fields(await self._find(request)))
 
     async def rename_account(self, request: web.Request) -> web.Response:
         """Serve PATCH /api/admin/accounts/{id}."""
@@ -80,7 +80,7 @@ class AdminRoutes:
         name = await self._read_name(request)
         with account_errors():
             await self._accounts.rename(account_id, name, actor=actor_of(request), at=_now())
-        return json_response(_account(await self._find(request)))
+        return json_response(account_fields(await self._find(request)))
 
     async def delete_account(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/admin/accounts/{id}."""
@@ -177,13 +177,15 @@ def statement_line(line: StatementLine) -> dict[str, object]:
 
 def account_response(account: Account) -> web.Response:
     """Return an account as the response."""
-    return json_response(_account(account))
+    return json_response(account_fields(account))
 
 
-def _account(account: Account) -> dict[str, object]:
+def account_fields(account: Account) -> dict[str, object]:
+    """Return an account as a document."""
     document = account_document(account, unix_time)
     is_deleted = document.pop("deleted_at") is not None
-    return {"object": "lcp.account", **document, "deleted": is_deleted}
+    frozen = account.withdrawals_frozen
+    return {"object": "lcp.account", **document, "deleted": is_deleted, "withdrawals_frozen": frozen}
 
 
 def _adjustment_id(request: web.Request) -> str | None:

@@ -16,6 +16,7 @@ from lcp_gateway.http.fields import (
     json_response,
     list_response,
     read_fields,
+    read_id,
     read_page,
     unix_time,
 )
@@ -69,7 +70,7 @@ class NodeRoutes:
         """Serve GET /api/nodes/{id}/earnings: what each delivered request earned."""
         account_id = account_of(request)
         limit, after = read_page(request)
-        node = await self._nodes.get(request.match_info["id"])
+        node = await self._nodes.get(read_id(request))
         if node is None or node.account_id != account_id:
             raise map_account_error(NodeNotFound())
         page = await self._nodes.earnings(account_id, NODE_PREFIX + node.id, limit=limit, after=after or None)
@@ -93,6 +94,7 @@ class NodeRoutes:
 
     async def change(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/nodes/{id}: its commission, and whether it is frozen."""
+        node_id = read_id(request)
         fields = await read_fields(request, self._read_timeout_s)
         percent = fields.number("commission_percent")
         frozen = fields.flag("frozen", required=False)
@@ -102,7 +104,7 @@ class NodeRoutes:
             raise bad_request("commission_percent must be from 0 to 100", "commission_percent", "invalid_value")
         with account_errors():
             node = await self._nodes.set(
-                request.match_info["id"],
+                node_id,
                 commission_ppm=None if percent is None else round(percent * PPM_PER_PERCENT),
                 frozen=frozen,
                 reason=reason,

@@ -21,6 +21,7 @@ from lcp_gateway.http.fields import (
     list_response,
     read_fields,
     read_id,
+    read_id_filter,
     read_page,
     unix_time,
 )
@@ -105,7 +106,7 @@ class WithdrawalRoutes:
 
     async def list_all(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/withdrawals, filtered by ``status`` and ``account_id``."""
-        return await self._page(request, request.query.get("account_id") or None, _admin_document)
+        return await self._page(request, read_id_filter(request, "account_id"), _admin_document)
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/withdrawals/{id}."""

@@ -35,7 +35,7 @@ _DESCRIPTION: Final = re.compile(r"Serve [^:]*?: (.*)", re.DOTALL)
 _PATH_SCHEMAS: Final[Mapping[str, Mapping[str, Any]]] = {
     "form": {"type": "string", "enum": ["svg", "png"]},
     "job_id": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-    "id": {"type": "string", "pattern": "^[A-Za-z0-9_]{1,64}$"},
+    "id": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
 }
 _ERRORS: Final[Mapping[int, str]] = {
     400: "The request is wrong; `param` names the field or parameter.",

@@ -104,7 +104,15 @@ ERROR: Final = obj(
     }
 )
 ACCOUNT: Final = obj(
-    {"object": const("lcp.account"), "id": TEXT, "name": TEXT, "created_at": UNIX, "deleted": FLAG, **_BALANCE}
+    {
+        "object": const("lcp.account"),
+        "id": TEXT,
+        "name": TEXT,
+        "created_at": UNIX,
+        "deleted": FLAG,
+        "withdrawals_frozen": FLAG,
+        **_BALANCE,
+    }
 )
 _PLAIN_KEY = obj(
     {

@@ -172,4 +172,5 @@ def _account(row: RowMapping) -> Account:
         from_micros(row["created_at"]),
         from_micros_or_none(row["deleted_at"]),
         Balance(Msat(row["balance_msat"]), Msat(row["held_msat"])),
+        row["withdrawals_frozen_at"] is not None,
     )

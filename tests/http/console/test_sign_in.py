@@ -276,6 +276,14 @@ async def test_a_page_learns_before_sign_in_what_it_needs_and_nothing_confidenti
             "expiry_s": 3_600,
             "open_max": 20,
         }
+        assert document["withdrawals"] == {
+            "enabled": False,
+            "min_msat": 100_000,
+            "max_msat": 100_000_000,
+            "approval_msat": 50_000_000,
+            "freeze_s": 86_400,
+        }
+        assert document["nodes"] is False
         assert (document["network"], document["demo"]) == ("regtest", False)
         assert document["base_url"] == f"{browser().origin}/v1"
         for secret in (ADMIN_KEY, STATIC_KEY):
