@@ -129,6 +129,20 @@ def test_a_background_job_is_cancelled_and_deleted_from_any_worker(four):
     until(lambda: metric(four, "lcpgateway_background_jobs_running") == 0, "a job still runs")
 
 
+def test_a_peer_is_trusted_with_its_limit_by_all_workers_together(one, four, journal):
+    price_msat = int(ask(four.port, 900, model="echo-slow").headers["x-lcp-price-msat"])
+    # What was delivered so far counts for nothing. (Before a worker is killed: what it was paying stays out.)
+    one.take(f"exposure_share_ppm = 0\nexposure_base_msat = {price_msat * 4}")
+    words = [{"role": "user", "content": WORDS * 4}]
+    before = len(four.events("accept"))
+    answers = at_once(16, lambda number: ask(four.port, 901 + number, model="echo-slow", messages=words))
+    paid = len(four.events("accept")) - before
+    counted = Counter((answer.status, (answer.json.get("error") or {}).get("code")) for answer in answers)
+    assert paid == counted[200, None] <= 4, counted
+    assert counted[503, "peer_not_trusted"] == 16 - paid, counted
+    one.take("")
+
+
 def test_the_jobs_of_a_killed_worker_are_told_as_failed(four):
     before = len(four.events("accept"))
     jobs = [background(four.port, 600 + number, WORDS * 20).json["id"] for number in range(12)]
@@ -183,20 +197,6 @@ def test_requests_at_one_time_are_limited_over_all_workers(one, four):
     counted = Counter(answer.status for answer in answers)
     assert counted[200] + counted[429] == 16
     assert counted[200] < 16
-    one.take("")
-
-
-def test_a_peer_is_trusted_with_its_limit_by_all_workers_together(one, four, journal):
-    price_msat = int(ask(four.port, 900, model="echo-slow").headers["x-lcp-price-msat"])
-    # What was delivered so far counts for nothing, and unknown payments of other tests may be out.
-    one.take(f"exposure_share_ppm = 0\nexposure_base_msat = {price_msat * 4}")
-    words = [{"role": "user", "content": WORDS * 4}]
-    before = len(four.events("accept"))
-    answers = at_once(16, lambda number: ask(four.port, 901 + number, model="echo-slow", messages=words))
-    paid = len(four.events("accept")) - before
-    counted = Counter((answer.status, (answer.json.get("error") or {}).get("code")) for answer in answers)
-    assert paid == counted[200, None] <= 4, counted
-    assert counted[503, "peer_not_trusted"] == 16 - paid, counted
     one.take("")
 
 

@@ -1,5 +1,6 @@
 """What is out with each peer, exactly, for all workers of a gateway: two of them cannot use the rest of a limit both."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -46,15 +47,19 @@ for _, key in ipairs(KEYS) do
 end
 return {0, 0}
 """
-# KEYS: the hashes. ARGV: the job, how long it counts from now.
+# What ended within this time goes to Redis in one call.
+_TOGETHER_S: Final = 0.05
+
+# KEYS: the hashes. ARGV: for each its job, and how long that counts from now.
 _UNTIL = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for _, key in ipairs(KEYS) do
-  local held = redis.call('HGET', key, ARGV[1])
+for i, key in ipairs(KEYS) do
+  local job, lasts = ARGV[2 * i - 1], ARGV[2 * i]
+  local held = redis.call('HGET', key, job)
   if held then
-    redis.call('HSET', key, ARGV[1], string.format('%d %d', string.match(held, '%d+'), now + ARGV[2]))
-    if redis.call('PTTL', key) < tonumber(ARGV[2]) then redis.call('PEXPIRE', key, ARGV[2] + 86400000) end
+    redis.call('HSET', key, job, string.format('%d %d', string.match(held, '%d+'), now + lasts))
+    if redis.call('PTTL', key) < tonumber(lasts) then redis.call('PEXPIRE', key, lasts + 86400000) end
   end
 end
 """
@@ -94,6 +99,8 @@ class RedisExposure:
         self._reserve: Any = redis.register_script(_RESERVE)
         self._until: Any = redis.register_script(_UNTIL)
         self._calls = ShieldedCalls()
+        self._ended: list[tuple[str, bytes, int]] = []
+        self._flushing: asyncio.TimerHandle | None = None
 
     async def reserve(
         self, groups: Sequence[str], most_msat: Sequence[int], job_id: bytes, price_msat: int, lasts_s: float
@@ -117,22 +124,35 @@ class RedisExposure:
 
     def keep(self, groups: Sequence[str], job_id: bytes, lasts_s: float) -> None:
         """Count a job as out for so long from now, without waiting."""
-        self._calls.start(self._set_until(groups, job_id, round(lasts_s * _MS_PER_S)))
+        self._set_until(groups, job_id, round(lasts_s * _MS_PER_S))
 
     def release(self, groups: Sequence[str], job_id: bytes) -> None:
         """Count a job as out no longer than others need to hear of its end, without waiting."""
-        self._calls.start(self._set_until(groups, job_id, _SETTLES_MS))
+        self._set_until(groups, job_id, _SETTLES_MS)
 
     async def aclose(self) -> None:
         """Close the connections."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flush()
         await self._calls.close()
         await self._pool.disconnect()
 
-    async def _set_until(self, groups: Sequence[str], job_id: bytes, lasts_ms: int) -> None:
+    def _set_until(self, groups: Sequence[str], job_id: bytes, lasts_ms: int) -> None:
+        job = self._job(job_id)
+        self._ended.extend((key, job, lasts_ms) for key in self._keys(groups))
+        if self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_later(_TOGETHER_S, self._flush)
+
+    def _flush(self) -> None:
+        ended, self._ended, self._flushing = self._ended, [], None
+        self._calls.start(self._send(ended))
+
+    async def _send(self, ended: Sequence[tuple[str, bytes, int]]) -> None:
         if self._outage.is_on:
             return
         try:
-            await self._until(self._keys(groups), [self._job(job_id), lasts_ms])
+            await self._until([key for key, _, _ in ended], [value for _, *values in ended for value in values])
         except self._errors as error:
             self._outage.begin(error)
 

@@ -61,15 +61,21 @@ async def test_all_groups_have_to_have_room_and_none_is_counted_otherwise(worker
     assert await reserved(workers[2], 3, [PRICE, -1], ("b", "")) is None
 
 
+async def sent(worker):
+    """Wait until what has ended is in Redis."""
+    while worker._ended or worker._calls._tasks:
+        await asyncio.sleep(0.01)
+
+
 async def test_what_ended_makes_room_once_the_others_know(workers, monkeypatch):
     monkeypatch.setattr("lcp_gateway.accounts.shared.exposure._SETTLES_MS", 0)
     assert await reserved(workers[0], 1, [PRICE]) is None
     assert await reserved(workers[1], 2, [PRICE]) is not None
     workers[0].release(["peer", ""], job(1))
-    await workers[0]._calls.close()
+    await sent(workers[0])
     assert await reserved(workers[1], 2, [PRICE]) is None
     workers[1].keep(["peer"], job(2), 3_600.0)
-    await workers[1]._calls.close()
+    await sent(workers[1])
     assert await reserved(workers[0], 3, [PRICE]) is not None
 
 
