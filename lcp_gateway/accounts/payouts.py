@@ -6,7 +6,7 @@ it; whatever that process cannot tell, the gateway that leads finds out by askin
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -166,11 +166,11 @@ class Payouts:
 
         For one gateway at a time: the one that leads.
         """
-        open_ones = await self._withdrawals.open_ones()
+        open_ones = await self._open_ones()
         if any(it.state is WithdrawalState.PAYING and it.id not in self._running for it in open_ones):
             for lost in await self._withdrawals.take_over(list(self._running), self._now()):
                 self._on_trouble(f"the gateway that paid withdrawal {lost.id} ended: its outcome is unknown")
-            open_ones = await self._withdrawals.open_ones()
+            open_ones = await self._open_ones()
         failed: Exception | None = None
         for withdrawal in open_ones:
             try:
@@ -193,13 +193,20 @@ class Payouts:
         own = self._withdrawals.owner
         left = frozenset(
             it.id
-            for it in await self._withdrawals.open_ones()
+            for it in await self._open_ones()
             if it.state is WithdrawalState.PAYING and it.owner == own and it.id not in self._running
         )
         lost, self._suspected = left & self._suspected, left
         if lost:
             for it in await self._withdrawals.take_over([*self._running, *(left - lost)], self._now()):
                 self._on_trouble(f"withdrawal {it.id} was begun and not followed: its outcome is unknown")
+
+    async def _open_ones(self) -> Sequence[Withdrawal]:
+        """Return all that are open: those that a payee leaves in flight for days must not hide the others."""
+        found: list[Withdrawal] = []
+        while page := await self._withdrawals.open_ones(after=found[-1] if found else None):
+            found += page
+        return found
 
     def _enabled_payer(self) -> PayoutService:
         if not self.rules.enabled:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -323,6 +324,17 @@ async def test_one_that_was_begun_when_its_client_left_is_let_go_of_by_a_gateway
     assert node.calls == []
     assert (await desk.withdrawals.get(begun.id)).reason is FailedBecause.NEVER_SENT
     assert await bank.available(account_id) == 10_000
+
+
+async def test_payments_that_a_payee_leaves_in_flight_do_not_hide_the_others(bank, desk, node, monkeypatch):
+    account_id = await bank.customer(100_000)
+    monkeypatch.setattr(desk.withdrawals, "open_ones", partial(desk.withdrawals.open_ones, limit=2))
+    node.go = lambda _hash: (UNCLEAR, IN_FLIGHT)
+    for number in range(5):
+        assert (await desk.paid(account_id, node.invoice(number))).state is State.UNKNOWN
+    node.payments[node.hash_of("lnbcrt1invoice4")] = settled()
+    await desk.payouts.catch_up()
+    assert (await desk.withdrawals.by_payment_hash(node.hash_of("lnbcrt1invoice4"))).state is State.SETTLED
 
 
 async def test_one_that_is_being_paid_is_not_let_go_of(bank, desk, node):

@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, or_, select, update
 
 from lcp_gateway.accounts.models import AccountNotFound, Cause, Listing, TopupPurpose, TopupState, check_text
 from lcp_gateway.accounts.withdrawal_states import COUNTED_STATES, OPEN_STATES, TRANSITIONS, WithdrawalEvent, step
@@ -362,14 +362,18 @@ class Withdrawals:
         query = select(withdrawals).where(withdrawals.c.payment_hash == payment_hash)
         return await fetch_one(self._database, query, _withdrawal)
 
-    async def open_ones(self, *, limit: int = MAX_ROWS) -> Sequence[Withdrawal]:
-        """Return those that are open, the oldest first."""
+    async def open_ones(self, *, after: Withdrawal | None = None, limit: int = MAX_ROWS) -> Sequence[Withdrawal]:
+        """Return those that are open, the oldest first, from behind ``after`` on."""
         query = (
             select(withdrawals)
             .where(withdrawals.c.state.in_(_OPEN))
             .order_by(withdrawals.c.created_at, withdrawals.c.id)
             .limit(limit)
         )
+        if after is not None:
+            at = to_micros(after.created_at)
+            is_newer = and_(withdrawals.c.created_at == at, withdrawals.c.id > after.id)
+            query = query.where(or_(withdrawals.c.created_at > at, is_newer))
         return await fetch(self._database, query, _withdrawal)
 
     async def page(
