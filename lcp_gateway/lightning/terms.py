@@ -68,32 +68,32 @@ def hash_terms(
         raise ValueError("protocol_version must fit 16 bits")
     kind = task_kind.encode()
     name = model.encode()
-    price = _tu64(price_msat)
-    expiry = _tu64(quote_expiry)
-    length = _tu64(request_bytes)
+    price = tu64(price_msat)
+    expiry = tu64(quote_expiry)
+    length = tu64(request_bytes)
     return sha256(
         b"".join((
             b"\x01\x02", protocol_version.to_bytes(2, "big"),
-            b"\x02", _bigsize(len(job_id)), job_id,
+            b"\x02", bigsize(len(job_id)), job_id,
             b"\x03", bytes((len(price),)), price,
             b"\x04", bytes((len(expiry),)), expiry,
-            b"\x14", _bigsize(len(kind)), kind,
+            b"\x14", bigsize(len(kind)), kind,
             b"\x32\x20", request_sha256,
-            b"\x33\x20", sha256(b"\x01" + _bigsize(len(name)) + name).digest(),
+            b"\x33\x20", sha256(b"\x01" + bigsize(len(name)) + name).digest(),
             b"\x34", bytes((len(length),)), length,
             _CONTENT_RECORDS,
         ))
     ).digest()  # fmt: skip
 
 
-def _tu64(number: int) -> bytes:
+def tu64(number: int) -> bytes:
     """Encode an unsigned 64-bit number without its leading zero bytes; zero is empty."""
     if not 0 <= number <= _U64_MAX:
         raise ValueError("a number in the terms must fit 64 bits")
     return number.to_bytes((number.bit_length() + 7) // 8, "big")
 
 
-def _bigsize(number: int) -> bytes:
+def bigsize(number: int) -> bytes:
     """Encode a length as BOLT 1 does, in the fewest bytes."""
     if number < _ONE_BYTE_BIGSIZE:
         return bytes((number,))

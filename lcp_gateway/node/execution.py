@@ -11,7 +11,8 @@ from lcp_gateway.node.compute.backend import Backend, BackendUnavailable, Comput
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Job
-from lcp_gateway.node.status import LcpErrorCode, lcp_error
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.status import lcp_error
 from lcp_gateway.node.tasks import Task
 
 _UNLIMITED_FAULTS = frozenset({"stream-floods"})
@@ -67,11 +68,11 @@ class Executor:
                         digest.update(chunk)
                         length += len(chunk)
                         if length > limit:
-                            raise lcp_error(LcpErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes")
+                            raise lcp_error(ErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes")
                         await sink.chunk(chunk)
             except BackendUnavailable as error:
                 self._events.record_job(EventKind.RESULT, job, "failed")
-                raise lcp_error(LcpErrorCode.RATE_LIMITED, f"backend unavailable: {error}") from error
+                raise lcp_error(ErrorCode.RATE_LIMITED, f"backend unavailable: {error}") from error
             end = ResultEnd(result.content_type, result.content_encoding, digest.digest(), length)
             if fault is not None:
                 end = self._injector.change_end(fault, end)
@@ -91,7 +92,7 @@ class Executor:
                 yield
         except TimeoutError:
             self._events.record_job(EventKind.RESULT, job, "expired")
-            raise lcp_error(LcpErrorCode.QUOTE_EXPIRED, "quote expired") from None
+            raise lcp_error(ErrorCode.QUOTE_EXPIRED, "quote expired") from None
         except asyncio.CancelledError:
             # CancelJob cancels this task just as a disconnected caller does; only the latter ends the call.
             if job.cancelled and runner is not None and runner.uncancel() == 0:

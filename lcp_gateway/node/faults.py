@@ -18,7 +18,8 @@ import grpc
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.compute.backend import STREAM_TYPE, ComputeResult, ResultEnd
 from lcp_gateway.node.config import FaultConfig
-from lcp_gateway.node.status import CallError, LcpErrorCode, lcp_error
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.status import CallError, lcp_error
 
 MODEL_PREFIX: Final = "fault/"
 PEER_ALIAS: Final = "Mallory"
@@ -211,7 +212,7 @@ class FaultInjector:
         if fault.code is not None:
             raise CallError(fault.code, "scripted failure after payment")
         if fault.name == "fail-after-payment":
-            raise lcp_error(LcpErrorCode.RATE_LIMITED, "backend unavailable: scripted failure")
+            raise lcp_error(ErrorCode.RATE_LIMITED, "backend unavailable: scripted failure")
         if fault.name == "execute-hangs":
             await wait_forever()
 

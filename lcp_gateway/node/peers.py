@@ -7,7 +7,8 @@ from coincurve import PrivateKey
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.config import ModelConfig, PeerConfig, derive_key, public_id
-from lcp_gateway.node.status import CallError, LcpErrorCode, failed_precondition, lcp_error, not_found
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.status import CallError, failed_precondition, lcp_error, not_found
 from lcp_gateway.node.tasks import Task, TaskKind
 
 
@@ -31,9 +32,9 @@ class Peer:
         """
         model = self.models.get(task.model)
         if model is None:
-            raise lcp_error(LcpErrorCode.UNSUPPORTED_PARAMS, "model is not offered")
+            raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, "model is not offered")
         if not (model.chat if task.kind is TaskKind.CHAT else model.responses):
-            raise lcp_error(LcpErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model")
+            raise lcp_error(ErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model")
         return model
 
     def check_room(self, task: Task) -> None:
@@ -49,7 +50,7 @@ class Peer:
                 f"request of {len(task.body)} bytes exceeds the peer's limit of {limit}",
             )
         if self.inflight >= self.config.max_inflight_jobs:
-            raise lcp_error(LcpErrorCode.RATE_LIMITED, "too many jobs in flight")
+            raise lcp_error(ErrorCode.RATE_LIMITED, "too many jobs in flight")
 
     def _describe(self, protocol_version: int) -> lcpd_pb2.LCPPeer:
         config = self.config

@@ -15,9 +15,10 @@ from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import Fault, FaultScript, Stage, wait_forever
 from lcp_gateway.node.jobs import Job, Jobs
+from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
-from lcp_gateway.node.status import CallError, LcpErrorCode, failed_precondition, invalid, lcp_error
+from lcp_gateway.node.status import CallError, failed_precondition, invalid, lcp_error
 from lcp_gateway.node.tasks import Task, read_task
 from lcp_gateway.node.wallets import Wallet
 
@@ -152,13 +153,13 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         if fault.code is not None:
             raise CallError(fault.code, "scripted failure at the quote")
         if fault.name == "quote-refused":
-            raise lcp_error(LcpErrorCode.RATE_LIMITED, "scripted refusal")
+            raise lcp_error(ErrorCode.RATE_LIMITED, "scripted refusal")
         if fault.name == "quote-slow":
             await wait_forever()
         if fault.name == "manifest-not-exchanged":
             self._manifest_refusals[task.model] += 1
             if self._manifest_refusals[task.model] <= self._config.fault_settings.manifest_refusals:
-                raise lcp_error(LcpErrorCode.INVALID_STATE, "manifest not exchanged")
+                raise lcp_error(ErrorCode.INVALID_STATE, "manifest not exchanged")
 
     async def _accept(
         self,

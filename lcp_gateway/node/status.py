@@ -1,8 +1,9 @@
 """Errors of calls: a gRPC status and the text that the daemon would send with it."""
 
-import enum
-
 import grpc
+
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.lcp.messages import Protocol
 
 
 class CallError(Exception):
@@ -14,30 +15,13 @@ class CallError(Exception):
         self.details = details
 
 
-class LcpErrorCode(enum.IntEnum):
-    """The codes of a peer's refusal on the wire."""
-
-    UNSUPPORTED_VERSION = 1
-    UNSUPPORTED_TASK = 2
-    QUOTE_EXPIRED = 3
-    PAYMENT_REQUIRED = 4
-    PAYMENT_INVALID = 5
-    PAYLOAD_TOO_LARGE = 6
-    RATE_LIMITED = 7
-    UNSUPPORTED_PARAMS = 8
-    UNSUPPORTED_ENCODING = 9
-    INVALID_STATE = 10
-    CHUNK_OUT_OF_ORDER = 11
-    CHECKSUM_MISMATCH = 12
+_EXHAUSTED = frozenset({ErrorCode.PAYLOAD_TOO_LARGE, ErrorCode.RATE_LIMITED, ErrorCode.STREAM_LIMIT_EXCEEDED})
 
 
-_EXHAUSTED = frozenset({LcpErrorCode.PAYLOAD_TOO_LARGE, LcpErrorCode.RATE_LIMITED})
-
-
-def lcp_error(code: LcpErrorCode, message: str) -> CallError:
+def lcp_error(code: ErrorCode, message: str) -> CallError:
     """Return a peer's refusal as the daemon passes it on."""
     status = grpc.StatusCode.RESOURCE_EXHAUSTED if code in _EXHAUSTED else grpc.StatusCode.FAILED_PRECONDITION
-    return CallError(status, f"lcp_error code={int(code)}: {message}")
+    return CallError(status, f"lcp_error code={code.number(Protocol.V02)}: {message}")
 
 
 def invalid(message: str) -> CallError:

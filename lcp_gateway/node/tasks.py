@@ -9,7 +9,8 @@ import orjson
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.constants import BYTES_PER_TOKEN
-from lcp_gateway.node.status import LcpErrorCode, invalid, lcp_error
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.status import invalid, lcp_error
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
 MAX_CHOICES: Final = 128
@@ -102,7 +103,7 @@ def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:
         limit = document.get(key)
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
             if limit > MAX_OUTPUT_TOKENS:
-                raise lcp_error(LcpErrorCode.UNSUPPORTED_PARAMS, f"{key} is too large")
+                raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, f"{key} is too large")
             return limit
     return None
 
@@ -112,5 +113,5 @@ def _read_choices(document: dict[str, Any]) -> int:
     if not isinstance(choices, int) or choices < 1:
         return 1
     if choices > MAX_CHOICES:
-        raise lcp_error(LcpErrorCode.UNSUPPORTED_PARAMS, "n is too large")
+        raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, "n is too large")
     return choices
