@@ -22,6 +22,7 @@ from lcp_gateway.http.tracing import NOT_TRACED, finish
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_SPAN, NO_TRACING, RequestSpan, Tracing
 from lcp_gateway.responses.stored_items import StoreUnavailable
+from lcp_gateway.telemetry.logs import log_fields
 from lcp_gateway.telemetry.metrics import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -242,7 +243,4 @@ class RequestMiddleware:
         for name in ("key_id", "client", "joined", "problem"):
             if value := getattr(context, name):
                 fields[name] = value
-        if is_grave:
-            self._log.warning(context.operation, **fields)
-        else:
-            self._log.info(context.operation, **fields)
+        log_fields(self._log, "warning" if is_grave else "info", context.operation, fields)

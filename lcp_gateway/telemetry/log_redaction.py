@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -54,21 +54,19 @@ FORBIDDEN = frozenset(
     }
 )
 _FORBIDDEN_ENDINGS = ("_body", "_content", "_json", "_key", "_macaroon", "_password", "_prompt", "_secret", "_token")
-_ESSENTIAL = frozenset({"event", "level", "logger", "request_id", "error_type", "error_at", "error_cause"})
+_ESSENTIAL = frozenset({"timestamp", "event", "level", "logger", "request_id", "error_type", "error_at", "error_cause"})
 
 _SCALARS = (int, bool, type(None))
 
 
-def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Return the line's fields without the forbidden ones, each bounded and plain. A processor of structlog."""
+def redact(event: MutableMapping[str, Any]) -> None:
+    """Remove a line's forbidden fields, and make each other one bounded and plain."""
     if len(event) > MAX_FIELDS:
         for name in [name for name in event if name not in _ESSENTIAL][MAX_FIELDS:]:
             del event[name]
-    forbidden: list[str] = []
+    for name in _forbidden_of(tuple(event)):
+        del event[name]
     for name, value in event.items():
-        if _is_forbidden(name):
-            forbidden.append(name)
-            continue
         kind = type(value)
         if kind is str:
             if len(value) > MAX_TEXT:
@@ -76,16 +74,12 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Ma
         elif kind not in _SCALARS:
             # No name is added or removed meanwhile, so the iteration goes on.
             event[name] = _plain(value)
-    for name in forbidden:
-        del event[name]
-    return event
 
 
-# The names of fields are written in the code: they are few.
+# The names of fields are written in the code: they, and the lines that they make, are few.
 @lru_cache(maxsize=1024)
-def _is_forbidden(name: str) -> bool:
-    lower = name.lower()
-    return lower in FORBIDDEN or lower.endswith(_FORBIDDEN_ENDINGS)
+def _forbidden_of(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in names if name.lower() in FORBIDDEN or name.lower().endswith(_FORBIDDEN_ENDINGS))
 
 
 def cut(text: str, limit: int = MAX_TEXT) -> str:
@@ -93,15 +87,15 @@ def cut(text: str, limit: int = MAX_TEXT) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit} more)"
 
 
-def describe_error(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    """Replace ``exc_info`` by the error's type and the frames it passed. A processor of structlog.
+def describe_error(event: MutableMapping[str, Any]) -> None:
+    """Replace ``exc_info`` by the error's type and the frames it passed.
 
     Neither the error's message nor a local variable is shown: either may hold a client's text. A caller that knows the
     message to be fit for a log passes it as a field of its own.
     """
     found = event.pop("exc_info", None)
     if not found:
-        return event
+        return
     error = _error_of(found)
     if error is not None:
         event["error_type"] = cut(type(error).__qualname__, 80)
@@ -109,7 +103,6 @@ def describe_error(_logger: object, _method: str, event: MutableMapping[str, Any
         cause = error.__cause__ or error.__context__
         if cause is not None:
             event["error_cause"] = cut(type(cause).__qualname__, 80)
-    return event
 
 
 def _error_of(found: object) -> BaseException | None:

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
 import orjson
@@ -26,6 +27,8 @@ _COMMON_FIELDS = frozenset({"timestamp", "level", "event", "logger", "request_id
 _COLOURS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 _DIM, _RESET = "\x1b[2m", "\x1b[0m"
 _SECOND_MS = 1_000
+_Render = Callable[[MutableMapping[str, Any]], bytes]
+_LEVEL_OF_METHOD = {"warn": "warning", "exception": "error"}
 
 
 def brief_line(event: MutableMapping[str, Any], *, colors: bool) -> str:
@@ -124,23 +127,14 @@ def configure_logging(level: str, fmt: LogFormat, *, stream: TextIO | None = Non
     is_terminal = target.isatty()
     as_console = fmt == "console" or (fmt == "auto" and is_terminal)
     if not as_console:
-        render: Processor = _render_json
+        render: _Render = _render_json
     elif is_terminal and threshold > logging.DEBUG:
         render = _printable(lambda event: brief_line(event, colors=True))
     else:
         render = _console(colors=is_terminal)
     file = _binary_of(target)
-    processors: list[Processor] = [
-        merge_contextvars,
-        structlog.processors.add_log_level,
-        _add_name,
-        describe_error,
-        redact,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="timestamp"),
-        render,
-    ]
     structlog.configure(
-        processors=processors,
+        processors=[_processor(render)],
         wrapper_class=_at_level(type("Logger", (_filtering(threshold),), {}), threshold),
         logger_factory=lambda *names: _LineWriter(file, *names),
         cache_logger_on_first_use=True,
@@ -166,7 +160,20 @@ def get_logger(name: str) -> FilteringBoundLogger:
 
 def log_always(log: FilteringBoundLogger, event: str, **fields: object) -> None:
     """Write a line of level info at any level in force: the operator has just requested it, and waits for it."""
-    cast("Any", log.bind())._proxy_to_logger("info", event, **fields)  # noqa: SLF001 - what its own methods call
+    log_fields(log, "info", event, fields)
+
+
+def log_fields(log: FilteringBoundLogger, method: str, event: str, fields: Mapping[str, object]) -> None:
+    """Write a line by the method of that name, at any level in force: the caller has checked it.
+
+    structlog's own methods pass many fields on from call to call, and copy them each time.
+    """
+    bound = cast("Any", log.bind())
+    try:
+        positional, named = bound._process_event(method, event, fields)  # noqa: SLF001 - what its own methods call
+    except DropEvent:
+        return
+    getattr(bound._logger, method)(*positional, **named)  # noqa: SLF001 - as above
 
 
 def _threshold(level: str) -> int:
@@ -229,14 +236,27 @@ def _binary_of(stream: TextIO) -> BinaryIO:
     return cast("BinaryIO", buffer if buffer is not None else _TextAsBinary(stream))
 
 
-def _add_name(logger: _LineWriter, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    event.setdefault("logger", logger.name)
-    return event
+def _processor(render: _Render) -> Processor:
+    """Return the one processor of all lines: a line is written for each request, and a chain of processors costs twice as much."""
+
+    def process(logger: _LineWriter, method: str, fields: MutableMapping[str, Any]) -> bytes:
+        # The fields that a reader looks for come first.
+        event = {
+            "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "level": _LEVEL_OF_METHOD.get(method, method),
+            "event": fields["event"],
+            **fields,
+        }
+        merge_contextvars(logger, method, event)
+        event.setdefault("logger", logger.name)
+        describe_error(event)
+        redact(event)
+        return render(event)
+
+    return process
 
 
-def _render_json(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
-    # The fields that a reader looks for come first.
-    event = {"timestamp": event["timestamp"], "level": event["level"], "event": event["event"], **event}
+def _render_json(event: MutableMapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(event)
     except TypeError:
@@ -255,17 +275,15 @@ def _escape(value: Any) -> Any:
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _console(*, colors: bool) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
+def _console(*, colors: bool) -> _Render:
     renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, sort_keys=False)
     return _printable(lambda event: str(renderer(None, "", event)))
 
 
-def _printable(
-    write: Callable[[MutableMapping[str, Any]], str],
-) -> Callable[[Any, str, MutableMapping[str, Any]], bytes]:
+def _printable(write: Callable[[MutableMapping[str, Any]], str]) -> _Render:
     """Return a renderer whose lines hold no control characters but those of ``write``."""
 
-    def render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> bytes:
+    def render(event: MutableMapping[str, Any]) -> bytes:
         for name, value in event.items():
             # A model's name is a client's text: it must not move the cursor or forge a line.
             if type(value) is str and not value.isprintable():
