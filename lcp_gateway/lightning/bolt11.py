@@ -4,7 +4,6 @@ The format is BOLT 11 of the Lightning specification. Where it leaves a choice, 
 pays: of a field that comes twice the first counts, and a hash or key of the wrong length is skipped.
 """
 
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
@@ -12,6 +11,7 @@ from coincurve import PrivateKey, PublicKey, verify_signature
 from coincurve.ecdsa import cdata_to_der, deserialize_recoverable, recoverable_convert
 
 from lcp_gateway.lightning import bech32
+from lcp_gateway.values import value
 
 MAX_INVOICE_CHARACTERS: Final = 7089
 """Longer invoices are refused, as by lnd: a QR code holds no more."""
@@ -53,7 +53,7 @@ class InvoiceError(ValueError):
     """A payment request is not a BOLT11 invoice, or cannot be made into one."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Invoice:
     """An invoice, its signature checked.
 

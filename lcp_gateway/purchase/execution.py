@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 from lcp_gateway.purchase.errors import PaymentFailed, QuoteExpired, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.inspection import QuoteInspector
-from lcp_gateway.purchase.journal import Intent, PurchaseJournal, PurchaseUpdate
+from lcp_gateway.purchase.journal import NOTHING_NEW, Intent, PurchaseJournal, PurchaseUpdate
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, JudgeFactory, Received, no_judge
 from lcp_gateway.purchase.payment_evidence import verdict_of_failure
@@ -257,9 +257,6 @@ def _problem_with_end(sha256: bytes, length: int, end: StreamEnd | None, termina
     return None
 
 
-_NO_UPDATE = PurchaseUpdate()
-
-
 def utc_now() -> datetime:
     """Return the time, aware."""
     return datetime.now(UTC)
@@ -480,7 +477,7 @@ class PurchaseExecutor:
         else:
             self._move(purchase, PurchaseEvent.LOSE_SIGHT)
 
-    def _end(self, purchase: Purchase, ending: Ending, update: PurchaseUpdate = _NO_UPDATE) -> None:
+    def _end(self, purchase: Purchase, ending: Ending, update: PurchaseUpdate = NOTHING_NEW) -> None:
         """End a paid purchase: the table of endings decides about charge and blame."""
         ruling = purchase.end(ending)
         if ruling.event is not PurchaseEvent.DELIVER:
@@ -494,7 +491,7 @@ class PurchaseExecutor:
     def _move(self, purchase: Purchase, event: PurchaseEvent) -> None:
         """Move a purchase on while it is not settled, or to settled."""
         state = purchase.apply(event)
-        self._record(purchase, _NO_UPDATE)
+        self._record(purchase, NOTHING_NEW)
         if event is not PurchaseEvent.SETTLE:
             self._exposure.ended(purchase.quote, state)
 

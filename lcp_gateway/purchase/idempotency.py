@@ -14,6 +14,7 @@ from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.result_buffer import BufferPool, ResultBuffer
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.values import value
 
 _MAX_ENTRIES = 20_000
 _LENGTH_BYTES = 4
@@ -35,7 +36,7 @@ class ResultLost(PurchaseError):
         self.buffer = buffer
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RepeatKeys:
     """The keys by which a request may be a repeat of another.
 

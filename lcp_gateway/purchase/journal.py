@@ -11,9 +11,10 @@ from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import Ending
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
+from lcp_gateway.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RepeatIdentity:
     """The identity by which the journal recognises a repeat of a request.
 
@@ -28,7 +29,7 @@ class RepeatIdentity:
     first_try_since: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Intent:
     """A payment that is about to be made. Holds hashes, sizes and amounts; no prompt.
 
@@ -58,7 +59,7 @@ class Intent:
         return Msat(self.quote.price_msat + self.fee_cap_msat)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PurchaseUpdate:
     """The facts that became known with a later state; None means nothing new."""
 
@@ -70,6 +71,9 @@ class PurchaseUpdate:
     """The final price, where the quote's price was only the most that it could be."""
     ending: Ending | None = None
     """How a paid purchase ended, with which its charge is kept or given back."""
+
+
+NOTHING_NEW = PurchaseUpdate()
 
 
 class BudgetExceeded(Refused):
@@ -193,7 +197,7 @@ class PurchaseJournal(Protocol):
         job_id: bytes,
         state: State,
         at: datetime,
-        update: PurchaseUpdate = PurchaseUpdate(),
+        update: PurchaseUpdate = NOTHING_NEW,
         on_refund: Callable[[Refund], None] | None = None,
     ) -> None:
         """Write a later state soon, in order, without being waited for; ``not_paid`` releases its reservation.

@@ -3,11 +3,12 @@
 import enum
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from types import MappingProxyType
 from typing import Any
 
 from lcp_gateway.purchase.money import Budget, Msat
+from lcp_gateway.values import value
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 """The fields of requests that limit the output."""
@@ -33,7 +34,7 @@ SUBJECTS: Mapping[TaskKind, str] = MappingProxyType(
 """The field of each kind that holds the prompt or the input."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Task:
     """One computation to buy.
 
@@ -57,7 +58,7 @@ def output_limit(document: Mapping[str, Any]) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Order:
     """A task to be bought for a client.
 

@@ -3,7 +3,7 @@
 import asyncio
 import enum
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from lcp_gateway.purchase.money import Msat
@@ -11,6 +11,7 @@ from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.outcome import Judge
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
+from lcp_gateway.values import value
 
 
 class ResultStatus(enum.StrEnum):
@@ -22,7 +23,7 @@ class ResultStatus(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Result:
     """A result, or after a stream its terminal message (``body`` may then be empty: the chunks carried it).
 
@@ -43,7 +44,7 @@ ChunkSink = Callable[[bytes], bool]
 """Takes a chunk of a result at once; returns False, having done nothing, where the chunk has to come as an event."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StreamBegin:
     """The head of a streamed result.
 
@@ -57,7 +58,7 @@ class StreamBegin:
     hand_to: Callable[[ChunkSink], None] | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StreamEnd:
     """The provider's statement on its stream; hash and length are checked against the received bytes."""
 

@@ -2,13 +2,14 @@
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Protocol
 
 from lcp_gateway.constants import NODE_PREFIX, PPM
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task
+from lcp_gateway.values import value
 
 
 def unchanged(task: Task) -> Task:
@@ -32,7 +33,7 @@ class Comparison(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Candidate:
     """One provider that routing found.
 
@@ -63,7 +64,7 @@ class ProviderSource(enum.StrEnum):
         return cls.NODE if provider_id.startswith(NODE_PREFIX) else cls.LCP
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Payee:
     """The owner of a node that dialled in, who is paid when the result is delivered; ``commission_ppm`` of the price stay with the operator."""
 
@@ -76,7 +77,7 @@ class Payee:
         return Msat(price_msat + -price_msat * self.commission_ppm // PPM)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Earning:
     """What a delivered result brought the owner of its node, and the operator's commission."""
 
@@ -85,7 +86,7 @@ class Earning:
     commission_msat: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quote:
     """The terms that a provider offers for one task.
 

@@ -15,6 +15,7 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
 from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, asked_facts, error_type, quote_facts
+from lcp_gateway.values import value
 
 _MOST_JOBS: Final = 4_096
 _NOT_TAKEN: Final = "another quote was taken"
@@ -41,7 +42,7 @@ class PaidJobs:
             self._ids.popitem(last=False)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Offer:
     """The quote that was chosen, its candidate, and the price of the next best where several were asked.
 

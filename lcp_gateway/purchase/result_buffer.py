@@ -10,9 +10,10 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import ChunkSink
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResultHead:
     """The facts of a result that are known before its bytes."""
 

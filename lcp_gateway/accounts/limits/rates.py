@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, connect, redis_errors
 from lcp_gateway.purchase.errors import Refused
+from lcp_gateway.values import value
 
 WINDOW_S: Final = 60
 _MARGIN_S = 0.001
@@ -125,7 +126,7 @@ class RateLimited(Refused):
         self.headers = headers
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Allowance:
     """An admitted request: the tokens and limits that were counted for it, and the headers of its answer."""
 

@@ -1,7 +1,7 @@
 """Stored history over HTTP: earlier turns of a request, the storing of its result, and pages of stored items."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from aiohttp import web
@@ -19,6 +19,7 @@ from lcp_gateway.responses.paging import InvalidPageQuery, list_object, read_pag
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.request_options import InvalidOption, RequestOptions, read_options
 from lcp_gateway.responses.stored_items import StoredItems
+from lcp_gateway.values import value
 
 Renderer = Callable[[Any, str, int], dict[str, Any]]
 """Returns an item in OpenAI's form, from the item, the id of its owner, and its place there."""
@@ -68,7 +69,7 @@ def unreadable(what: str) -> ApiError:
 _PREVIOUS = "previous_response_id"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CompletedOrder:
     """An order as a provider gets it, with the turns before its input."""
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import orjson
@@ -12,6 +12,7 @@ from aiohttp import web
 from lcp_gateway.adapters.json_bytes import rewrite_object
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.purchase.order import SUBJECTS, Task, TaskKind, output_limit
+from lcp_gateway.values import value
 
 
 async def read_body(request: web.Request, timeout_s: float) -> bytes:
@@ -67,7 +68,7 @@ _ENCODINGS = ("float", "base64")
 _ESCAPED_LETTERS = (b"\\u006", b"\\u004")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ParsedRequest:
     """A valid request: its task, and its body as a JSON object."""
 

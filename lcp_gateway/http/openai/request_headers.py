@@ -2,18 +2,18 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.purchase.idempotency import RepeatKeys
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.values import value
 
 _MAX_KEY_CHARS = 255
 _ROUTE_ONLY = "X-Lcp-Route-Only"
 _DIGITS = re.compile(r"[0-9]{1,18}")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RequestHeaders:
     """The headers of a request that are meant for the gateway."""
 

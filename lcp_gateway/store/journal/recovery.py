@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select, text
 
-from lcp_gateway.purchase.journal import PurchaseUpdate
+from lcp_gateway.purchase.journal import NOTHING_NEW, PurchaseUpdate
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Msat, Refund, RefundDecision, RefundLimits
 from lcp_gateway.purchase.outcome import FOUND_PAID, LOST_BY_CRASH
 from lcp_gateway.purchase.quote import ProviderSource
@@ -16,7 +16,7 @@ from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.database.schema import purchases
 from lcp_gateway.store.database.times import to_micros
-from lcp_gateway.store.journal.transaction import NOTHING_NEW, JournalTransaction, UpdateEntry
+from lcp_gateway.store.journal.transaction import JournalTransaction, UpdateEntry
 
 _SWEEP_AT_ONCE = 500
 _LOOK_AGAIN_S = 1.0

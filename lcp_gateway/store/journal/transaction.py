@@ -11,6 +11,7 @@ from lcp_gateway.accounts.callers import L402_KEY_PREFIX
 from lcp_gateway.accounts.models import Cause
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.journal import (
+    NOTHING_NEW,
     BudgetExceeded,
     DuplicateIntent,
     InsufficientBalance,
@@ -30,11 +31,10 @@ from lcp_gateway.store.database.times import to_micros
 from lcp_gateway.store.journal.budgets import Counter, Counters, DayOfRefunds, counter_of, counters_of
 from lcp_gateway.store.journal.repeats import Repeats, release_keys
 from lcp_gateway.store.journal.rows import PurchaseRow, insert_rows, known_jobs, lock_rows, values_of, write_rows
+from lcp_gateway.values import value
 
-NOTHING_NEW = PurchaseUpdate()
 
-
-@dataclass(frozen=True, slots=True)
+@value
 class IntentEntry:
     """An intent to write. ``number`` is unique within the process."""
 
@@ -43,7 +43,7 @@ class IntentEntry:
     budgets: Sequence[Budget]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class UpdateEntry:
     """A later state to write; ``state`` is None where it stays and only facts are added.
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from sqlalchemy.exc import IntegrityError
 
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.journal import EarlierPurchase, Intent, JournalUnavailable, PurchaseUpdate
+from lcp_gateway.purchase.journal import NOTHING_NEW, EarlierPurchase, Intent, JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, Refund, RefundDecision
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.quote import Earning
@@ -22,7 +22,6 @@ from lcp_gateway.store.accounts.balances import LARGEST_AMOUNT
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.journal.repeats import find_job
 from lcp_gateway.store.journal.transaction import (
-    NOTHING_NEW,
     IntentEntry,
     JournalProblem,
     JournalProblemKind,
