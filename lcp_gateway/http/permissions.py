@@ -20,7 +20,7 @@ _ADMIN = frozenset({Scope.ADMIN})
 _WALLET = frozenset({Scope.WALLET, Scope.ACCOUNT})
 _OFFERS = frozenset({Scope.INFERENCE, Scope.ACCOUNT, Scope.ADMIN})
 _ANY = frozenset(Scope) - {Scope.NODE, Scope.WITHDRAW}
-# By the first part of a path that matches, for reads and for all other methods.
+# By the longest beginning of a path, for reads and for all other methods.
 _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = MappingProxyType(
     {
         "/api/admin": (_ADMIN, _ADMIN),
@@ -47,9 +47,11 @@ _READS = frozenset({"GET", "HEAD"})
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
     """Return the scopes of which a caller needs one for a route."""
-    for prefix, (reads, writes) in _SCOPES.items():
-        if path == prefix or path.startswith(f"{prefix}/"):
+    while path:
+        if (found := _SCOPES.get(path)) is not None:
+            reads, writes = found
             return reads if method in _READS else writes
+        path = path.rpartition("/")[0]
     return _INFERENCE
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
@@ -65,7 +66,7 @@ def _too_large(limit: int) -> ApiError:
 
 _ENCODINGS = ("float", "base64")
 # The only ways to spell a letter of "model" as an escape: \u0064 … \u006f, and the capitals \u0044 … \u004f.
-_ESCAPED_LETTERS = (b"\\u006", b"\\u004")
+_ESCAPED_LETTER = re.compile(rb"\\u00[64]")
 
 
 @value
@@ -186,7 +187,7 @@ def _check_embedding(document: Mapping[str, Any]) -> None:
 
 def _may_repeat_model(body: bytes) -> bool:
     """Return, by a cheap test, whether the key may occur twice; for nearly every body it cannot."""
-    return body.count(b'"model"') != 1 or any(escape in body for escape in _ESCAPED_LETTERS)
+    return body.count(b'"model"') != 1 or _ESCAPED_LETTER.search(body) is not None
 
 
 def _top_level_keys(body: bytes) -> list[str]:

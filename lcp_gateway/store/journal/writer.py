@@ -176,10 +176,8 @@ class JournalWriter:
         if self._intents >= self._limits.intents or self._updates >= self._limits.updates:
             raise JournalUnavailable("too many purchases wait for the journal; nothing was paid", quote=quote)
         charge_msat = intent.charge.amount_msat if intent.charge is not None else 0
-        if any(
-            not 0 <= amount_msat < LARGEST_AMOUNT
-            for amount_msat in (quote.price_msat, intent.fee_cap_msat, charge_msat)
-        ):
+        amounts = (quote.price_msat, intent.fee_cap_msat, charge_msat)
+        if min(amounts) < 0 or max(amounts) >= LARGEST_AMOUNT:
             raise JournalUnavailable("the amount is too large; nothing was paid", quote=quote)
         self._numbers += 1
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
