@@ -8,7 +8,8 @@ again to a silent peer, and uses the peer's last manifest after a restart of our
 from dataclasses import dataclass
 from typing import Final
 
-from lcp_gateway.node.lcp.messages import Manifest, Message, Protocol
+from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
+from lcp_gateway.node.lcp.messages import Manifest, Protocol
 from lcp_gateway.node.lcp.table import write_message
 
 ANSWER_GAP_S: Final = 5
@@ -29,20 +30,8 @@ class PeerDown:
 
 
 @dataclass(frozen=True, slots=True)
-class MessageCame:
-    """The peer sent a message of this version."""
-
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
 class ManifestMissed:
     """The peer says that it has no manifest of ours, or did not answer a request: what we know of it may be old."""
-
-
-@dataclass(frozen=True, slots=True)
-class TimerFired:
-    """The time of the last ``SetTimer`` has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +39,6 @@ class KeepManifest:
     """Make the peer's manifest durable, for the next start; None removes it."""
 
     manifest: Manifest | None
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a custom message to the peer."""
-
-    message_type: int
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SetTimer:
-    """Report ``TimerFired`` at this time, in place of an earlier one that has not fired."""
-
-    at: float
 
 
 LinkEvent = PeerUp | PeerDown | MessageCame | ManifestMissed | TimerFired

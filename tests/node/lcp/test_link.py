@@ -1,17 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.node.lcp.link import (
-    KeepManifest,
-    Link,
-    ManifestMissed,
-    MessageCame,
-    PeerDown,
-    PeerUp,
-    Send,
-    SetTimer,
-    TimerFired,
-)
+from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
+from lcp_gateway.node.lcp.link import KeepManifest, Link, ManifestMissed, PeerDown, PeerUp
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest
 from lcp_gateway.node.lcp.messages import Cancel, Manifest, Protocol
 from lcp_gateway.node.lcp.table import read_message, write_message
