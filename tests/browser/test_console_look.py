@@ -12,6 +12,7 @@ CUSTOMER = ("overview", "wallet", "router", "keys", "keys/{key}", "activity", "a
 OPERATOR = (
     "overview",
     "providers",
+    "nodes",
     "keys",
     "activity",
     "activity/{job}",
@@ -19,6 +20,7 @@ OPERATOR = (
     "customers",
     "customers/{account}",
     "money",
+    "withdrawals",
     "log",
     "system",
 )

@@ -116,6 +116,8 @@ async def test_hostile_names_of_customers_and_providers_are_text_for_the_operato
         "activity",
         "usage",
         "providers",
+        "nodes",
+        "withdrawals",
         "customers",
         f"customers/{customer.id}",
         "money",

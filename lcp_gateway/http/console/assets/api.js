@@ -79,9 +79,10 @@ export async function readHealth(path, { signal, headers }) {
 
 /**
  * Read a path and keep it fresh: again on the named live events, and by itself after an error that passes.
+ * `every` reads it again after so many milliseconds, for what no event tells.
  * Returns {data, error, loading, reload}; data stays what it was while an error lasts. A path of null reads nothing.
  */
-export function useLoad(path, { live = [], read = get } = {}) {
+export function useLoad(path, { live = [], read = get, every = 0 } = {}) {
   const [state, setState] = useState({ data: null, error: null, loading: path !== null, path });
   const current = useRef({});
   const load = useCallback(async (background) => {
@@ -113,6 +114,11 @@ export function useLoad(path, { live = [], read = get } = {}) {
       current.current = {};
     };
   }, [load]);
+  useEffect(() => {
+    if (!every) return undefined;
+    const timer = setInterval(() => document.hidden || load(true), every);
+    return () => clearInterval(timer);
+  }, [load, every]);
   const reload = useCallback(() => load(false), [load]);
   useLive(live, () => load(true));
   return { ...(state.path === path ? state : { data: null, error: null, loading: true }), reload };
@@ -145,8 +151,8 @@ export function useLive(types, handler) {
 }
 
 /** Read a list page by page. Returns {items, error, loading, more, reload}; `more` reads the next page, or is null. */
-export function usePages(path, { live = [] } = {}) {
-  const first = useLoad(path, { live });
+export function usePages(path, options) {
+  const first = useLoad(path, options);
   const [rest, setRest] = useState({ items: [], after: undefined, path });
   const [busy, setBusy] = useState(false);
   const [failed, setFailed] = useState(null);

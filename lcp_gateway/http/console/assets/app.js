@@ -10,6 +10,8 @@ const account = (ctx) => ctx.hasWallet || ctx.isOperator;
 const all = (ctx) => ctx.seesAll;
 const operator = (ctx) => ctx.isOperator;
 const anyone = () => true;
+const owner = (ctx) => ctx.seesAll || (ctx.hasWallet && ctx.info.nodes);
+const seller = (ctx) => ctx.isOperator && ctx.info.auth === "accounts";
 
 // path: [title, module, whose page it is]
 const PAGES = {
@@ -20,15 +22,17 @@ const PAGES = {
   activity: ["Activity", "./pages/activity.js", anyone],
   usage: ["Usage", "./pages/usage.js", anyone],
   providers: ["Providers", "./pages/providers.js", all],
+  nodes: ["Nodes", "./pages/nodes.js", owner],
   account: ["Account", "./pages/account.js", (ctx) => ctx.session.key !== null],
   customers: ["Customers", "./pages/customers.js", operator],
   money: ["Money", "./pages/money.js", all],
+  withdrawals: ["Withdrawals", "./pages/withdrawals.js", seller],
   log: ["Log", "./pages/log.js", operator],
   system: ["System", "./pages/system.js", all],
 };
 const GROUPS = [
-  [null, ["overview", "wallet", "router", "keys", "activity", "usage", "providers"]],
-  ["Operator", ["customers", "money", "log", "system"]],
+  [null, ["overview", "wallet", "router", "keys", "activity", "usage", "providers", "nodes"]],
+  ["Operator", ["customers", "money", "withdrawals", "log", "system"]],
 ];
 
 /** What the pages need to know of this gateway and of the person. */
@@ -46,6 +50,7 @@ function contextOf(info, session) {
     seesAll: isOperator || isLocal,
     seesCost: !hasAccount,
     hasWallet: hasAccount && (scopes.includes("wallet") || scopes.includes("account")),
+    mayWithdraw: hasAccount && scopes.includes("withdraw"),
     mayMakeKeys: isOperator || (hasAccount && scopes.includes("account")),
     baseUrl: info.base_url,
   };

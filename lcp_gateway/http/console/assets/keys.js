@@ -1,9 +1,9 @@
 // Keys: the dialog that makes one and shows it once, the fields of its limits, the words for its state.
 import { post } from "./api.js";
-import { readSat, sat, toDate } from "./format.js";
+import { duration, readSat, sat, toDate } from "./format.js";
 import { html, useState } from "./html.js";
 import { snippetsFor } from "./snippets.js";
-import { Badge, Copyable, Dialog, Field, FormError, Name, Select, Snippets, Tone, useForm } from "./ui.js";
+import { Badge, Copyable, Dialog, Field, FormError, Go, Name, Select, Snippets, Tone, useForm } from "./ui.js";
 
 // Field, label, note; amounts are typed in sats.
 const AMOUNTS = [
@@ -63,10 +63,14 @@ export function LimitFields({ draft, setDraft, form, disabled = false }) {
     </div>`;
 }
 
+/** The kinds of keys: [kind, words, scopes, whether this person may make one]. A key that pays out is made by one that may, or by the operator. */
 const KINDS = [
-  ["api", "API key, for OpenAI clients"],
-  ["agent", "Agent URL, for tools that take a URL only"],
-  ["account", "Sign-in key, for this console; it buys nothing"],
+  ["api", "API key, for OpenAI clients", null, () => true],
+  ["agent", "Agent URL, for tools that take a URL only", ["inference"], () => true],
+  ["account", "Sign-in key, for this console; it buys nothing", ["account", "wallet"], () => true],
+  ["account-withdraw", "Sign-in key that also withdraws", ["account", "wallet", "withdraw"], (ctx) => ctx.isOperator || ctx.mayWithdraw],
+  ["withdraw", "Withdrawal key, for programs: reads the balance and pays out", ["wallet", "withdraw"], (ctx) => ctx.isOperator || ctx.mayWithdraw],
+  ["node", "Node's token, for lcp-gateway join", ["node"], (ctx) => ctx.info.nodes],
 ];
 
 /** Make a key and show it, once. `path` is where keys are made; `onDone(key)` gets the key without its text. */
@@ -75,10 +79,11 @@ export function NewKey({ ctx, path, onClose, onDone }) {
   const [kind, setKind] = useState("api");
   const [draft, setDraft] = useState(toDraft);
   const [made, setMade] = useState(null);
+  const kinds = KINDS.filter(([, , , mayMake]) => mayMake(ctx));
+  const [, , scopes] = KINDS.find(([known]) => known === kind);
   const form = useForm(async () => {
     const body = { name: name.trim() || "key", kind: kind === "agent" ? "agent" : "api", ...fromDraft(draft) };
-    if (kind === "account") body.scopes = ["account", "wallet"];
-    else if (kind === "agent") body.scopes = ["inference"];
+    if (scopes) body.scopes = scopes;
     if (body.expires_at === null) delete body.expires_at;
     setMade(await post(path, body));
   });
@@ -87,12 +92,12 @@ export function NewKey({ ctx, path, onClose, onDone }) {
       const { key: _text, agent_path: _path, ...rest } = made;
       onDone(rest);
     };
-    return html`<${KeyOnce} ctx=${ctx} made=${made} isSignIn=${kind === "account"} onDone=${done} />`;
+    return html`<${KeyOnce} ctx=${ctx} made=${made} onDone=${done} />`;
   }
   return html`<${Dialog} title="New key" onClose=${onClose} wide>
     <form onSubmit=${form.onSubmit}>
       <${Field} label="Name" note="the program or the person that uses it" autofocus maxlength="100" error=${form.errorOf("name")} value=${name} onInput=${(event) => setName(event.currentTarget.value)} />
-      <${Select} label="Kind" value=${kind} options=${KINDS} onPick=${setKind} error=${form.errorOf("kind")} />
+      <${Select} label="Kind" value=${kind} options=${kinds} onPick=${setKind} error=${form.errorOf("kind")} />
       <details open=${LIMIT_FIELDS.includes(form.error?.param)}><summary>Limits</summary><div class="stack"><${LimitFields} draft=${draft} setDraft=${setDraft} form=${form} /></div></details>
       <${FormError} form=${form} fields=${["name", "kind", ...LIMIT_FIELDS]} />
       <div class="buttons"><button type="button" onClick=${onClose}>Cancel</button><button class="primary" disabled=${form.busy}>${form.busy ? "Making it…" : "Make the key"}</button></div>
@@ -100,13 +105,15 @@ export function NewKey({ ctx, path, onClose, onDone }) {
   <//>`;
 }
 
-function KeyOnce({ ctx, made, isSignIn, onDone }) {
+function KeyOnce({ ctx, made, onDone }) {
   const url = made.agent_path ? new URL(made.agent_path, ctx.baseUrl).href : null;
   return html`<${Dialog} title="Your new key" stays onClose=${onDone} wide>
     <div class="stack">
       <p>This is <strong>shown once</strong>: copy it before you go on. Only its first characters are kept.</p>
       ${url ? html`<${Copyable} text=${url} label="Copy the URL" name="Agent URL" /><p class="note">The key is part of this URL. Treat the URL like a key.</p>` : html`<${Copyable} text=${made.key} label="Copy the key" name="Key" />`}
-      ${!isSignIn && !url && html`<${Snippets} name="First request with this key" tabs=${snippetsFor({ baseUrl: ctx.baseUrl, model: "auto", key: made.key })} />`}
+      ${made.scopes.includes("withdraw") && ctx.info.withdrawals?.freeze_s > 0 && html`<p class="strip">From now on the account cannot withdraw for ${duration(ctx.info.withdrawals.freeze_s)}: time to notice a key that another person made.</p>`}
+      ${made.scopes.includes("node") && html`<p class="note">Keep it in a file on the machine that joins; the <${Go} to="nodes">Nodes<//> page has the commands.</p>`}
+      ${made.scopes.includes("inference") && !url && html`<${Snippets} name="First request with this key" tabs=${snippetsFor({ baseUrl: ctx.baseUrl, model: "auto", key: made.key })} />`}
       <div class="buttons"><button class="primary" onClick=${onDone}>Done</button></div>
     </div>
   <//>`;
@@ -127,6 +134,8 @@ const SCOPES = {
   inference: "sends requests, which are charged",
   wallet: "reads the balance, makes top-ups",
   account: "signs in here, makes and revokes keys; buys nothing",
+  withdraw: "pays out of the balance",
+  node: "connects a node, whose earnings are the account's",
   admin: "everything an operator may",
 };
 

@@ -6,6 +6,9 @@ import { Amount, Go, Id, Name, State, Table, Time } from "./ui.js";
 /** What a purchase costs the person who looks: the charge, or price and fee. */
 export const costOf = (ctx, purchase) => (ctx.seesCost ? purchase.cost_msat : (purchase.charged_msat ?? purchase.charge_msat));
 
+/** Why a cost is an estimate; "" where it is exact. */
+export const estimateOf = (ctx, purchase) => (ctx.seesCost && purchase.fee_msat === null && purchase.fee_cap_msat > 0 ? "the routing fee is not known, and its limit is counted" : "");
+
 export function PurchaseTable({ ctx, rows, empty, more, busy, brief = false }) {
   const columns = [
     { name: "Time", cell: (row) => html`<${Go} to=${["activity", row.job_id]}><${Time} at=${row.paying_at} /><//>` },
@@ -17,7 +20,7 @@ export function PurchaseTable({ ctx, rows, empty, more, busy, brief = false }) {
     ctx.seesCost && !brief && { name: "Price, sat", right: true, hide: "phone", cell: (row) => html`<${Amount} msat=${row.price_msat} />` },
     ctx.seesCost && !brief && { name: "Fee, sat", right: true, hide: "phone", cell: (row) => html`<${Amount} msat=${row.fee_msat} />` },
     ctx.isOperator && !brief && { name: "Charge, sat", right: true, hide: "phone", cell: (row) => html`<${Amount} msat=${row.charged_msat} />` },
-    { name: ctx.seesCost ? "Cost, sat" : "Charge, sat", right: true, cell: (row) => html`<${Amount} msat=${costOf(ctx, row)} />` },
+    { name: ctx.seesCost ? "Cost, sat" : "Charge, sat", right: true, cell: (row) => html`<${Amount} msat=${costOf(ctx, row)} about=${estimateOf(ctx, row)} />` },
   ].filter(Boolean);
   return html`<${Table} caption="Purchases" columns=${columns} rows=${rows} rowKey=${(row) => row.job_id} empty=${empty} more=${more} busy=${busy} />`;
 }

@@ -3,21 +3,21 @@ import { html, useEffect, useId, useRef, useState } from "./html.js";
 import { localDay, localTime, relative, sat, satParts, shortId, toDate, utcTime, whole } from "./format.js";
 import { link } from "./router.js";
 
-/** An amount in sats with exactly three digits after the point, so that a column of them is aligned; msat on hover. */
-export function Amount({ msat, unit = false, signed = false }) {
+/** An amount in sats with exactly three digits after the point, so that a column of them is aligned; msat on hover. `about` says why it is an estimate. */
+export function Amount({ msat, unit = false, signed = false, about = "" }) {
   if (msat === null || msat === undefined) return html`<span class="none" title="not known">–</span>`;
   const { sign, sats, rest } = satParts(msat);
   const plus = signed && !sign && BigInt(msat) !== 0n ? "+" : sign;
-  return html`<span class="amount" title="${whole(BigInt(msat))} msat"
-    >${plus}${sats}<span class="rest">.${rest}</span>${unit && html`<span class="unit"> sat</span>`}</span
+  return html`<span class="amount" title="${about && `about, ${about}: `}${whole(BigInt(msat))} msat"
+    >${about && "≈ "}${plus}${sats}<span class="rest">.${rest}</span>${unit && html`<span class="unit"> sat</span>`}</span
   >`;
 }
 
 /** A large amount, without digits that say nothing. */
-export const Sum = ({ msat }) =>
+export const Sum = ({ msat, about = "" }) =>
   msat === null || msat === undefined
     ? html`<span class="none">not known</span>`
-    : html`<span class="amount" title="${whole(BigInt(msat))} msat">${sat(msat)}<span class="unit"> sat</span></span>`;
+    : html`<span class="amount" title="${about && `about, ${about}: `}${whole(BigInt(msat))} msat">${about && "≈ "}${sat(msat)}<span class="unit"> sat</span></span>`;
 
 /** A time in the reader's zone; UTC on hover. */
 export function Time({ at, day = false, near = false }) {

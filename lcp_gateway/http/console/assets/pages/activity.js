@@ -1,7 +1,7 @@
 // Activity: purchases with filters that live in the address, and one purchase with its receipt.
 import { post, useLoad, usePages, withQuery } from "../api.js";
 import { html, useState } from "../html.js";
-import { PurchaseTable, provider } from "../purchases.js";
+import { PurchaseTable, estimateOf, provider } from "../purchases.js";
 import { link, setQuery } from "../router.js";
 import { Dialog, Empty, Field, FormError, Go, Head, Id, Loaded, Name, Panel, Problem, STATE_WORDS, Select, State, Sum, Time, useForm } from "../ui.js";
 
@@ -109,7 +109,7 @@ function Shown({ ctx, row, path, reload }) {
         <dl class="facts">
           ${ctx.seesCost && fact("Price", html`<${Sum} msat=${row.price_msat} />`)}
           ${ctx.seesCost && fact("Routing fee", row.fee_msat === null ? html`at most <${Sum} msat=${row.fee_cap_msat} />` : html`<${Sum} msat=${row.fee_msat} />`)}
-          ${ctx.seesCost && fact("Cost", html`<${Sum} msat=${row.cost_msat} />`)}
+          ${ctx.seesCost && fact("Cost", html`<${Sum} msat=${row.cost_msat} about=${estimateOf(ctx, row)} />`)}
           ${fact("Charge", row.charge_msat !== null && html`<${Sum} msat=${row.charge_msat} />`)}
           ${fact("Charged", row.charged_msat !== null && html`<${Sum} msat=${row.charged_msat} />`)}
           ${fact("Refund", row.refund && REFUNDS[row.refund])}

@@ -1,5 +1,5 @@
 // Customers: the list, invites, and one customer with keys, adjustments and the statement.
-import { patch, post, remove, useLoad, usePages } from "../api.js";
+import { patch, post, remove, useLoad, usePages, withQuery } from "../api.js";
 import { readSat } from "../format.js";
 import { html, useState } from "../html.js";
 import { NewKey } from "../keys.js";
@@ -7,6 +7,7 @@ import { go } from "../router.js";
 import { Amount, Confirm, Copyable, Dialog, Empty, Field, Figure, FormError, Go, Head, Loaded, Name, Panel, Problem, Select, Sum, Table, Time, Tone, useForm } from "../ui.js";
 import { KeyTable } from "./keys.js";
 import { MOVEMENTS } from "./wallet.js";
+import { WithdrawalTable } from "./withdrawals.js";
 
 export default function Customers({ ctx, route }) {
   return route.path[1] ? html`<${Customer} ctx=${ctx} id=${route.path[1]} />` : html`<${All} ctx=${ctx} />`;
@@ -93,6 +94,7 @@ function Customer({ ctx, id }) {
 function Shown({ ctx, row, path, reload }) {
   const keys = usePages(`${path}/keys`, { live: ["purchase"] });
   const lines = usePages(`${path}/statement`, { live: ["purchase", "topup"] });
+  const withdrawals = usePages(withQuery("/api/admin/withdrawals", { account_id: row.id }), { live: ["topup"] });
   const [open, setOpen] = useState(null);
   const close = () => setOpen(null);
   const changed = () => {
@@ -100,6 +102,7 @@ function Shown({ ctx, row, path, reload }) {
     reload();
     keys.reload();
     lines.reload();
+    withdrawals.reload();
   };
   const destroy = (typed) => remove(path, undefined, { headers: { "X-Lcp-Confirm": typed } }).then(changed);
   return html`
@@ -109,6 +112,7 @@ function Shown({ ctx, row, path, reload }) {
     <//>
     <div class="stack">
       ${row.deleted && html`<p class="strip">This account is deleted. Its books stay.</p>`}
+      ${row.withdrawals_frozen && html`<p class="strip"><strong>It may not withdraw.</strong> Withdrawals of this account are refused, and approved ones wait, until you let it again.</p>`}
       <dl class="figures">
         <${Figure} name="Available"><${Sum} msat=${row.available_msat} /><//>
         <${Figure} name="Held"><${Sum} msat=${row.held_msat} /><//>
@@ -118,17 +122,39 @@ function Shown({ ctx, row, path, reload }) {
         <${Problem} error=${keys.error} reload=${keys.reload} stale=${keys.loaded} />
         ${keys.loaded && html`<${KeyTable} ctx=${{ ...ctx, isOperator: false }} rows=${keys.items} more=${keys.more} busy=${keys.busy} />`}
       <//>
+      ${(withdrawals.items.length > 0 || row.withdrawals_frozen || ctx.info.withdrawals?.enabled) && html`<${Panel} title="Withdrawals"
+        actions=${!row.deleted && html`<button onClick=${() => setOpen("freeze")}>${row.withdrawals_frozen ? "Let it withdraw…" : "Freeze…"}</button>`}>
+        <${Problem} error=${withdrawals.error} reload=${withdrawals.reload} stale=${withdrawals.loaded} />
+        ${withdrawals.loaded && html`<${WithdrawalTable} rows=${withdrawals.items} more=${withdrawals.more} busy=${withdrawals.busy} reload=${changed} withCustomer=${false} empty=${html`<${Empty} title="Nothing was withdrawn yet" />`} />`}
+      <//>`}
       <${Panel} title="Statement" actions=${html`<a class="button small" href="${path}/statement?format=csv" download>CSV</a>`}>
         <${Problem} error=${lines.error} reload=${lines.reload} stale=${lines.loaded} />
         ${lines.loaded && html`<${Table} caption="Statement" columns=${MOVEMENTS} rows=${lines.items} more=${lines.more} busy=${lines.busy} empty=${html`<${Empty} title="No movements yet" />`} />`}
       <//>
     </div>
+    ${open === "freeze" && html`<${Freeze} row=${row} path=${path} onClose=${close} onDone=${changed} />`}
     ${open === "key" && html`<${NewKey} ctx=${ctx} path="${path}/keys" onClose=${close} onDone=${changed} />`}
     ${open === "adjust" && html`<${Adjust} row=${row} path=${path} onClose=${close} onDone=${changed} />`}
     ${open === "rename" && html`<${Rename} row=${row} path=${path} onClose=${close} onDone=${changed} />`}
     ${open === "delete" && html`<${Confirm} title="Delete this customer?" word=${row.id.slice(-6)} button="Delete the customer" act=${destroy} onClose=${close}>
       <p>The keys of <bdi>${row.name}</bdi> stop working at once. The books stay. This cannot be undone.</p>
     <//>`}`;
+}
+
+/** Keep an account from withdrawing, or let it again: both can be undone. */
+function Freeze({ row, path, onClose, onDone }) {
+  const [reason, setReason] = useState("");
+  const frozen = !row.withdrawals_frozen;
+  const form = useForm(async () => {
+    await post(`${path}/withdrawals`, { frozen, reason: reason.trim() });
+    onDone();
+  });
+  return html`<${Dialog} title=${frozen ? "Freeze withdrawals" : "Let it withdraw again"} onClose=${onClose}><form onSubmit=${form.onSubmit}>
+    <p>${frozen ? "The account keeps its balance and can use it. What it withdraws is refused, and approved withdrawals wait." : "The account may withdraw from now on, and approved withdrawals are paid."}</p>
+    <${Field} label="Reason" note="kept in the log" required maxlength="128" autofocus error=${form.errorOf("reason")} value=${reason} onInput=${(event) => setReason(event.currentTarget.value)} />
+    <${FormError} form=${form} fields=${["reason"]} />
+    <div class="buttons"><button type="button" onClick=${onClose}>Cancel</button><button class="primary" disabled=${form.busy}>${frozen ? "Freeze" : "Let it withdraw"}</button></div>
+  </form><//>`;
 }
 
 function Rename({ row, path, onClose, onDone }) {

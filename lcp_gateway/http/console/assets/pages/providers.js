@@ -11,12 +11,13 @@ export default function Providers({ ctx }) {
     <${Head} title="Providers" note="Who answers requests: Lightning peers, and the servers that you configured as nodes." />
     <${Loaded} from=${providers}>${(data) => html`
       ${data.daemon && !data.daemon.reachable && html`<p class="strip"><strong>The daemon is away.</strong> ${data.daemon.problem ?? "It does not answer."} Peers cannot be asked until it is back; nodes go on.</p>`}
-      <${Panel}><${Shown} ctx=${ctx} rows=${data.data} /><//>`}<//>`;
+      <${Panel}><${ProviderTable} rows=${data.data}
+        empty=${html`<${Empty} title="No providers yet"><p>Connect the daemon to a peer that sells compute, or add an OpenAI-compatible server under <code>nodes</code> in the settings${ctx.info.demo ? "" : ", or run with --embedded to try"}.</p><//>`} /><//>`}<//>`;
 }
 
-function Shown({ ctx, rows }) {
+export function ProviderTable({ rows, empty, caption = "Providers", noun = "Provider" }) {
   const columns = [
-    { name: "Provider", clip: true, cell: (row) => html`<${Go} to="activity" query=${{ peer: row.id }}>${row.kind === "lcp" ? html`<${Id} id=${row.id} />` : html`<${Name}>${row.name}<//>`}<//> <${Badges} names=${row.badges} />` },
+    { name: noun, clip: true, cell: (row) => html`<${Go} to="activity" query=${{ peer: row.id }}>${row.kind === "lcp" ? html`<${Id} id=${row.id} />` : html`<${Name}>${row.name}<//>`}<//> <${Badges} names=${row.badges} />` },
     { name: "State", cell: (row) => html`<${Up} row=${row} />` },
     { name: "Models", right: true, hide: "phone", cell: (row) => html`<span title=${row.models.slice(0, 50).join(", ")}>${row.models.length}</span>` },
     { name: "Running", right: true, hide: "phone", cell: (row) => row.in_flight },
@@ -28,8 +29,7 @@ function Shown({ ctx, rows }) {
     { name: "Lost, sat", right: true, hide: "phone", cell: (row) => html`<${Amount} msat=${row.lost_msat} />` },
     { name: "Exposure, sat", right: true, hide: "phone", cell: (row) => html`<span title=${row.exposure_limit_msat ? `limit ${row.exposure_limit_msat} msat` : "no limit"}><${Amount} msat=${row.exposure_msat} /></span>` },
   ];
-  return html`<${Table} caption="Providers" columns=${columns} rows=${rows}
-    empty=${html`<${Empty} title="No providers yet"><p>Connect the daemon to a peer that sells compute, or add an OpenAI-compatible server under <code>nodes</code> in the settings${ctx.info.demo ? "" : ", or run with --embedded to try"}.</p><//>`} />`;
+  return html`<${Table} caption=${caption} columns=${columns} rows=${rows} empty=${empty} />`;
 }
 
 const count = (number) => (number === null || number === undefined ? html`<span class="none">–</span>` : number);

@@ -1,19 +1,15 @@
 // System: is the gateway ready, and are its parts well.
 import { readHealth, useLoad } from "../api.js";
 import { duration } from "../format.js";
-import { html, useEffect } from "../html.js";
+import { html } from "../html.js";
 import { Empty, Figure, Head, Loaded, Name, Panel, Sum, Table, Tone } from "../ui.js";
 
 const EVERY_MS = 10_000;
 
 export default function System({ ctx }) {
-  const health = useLoad("/readyz", { read: readHealth, live: ["health", "catalog"] });
+  const health = useLoad("/readyz", { read: readHealth, live: ["health", "catalog"], every: EVERY_MS });
   // Behind a proxy /readyz says no more than the status: the tasks are in the operator's overview too.
   const overview = useLoad("/api/admin/overview", { live: ["health"] });
-  useEffect(() => {
-    const timer = setInterval(() => document.hidden || health.reload(), EVERY_MS);
-    return () => clearInterval(timer);
-  }, [health.reload]);
   return html`
     <${Head} title="System" note=${`lcp-gateway ${ctx.info.version}${ctx.info.network ? ` on ${ctx.info.network}` : ""}`} />
     <${Loaded} from=${health}>${(said) => {

@@ -4,39 +4,43 @@ import { countdown, plural, readSat, sat, toDate } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
 import { go } from "../router.js";
 import { Amount, Copy, Empty, Field, Figure, FormError, Go, Head, Id, Loaded, Name, Panel, Problem, Sum, Table, Time, Tone, useForm } from "../ui.js";
-import { Withdrawals } from "../withdrawals.js";
+import { Withdrawals, useWithdrawals } from "../withdrawals.js";
 
 const QUICK_SAT = [100, 1_000, 10_000];
 
 export default function Wallet({ ctx, route }) {
   const wallet = useLoad("/api/wallet", { live: ["wallet", "topup", "purchase"] });
   const topups = useLoad("/api/wallet/topups?limit=50", { live: ["topup"] });
+  const withdrawals = useWithdrawals();
   const shown = route.path[1] ?? null;
   return html`
     <${Head} title="Wallet" />
     <div class="stack">
       <${Loaded} from=${wallet}>${(data) => html`<dl class="figures">
         <${Figure} name="Available" note="to spend now"><${Sum} msat=${data.available_msat} /><//>
-        <${Figure} name="Held" note=${html`<${HeldFor} heldMsat=${data.held_msat} />`}><${Sum} msat=${data.held_msat} /><//>
+        <${Figure} name="Held" note=${html`<${HeldFor} heldMsat=${data.held_msat} withdrawals=${withdrawals.data?.data} />`}><${Sum} msat=${data.held_msat} /><//>
         <${Figure} name="Balance" note="available and held"><${Sum} msat=${data.balance_msat} /><//>
       </dl>`}<//>
       ${shown ? html`<${OneTopup} id=${shown} ctx=${ctx} />` : html`<${NewTopup} ctx=${ctx} topups=${topups} />`}
       <${OpenTopups} topups=${topups} shown=${shown} />
-      <${Withdrawals} ctx=${ctx} wallet=${wallet} />
+      <${Withdrawals} ctx=${ctx} list=${withdrawals} wallet=${wallet} />
       <${Movements} />
     </div>`;
 }
 
-/** Why money is held: requests that run, and payments of which nothing is known yet. */
-function HeldFor({ heldMsat }) {
+/** Why money is held: requests that run, payments of which nothing is known yet, and withdrawals. */
+function HeldFor({ heldMsat, withdrawals }) {
   const open = useLoad(heldMsat ? "/api/purchases?state=paying,settled,unknown&limit=100" : null, { live: ["purchase"] });
   if (!heldMsat) return "nothing is held";
   const rows = open.data?.data ?? [];
   const unknown = rows.filter((row) => row.state === "unknown").length;
   const running = rows.length - unknown;
-  return html`${running > 0 && `for ${plural(running, "request")} being answered`}${running > 0 && unknown > 0 && ", "}${
-    unknown > 0 && html`<${Go} to="activity" query=${{ state: "unknown" }}>for ${plural(unknown, "payment")} not yet known<//>`
-  }`;
+  const leaving = (withdrawals ?? []).filter((row) => row.held_msat > 0).length;
+  return [
+    running > 0 && `for ${plural(running, "request")} being answered`,
+    unknown > 0 && html`<${Go} to="activity" query=${{ state: "unknown" }}>for ${plural(unknown, "payment")} not yet known<//>`,
+    leaving > 0 && `for ${plural(leaving, "withdrawal")}`,
+  ].filter(Boolean).map((words, number) => html`${number > 0 && ", "}${words}`);
 }
 
 function NewTopup({ ctx, topups }) {
@@ -162,6 +166,9 @@ const CAUSES = {
   purchase: ["none", "purchase"],
   refund: ["none", "given back"],
   adjustment: ["warn", "adjustment by the operator"],
+  withdrawal: ["none", "withdrawal, with its fee"],
+  transfer: ["none", "transfer within the gateway"],
+  earning: ["good", "earned by a node"],
 };
 /** The cause of a movement, in words. */
 export const Cause = ({ cause }) => {
@@ -175,7 +182,8 @@ export const MOVEMENTS = [
   {
     name: "Reference",
     hide: "phone",
-    cell: (row) => (/^[0-9a-f]{64}$/.test(row.cause_id) ? html`<${Go} to=${["activity", row.cause_id]}><${Id} id=${row.cause_id} /><//>` : html`<${Id} id=${row.cause_id} head=${14} />`),
+    // An earning names the purchase of another customer.
+    cell: (row) => (row.cause !== "earning" && /^[0-9a-f]{64}$/.test(row.cause_id) ? html`<${Go} to=${["activity", row.cause_id]}><${Id} id=${row.cause_id} /><//>` : html`<${Id} id=${row.cause_id} head=${14} />`),
   },
   { name: "Amount, sat", right: true, cell: (row) => html`<${Amount} msat=${row.amount_msat} signed />` },
   { name: "Balance, sat", right: true, hide: "phone", cell: (row) => html`<${Amount} msat=${row.balance_msat} />` },
@@ -187,6 +195,6 @@ function Movements() {
   return html`<${Panel} title="Movements" actions=${csv}>
     <${Problem} error=${lines.error} reload=${lines.reload} stale=${lines.loaded} />
     ${lines.loaded && html`<${Table} caption="Movements of the balance" columns=${MOVEMENTS} rows=${lines.items} more=${lines.more} busy=${lines.busy}
-      empty=${html`<${Empty} title="No movements yet"><p>Top-ups, purchases and refunds appear here.</p><//>`} />`}
+      empty=${html`<${Empty} title="No movements yet"><p>Top-ups, purchases, refunds and withdrawals appear here.</p><//>`} />`}
   <//>`;
 }
