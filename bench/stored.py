@@ -110,7 +110,8 @@ async def _asking(gateway: Server, clients: int, tally: Tally, *, store: bool):
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     host, _, port = gateway.address.rpartition(":")
-    asking = [Client(head.encode() + body, tally, stream=True) for _ in range(clients)]
+    request = head.encode() + body
+    asking = [Client(request, request, tally, stream=True, every_s=0.0) for _ in range(clients)]
     for client in asking:
         await asyncio.get_running_loop().create_connection(lambda c=client: c, host, int(port))
     try:

@@ -28,6 +28,6 @@ def test_an_invite_is_revoked(run, journal):
 def test_an_account_is_made_with_its_sign_in_key(run, journal):
     made = said(run("accounts", "create", "Ada", "--sign-in-key", "--json"))
     (key,) = said(run("keys", "list", made["id"], "--json"))
-    assert made["key"].startswith(key["prefix"]) and key["scopes"] == ["account", "wallet"]
+    assert made["key"].startswith(key["prefix"]) and key["scopes"] == ["account", "wallet", "withdraw"]
     shown = run("accounts", "create", "Bob", "--sign-in-key")
     assert shown.code == 0 and "is shown now and never again" in shown.out

@@ -153,7 +153,7 @@ def test_the_folder_of_the_start_may_be_gone(machine, port):
 def test_following_a_log_ends_without_an_error(machine, port):
     assert machine.start(port).code == 0
     following = machine.launch("logs", "-f", "-n", "1")
-    assert "base URL for OpenAI clients" in following.stdout.readline()
+    assert "web console: " in following.stdout.readline()
     machine.run("reload")
     assert "configuration reloaded" in following.stdout.readline()
     following.send_signal(signal.SIGINT)
