@@ -60,10 +60,13 @@ def is_route_only(headers: Mapping[str, str]) -> bool:
 
 
 def _switch(headers: Mapping[str, str], name: str) -> bool:
-    value = headers.get(name, "false").strip().lower()
-    if value not in {"true", "false"}:
+    given = headers.get(name)
+    if given is None:
+        return False
+    word = given.strip().lower()
+    if word not in {"true", "false"}:
         raise _bad(name, "must be true or false")
-    return value == "true"
+    return word == "true"
 
 
 def _is_retry(count: str | None) -> bool:

@@ -6,7 +6,7 @@ from operator import attrgetter
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
-from lcp_gateway.purchase.journal import Intent, PurchaseUpdate, RepeatIdentity
+from lcp_gateway.purchase.journal import NOTHING_NEW, Intent, PurchaseUpdate, RepeatIdentity
 from lcp_gateway.purchase.money import Charge
 from lcp_gateway.purchase.quote import Payee, ProviderSource
 from lcp_gateway.purchase.states import TRANSITIONS, State
@@ -109,6 +109,8 @@ class PurchaseRow:
 
     def apply(self, update: PurchaseUpdate) -> bool:
         """Fill in values that were not known, and keep those that were; return whether anything was new."""
+        if update is NOTHING_NEW:
+            return False
         before = self._known
         # The charge never grows: a price can only turn out to be lower.
         if update.charged_msat is not None and update.charged_msat < self.price_msat:

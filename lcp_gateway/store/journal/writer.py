@@ -169,7 +169,7 @@ class JournalWriter:
             Refused: as ``PurchaseJournal`` says; ``JournalUnavailable`` also where it is not durable in time.
         """
         quote = intent.quote
-        if any(budget.key_id not in {None, intent.key_id} for budget in budgets):
+        if budgets and any(budget.key_id not in {None, intent.key_id} for budget in budgets):
             raise ValueError("a budget of another key")
         if self._closing or self._task is None or self._task.done():
             raise JournalUnavailable("the journal is closed; nothing was paid", quote=quote)

@@ -288,11 +288,8 @@ class Http2Connection:
                     events.append(DataReceived(stream_id, data[start:position], is_end=False))
             else:
                 self._on_frame(events, kind, flags, stream_id, data[start:position])
-                _expect(
-                    self._replies <= _MAX_PENDING_REPLIES,
-                    ErrorCode.ENHANCE_YOUR_CALM,
-                    "a flood of frames that ask for a reply",
-                )
+                if self._replies > _MAX_PENDING_REPLIES:
+                    raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a flood of frames that ask for a reply")
         return position
 
     def _on_frame(self, events: list[Event], kind: int, flags: int, stream_id: int, payload: bytes) -> None:

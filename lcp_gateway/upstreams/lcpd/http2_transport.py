@@ -185,7 +185,7 @@ class _Connection(asyncio.Protocol):
 
     def open(self, call: GrpcCall, block: bytes, body: bytes) -> bool:
         """Start a call. False: the connection accepts no more calls, and nothing was sent."""
-        if self.is_leaving or not self._core.can_open or self._transport is None:
+        if self.is_closed or not self._core.can_open or self._transport is None:
             return False
         stream_id = self._core.open(block, body)
         self._calls[stream_id] = call
@@ -250,7 +250,7 @@ class _Connection(asyncio.Protocol):
                 waiter.set_result(None)
 
     def _close_if_idle(self) -> None:
-        if self._core.is_leaving and not self._calls:
+        if not self._calls and self._core.is_leaving:
             self.close("GOAWAY received")
 
     def _probe(self) -> None:
