@@ -30,6 +30,10 @@ class StreamError(Exception):
         self.message = message
 
 
+def _too_long(kind: StreamKind) -> str:
+    return f"{kind.name.lower()} stream exceeds local limits"
+
+
 class StreamWriter:
     """Writes one stream as messages (type, payload), none of them longer than ``max_payload_bytes``.
 
@@ -104,6 +108,11 @@ class StreamWriter:
             self.sent_bytes += len(piece)
             yield payload
 
+    @property
+    def digest(self) -> bytes:
+        """The hash of the bytes that were cut."""
+        return self._hash.digest()
+
     def end(self) -> tuple[int, bytes]:
         """Return the end of the stream.
 
@@ -118,7 +127,7 @@ class StreamWriter:
                 expiry=self._expiry,
                 stream_id=self._stream_id,
                 total_len=self.sent_bytes,
-                sha256=self._hash.digest(),
+                sha256=self.digest,
             )
         )
 
@@ -170,7 +179,7 @@ class StreamReader:
         if begin.content_encoding != IDENTITY:
             raise StreamError(ErrorCode.UNSUPPORTED_ENCODING, "unsupported content_encoding")
         if begin.total_len is not None and begin.total_len > max_bytes:
-            raise StreamError(ErrorCode.PAYLOAD_TOO_LARGE, f"stream of {begin.total_len} bytes: at most {max_bytes}")
+            raise StreamError(ErrorCode.PAYLOAD_TOO_LARGE, _too_long(begin.stream_kind))
         self.stream_id = begin.stream_id
         self.content_type = begin.content_type
         self.received_bytes = 0
@@ -189,9 +198,9 @@ class StreamReader:
         if self.ended or chunk.stream_id != self.stream_id or chunk.seq < self._seq:
             return b""
         if chunk.seq > self._seq:
-            raise StreamError(ErrorCode.CHUNK_OUT_OF_ORDER, f"chunk {chunk.seq} in place of {self._seq}")
+            raise StreamError(ErrorCode.CHUNK_OUT_OF_ORDER, "chunk out of order")
         if self.received_bytes + len(chunk.data) > self._most:
-            raise StreamError(ErrorCode.PAYLOAD_TOO_LARGE, f"stream of more than {self._most} bytes")
+            raise StreamError(ErrorCode.PAYLOAD_TOO_LARGE, _too_long(self._begin.stream_kind))
         self._seq += 1
         self.received_bytes += len(chunk.data)
         self._hash.update(chunk.data)

@@ -1,0 +1,511 @@
+"""One job that is sold: its input, its quote, the payment that is waited for, its result.
+
+The machine decides; its caller carries out the effects in their order, makes and watches invoices, runs the backend, and reports
+back. What has to survive a restart comes as a ``Keep…`` effect before what depends on it: a job that was paid is finished, and a
+result that was sent can be sent again, with the same stream and the same cuts.
+"""
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Final
+
+from lcp_gateway.node.lcp.chunks import StreamError, StreamReader, StreamWriter
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.lcp.effects import MessageCame, Send
+from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel, judge_begin, judge_input
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import (
+    IDENTITY,
+    JSON,
+    SSE,
+    Cancel,
+    Error,
+    JobMessage,
+    Manifest,
+    Message,
+    Protocol,
+    QuoteRequest,
+    QuoteResponse,
+    Result,
+    Status,
+    StreamBegin,
+    StreamChunk,
+    StreamEnd,
+    StreamKind,
+)
+from lcp_gateway.node.lcp.pricing import NO_SURGE, PriceTooHigh, Surge, price_msat
+from lcp_gateway.node.lcp.replay import is_expired
+from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, read_message, write_message
+from lcp_gateway.node.lcp.terms import Terms, hash_params, hash_terms
+
+TOO_LONG: Final = "result exceeds remote stream limits"
+
+
+class SalePhase(enum.StrEnum):
+    """Where a job is."""
+
+    AWAITING_INPUT = "awaiting_input"
+    PRICED = "priced"
+    """Its invoice is being made."""
+    QUOTED = "quoted"
+    RUNNING = "running"
+    """It is paid: it is finished, whatever the time."""
+    DELIVERED = "delivered"
+    ENDED = "ended"
+    """Cancelled, or failed: nothing more is sent but the same answer again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SaleTerms:
+    """How long quotes live, how much sooner their invoices end, and the surcharge; seconds."""
+
+    ttl_s: int = 300
+    invoice_slack_s: int = 5
+    surge: Surge = NO_SURGE
+
+    @property
+    def invoice_expiry_s(self) -> int:
+        """Return how long an invoice is payable: not longer than its quote."""
+        return max(1, self.ttl_s - self.invoice_slack_s if self.ttl_s > self.invoice_slack_s else self.ttl_s)
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceMade:
+    """The invoice that was asked for."""
+
+    payment_request: str
+    payment_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceFailed:
+    """No invoice could be made. ``reason`` goes to the peer."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceSettled:
+    """The job's invoice is paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeData:
+    """Bytes of the backend's result."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeEnded:
+    """The backend's result is whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeFailed:
+    """The backend has no result, or broke off. The message goes to the peer."""
+
+    code: ErrorCode
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerBack:
+    """The peer is connected again, and both manifests have gone: what was sent before may be lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class MakeInvoice:
+    """Make an invoice over the price with the terms hash as its description hash."""
+
+    description_hash: bytes
+    price_msat: int
+    expiry_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelInvoice:
+    """Make an unpaid invoice unpayable."""
+
+    payment_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSale:
+    """Make a job durable before its quote goes out: ``Selling.restore`` goes on from it."""
+
+    request: QuoteRequest
+    model: str
+    body: bytes
+    stream: bool
+    quote: QuoteResponse
+    payment_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepSent:
+    """Make messages of a result durable before they are sent."""
+
+    messages: tuple[Send, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Run the job at the backend."""
+
+    task_kind: str
+    model: str
+    body: bytes
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopCompute:
+    """Stop the job at the backend."""
+
+
+SaleEvent = (
+    MessageCame | InvoiceMade | InvoiceFailed | InvoiceSettled | ComputeData | ComputeEnded | ComputeFailed | PeerBack
+)
+SaleEffect = Send | MakeInvoice | CancelInvoice | KeepSale | KeepSent | Compute | StopCompute
+
+
+class Selling:
+    """The machine of one job, whose request was judged.
+
+    ``peer`` is the requester's manifest; the caller replaces it when a later one comes. ``inflight`` returns how many other
+    jobs are quoted or run; ``new_id`` returns 32 random bytes. The caller drops what is expired or comes twice before it gets
+    here, and forgets a job some time after its quote has expired, unless it is paid and runs.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        request: QuoteRequest,
+        *,
+        model: str,
+        sold: SoldModel,
+        peer: Manifest,
+        own: Limits,
+        terms: SaleTerms,
+        inflight: Callable[[], int],
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self.phase = SalePhase.AWAITING_INPUT
+        self.peer = peer
+        self._protocol = protocol
+        self._request = request
+        self._model = model
+        self._sold = sold
+        self._own = own
+        self._terms = terms
+        self._inflight = inflight
+        self._new_id = new_id
+        self._reader: StreamReader | None = None
+        self._body = bytearray()
+        self._stream = False
+        self._draft: tuple[int, int, bytes] | None = None
+        self._asked: JobMessage = request
+        self._quote: QuoteResponse | None = None
+        self._payment_hash = b""
+        self._whole = bytearray()
+        self._result_bytes = 0
+        self._writer: StreamWriter | None = None
+        self._stream_id = b""
+        self._result_expiry = 0
+        self._sent: list[Send] = []
+
+    @classmethod
+    def restore(
+        cls,
+        protocol: Protocol,
+        kept: KeepSale,
+        sent: Sequence[Send],
+        *,
+        sold: SoldModel,
+        peer: Manifest,
+        own: Limits,
+        terms: SaleTerms,
+        inflight: Callable[[], int],
+        new_id: Callable[[], bytes],
+    ) -> "Selling":
+        """Go on with a job after a restart; ``sent`` are the messages of its result that were kept.
+
+        The caller looks its invoice up, and reports ``InvoiceSettled`` if it is paid. A job that had begun to stream cannot be
+        run from its middle: it ends with an error.
+        """
+        made = cls(
+            protocol,
+            kept.request,
+            model=kept.model,
+            sold=sold,
+            peer=peer,
+            own=own,
+            terms=terms,
+            inflight=inflight,
+            new_id=new_id,
+        )
+        made._body = bytearray(kept.body)
+        made._stream = kept.stream
+        made._quote = kept.quote
+        made._payment_hash = kept.payment_hash
+        made._sent = list(sent)
+        made.phase = SalePhase.QUOTED
+        last = read_message(sent[-1].message_type, sent[-1].payload) if sent else None
+        if last is not None and isinstance(last[1], Result | Error):
+            made.phase = SalePhase.DELIVERED
+        return made
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether the job counts for the surcharge of others."""
+        return self.phase in {SalePhase.QUOTED, SalePhase.RUNNING}
+
+    def on(self, now: float, event: SaleEvent) -> list[SaleEffect]:
+        """Take an event. One that does not belong to the phase has no effect."""
+        match event:
+            case MessageCame(message) if isinstance(message, JobMessage) and message.job_id == self._request.job_id:
+                if is_expired(int(now), message.expiry):
+                    return []
+                try:
+                    return self._came(now, message)
+                except (RequestRefused, StreamError) as error:
+                    return [self._error(error.code, error.message, message, now)]
+            case InvoiceMade() | InvoiceFailed() | InvoiceSettled():
+                return self._invoice(now, event)
+            case ComputeData() | ComputeEnded() | ComputeFailed() if self.phase is SalePhase.RUNNING:
+                try:
+                    return self._computed(now, event)
+                except StreamError:
+                    # The peer takes no message that could carry it.
+                    return [StopCompute(), *self._result(now, Status.FAILED, TOO_LONG)]
+            case PeerBack():
+                return list(self._sent)
+        return []
+
+    def _invoice(self, now: float, event: InvoiceMade | InvoiceFailed | InvoiceSettled) -> list[SaleEffect]:
+        match event:
+            case InvoiceMade() if self.phase is SalePhase.PRICED:
+                return self._quoted(now, event)
+            case InvoiceMade(payment_hash=payment_hash) if self.phase is SalePhase.ENDED:
+                return [CancelInvoice(payment_hash)]
+            case InvoiceFailed(reason) if self.phase is SalePhase.PRICED:
+                self.phase = SalePhase.AWAITING_INPUT
+                return [self._error(ErrorCode.PAYMENT_REQUIRED, reason, self._asked, now)]
+            case InvoiceSettled() if self.phase is SalePhase.QUOTED:
+                return self._settled()
+        return []
+
+    def _computed(self, now: float, event: ComputeData | ComputeEnded | ComputeFailed) -> list[SaleEffect]:
+        match event:
+            case ComputeData(data):
+                return self._data(now, data) if data else []
+            case ComputeEnded():
+                return self._finished(now)
+            case ComputeFailed(code, message):
+                return self._failed(code, message)
+
+    def _came(self, now: float, message: JobMessage) -> list[SaleEffect]:
+        match message:
+            case StreamBegin(stream_kind=StreamKind.INPUT):
+                judge_begin(message, self._own.max_stream_bytes)
+                if self.phase is not SalePhase.AWAITING_INPUT:
+                    raise RequestRefused(ErrorCode.INVALID_STATE, "job not awaiting input")
+                self._reader = StreamReader(message, max_bytes=self._own.max_stream_bytes)
+                self._body.clear()
+            case StreamChunk() if self._reader is not None and self.phase is SalePhase.AWAITING_INPUT:
+                self._body += self._reader.chunk(message)
+            case StreamEnd() if self._reader is not None:
+                if self.phase is SalePhase.AWAITING_INPUT and self._reader.end(message):
+                    return self._priced(now, message)
+            case StreamEnd():
+                raise RequestRefused(ErrorCode.INVALID_STATE, "no input stream for job")
+            case Cancel():
+                return self._cancelled(now)
+            case QuoteRequest():
+                return self._repeated(now, message)
+        return []
+
+    def _priced(self, now: float, end: StreamEnd) -> list[SaleEffect]:
+        request, body = self._request, bytes(self._body)
+        judged = judge_input(request.task_kind, self._model, self._sold, body)
+        try:
+            price = price_msat(
+                self._sold.price,
+                request_bytes=len(body),
+                output_tokens=judged.output_tokens,
+                inflight=self._inflight(),
+                surge=self._terms.surge,
+            )
+        except PriceTooHigh:
+            raise RequestRefused(ErrorCode.RATE_LIMITED, "price overflow") from None
+        if price < 1:
+            raise RequestRefused(ErrorCode.PAYMENT_REQUIRED, "price must be > 0")
+        expiry = int(now) + self._terms.ttl_s
+        terms = Terms(
+            protocol_version=request.protocol_version,
+            job_id=request.job_id,
+            price_msat=price,
+            quote_expiry=expiry,
+            task_kind=request.task_kind,
+            request_sha256=sha256(body).digest(),
+            params_sha256=hash_params(self._protocol, request.params),
+            request_bytes=len(body),
+            content_type=JSON,
+            content_encoding=IDENTITY,
+        )
+        digest = hash_terms(self._protocol, terms)
+        self._stream, self._draft, self._asked = judged.stream, (price, expiry, digest), end
+        self.phase = SalePhase.PRICED
+        return [MakeInvoice(digest, price, self._terms.invoice_expiry_s)]
+
+    def _quoted(self, now: float, invoice: InvoiceMade) -> list[SaleEffect]:
+        if self._draft is None:
+            raise AssertionError("a job that is priced has a price")
+        price, expiry, digest = self._draft
+        quote = QuoteResponse(
+            **self._envelope(expiry),
+            price_msat=price,
+            quote_expiry=expiry,
+            terms_hash=digest,
+            payment_request=invoice.payment_request,
+        )
+        message = self._message(quote)
+        if len(message.payload) > min(self.peer.max_payload_bytes, MAX_PAYLOAD_BYTES):
+            self.phase = SalePhase.AWAITING_INPUT
+            name = "quote_response" if self._protocol is Protocol.V02 else "quote"
+            problem = f"{name} exceeds remote max_payload_bytes"
+            refusal = self._error(ErrorCode.PAYLOAD_TOO_LARGE, problem, self._asked, now)
+            return [CancelInvoice(invoice.payment_hash), refusal]
+        self.phase = SalePhase.QUOTED
+        self._quote, self._payment_hash = quote, invoice.payment_hash
+        kept = KeepSale(self._request, self._model, bytes(self._body), self._stream, quote, invoice.payment_hash)
+        return [kept, message]
+
+    def _settled(self) -> list[SaleEffect]:
+        self.phase = SalePhase.RUNNING
+        if self._sent:
+            return self._failed(ErrorCode.RATE_LIMITED, "backend unavailable: interrupted by a restart")
+        return [Compute(self._request.task_kind, self._model, bytes(self._body), self._stream)]
+
+    def _data(self, now: float, data: bytes) -> list[SaleEffect]:
+        self._result_bytes += len(data)
+        room = min(self.peer.max_stream_bytes, self.peer.max_job_bytes - len(self._body))
+        if self._result_bytes > room:
+            return [StopCompute(), *self._result(now, Status.FAILED, TOO_LONG)]
+        if not self._stream:
+            self._whole += data
+            return []
+        messages: list[Send] = []
+        if self._writer is None:
+            messages.append(Send(*self._begin(now, SSE).begin()))
+        return self._keep([*messages, *self._cut(data)])
+
+    def _finished(self, now: float) -> list[SaleEffect]:
+        messages: list[Send] = []
+        whole = bytes(self._whole)
+        if self._writer is None and self._stream:
+            messages.append(Send(*self._begin(now, SSE).begin()))
+        elif self._writer is None:
+            begin = self._begin(now, JSON).begin(total_len=len(whole), sha256=sha256(whole).digest())
+            messages += [Send(*begin), *self._cut(whole)]
+        writer = self._opened
+        digest = writer.digest
+        messages.append(Send(*writer.end()))
+        result = Result(
+            **self._envelope(self._result_expiry),
+            status=Status.OK,
+            stream_id=self._stream_id,
+            sha256=digest,
+            total_len=writer.sent_bytes,
+            content_type=SSE if self._stream else JSON,
+            content_encoding=IDENTITY,
+        )
+        self.phase = SalePhase.DELIVERED
+        self._whole.clear()
+        return self._keep([*messages, self._message(result)])
+
+    def _failed(self, code: ErrorCode, message: str) -> list[SaleEffect]:
+        """Tell the peer that its paid job failed: the error lives as long as the quote."""
+        self.phase = SalePhase.ENDED
+        expiry = self._quote.quote_expiry if self._quote is not None else self._request.expiry
+        return self._keep(
+            [self._message(Error(**self._envelope(expiry), code=code.number(self._protocol), message=message))]
+        )
+
+    def _cancelled(self, now: float) -> list[SaleEffect]:
+        """Stop the job, make its invoice unpayable, and answer: a requester waits for its result otherwise."""
+        phase = self.phase
+        if phase in {SalePhase.DELIVERED, SalePhase.ENDED}:
+            return []
+        self.phase = SalePhase.ENDED
+        if phase is SalePhase.AWAITING_INPUT:
+            self._reader = None
+            return []
+        if phase is SalePhase.PRICED:
+            return []
+        stop: SaleEffect = CancelInvoice(self._payment_hash) if phase is SalePhase.QUOTED else StopCompute()
+        return [stop, *self._result(now, Status.CANCELLED, "cancelled")]
+
+    def _repeated(self, now: float, request: QuoteRequest) -> list[SaleEffect]:
+        """Answer a repeated request with the stored quote, and with what was sent of the result: nothing runs twice."""
+        if self._quote is not None and self._quote.quote_expiry < now:
+            raise RequestRefused(ErrorCode.QUOTE_EXPIRED, "quote expired")
+        if (request.task_kind, request.params) != (self._request.task_kind, self._request.params):
+            raise RequestRefused(ErrorCode.PAYMENT_INVALID, "quote_request mismatch for job")
+        if self._quote is None:
+            return []
+        return [self._message(self._quote), *self._sent]
+
+    def _result(self, now: float, status: Status, message: str) -> list[SaleEffect]:
+        self.phase = SalePhase.ENDED
+        expiry = self._result_expiry or int(now) + self._terms.ttl_s
+        return self._keep([self._message(Result(**self._envelope(expiry), status=status, message=message))])
+
+    def _begin(self, now: float, content_type: str) -> StreamWriter:
+        self._stream_id = self._new_id()
+        self._result_expiry = int(now) + self._terms.ttl_s
+        self._writer = StreamWriter(
+            self._protocol,
+            protocol_version=self._request.protocol_version,
+            job_id=self._request.job_id,
+            expiry=self._result_expiry,
+            stream_id=self._stream_id,
+            kind=StreamKind.RESULT,
+            content_type=content_type,
+            max_payload_bytes=self.peer.max_payload_bytes,
+            new_id=self._new_id,
+        )
+        return self._writer
+
+    @property
+    def _opened(self) -> StreamWriter:
+        if self._writer is None:
+            raise AssertionError("the result's stream has begun")
+        return self._writer
+
+    def _cut(self, data: bytes) -> list[Send]:
+        return [Send(*one) for one in self._opened.chunks(data)]
+
+    def _keep(self, messages: list[Send]) -> list[SaleEffect]:
+        self._sent += messages
+        return [KeepSent(tuple(messages)), *messages]
+
+    def _error(self, code: ErrorCode, text: str, asked: JobMessage, now: float) -> Send:
+        """Return a refusal in the envelope of the message that it answers."""
+        expiry = asked.expiry or int(now) + self._terms.ttl_s
+        return self._message(Error(**self._envelope(expiry), code=code.number(self._protocol), message=text))
+
+    def _envelope(self, expiry: int) -> dict[str, Any]:
+        request = self._request
+        return {
+            "protocol_version": request.protocol_version,
+            "job_id": request.job_id,
+            "msg_id": self._new_id(),
+            "expiry": expiry,
+        }
+
+    def _message(self, message: Message) -> Send:
+        return Send(*write_message(self._protocol, message))
