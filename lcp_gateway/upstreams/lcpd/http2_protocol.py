@@ -208,10 +208,11 @@ class Http2Connection:
         stream_id, self._next_id = self._next_id, self._next_id + 2
         self._last_id = stream_id
         stream = self._streams[stream_id] = _Stream(self._peer_window, memoryview(body))
-        parts = [header_block[at : at + _MAX_FRAME_BYTES] for at in range(0, len(header_block), _MAX_FRAME_BYTES)]
-        for number, part in enumerate(parts, start=1):
-            kind = _HEADERS if number == 1 else _CONTINUATION
-            self._output.append(_frame(kind, _END_HEADERS if number == len(parts) else 0, stream_id, part))
+        kind, size = _HEADERS, len(header_block)
+        for at in range(0, size, _MAX_FRAME_BYTES):
+            end = at + _MAX_FRAME_BYTES
+            self._output.append(_frame(kind, _END_HEADERS if end >= size else 0, stream_id, header_block[at:end]))
+            kind = _CONTINUATION
         self._send(stream_id, stream)
         return stream_id
 
