@@ -251,7 +251,10 @@ class Buying:
         self._reader: StreamReader | None = None
         self._result: Result | None = None
         self._early: Ended | None = None
-        self._repeat = False
+        self._gap: Ended | None = None
+        self._restored = False
+        self._asked_again = False
+        self._unwanted = False
 
     @classmethod
     def restore(
@@ -282,7 +285,7 @@ class Buying:
         made._new_id = new_id
         made._quote = kept.quote
         made.phase = Phase.PAYING
-        made._repeat = True
+        made._restored = True
         return made
 
     def on(self, now: float, event: BuyingEvent) -> list[BuyingEffect]:
@@ -365,11 +368,31 @@ class Buying:
                 try:
                     return self._received(now, message)
                 except StreamError as error:
-                    number = error.code.number(self._protocol)
-                    return self._over(
-                        Ended(Outcome.ERROR, paid=True, message=error.message, number=number, code=error.code)
-                    )
+                    return self._broken(now, message, error)
         return []
+
+    def _broken(self, now: float, message: JobMessage, error: StreamError) -> list[BuyingEffect]:
+        """End with a stream's fault; but one that only lacks chunks is asked for again, and may still become whole."""
+        number = error.code.number(self._protocol)
+        ended = Ended(Outcome.ERROR, paid=True, message=error.message, number=number, code=error.code)
+        received = self._reader.received_bytes if self._reader is not None else 0
+        cut_short = isinstance(message, StreamEnd) and message.total_len > received
+        if not cut_short and error.code is not ErrorCode.CHUNK_OUT_OF_ORDER:
+            return self._over(ended)
+        self._gap = self._gap or ended
+        return self._ask_again(now) if self.phase is Phase.RECEIVING else []
+
+    def _ask_again(self, now: float) -> list[BuyingEffect]:
+        """Repeat the request, once: same job, kind and params under a new msg_id, and no input.
+
+        A seller answers with its stored quote and its result: ours sends the same again, lcpd-grpcd runs the job again unless it
+        still runs.
+        """
+        if self._asked_again or self._unwanted or now >= self._agreed.quote_expiry:
+            return []
+        self._asked_again = True
+        self._expiry = int(now) + MESSAGE_LIFE_S
+        return [self._request()]
 
     def _refused(self, error: Error) -> list[BuyingEffect]:
         """End with the seller's error. Before the payment it ends the job: nothing is paid for one that the seller gave up."""
@@ -430,12 +453,9 @@ class Buying:
         if self._early is not None:
             self._finish()
             return [self._early]
-        effects: list[BuyingEffect] = []
         started = self._reader is not None
-        if self._repeat and not started and now < self._agreed.quote_expiry:
-            # Same job, kind and params under a new msg_id, and no input: the seller answers with its stored quote.
-            self._expiry = int(now) + MESSAGE_LIFE_S
-            effects.append(self._request())
+        lost = self._gap is not None or (self._restored and not started)
+        effects = self._ask_again(now) if lost else []
         return [*effects, self._wait(now + (self._patience.idle_s if started else self._patience.first_byte_s))]
 
     def _received(self, now: float, message: JobMessage) -> list[BuyingEffect]:
@@ -478,6 +498,7 @@ class Buying:
         cancel = self._cancel_message(now, reason)
         if self.phase in {Phase.PAYING, Phase.RECEIVING}:
             # The money may be gone: what the seller still sends is the outcome.
+            self._unwanted = True
             return [cancel]
         return [cancel, *self._end(Outcome.CANCELLED, reason)]
 
@@ -504,6 +525,10 @@ class Buying:
             case Phase.QUOTED:
                 return self._end(Outcome.EXPIRED, "quote expired")
             case Phase.RECEIVING:
+                if again := self._ask_again(now):
+                    return [*again, self._wait(now + self._patience.idle_s)]
+                if self._gap is not None:
+                    return self._over(self._gap)
                 return self._end(Outcome.SILENT, "no result in time", paid=True)
         return []
 

@@ -256,9 +256,9 @@ def test_silence_ends_each_phase():
     machine, _ = _paid()
     machine.on(NOW + 299, MessageCame(_stream()[0]))
     assert machine.on(NOW + 358, TimerFired()) == []
-    assert _ended(machine.on(NOW + 359, TimerFired())) == [
-        Ended(Outcome.SILENT, paid=True, message="no result in time")
-    ]
+    effects = machine.on(NOW + 359, TimerFired())
+    assert not _sent(effects), "the quote has expired: nothing can be asked again"
+    assert _ended(effects) == [Ended(Outcome.SILENT, paid=True, message="no result in time")]
 
 
 def test_what_comes_before_the_payment_is_known_waits_for_it():
@@ -294,6 +294,34 @@ def test_an_interrupted_stream_goes_on_where_it_was_and_another_one_only_before_
     effects = _told(machine, NOW, *map(MessageCame, _stream(b"t" * 32)))
     assert not any(isinstance(one, ResultHead) for one in effects)
     assert _ended(effects)[0].outcome is Outcome.DELIVERED
+
+
+def test_a_paid_result_that_lacks_something_is_asked_for_again_once():
+    begin, first, second, end, result = _stream()
+    machine, _ = _paid()
+    effects = _told(machine, NOW, *map(MessageCame, (begin, second)))
+    (request,) = _sent(effects)
+    assert isinstance(request, QuoteRequest) and request.job_id == JOB_ID
+    effects = _told(machine, NOW, *map(MessageCame, (_quote(), *_stream())))
+    assert not _sent(effects)
+    assert _ended(effects) == [Ended(Outcome.DELIVERED, paid=True)]
+
+    machine, _ = _paid()
+    effects = _told(machine, NOW, *map(MessageCame, (begin, first, end, result)))
+    assert len(_sent(effects)) == 1 and not _ended(effects)
+    assert machine.on(NOW + 59, TimerFired()) == []
+    (ended,) = machine.on(NOW + 60, TimerFired())
+    assert (ended.outcome, ended.message, ended.number) == (Outcome.ERROR, "stream total_len mismatch", 12)
+
+    machine, _ = _paid()
+    _told(machine, NOW, MessageCame(begin))
+    effects = machine.on(NOW + 60, TimerFired())
+    assert len(_sent(effects)) == 1 and not _ended(effects)
+    assert _ended(machine.on(NOW + 120, TimerFired()))[0].outcome is Outcome.SILENT
+
+    machine, _ = _paid()
+    _told(machine, NOW, MessageCame(begin), CancelJob())
+    assert not _sent(machine.on(NOW + 60, TimerFired()))
 
 
 def test_a_cancel_before_the_payment_ends_the_job_and_a_later_one_leaves_the_outcome_to_the_seller():

@@ -22,6 +22,7 @@ from lcp_gateway.node.lcp.buying import (
     Pay,
     PaymentFailed,
     PaymentSettled,
+    Phase,
     Quoted,
 )
 from lcp_gateway.node.lcp.effects import MessageCame, Send, TimerFired
@@ -50,6 +51,9 @@ OTHERWISE = {
     "hand provider: result wrong hash at begin": (Outcome.ERROR, "the head's hash is checked"),
     "hand provider: result other stream id in result": (Outcome.ERROR, "the result's stream is checked"),
 }
+ASKED_AGAIN = {"hand provider: result chunks out of order"}
+"""A stream that lacks something is asked for again, and judged when nothing more comes."""
+
 NOT_PAID_HERE = {"cancel before payment, then accept anyway", "hand provider: error between quote and accept"}
 DEAF = "lnd of the requester ends its streams (as on a clean restart)"
 
@@ -153,7 +157,9 @@ class Replay:
             self.seen = list(self.effects)
             self.on(self.started + 100_000, TimerFired())
         else:
-            self.seen = self.effects
+            self.seen = list(self.effects)
+            if self.machine.phase is Phase.RECEIVING:
+                self.on(self.started + 100_000, TimerFired())
 
     def _live(self, now, recorded):
         if "settled" in recorded:
@@ -222,6 +228,9 @@ def test_a_job_is_bought_again_byte_for_byte(protocol, dialogue, happened):
     if outcome in NOT_PAID_OUTCOMES:
         # The seller is told that nothing will be paid.
         assert isinstance(read_message(*sent[-1])[1], Cancel)
+        sent.pop()
+    if name in ASKED_AGAIN:
+        assert isinstance(read_message(*sent[-1])[1], QuoteRequest)
         sent.pop()
     assert sent == expected
 
