@@ -5,8 +5,11 @@ import { html, useState } from "../html.js";
 import { Amount, Dialog, Empty, Field, Figure, FormError, Go, Head, Id, Loaded, Name, Panel, Problem, Select, Sum, Table, Time, Tone, useForm } from "../ui.js";
 import { Resolve } from "./activity.js";
 
+const EVERY_MS = 10_000;
+
 export default function Money({ ctx }) {
-  const overview = useLoad("/api/admin/overview", { live: ["purchase", "topup"] });
+  // No event tells of lnd and its channels.
+  const overview = useLoad("/api/admin/overview", { live: ["purchase", "topup"], every: EVERY_MS });
   return html`
     <${Head} title="Money" />
     <div class="stack">
@@ -25,7 +28,7 @@ function Solvency({ data }) {
     ${solvency.known && !solvency.is_solvent && html`<p class="strip" role="alert"><strong>The node holds less than customers are owed.</strong> Add funds to its channels before you sell more.</p>`}
     <dl class="figures">
       <${Figure} name="Owed to customers" note=${customers && plural(customers.accounts, "account")}><${Sum} msat=${solvency.owed_msat} /><//>
-      <${Figure} name="In the node's channels" note=${solvency.known ? "local balance of lnd" : "no lnd is configured (lnd_grpc_addr), or it does not answer"}>
+      <${Figure} name="In the node's channels" note=${solvency.known ? "local balance of lnd" : data.lnd ? `lnd does not answer${data.lnd.problem ? `: ${data.lnd.problem}` : ""}` : "no lnd is configured (lnd_grpc_addr)"}>
         ${solvency.known ? html`<${Sum} msat=${solvency.local_balance_msat} />` : html`<span class="none">not known</span>`}<//>
       <${Figure} name="Covered" note="what is owed, against the channels">
         ${solvency.known ? html`<${Tone} tone=${solvency.is_solvent ? "good" : "bad"}>${solvency.is_solvent ? "yes" : "no"}<//>` : html`<span class="none">not known</span>`}<//>

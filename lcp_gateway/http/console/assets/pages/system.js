@@ -9,7 +9,7 @@ const EVERY_MS = 10_000;
 export default function System({ ctx }) {
   const health = useLoad("/readyz", { read: readHealth, live: ["health", "catalog"], every: EVERY_MS });
   // Behind a proxy /readyz says no more than the status: the tasks are in the operator's overview too.
-  const overview = useLoad("/api/admin/overview", { live: ["health"] });
+  const overview = useLoad("/api/admin/overview", { live: ["health"], every: EVERY_MS });
   return html`
     <${Head} title="System" note=${`lcp-gateway ${ctx.info.version}${ctx.info.network ? ` on ${ctx.info.network}` : ""}`} />
     <${Loaded} from=${health}>${(said) => {
