@@ -4,6 +4,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from lcp_gateway.accounts.callers import WHOLE_VIEW, Caller, KeyRules, Scope, View, view_of
+from lcp_gateway.http.authentication import ANONYMOUS, LOCAL
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.permissions import check_may_buy, check_permission, scopes_for
 
@@ -58,6 +59,17 @@ def test_a_route_needs_one_of_its_scopes(method, path, scopes):
             assert (caught.value.status, caught.value.code) == (403, "missing_scope")
     with pytest.raises(ApiError):
         check_permission(caller(), request)
+
+
+@pytest.mark.parametrize("path", ["/api/purchases", "/api/purchases/00", "/api/usage", "/api/budgets", "/api/events"])
+def test_without_keys_only_the_user_of_this_machine_reads_records(path):
+    """On a network all clients without a key are one caller, and each would see what the others bought."""
+    request = make_mocked_request("GET", path)
+    check_permission(LOCAL, request)
+    with pytest.raises(ApiError) as caught:
+        check_permission(ANONYMOUS, request)
+    assert caught.value.status == 403 and "loopback" in caught.value.message
+    check_permission(ANONYMOUS, make_mocked_request("GET", "/api/models"))
 
 
 def test_who_manages_or_administers_reads_offers_and_does_not_buy():
