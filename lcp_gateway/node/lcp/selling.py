@@ -7,7 +7,6 @@ result that was sent can be sent again, with the same stream and the same cuts.
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -35,8 +34,26 @@ from lcp_gateway.node.lcp.messages import (
     StreamEnd,
     StreamKind,
 )
-from lcp_gateway.node.lcp.pricing import NO_SURGE, PriceTooHigh, Surge, price_msat
+from lcp_gateway.node.lcp.pricing import PriceTooHigh, price_msat
 from lcp_gateway.node.lcp.replay import is_expired
+from lcp_gateway.node.lcp.selling_events import (
+    CancelInvoice,
+    Compute,
+    ComputeData,
+    ComputeEnded,
+    ComputeFailed,
+    InvoiceFailed,
+    InvoiceMade,
+    InvoiceSettled,
+    KeepSale,
+    KeepSent,
+    MakeInvoice,
+    PeerBack,
+    SaleEffect,
+    SaleEvent,
+    SaleTerms,
+    StopCompute,
+)
 from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, read_message, write_message
 from lcp_gateway.node.lcp.terms import Terms, hash_params, hash_terms
 
@@ -55,121 +72,6 @@ class SalePhase(enum.StrEnum):
     DELIVERED = "delivered"
     ENDED = "ended"
     """Cancelled, or failed: nothing more is sent but the same answer again."""
-
-
-@dataclass(frozen=True, slots=True)
-class SaleTerms:
-    """How long quotes live, how much sooner their invoices end, and the surcharge; seconds."""
-
-    ttl_s: int = 300
-    invoice_slack_s: int = 5
-    surge: Surge = NO_SURGE
-
-    @property
-    def invoice_expiry_s(self) -> int:
-        """Return how long an invoice is payable: not longer than its quote."""
-        return max(1, self.ttl_s - self.invoice_slack_s if self.ttl_s > self.invoice_slack_s else self.ttl_s)
-
-
-@dataclass(frozen=True, slots=True)
-class InvoiceMade:
-    """The invoice that was asked for."""
-
-    payment_request: str
-    payment_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class InvoiceFailed:
-    """No invoice could be made. ``reason`` goes to the peer."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class InvoiceSettled:
-    """The job's invoice is paid."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeData:
-    """Bytes of the backend's result."""
-
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeEnded:
-    """The backend's result is whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeFailed:
-    """The backend has no result, or broke off. The message goes to the peer."""
-
-    code: ErrorCode
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PeerBack:
-    """The peer is connected again, and both manifests have gone: what was sent before may be lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class MakeInvoice:
-    """Make an invoice over the price with the terms hash as its description hash."""
-
-    description_hash: bytes
-    price_msat: int
-    expiry_s: int
-
-
-@dataclass(frozen=True, slots=True)
-class CancelInvoice:
-    """Make an unpaid invoice unpayable."""
-
-    payment_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class KeepSale:
-    """Make a job durable before its quote goes out: ``Selling.restore`` goes on from it."""
-
-    request: QuoteRequest
-    model: str
-    body: bytes
-    stream: bool
-    quote: QuoteResponse
-    payment_hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class KeepSent:
-    """Make messages of a result durable before they are sent."""
-
-    messages: tuple[Send, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Compute:
-    """Run the job at the backend."""
-
-    task_kind: str
-    model: str
-    body: bytes
-    stream: bool
-
-
-@dataclass(frozen=True, slots=True)
-class StopCompute:
-    """Stop the job at the backend."""
-
-
-SaleEvent = (
-    MessageCame | InvoiceMade | InvoiceFailed | InvoiceSettled | ComputeData | ComputeEnded | ComputeFailed | PeerBack
-)
-SaleEffect = Send | MakeInvoice | CancelInvoice | KeepSale | KeepSent | Compute | StopCompute
 
 
 class Selling:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcp_gateway.node.lcp.buying import (
+from lcp_gateway.node.lcp.buying import Buying, Phase
+from lcp_gateway.node.lcp.buying_events import (
     Accept,
     Ask,
-    Buying,
     CancelJob,
     Ended,
     KeepPurchase,
@@ -18,7 +18,6 @@ from lcp_gateway.node.lcp.buying import (
     Pay,
     PaymentFailed,
     PaymentSettled,
-    Phase,
     Quoted,
     ResultData,
 )
@@ -27,7 +26,8 @@ from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest
 from lcp_gateway.node.lcp.messages import CHAT, Protocol, QuoteRequest
 from lcp_gateway.node.lcp.pricing import TokenPrice
-from lcp_gateway.node.lcp.selling import (
+from lcp_gateway.node.lcp.selling import Selling
+from lcp_gateway.node.lcp.selling_events import (
     CancelInvoice,
     Compute,
     ComputeData,
@@ -39,7 +39,6 @@ from lcp_gateway.node.lcp.selling import (
     MakeInvoice,
     PeerBack,
     SaleTerms,
-    Selling,
     StopCompute,
 )
 from lcp_gateway.node.lcp.table import read_message, write_params

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcp_gateway.node.lcp.buying import (
+from lcp_gateway.node.lcp.buying import Buying, Phase
+from lcp_gateway.node.lcp.buying_events import (
     Accept,
     Ask,
-    Buying,
     CancelJob,
     Ended,
     KeepPurchase,
@@ -18,7 +18,6 @@ from lcp_gateway.node.lcp.buying import (
     Pay,
     PaymentFailed,
     PaymentSettled,
-    Phase,
     Quoted,
     ResultData,
     ResultHead,

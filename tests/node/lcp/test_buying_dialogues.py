@@ -10,10 +10,10 @@ from collections import defaultdict
 import pytest
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.node.lcp.buying import (
+from lcp_gateway.node.lcp.buying import Buying, Phase
+from lcp_gateway.node.lcp.buying_events import (
     Accept,
     Ask,
-    Buying,
     CancelJob,
     Ended,
     Order,
@@ -22,7 +22,6 @@ from lcp_gateway.node.lcp.buying import (
     Pay,
     PaymentFailed,
     PaymentSettled,
-    Phase,
     Quoted,
 )
 from lcp_gateway.node.lcp.effects import MessageCame, Send, TimerFired

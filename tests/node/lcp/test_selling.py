@@ -27,7 +27,8 @@ from lcp_gateway.node.lcp.messages import (
     StreamKind,
 )
 from lcp_gateway.node.lcp.pricing import TokenPrice
-from lcp_gateway.node.lcp.selling import (
+from lcp_gateway.node.lcp.selling import SalePhase, Selling
+from lcp_gateway.node.lcp.selling_events import (
     CancelInvoice,
     Compute,
     ComputeData,
@@ -40,9 +41,7 @@ from lcp_gateway.node.lcp.selling import (
     KeepSent,
     MakeInvoice,
     PeerBack,
-    SalePhase,
     SaleTerms,
-    Selling,
     StopCompute,
 )
 from lcp_gateway.node.lcp.table import read_message, write_params

@@ -28,7 +28,8 @@ from lcp_gateway.node.lcp.messages import (
     StreamEnd,
 )
 from lcp_gateway.node.lcp.pricing import Surge, TokenPrice, price_msat
-from lcp_gateway.node.lcp.selling import (
+from lcp_gateway.node.lcp.selling import Selling
+from lcp_gateway.node.lcp.selling_events import (
     ComputeData,
     ComputeEnded,
     ComputeFailed,
@@ -36,7 +37,6 @@ from lcp_gateway.node.lcp.selling import (
     InvoiceSettled,
     MakeInvoice,
     SaleTerms,
-    Selling,
 )
 from lcp_gateway.node.lcp.table import read_message, write_params
 from tests.support import lcp_vectors
