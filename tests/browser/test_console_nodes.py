@@ -9,16 +9,17 @@ import pytest_asyncio
 from playwright.async_api import expect
 
 from tests.browser.console_fixtures import SHOP, People
+from tests.browser.test_console_look import TOO_WIDE, VIOLATIONS
 from tests.support.console import ADMIN_KEY, Api, Customer, make_customer, rows_of, sats
 from tests.support.forked import start_module
 from tests.support.gateway import clean_environment, gateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.node_thread import eventually
+from tests.support.tools import require_js_package
 
 pytestmark = pytest.mark.xdist_group("browser")
 
 MODEL = "model-of-olga"
-TOO_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 
 
 @pytest.fixture(scope="module")
@@ -276,3 +277,19 @@ async def test_pages_of_nodes_and_withdrawals_fit_a_phone(guests, olga):
                 await visiting.open(path)
                 await expect(visiting.page.get_by_text("Loading…")).to_have_count(0)
                 assert not await visiting.page.evaluate(TOO_WIDE), path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_axe_finds_nothing_on_pages_of_nodes_and_withdrawals(guests, olga, scheme):
+    axe = (require_js_package("axe-core") / "axe.min.js").read_text()
+    node = olga.api.get("/api/nodes")["data"][0]["id"]
+    of_operator = ("nodes", "withdrawals", f"customers/{olga.id}")
+    for key, pages in ((olga.sign_in_key, ("nodes", f"nodes/{node}", "wallet")), (ADMIN_KEY, of_operator)):
+        async with guests.visit(key, color_scheme=scheme) as visiting:
+            await visiting.open()
+            await visiting.page.evaluate(axe)
+            for path in pages:
+                await visiting.go(path)
+                await expect(visiting.page.locator("main h1")).to_be_visible()
+                await expect(visiting.page.get_by_text("Loading…")).to_have_count(0)
+                assert await visiting.page.evaluate(VIOLATIONS) == [], path
