@@ -16,8 +16,8 @@ _WAIT_S: Final = 5.0
 _PAUSE_S: Final = 0.5
 _NAME: Final = b"events"
 _LEARNT: Final = b"learnt"
-# Decrypting and taking in a message costs every worker as much as a good part of a request.
-_BATCH_S: Final = 0.05
+# Short: another worker should not pay a peer that has just failed.
+_BATCH_S: Final = 0.005
 
 OnEvent = Callable[[bytes], None]
 

@@ -102,7 +102,7 @@ async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_o
     first, second = own_claim(), own_claim()
     assert await a.take(first, b"") is None
     claim = _Claim(a, Encryption(b"s" * 32), first, 60.0, 1_000, start_unsupervised)
-    claim._renewing.cancel()
+    claim._timer.cancel()
     await asyncio.sleep(2 * a.lease_s)
     renew = a._renew
 
