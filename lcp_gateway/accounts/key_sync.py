@@ -62,8 +62,12 @@ class KeySync:
         self._soon.set()
 
     async def changed(self) -> None:
-        """Read the keys that changed, after a change that was made here."""
-        await self.refresh()
+        """Read the keys that changed, after a change that was made here.
+
+        A database that has gone away since does not undo the change: ``run`` reads it later, and meanwhile the keys grow stale.
+        """
+        with suppress(*self._unavailable):
+            await self.refresh()
         self.on_change()
 
     def use(self, static_keys: Iterable[str], stale_s: float) -> None:

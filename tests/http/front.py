@@ -228,11 +228,11 @@ async def front(
             accounts=bank.accounts,
             ledger=bank.ledger,
             actions=bank.acts,
-            on_key_change=key_sync.refresh,
+            on_key_change=key_sync.changed,
             read_timeout_s=5,
         ),
         refunds=RefundRoutes(Refunds(bank.database), on_decision=lambda _decision: None, read_timeout_s=5),
-        keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.refresh, read_timeout_s=5),
+        keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.changed, read_timeout_s=5),
         nodes=NodeRoutes(nodes, terms=NodeTermsCache(nodes, 100_000), connections=dict, read_timeout_s=5),
     )
     authenticator = AccountAuthenticator(

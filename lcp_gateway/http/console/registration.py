@@ -1,4 +1,4 @@
-"""POST /api/register: a person opens an account by itself, with a key that is shown once."""
+"""POST /api/register: a person opens an account without the operator, with a key that is shown once."""
 
 import contextlib
 from collections.abc import Awaitable, Callable
@@ -78,10 +78,10 @@ class RegistrationRoutes:
                 },
                 status=201,
             )
-            # The key is shown in this response and never again: it goes out, whatever happens to the database now.
-            with contextlib.suppress(*self._unavailable):
-                if "Origin" in request.headers:
+            await self._on_key_change()
+            if "Origin" in request.headers:
+                # The key is shown in this response and never again: it goes out, whatever happens to the database now.
+                with contextlib.suppress(*self._unavailable):
                     made = await desk.sessions.begin(key.record.caller)
                     await desk.hand_over(request, response, form, made)
-                await self._on_key_change()
         return response

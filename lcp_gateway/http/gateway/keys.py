@@ -1,6 +1,6 @@
 """Keys of accounts and agents' tokens: /api/account/keys for their holders, /api/admin/keys for the operator."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -29,8 +29,10 @@ from lcp_gateway.purchase.money import Msat, Period
 from lcp_gateway.purchase.records import KeyUse, PurchaseBooks
 
 _SCOPES: Final = frozenset(scope.value for scope in Scope)
-# Who manages an account may give these, and beside them what its own key has: it cannot come to withdraw by a key that it makes.
+# A key that manages an account may give these, and beside them what it has itself: it cannot come to withdraw by a key that it makes.
 _GIVEN_BY_CUSTOMERS: Final = frozenset({Scope.INFERENCE, Scope.WALLET, Scope.ACCOUNT, Scope.NODE})
+_NO_KEY: Final = "key_none"
+"""No key has this id: its use is that of a new key."""
 # The limit of requests and jobs is a number, all others are amounts.
 _AMOUNTS: Final = frozenset({"max_price_msat", "budget_hour_msat", "budget_day_msat", "budget_month_msat"})
 
@@ -47,7 +49,7 @@ class KeyRoutes:
         read_timeout_s: float,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """``on_change`` makes this process reload the keys, so that a revoked one is refused at once.
+        """``on_change`` makes this process reload the keys, so that a revoked one is refused at once; it raises nothing.
 
         ``books`` tell how keys are used.
         """
@@ -108,7 +110,7 @@ class KeyRoutes:
     async def _own(self, request: web.Request) -> KeyRecord:
         account_id = account_of(request)
         record = await self._keys.get(read_id(request))
-        # Another account's key is told as one that there is not.
+        # The key of another account is answered as an id that no key has.
         return _found(record if record is not None and record.account_id == account_id else None)
 
     # -- both -----------------------------------------------------------------------------------------
@@ -119,12 +121,14 @@ class KeyRoutes:
         kind = _read_kind(fields)
         rules = _read_rules(fields, KeyRules(), scopes)
         fields.done()
+        # Read before the key is made: its text is in this response and nowhere else, so nothing may fail after that.
+        unused = (await self._use([_NO_KEY]))[_NO_KEY]
         with account_errors():
             made = await self._keys.create(
                 account_id, name=name, actor=actor_of(request), at=self._now(), rules=rules, kind=kind
             )
         await self._on_change()
-        (document,) = await self._documents([made.record])
+        document = _document(made.record, unused)
         document["key"] = made.text
         if kind is KeyKind.AGENT:
             document["agent_path"] = f"/api/agent/{made.text}/v1"
@@ -158,9 +162,13 @@ class KeyRoutes:
         return await self._one(record)
 
     async def _documents(self, records: Sequence[KeyRecord]) -> "Sequence[dict[str, object]]":
-        now = self._now()
-        use = {} if self._books is None else await self._books.key_use([record.id for record in records], now)
-        return [_document(record, use.get(record.id, KeyUse())) for record in records]
+        use = await self._use([record.id for record in records])
+        return [_document(record, use[record.id]) for record in records]
+
+    async def _use(self, key_ids: Sequence[str]) -> Mapping[str, KeyUse]:
+        if self._books is None:
+            return dict.fromkeys(key_ids, KeyUse())
+        return await self._books.key_use(key_ids, self._now())
 
 
 def _grantable(request: web.Request) -> frozenset[str]:

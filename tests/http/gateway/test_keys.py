@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from lcp_gateway.accounts.callers import Scope
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.front import ADMIN_KEY, front
 from tests.http.gateway.bought import make_history
 
@@ -56,6 +57,43 @@ async def test_a_customer_makes_lists_changes_and_revokes_its_keys(gateway):
     assert (again.status, again.code) == (409, "key_revoked")
 
 
+@pytest.mark.parametrize("by", ["a customer", "the operator"])
+async def test_a_new_key_is_shown_even_if_the_database_goes_away_right_after(gateway, monkeypatch, by):
+    """Its text is in one response only: an error in its place would leave a key that works and that its holder never saw."""
+    bank, write = gateway.bank, gateway.bank.database.write
+
+    async def away(*_arguments):
+        raise DatabaseUnavailable("away")
+
+    async def last_write(work):
+        done = await write(work)
+        for name in ("read", "read_reserved", "write"):
+            monkeypatch.setattr(bank.database, name, away)
+        return done
+
+    monkeypatch.setattr(bank.database, "write", last_write)
+    path, key = (
+        (KEYS, gateway.manager) if by == "a customer" else (f"/api/admin/accounts/{gateway.account_id}/keys", ADMIN_KEY)
+    )
+    made = await gateway.ask("POST", path, key, json={"name": "laptop"})
+    assert made.status == 201
+    assert (made.document["last_used_at"], set(made.document["resets_at"])) == (None, {"hour", "day", "month"})
+    monkeypatch.undo()
+    await gateway.refresh()
+    assert (await gateway.ask("POST", CHAT, made.document["key"])).status == 200
+
+
+async def test_a_revocation_that_was_written_is_not_answered_as_a_failure(gateway, monkeypatch):
+    made = (await gateway.ask("POST", KEYS, gateway.manager, json={})).document
+
+    async def away(*_arguments):
+        raise DatabaseUnavailable("away")
+
+    monkeypatch.setattr(gateway.bank.database, "read_reserved", away)
+    revoked = await gateway.ask("DELETE", f"{KEYS}/{made['id']}", gateway.manager)
+    assert revoked.status == 200 and revoked.document["revoked_at"] is not None
+
+
 async def test_a_key_that_ends_or_is_shortened_is_refused_at_once(gateway):
     made = (await gateway.ask("POST", KEYS, gateway.manager, json={})).document
     past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
@@ -91,7 +129,7 @@ async def test_a_wrong_field_is_named(gateway):
     assert len((await gateway.ask("GET", KEYS, gateway.manager)).document["data"]) == 2
 
 
-async def test_who_may_not_manage_the_account_changes_no_key(gateway):
+async def test_a_key_that_may_not_manage_the_account_changes_no_key(gateway):
     buyer = await gateway.key(gateway.account_id)
     for method, path in (("POST", KEYS), ("PATCH", f"{KEYS}/key_1"), ("DELETE", f"{KEYS}/key_1")):
         assert (await gateway.ask(method, path, buyer, json={})).code == "missing_scope"
@@ -99,7 +137,7 @@ async def test_who_may_not_manage_the_account_changes_no_key(gateway):
     assert (await gateway.ask("GET", KEYS, buyer)).status == 200
 
 
-async def test_who_may_not_withdraw_gives_no_key_that_may(gateway):
+async def test_a_key_that_may_not_withdraw_makes_no_key_that_may(gateway):
     """A manager's key must not come to empty the wallet by a key that it makes or changes."""
     for method, path in (("POST", KEYS), ("PATCH", None)):
         made = (await gateway.ask("POST", KEYS, gateway.manager, json={})).document
