@@ -470,7 +470,11 @@ class PurchaseExecutor:
 
     def _lose_sight(self, purchase: Purchase, received: Received, error: BaseException) -> None:
         """Record a call whose outcome will not be known."""
-        if purchase.quote.source is ProviderSource.NODE:
+        if purchase.quote.on_delivery:
+            # Its provider is paid for a whole result only, and nothing of one has been handed on: neither it nor the
+            # gateway gets anything for that, whichever party ended the purchase.
+            self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
+        elif purchase.quote.source is ProviderSource.NODE:
             # A node has no payment to look up later: a request that it got and did not refuse counts as bought.
             self._move(purchase, PurchaseEvent.SETTLE)
             self._end(purchase, ending_of_error(purchase, received, error))

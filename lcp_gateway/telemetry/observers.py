@@ -16,6 +16,7 @@ from lcp_gateway.lightning.reconcile import PaymentResolution, ReconcilerSummary
 from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, Refused, UpstreamError
 from lcp_gateway.purchase.money import Refund, RefundDecision
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.outcome import EndedBy
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.result_buffer import ResultBuffer
@@ -120,6 +121,9 @@ class PurchaseObserver(Observer):
                 self._metrics.provider_speed(quote.peer_id, quote.source.value, view.first_byte_s, view.tokens_per_s)
         elif purchase.state in _FAILED and purchase.blames_provider and not _is_requests_fault(answer, purchase):
             self._measurements.failed(quote.peer_id)
+            if quote.on_delivery and purchase.interrupted_by is EndedBy.PROVIDER and purchase.state is State.NOT_PAID:
+                # Nothing had come of it when its time was over. As it is unpaid, only this counts against the node.
+                self._trust.failed_to_quote(quote.peer_id)
 
     def _count_end(self, answer: ResultBuffer, purchase: Purchase) -> None:
         quote = purchase.quote

@@ -14,7 +14,7 @@ from lcp_gateway.purchase.ports import ResultStatus, StreamEnd
 from lcp_gateway.purchase.purchase import InterruptReason, Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import BufferLimits
-from lcp_gateway.purchase.states import TRANSITIONS, PurchaseEvent, State
+from lcp_gateway.purchase.states import TRANSITIONS, PurchaseEvent, State, Verdict
 from tests.support.purchases import (
     NOW,
     TASK,
@@ -233,13 +233,14 @@ async def test_a_wrong_result_is_found_while_another_party_ends_the_purchase(par
 # Purchases that the service interrupts.
 
 
-async def interrupted(reason, *, begun, stream=True, source=ProviderSource.LCP):
-    w = world()
-    answer = w.service.start(ordered(stream=stream), NO_REPEAT)
+async def interrupted(reason, *, begun, stream=True, source=ProviderSource.LCP, on_delivery=False):
+    w = world(limits=REFUND)
+    order = replace(ordered(stream=stream), account_id="acct_1")
+    answer = w.service.start(order, NO_REPEAT)
     work = await w.work()
     if source is ProviderSource.NODE:
-        answer.purchase.quote = replace(answer.purchase.quote, source=source)
-    if stream:
+        answer.purchase.quote = replace(answer.purchase.quote, source=source, on_delivery=on_delivery)
+    if stream and (begun or not on_delivery):
         work.put(*GOOD[: 2 if begun else 1])
         await answer.wait_head()
         await settle()
@@ -285,6 +286,23 @@ async def test_the_client_pays_for_a_purchase_that_it_ends(reason, begun, seen):
 async def test_a_node_that_was_at_work_is_paid_whatever_ends_it(reason, stream, ending):
     purchase, _ = await interrupted(reason, begun=False, stream=stream, source=ProviderSource.NODE)
     assert purchase.ending == ending
+
+
+@pytest.mark.parametrize("reason", InterruptReason)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_nothing_is_paid_or_charged_at_a_node_that_is_paid_on_delivery_before_anything_came(reason, stream):
+    """Regression: a client that left before the first byte was charged the most that the answer could have cost."""
+    purchase, seen = await interrupted(reason, begun=False, stream=stream, source=ProviderSource.NODE, on_delivery=True)
+    assert (purchase.state, purchase.ending, seen) == (State.NOT_PAID, None, "not_paid")
+    assert (purchase.verdict, purchase.customer_msat) == (Verdict.NONE, 0)
+
+
+async def test_a_client_that_leaves_in_the_middle_pays_also_where_the_node_is_paid_on_delivery():
+    purchase, seen = await interrupted(
+        InterruptReason.NO_LISTENER, begun=True, source=ProviderSource.NODE, on_delivery=True
+    )
+    assert (purchase.ending, seen) == (Ending(EndedBy.CLIENT, Received.PART), "released")
+    assert purchase.customer_msat == purchase.quote.price_msat
 
 
 async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it():

@@ -20,7 +20,7 @@ from lcp_gateway.purchase.outcome import EndedBy, Received
 from lcp_gateway.purchase.ports import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.purchase import InterruptReason
 from lcp_gateway.purchase.result_buffer import BufferLimits
-from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.states import State, Verdict
 from lcp_gateway.store.accounts.accounts import Accounts
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.database.engines import open_database
@@ -46,6 +46,7 @@ class Job:
     work: object
     stream: bool
     started: float
+    on_delivery: bool = False
     reader: object = None
     reading: object = None
     sent: bytes = b""
@@ -58,6 +59,11 @@ class Job:
     ended_by: EndedBy | None = None
     received: Received | None = None
     state: State = State.SETTLED
+
+    @property
+    def is_flowing(self):
+        """Whether it is a stream whose head has come."""
+        return self.stream and self.state is not State.PAYING
 
     @property
     def is_over(self):
@@ -130,7 +136,13 @@ class Endings(RuleBasedStateMachine):
     def a_client_buys(self, stream, reads):
         self.run(self._buy(stream, reads))
 
-    async def _buy(self, stream, reads):
+    @precondition(lambda self: len(self.jobs) < 3)
+    @rule(stream=st.booleans(), reads=st.booleans(), begins=st.booleans())
+    def a_client_buys_at_a_node_that_is_paid_on_delivery(self, stream, reads, begins):
+        self.run(self._buy(stream, reads, on_delivery=True, begins=begins))
+
+    async def _buy(self, stream, reads, *, on_delivery=False, begins=True):
+        self.w.upstream.peers["p1"].dialled_in = on_delivery
         number = len(self.past) + len(self.jobs)
         body = b'{"model":"m","messages":[%d]}' % number
         order = replace(ordered(body, stream=stream), account_id=self.account_id)
@@ -139,12 +151,16 @@ class Endings(RuleBasedStateMachine):
         at = len(self.w.upstream.works)
         while len(self.w.upstream.works) == at:
             await asyncio.sleep(0.001)
-        job = Job(answer, self.w.upstream.works[at], stream, self.w.clock[0])
+        job = Job(answer, self.w.upstream.works[at], stream, self.w.clock[0], on_delivery)
         self.jobs.append(job)
-        if not stream:
+        if not (stream and begins):
             job.state = State.PAYING
             return
         job.work.put(StreamBegin("text/event-stream", "identity"))
+        if on_delivery:
+            # Such a node's head comes with its first bytes.
+            job.work.put(b"xxx")
+            job.sent, job.seen = b"xxx", 3
         await answer.wait_head()
         job.reader = answer.chunks()
         job.reading = asyncio.ensure_future(self._read(job, reads))
@@ -177,10 +193,10 @@ class Endings(RuleBasedStateMachine):
     )
     def a_provider_ends(self, pick, how):
         job = self._pick(self.jobs, pick)
-        if job.stream:
+        if job.is_flowing:
             for event in _ends(job.sent, how):
                 job.work.put(event)
-        elif how in {"whole", "hash", "length", "status"}:
+        elif not job.stream and how in {"whole", "hash", "length", "status"}:
             changes = {
                 "hash": {"sha256": b"\0" * 32},
                 "length": {"length": 1},
@@ -189,7 +205,8 @@ class Endings(RuleBasedStateMachine):
             job.work.put(result(b"answer", **changes))
         else:
             how = "late"
-            job.work.put(UpstreamError("DEADLINE_EXCEEDED", "late"))
+            evidence = Verdict.NONE if job.on_delivery else None
+            job.work.put(UpstreamError("DEADLINE_EXCEEDED", "late", evidence=evidence))
         self._handed(job, how)
         self.run(settle())
         self.run(self._take_delivered())
@@ -312,7 +329,7 @@ class Endings(RuleBasedStateMachine):
             await asyncio.gather(self.journal._task, return_exceptions=True)
             await self.database.close()
             for job in self.jobs:
-                self.blame[self._id(job)] = ["undelivered"] if job.stream else ["unknown"]
+                self.blame[self._id(job)] = ["undelivered"] if job.stream or job.on_delivery else ["unknown"]
                 job.answer.purchase = None
         else:
             await self._close()
@@ -336,8 +353,8 @@ class Endings(RuleBasedStateMachine):
             job.state = State.DELIVERED
         elif what in {"hash", "length", "status", "order"}:
             self._ended(job, EndedBy.PROVIDER, Received.ALTERED)
-        elif not job.stream:
-            job.state = State.UNKNOWN
+        elif not job.is_flowing:
+            job.state = State.NOT_PAID if job.on_delivery else State.UNKNOWN
         else:
             late = what == "late" and job.is_held_up(self.w.clock[0])
             self._ended(job, EndedBy.CLIENT if late else EndedBy.PROVIDER, job.came)
@@ -345,7 +362,10 @@ class Endings(RuleBasedStateMachine):
     def _ended(self, job, party, received):
         if job.is_over:
             return
-        if job.stream or received is Received.ALTERED:
+        if job.on_delivery and job.state is State.PAYING and received in {Received.NOTHING, Received.PART}:
+            # Nothing came of it: neither is its node paid nor its customer charged, whichever party ended it.
+            job.state = State.NOT_PAID
+        elif job.stream or job.on_delivery or received is Received.ALTERED:
             job.state, job.ended_by, job.received = State.UNDELIVERED, party, received
         else:
             job.state = State.UNKNOWN
@@ -359,7 +379,7 @@ class Endings(RuleBasedStateMachine):
         return job.work.quote.job_id
 
     def _streams(self):
-        return [job for job in self.jobs if job.stream]
+        return [job for job in self.jobs if job.is_flowing]
 
     def _pick(self, jobs, pick):
         return jobs[pick % len(jobs)]
@@ -387,8 +407,8 @@ class Endings(RuleBasedStateMachine):
                 blamed = not (left and job.received is Received.PART)
                 assert found.blames_provider is blamed
                 assert self.blame[job_id][-1] == ("undelivered" if blamed else "left")
-            elif job.state is State.DELIVERED:
-                assert self.blame[job_id][-1] == "delivered"
+            elif job.state in {State.DELIVERED, State.NOT_PAID}:
+                assert self.blame[job_id][-1] == job.state.value
         balance = await self.ledger.balance(self.account_id)
         assert (balance.balance_msat, balance.held_msat) == (BALANCE - taken, held)
         assert (await self.ledger.audit()).problems == []

@@ -13,7 +13,7 @@ from lcp_gateway.purchase.journal import EarlierPurchase, RequestRepeated
 from lcp_gateway.purchase.limits import LoopBrake, SpendingLimits
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order, Task, TaskKind
-from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.quote import Candidate, ProviderSource, Quote
 from lcp_gateway.purchase.quoting import PaidJobs, QuoteRequester, QuotingRules
 from lcp_gateway.purchase.result_buffer import BufferLimits, ResultBuffer
 from lcp_gateway.purchase.service import Observer, PurchaseService, Timeouts
@@ -42,9 +42,13 @@ async def settle(turns: int = 40) -> None:
 
 @dataclass
 class Peer:
-    """A peer's answer to a quote request: a price or an error, at once or when ``ready`` is set."""
+    """A peer's answer to a quote request: a price or an error, at once or when ``ready`` is set.
+
+    ``dialled_in`` makes it a node that is paid on delivery.
+    """
 
     price_msat: int = 5_000
+    dialled_in: bool = False
     error: Exception | None = None
     ready: asyncio.Event | None = None
 
@@ -103,6 +107,8 @@ class ScriptedPeers:
             raise peer.error
         job_id = self.same_job or hashlib.sha256(f"job {len(self.quotes)}".encode()).digest()
         made = replace(quote(peer.price_msat, self.expires_in_s), peer_id=peer_id, job_id=job_id)
+        if peer.dialled_in:
+            made = replace(made, source=ProviderSource.NODE, on_delivery=True, payment_request="")
         self.quotes.append(made)
         return made
 

@@ -6,6 +6,7 @@ import pytest
 
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
 from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.outcome import EndedBy
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import BufferLimits, BufferPool, ResultBuffer
@@ -281,3 +282,15 @@ def test_what_was_bought_is_measured_under_the_name_that_its_provider_knows():
     world.ends(provider_id="other", size=400, execute_s=10.0)
     real = world.records.view(PEER, "real", Mode.WHOLE)
     assert real.tokens_per_s > 50
+
+
+@pytest.mark.parametrize("party", EndedBy)
+def test_a_node_that_is_silent_until_its_time_is_over_is_paused_and_one_whose_client_leaves_is_not(party):
+    world = World()
+    answer = bought(NODE)
+    answer.purchase.quote = replace(answer.purchase.quote, on_delivery=True)
+    answer.purchase.interrupted_by = party
+    for event in ENDS["not_paid"]:
+        answer.purchase.apply(event)
+    world.measuring.ended(answer)
+    assert world.standings.available(NODE) is (party is not EndedBy.PROVIDER)
