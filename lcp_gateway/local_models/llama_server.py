@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 
+from lcp_gateway.leash import start_leashed, stop_leashed, wait_leashed
 from lcp_gateway.local_models.options import LocalModel, LocalModelOptions
 
 LOG_BYTES_MAX = 8 * 1024 * 1024
@@ -23,30 +23,6 @@ LOG_BYTES_MAX = 8 * 1024 * 1024
 
 _LOADED = 200  # 503 while it loads
 _POLL_S = 0.1
-_STOP_S = 10.0
-# A shell holds the child on a leash: when its standard input ends, because the process above has died in whatever way, the
-# child gets SIGTERM, and SIGKILL five seconds later. No signal of the system does this on macOS too.
-_LEASH = """
-exec 3<&0 </dev/null
-"$@" 3<&- &
-child=$!
-trap 'kill -TERM $child' TERM
-{
-  read -r _ <&3
-  kill -TERM $child
-  for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 $child 2>/dev/null || exit 0; sleep 0.5; done
-  kill -KILL $child
-} 2>/dev/null &
-watcher=$!
-exec 3<&-
-while :; do
-  wait $child
-  code=$?
-  kill -0 $child 2>/dev/null || break
-done
-kill $watcher 2>/dev/null
-exit $code
-"""
 
 
 class LoadFailed(Exception):
@@ -58,7 +34,7 @@ class LoadFailed(Exception):
 
 
 class LlamaServer:
-    """A child process that serves one model. ``on_exit`` is called once, when it has ended, whoever ended it."""
+    """A child process that serves one model. ``on_exit`` is called once, when it has ended, in whatever way."""
 
     def __init__(
         self, model: LocalModel, options: LocalModelOptions, session: aiohttp.ClientSession, on_exit: Callable[[], None]
@@ -73,7 +49,6 @@ class LlamaServer:
         self._port = 0
         self._process: asyncio.subprocess.Process | None = None
         self._waiter: asyncio.Task[None] | None = None
-        self._stopping = False
 
     @property
     def base_url(self) -> str:
@@ -109,23 +84,11 @@ class LlamaServer:
         Raises:
             LoadFailed: it ended before it was ready, or could not be started.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._port = _free_port()
         key_path = self._folder / f"{_file_name(self.model.name)}.key"
-        log = os.open(self.log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
         try:
-            _write_private(key_path, self._key)
-            self._process = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", _LEASH, "llama-server", *self._command(key_path)),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = await self._start_process(key_path)
         except OSError as error:
             raise LoadFailed(f"llama-server cannot be started: {error.strerror}") from None
-        finally:
-            os.close(log)
         self._waiter = asyncio.create_task(self._wait(self._process), name="llama_server")
         try:
             while not await self._healthy():
@@ -136,22 +99,14 @@ class LlamaServer:
                     )
                 await asyncio.sleep(_POLL_S)
         finally:
-            # Read at its start; nobody else needs it.
+            # Read at its start, and not needed after it.
             key_path.unlink(missing_ok=True)
 
     async def stop(self) -> None:
         """End it: SIGTERM, and SIGKILL for its whole session if it does not follow. Safe to call at any time."""
-        process, self._stopping = self._process, True
-        if process is None or self._waiter is None:
+        if self._process is None or self._waiter is None:
             return
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._waiter), _STOP_S)
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        await stop_leashed(self._process)
         await asyncio.shield(self._waiter)
 
     def bound_log(self) -> None:
@@ -159,6 +114,16 @@ class LlamaServer:
         with contextlib.suppress(OSError):
             if self.log_path.stat().st_size > LOG_BYTES_MAX:
                 os.truncate(self.log_path, 0)
+
+    async def _start_process(self, key_path: Path) -> asyncio.subprocess.Process:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._port = _free_port()
+        _write_private(key_path, self._key)
+        log = os.open(self.log_path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_APPEND, 0o600)
+        try:
+            return await start_leashed(self._command(key_path), stdout=log, stderr=log)
+        finally:
+            os.close(log)
 
     def _command(self, key_path: Path) -> list[str]:
         model, options = self.model, self._options
@@ -183,12 +148,7 @@ class LlamaServer:
             return False
 
     async def _wait(self, process: asyncio.subprocess.Process) -> None:
-        await process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
-        # What the shell may have left: the session is its own.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        await wait_leashed(process)
         self._on_exit()
 
 

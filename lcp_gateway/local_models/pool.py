@@ -146,7 +146,7 @@ class ModelPool:
     async def _loaded(self, place: _Place) -> LlamaServer:
         while True:
             if place.server is not None and place.server.running:
-                if not self._somebody_waits_too_long(place):
+                if not self._another_waits_too_long(place):
                     return place.server
                 async with self._changed:
                     await self._changed.wait()
@@ -154,8 +154,8 @@ class ModelPool:
             if place.loading is None and (pause_s := place.retry_at - self._clock()) > 0:
                 raise Unavailable(place.why, pause_s)
             loading = place.loading or self._begin(place)
-            # Others may wait for the same loading, and it goes on when this client leaves. Who waits counts as a user: else
-            # two models could take each other's place without anybody having used them.
+            # Others may wait for the same loading, and it goes on when this client leaves. A request that waits counts as a
+            # user: else two models could take each other's place without a request having used them.
             place.waiters += 1
             try:
                 await asyncio.wait({loading})
@@ -198,7 +198,7 @@ class ModelPool:
             self._notify()
 
     async def _make_room(self, place: _Place) -> None:
-        """Wait until another model may be loaded; those that nobody uses leave for it."""
+        """Wait until another model may be loaded; those that no request uses leave for it."""
         size = _file_bytes(place.model)
         bound = self._options.memory_mib * _MIB
         if bound and size > bound:
@@ -229,7 +229,7 @@ class ModelPool:
     def _count(self) -> int:
         return sum(place.server is not None or place.loading is not None for place in self._places.values())
 
-    def _somebody_waits_too_long(self, place: _Place) -> bool:
+    def _another_waits_too_long(self, place: _Place) -> bool:
         now = self._clock()
         return any(now - since > _PATIENCE_S for name, since in self._waiting_since.items() if name != place.model.name)
 
@@ -252,7 +252,7 @@ class ModelPool:
         if place.loaded_at and now - place.loaded_at >= _SETTLED_S:
             place.failures = 0
         # The first time at once: one that worked for long may well do so again.
-        pause_s = min(_FIRST_PAUSE_S * 2.0 ** (place.failures - 1), _LONGEST_PAUSE_S) if place.failures else 0.0
+        pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(place.failures - 1, 20), _LONGEST_PAUSE_S) if place.failures else 0.0
         place.failures += 1
         place.loaded_at = 0.0
         place.retry_at = now + pause_s

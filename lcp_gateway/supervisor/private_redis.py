@@ -1,34 +1,20 @@
 """The Redis that the workers of one gateway share where none is configured: private, in memory, ended with the supervisor."""
 
 import asyncio
-import contextlib
 import shutil
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE, STDOUT, Process
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from lcp_gateway.leash import start_leashed, stop_leashed, wait_leashed
+
 _SERVERS: Final = ("redis-server", "valkey-server")
 _START_S: Final = 15.0
-_STOP_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.02
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 _MAX_REASON_CHARACTERS: Final = 300
-
-# A server cannot be told to end with its parent. So a shell holds the other end of our pipe, and ends the server once that
-# is closed: also where the supervisor was killed.
-_WATCHED: Final = """
-exec 3<&0
-"$@" </dev/null 3<&- &
-server=$!
-{ read -r _ <&3; kill "$server" 2>/dev/null; } &
-watch=$!
-wait "$server"
-code=$?
-kill "$watch" 2>/dev/null
-exit "$code"
-"""
 
 
 class RedisMissing(Exception):
@@ -80,64 +66,46 @@ class PrivateRedis:
             RedisMissing: it ended, or did not answer in time.
         """
         self._socket.unlink(missing_ok=True)
-        self._process = process = await asyncio.create_subprocess_exec(
-            *("/bin/sh", "-c", _WATCHED, "sh", self._server),
-            *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+        command = [
+            *(self._server, "--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
             *("--save", "", "--appendonly", "no", "--dir", str(self._folder)),
             *("--daemonize", "no", "--databases", "1", "--loglevel", "warning"),
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=self._environ,
-            # Ctrl-C in a terminal reaches a whole process group: the workers need it until they have drained.
-            start_new_session=True,
-        )
-        ended = asyncio.ensure_future(process.wait())
+        ]
+        self._process = process = await start_leashed(command, stdout=PIPE, stderr=STDOUT, environ=self._environ)
         try:
             async with asyncio.timeout(_START_S):
                 while not await self._answers():
-                    if ended.done():
+                    if process.returncode is not None:
                         raise RedisMissing(f"{self._server} ended at once: {await _last_words(process)}")
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
             await self.stop()
             raise RedisMissing(f"{self._server} did not answer within {_START_S:g} s") from None
-        finally:
-            ended.cancel()
 
     async def keep_running(self) -> None:
-        """Start it again each time that it ends, until cancelled."""
-        failures = 0
-        while (process := self._process) is not None:
-            # Its output has to be read, or it would wait.
-            while process.stdout is not None and await process.stdout.read(4096):
-                pass
-            code = await process.wait()
-            pause_s = min(_FIRST_PAUSE_S * 2**failures, _LONGEST_PAUSE_S)
-            self._report(f"the private Redis ended with code {code}; it starts again in {pause_s:g} s")
+        """Start it again each time that it ends, and each time that it could not be started, until cancelled."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            if (process := self._process) is not None:
+                # Its output has to be read, or it would wait.
+                while process.stdout is not None and await process.stdout.read(4096):
+                    pass
+                code = await wait_leashed(process)
+                self._report(f"the private Redis ended with code {code}; it starts again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             try:
                 await self.start()
             except (RedisMissing, OSError) as error:
                 self._report(str(error))
-                failures += 1
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
             else:
-                failures = 0
+                pause_s = _FIRST_PAUSE_S
 
     async def stop(self) -> None:
         """End it."""
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        if process.stdin is not None:
-            process.stdin.close()
-        with contextlib.suppress(ProcessLookupError):
-            try:
-                async with asyncio.timeout(_STOP_S):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        if process is not None:
+            await stop_leashed(process)
 
     async def _answers(self) -> bool:
         try:

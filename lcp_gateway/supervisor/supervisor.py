@@ -98,7 +98,6 @@ class Supervisor:
         self._serves = False
         self._heard_at = 0.0
         self._keepers: list[asyncio.Task[None]] = []
-        self._reloading = asyncio.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def run(self, notifier: Notifier) -> int:

@@ -77,7 +77,7 @@ async def settle():
         await asyncio.sleep(0)
 
 
-async def test_a_model_is_loaded_when_it_is_asked_for_and_once_for_all_who_wait():
+async def test_a_model_is_loaded_when_it_is_asked_for_and_once_for_all_requests_that_wait():
     world = World()
     world.gate.clear()
     asking = [asyncio.create_task(world.use("a")) for _ in range(5)]
@@ -154,6 +154,15 @@ async def test_a_model_that_does_not_load_is_tried_again_after_pauses_that_grow(
     assert world.pool.states()["a"] == "loaded"
 
 
+async def test_the_pause_has_its_bound_after_any_number_of_failures():
+    world = World()
+    world.failing = "out of memory"
+    for _ in range(1_100):
+        with pytest.raises(Unavailable, match="out of memory"):
+            await world.use("a")
+        world.now += 60
+
+
 async def test_one_that_ends_by_itself_after_a_long_run_is_started_again_at_the_next_request():
     world = World()
     await world.use("a")
@@ -210,7 +219,7 @@ async def test_together_they_take_no_more_memory_than_allowed(tmp_path):
         await world.use("big")
 
 
-async def test_all_end_with_the_pool_and_who_waits_is_told():
+async def test_all_end_with_the_pool_and_a_request_that_waits_is_told():
     world = World(loaded_max=2)
     await world.use("a")
     world.gate.clear()

@@ -1,4 +1,4 @@
-"""The private Redis: on a socket that only its user reaches, started again when it dies, ended with whoever started it."""
+"""The private Redis: on a socket that only its user reaches, started again when it dies, ended with the process that started it."""
 
 import asyncio
 import os
@@ -42,10 +42,29 @@ async def test_it_serves_on_a_private_socket_and_is_started_again(tmp_path):
     first[0].send_signal(signal.SIGKILL)
     await until(lambda: reports and redis._process.returncode is None and servers(tmp_path) not in ([], first))
     assert "started again" in reports[0] or "starts again" in reports[0]
+    keeper.cancel()
     await redis.stop()
     await until(lambda: not servers(tmp_path))
-    await asyncio.wait_for(keeper, UNTIL_S) if keeper.done() else keeper.cancel()
     assert [path.name for path in tmp_path.iterdir() if path.name != "redis.sock"] == []
+
+
+async def test_one_that_did_not_answer_in_time_is_started_again(tmp_path, monkeypatch):
+    server, hung = tmp_path / "redis-server", tmp_path / "hung"
+    server.write_text(f'#!/bin/sh\n[ -e {hung} ] && exec {binary()} "$@"\n: >{hung}\nexec sleep 600\n')
+    server.chmod(0o700)
+    redis = PrivateRedis(str(server), tmp_path, os.environ)
+    with monkeypatch.context() as impatient:
+        impatient.setattr("lcp_gateway.supervisor.private_redis._START_S", 0.2)
+        with pytest.raises(RedisMissing, match="did not answer"):
+            await redis.start()
+    keeper = asyncio.create_task(redis.keep_running())
+    try:
+        await until((tmp_path / "redis.sock").exists)
+    finally:
+        keeper.cancel()
+        await asyncio.wait([keeper])
+        await redis.stop()
+    await until(lambda: not servers(tmp_path))
 
 
 async def test_it_ends_with_a_parent_that_was_killed(tmp_path):
