@@ -21,7 +21,7 @@ class ModelRoutes:
     """The handlers. Every request needs ``key`` as a bearer token: other users of the machine reach the port too."""
 
     def __init__(self, options: LocalModelOptions, pool: ModelPool, session: aiohttp.ClientSession, key: str) -> None:
-        self._options = options
+        self._names = [model.name for model in options.models]
         self._pool = pool
         self._session = session
         self._authorization = f"Bearer {key}"
@@ -40,8 +40,8 @@ class ModelRoutes:
             return _refused()
         states = self._pool.states()
         models = [
-            {"id": model.name, "object": "model", "created": 0, "owned_by": "local", "status": states[model.name]}
-            for model in self._options.models
+            {"id": name, "object": "model", "created": 0, "owned_by": "local", "status": states[name]}
+            for name in self._names
         ]
         return web.json_response({"object": "list", "data": models})
 
@@ -51,6 +51,8 @@ class ModelRoutes:
             return _refused()
         body = await request.read()
         name = _model_of(body)
+        if name not in self._names:
+            return _error(404, f"there is no local model {name!r:.80}", "model_not_found")
         try:
             async with self._pool.use(name) as server:
                 headers = {**server.headers, "content-type": "application/json"}
@@ -58,8 +60,6 @@ class ModelRoutes:
                     server.base_url + request.path, data=body, headers=headers, allow_redirects=False
                 ) as answer:
                     return await _relay(request, answer)
-        except KeyError:
-            return _error(404, f"there is no local model {name!r:.80}", "model_not_found")
         except Unavailable as error:
             seconds = str(math.ceil(error.retry_after_s))
             return _error(503, str(error), "model_not_available", {"retry-after": seconds})

@@ -1,4 +1,4 @@
-"""The process of local models with a stand-in for llama-server: loading, both ways of bytes, and nobody left behind."""
+"""The process of local models with a stand-in for llama-server: loading, both ways of bytes, and no process left behind."""
 
 import contextlib
 import http.client
@@ -81,7 +81,7 @@ def test_other_users_of_the_machine_get_nothing(running):
 
 
 def test_what_cannot_be_served_is_said_in_openais_shape(running):
-    status, answer = ask(running, model="nobody")
+    status, answer = ask(running, model="unheard-of")
     assert (status, json.loads(answer)["error"]["code"]) == (404, "model_not_found")
     status, answer = ask(running, model="broken")
     error = json.loads(answer)["error"]
