@@ -104,7 +104,7 @@ def _examine_workers(report: Report, settings: Settings) -> None:
 
 
 def _examine_console(report: Report, settings: Settings) -> None:
-    """Report whether the web console is served, and who signs in from where."""
+    """Report whether the web console is served, and from where users sign in."""
     if not serves_console(settings):
         report.ok("console", f"not served: {console_problem(settings) or 'console is off'}")
         return

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,8 +19,6 @@ from lcp_gateway.config import Settings, local_models
 
 if TYPE_CHECKING:
     from lcp_gateway.cli.serve.local_models import LocalModels
-
-NO_REAL_MONEY = "embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves."
 
 MAX_SOCKET_BYTES = 103
 """The longest path of a socket on any system, without the byte that ends it."""
@@ -84,6 +82,15 @@ def node_options(settings: Settings, *, listen: str = "", protocol_version: int 
         tokens_per_second=settings.node_tokens_per_second,
         protocol_version=protocol_version,
     )
+
+
+def banner_of(settings: Settings) -> Sequence[str]:
+    """Return the line that says that no real money moves; none without an embedded node."""
+    if not settings.embedded:
+        return ()
+    is_echo = settings.node_backend == "echo" and not settings.local_model
+    answers = " and its answers are a stand-in" if is_echo else ""
+    return (f"embedded node: its Lightning is simulated{answers}. No real money moves.",)
 
 
 def check_node(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
-from lcp_gateway.cli.serve.embedded import NO_REAL_MONEY, children_for
+from lcp_gateway.cli.serve.embedded import banner_of, children_for
 from lcp_gateway.cli.service.instances import background_files, is_background
 from lcp_gateway.config import Loaded, Settings, load, specs, spending_cautions, worker_count, written
 
@@ -43,11 +43,10 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
         from lcp_gateway.app import run  # noqa: PLC0415 - see above
 
         log_settings(loaded)
-        banner = [NO_REAL_MONEY] if settings.embedded else []
         warnings = [*loaded.warnings, *spending_cautions(settings)]
         return run(
             settings,
-            banner=banner,
+            banner=banner_of(settings),
             loaded_warnings=warnings,
             read_settings=settings_reader(using_children, flags, config),
             lost_log_lines=streams.lost_lines,

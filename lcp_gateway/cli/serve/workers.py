@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
-from lcp_gateway.cli.serve.embedded import MAX_SOCKET_BYTES, NO_REAL_MONEY, children_for
+from lcp_gateway.cli.serve.embedded import MAX_SOCKET_BYTES, banner_of, children_for
 from lcp_gateway.cli.serve.node_process import FOLDER_PREFIX
 from lcp_gateway.cli.serve.serve import load_structlog_without_rich, log_settings, settings_reader
 from lcp_gateway.cli.service.instances import background_files, files_of, make_folder, run_folder
@@ -66,7 +66,7 @@ def serve_with_workers(loaded: Loaded, flags: Mapping[str, object], config: Path
                 dataclasses.replace(loaded, settings=settings),
                 worker_count(settings),
                 read_settings=settings_reader(using_children, flags, config),
-                banner=[NO_REAL_MONEY] if settings.embedded else [],
+                banner=banner_of(settings),
                 folder=stack.enter_context(_private_folder(settings)),
                 log=log,
                 environ=os.environ,

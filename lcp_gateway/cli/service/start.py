@@ -19,7 +19,7 @@ from lcp_gateway.__about__ import __version__
 from lcp_gateway.cli.gateway_client import Address, Readiness, ask_readiness
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, print_pairs, printable, report
-from lcp_gateway.cli.serve.embedded import NO_REAL_MONEY, check_node
+from lcp_gateway.cli.serve.embedded import banner_of, check_node
 from lcp_gateway.cli.service.instances import (
     InstanceFiles,
     background_environment,
@@ -170,8 +170,8 @@ def start_planned(plan: StartPlan) -> int:
     # After a failure, they are among the lines of the log that were shown.
     warnings = [*plan.loaded.warnings, *spending_cautions(plan.settings)]
     report(*(f"warning: {warning}" for warning in warnings))
-    if plan.settings.embedded:
-        typer.echo(NO_REAL_MONEY)
+    for line in banner_of(plan.settings):
+        typer.echo(line)
     typer.echo(f"Started lcp-gateway at {plan.url} ({readiness.peers} peers)")
     print_pairs(
         (("PID", str(process.pid)), ("PID file", str(plan.files.pid_file)), ("Log file", str(plan.files.log_file)))

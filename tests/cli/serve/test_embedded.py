@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from lcp_gateway.cli.serve.child import RestartPolicy
-from lcp_gateway.cli.serve.embedded import EmbeddedNode
+from lcp_gateway.cli.serve.embedded import EmbeddedNode, banner_of
 from lcp_gateway.cli.serve.node_process import NodeOptions
+from lcp_gateway.config import Settings
 
 WAIT_S = 120
 
@@ -104,6 +105,19 @@ def test_flags_beat_the_file_of_peers(tmp_path):
     config = NodeOptions("unix:/x", peers_file=str(path), tokens_per_second=9.0).node_config()
     assert (config.listen, config.tokens_per_second, config.seed) == ("unix:/x", 9.0, "mine")
     assert NodeOptions("unix:/x", peers_file=str(path)).node_config().tokens_per_second == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines"),
+    [
+        ({"embedded": False}, ()),
+        ({}, ("embedded node: its Lightning is simulated and its answers are a stand-in. No real money moves.",)),
+        ({"local_model": True}, ("embedded node: its Lightning is simulated. No real money moves.",)),
+        ({"node_backend": "http://h/v1"}, ("embedded node: its Lightning is simulated. No real money moves.",)),
+    ],
+)
+def test_answers_are_called_a_stand_in_only_where_they_are(changes, lines):
+    assert banner_of(Settings().model_copy(update={"embedded": True, **changes})) == lines
 
 
 @pytest.fixture
