@@ -1,1 +1,1 @@
-"""Models of one's own: a process that runs `llama-server` for each model that is wanted, behind one OpenAI-compatible server."""
+"""Local models: a process that runs `llama-server` for each model that is wanted, behind one OpenAI-compatible server."""

@@ -9,7 +9,7 @@ from typing import Any
 
 NOT_INSTALLED = (
     "{executable!r} was not found. Local models need llama.cpp's llama-server: `brew install llama.cpp`, "
-    "`winget install llama.cpp`, `apt install llama.cpp`, `nix profile install nixpkgs#llama-cpp`, or set "
+    "`winget install llama.cpp`, `nix profile install nixpkgs#llama-cpp`, Debian's package llama.cpp, or set "
     "`llama_server` to where it is"
 )
 

@@ -1,4 +1,4 @@
-"""The process of local models: serves the socket that it was handed, and ends with whoever started it."""
+"""The process of local models: serves the socket that it was handed, and ends with the process that started it."""
 
 import asyncio
 import contextlib

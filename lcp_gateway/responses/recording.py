@@ -56,7 +56,7 @@ class Recorder:
     ) -> None:
         """``now`` returns seconds since 1970; ``on_lost`` is called for an answer that could not be stored.
 
-        ``shared`` is the store of several processes, which takes the place of this one's own.
+        ``shared`` is the store of several processes, used in place of this process's own.
         """
         self._store = store
         self._shared = shared

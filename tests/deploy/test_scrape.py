@@ -80,7 +80,7 @@ MAY_BE_ZERO = {
     "Nodes that dialled in (A)": "none dials in during the test",
     "Nodes that dialled in and left (A)": "the same",
     "Usage that was not believed (A)": "the same",
-    "Withdrawn by customers (A)": "nobody withdraws in the test",
+    "Withdrawn by customers (A)": "no customer withdraws in the test",
     "Withdrawn by customers (B)": "the same",
     "Withdrawn by customers (C)": "the same",
     "Open withdrawals (A)": "the same",

@@ -23,7 +23,7 @@ OnEvent = Callable[[bytes], None]
 
 
 class RedisEvents:
-    """One channel. Messages are kept in the order in which one sender sent them; each goes to all who listen, the sender included.
+    """One channel. Messages are kept in the order in which one sender sent them; each goes to all listeners, the sender included.
 
     Raises:
         RedisNotInstalled: the extra is missing.
