@@ -13,7 +13,7 @@ from lcp_gateway.accounts.sessions import ConsoleSessions, Role, SettingsKeys, r
 from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
 from lcp_gateway.app.background_tasks import BackgroundTask
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.accounts import CustomerParts
+from lcp_gateway.app.wiring.customers import CustomerParts
 from lcp_gateway.app.workers import tidy_console
 from lcp_gateway.config import Settings, auth_mode, known_hosts, serves_console
 from lcp_gateway.http.application import ConsoleRoutes

@@ -15,7 +15,8 @@ from lcp_gateway.accounts.keys import KeyCache
 from lcp_gateway.accounts.limits.concurrency import TooManyConcurrentJobs
 from lcp_gateway.app.background_tasks import BackgroundTasks
 from lcp_gateway.app.wiring import WiringError, accounts
-from lcp_gateway.app.wiring.accounts import credit_observer, l402_secret, open_access
+from lcp_gateway.app.wiring.accounts import l402_secret, open_access
+from lcp_gateway.app.wiring.customers import credit_observer
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.app.wiring.purchase import tariff
 from lcp_gateway.app.wiring.routing import model_registry
