@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+KEY_VARIABLE = "LCP_GATEWAY_LOCAL_MODELS_KEY"
+"""The variable of its environment that holds the key that requests to it need."""
 NOT_INSTALLED = (
     "{executable!r} was not found. Local models need llama.cpp's llama-server: `brew install llama.cpp`, "
     "`winget install llama.cpp`, `nix profile install nixpkgs#llama-cpp`, Debian's package llama.cpp, or set "

@@ -11,11 +11,9 @@ import sys
 import aiohttp
 from aiohttp import web
 
-from lcp_gateway.local_models.options import LocalModelOptions
+from lcp_gateway.local_models.options import KEY_VARIABLE, LocalModelOptions
 from lcp_gateway.local_models.pool import ModelPool
 from lcp_gateway.local_models.server import ModelRoutes
-
-KEY_VARIABLE = "LCP_GATEWAY_LOCAL_MODELS_KEY"
 
 
 async def serve(options: LocalModelOptions, listening: socket.socket, key: str) -> None:

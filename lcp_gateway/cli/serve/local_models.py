@@ -12,8 +12,7 @@ from typing import Any, Self
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve.child import ChildProcess
 from lcp_gateway.config import LOCAL_NODE, LOCAL_URL, NodeConfig, Settings, all_nodes, local_models, models_folder
-from lcp_gateway.local_models.options import LocalModel, LocalModelOptions, problem
-from lcp_gateway.local_models.process import KEY_VARIABLE
+from lcp_gateway.local_models.options import KEY_VARIABLE, LocalModel, LocalModelOptions, problem
 from lcp_gateway.local_models.small_model import SMALL_MODEL, SmallModelMissing, fetch_small_model
 
 
