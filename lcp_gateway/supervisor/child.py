@@ -21,11 +21,12 @@ _numbers = itertools.count(1)
 
 
 class Child:
-    """A worker that was started. ``number`` is that of its process in this run, which no other gets."""
+    """A worker that was started, with the settings ``loaded``. ``number`` is that of its process in this run, which no other gets."""
 
     def __init__(self, boot: Boot, process: Process, channel: Channel) -> None:
         self.number = next(_numbers)
         self.place = boot.place
+        self.loaded = boot.loaded
         self.process = process
         self.is_ready = False
         self._channel = channel

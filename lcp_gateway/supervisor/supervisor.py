@@ -254,6 +254,12 @@ class Supervisor:
         self._ready[child.place].set()
         if self._stopping.is_set():
             return
+        if child.loaded is not self._loaded:
+            self._log.error(
+                "a worker began with settings of before a reload and is started again", worker=child.place + 1
+            )
+            child.kill()
+            return
         if self._serves:
             self._log.info("a worker serves again", worker=child.place + 1, pid=child.process.pid)
         for other in self._running():
@@ -383,7 +389,7 @@ class Supervisor:
         if not (running := self._running()):
             log_refusal(self._log, ["no worker serves now"])
             return
-        first, *others = running
+        first = running[0]
         result = await first.reload(loaded, _RELOAD_S)
         if result is None:
             result = ReloadResult(problems=["a worker did not answer; see the log"])
@@ -392,6 +398,8 @@ class Supervisor:
             return
         # Those that start from now on begin with them.
         self._loaded = replace(loaded, settings=loaded.keeping(self._loaded.settings, result.needs_restart))
+        # Also those that have begun to serve meanwhile.
+        others = [child for child in self._running() if child is not first]
         for child, later in zip(
             others, await asyncio.gather(*(child.reload(loaded, _RELOAD_S) for child in others)), strict=True
         ):
