@@ -5,6 +5,8 @@ import http.client
 import json
 import os
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from http import HTTPStatus
@@ -131,6 +133,11 @@ def test_logs_and_keys_are_private_and_keys_do_not_stay(running, options, tmp_pa
     with contextlib.suppress(psutil.Error):
         for process in family(running.pid):
             assert running.api_key not in " ".join(process.cmdline())
+
+
+def test_only_the_process_itself_loads_what_runs_models():
+    code = "import sys, lcp_gateway.cli.serve.local_models; sys.exit(bool({'aiohttp', 'psutil'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_llama_server_one_line_says_how_to_get_it(tmp_path):
