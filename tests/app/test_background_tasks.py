@@ -221,7 +221,6 @@ SHORT = {
     "purchase/service.py": "a purchase; its end is recorded",
     "supervisor/channel.py": "a message; its error is sent back or reported",
     "supervisor/child.py": "as long as its worker, whose end is waited for",
-    "supervisor/private_redis.py": "as long as its start, which waits for it",
     "supervisor/supervisor.py": "the supervisor of the workers: it restarts its own tasks",
     "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",
     "upstreams/openai/adapter.py": "a connection that is left; bounded by its time-out",
