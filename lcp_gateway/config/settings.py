@@ -790,7 +790,12 @@ class Settings(BaseModel):
     dialin_timeout_s: parsers.Duration = setting(
         120.0, "How long a whole request to a node of an account may take.", Group.DIALIN, gt=0
     )
-    dialin_max_nodes: parsers.Count = setting(1_000, "The most nodes that are connected at once.", Group.DIALIN, gt=0)
+    dialin_max_nodes: parsers.Count = setting(
+        1_000,
+        "The most nodes of accounts that are connected at once, at most half of them of one account; your own come on top.",
+        Group.DIALIN,
+        gt=0,
+    )
     dialin_heartbeat_s: parsers.Duration = setting(
         5.0,
         "How often both sides show that they live; one that is silent for three times as long is dead.",

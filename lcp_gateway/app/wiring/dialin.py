@@ -55,7 +55,7 @@ class DialinParts:
 
     def routes(self) -> NodeConnectRoutes:
         """Return the route at which nodes dial in."""
-        return NodeConnectRoutes(self.tokens.find, self.hub.serve, lambda: self.hub.is_full)
+        return NodeConnectRoutes(self.tokens.find, self.hub.serve, self.hub.has_place)
 
 
 def dialin_parts(

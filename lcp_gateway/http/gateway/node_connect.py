@@ -67,19 +67,19 @@ class WebSocketOfNode:
 class NodeConnectRoutes:
     """Takes the WebSockets of nodes.
 
-    ``find`` looks the token up: its grant, or None. ``serve`` serves a node with its grant until it leaves. ``is_full`` says
-    whether no further node is taken.
+    ``find`` looks the token up: its grant, or None. ``serve`` serves a node with its grant until it leaves. ``has_place`` says
+    whether a further node may come with a grant.
     """
 
     def __init__(
         self,
         find: Callable[[str], object | None],
         serve: Callable[[WebSocketOfNode, Any], Awaitable[None]],
-        is_full: Callable[[], bool],
+        has_place: Callable[[Any], bool],
     ) -> None:
         self._find = find
         self._serve = serve
-        self._is_full = is_full
+        self._has_place = has_place
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve GET /api/nodes/connect."""
@@ -114,8 +114,10 @@ class NodeConnectRoutes:
             raise ApiError(
                 400, f"this route takes WebSockets of the subprotocol {SUBPROTOCOL}", code="websocket_expected"
             )
-        if self._is_full():
-            raise ApiError(503, "the gateway takes no further node now", code="too_many_nodes", retry=True)
+        if not self._has_place(grant):
+            raise ApiError(
+                503, "the gateway takes no further node now: dial again later", code="too_many_nodes", retry=True
+            )
         await socket.prepare(request)
         await self._serve(WebSocketOfNode(socket, request.transport), grant)
         return socket

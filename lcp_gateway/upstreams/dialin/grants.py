@@ -1,17 +1,22 @@
-"""Who may dial in, and on what terms: the operator's own nodes, and those of accounts."""
+"""Which nodes may dial in, and on what terms: the operator's own, and those of accounts."""
 
 import hashlib
 import hmac
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from lcp_gateway.accounts.callers import Caller
+from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.upstreams.openai.price import NodePrice
 
 _OWNER_CHARS: Final = 6
 _NODE_SCOPE: Final = "node"
-_NO_MODEL: Final = frozenset({""})
+
+MOST_HELLOS: Final = 300
+"""How often the nodes of one account may say hello within a minute: each hello is written to the database that purchases are
+written to. As many may come at once, so that a fleet is back soon after the gateway has restarted."""
 
 
 class NotAdmitted(Exception):
@@ -45,6 +50,11 @@ class NodeTerms:
 
 class Grant(Protocol):
     """The right of one connection to be here."""
+
+    @property
+    def account_id(self) -> str | None:
+        """The owner of the node; None for the operator."""
+        ...
 
     async def terms(self, name: str) -> NodeTerms:
         """Return the terms for the node that calls itself ``name``.
@@ -111,6 +121,8 @@ class SeveralTokens:
 
 
 class _OperatorGrant:
+    account_id: str | None = None
+
     def __init__(self, node: OperatorNode, is_known: Callable[[], bool]) -> None:
         self._node = node
         self._is_known = is_known
@@ -127,10 +139,9 @@ class _OperatorGrant:
 
 @dataclass(frozen=True, slots=True)
 class OwnerTerms:
-    """What the store says of an account's node. ``frozen`` nodes may not dial in; empty ``models`` allow all."""
+    """What the store says of an account's node. ``frozen`` nodes may not dial in."""
 
     commission_ppm: int = 0
-    models: frozenset[str] = frozenset()
     frozen: bool = False
 
 
@@ -170,9 +181,12 @@ class AccountRules:
 class AccountTokens:
     """Keys of accounts with the scope ``node``."""
 
-    def __init__(self, accounts: AccountNodes | None, rules: AccountRules) -> None:
+    def __init__(
+        self, accounts: AccountNodes | None, rules: AccountRules, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._accounts = accounts
         self._rules = rules
+        self._hellos = AddressLimits(clock=clock)
 
     def use(self, rules: AccountRules) -> None:
         """Apply other rules from now on; a grant whose terms have changed by them no longer holds."""
@@ -194,17 +208,25 @@ class AccountTokens:
             return None
         return caller
 
+    def count_hello(self, account_id: str) -> None:
+        """Count a hello of an account's nodes.
+
+        Raises:
+            NotAdmitted: they say hello too often.
+        """
+        if self._hellos.take(account_id, MOST_HELLOS):
+            message = (
+                f"the nodes of this account said hello more than {MOST_HELLOS} times within a minute: dial again later"
+            )
+            raise NotAdmitted("too_many_hellos", message, is_final=False)
+
     def terms(self, account_id: str, name: str, owner: OwnerTerms) -> NodeTerms:
         """Return the terms of an account's node."""
-        allowed = self._rules.models
-        if allowed and owner.models:
-            # Where both leave no model, one that none has.
-            allowed = allowed & owner.models or _NO_MODEL
         return NodeTerms(
             node_id=account_node_id(account_id, name),
             account_id=account_id,
             commission_ppm=owner.commission_ppm,
-            models=allowed or owner.models,
+            models=self._rules.models,
             owned_by=name,
             timeout_s=self._rules.timeout_s,
         )
@@ -216,19 +238,20 @@ class _AccountGrant:
         self._accounts = accounts
         self._token = token
         self._key_id = caller.key_id
-        self._account_id = caller.account_id or ""
+        self.account_id = caller.account_id or ""
         self._name = ""
         self._terms: NodeTerms | None = None
 
     async def terms(self, name: str) -> NodeTerms:
-        node_id = account_node_id(self._account_id, name)
+        self._tokens.count_hello(self.account_id)
+        node_id = account_node_id(self.account_id, name)
         try:
-            owner = await self._accounts.owners.terms(self._account_id, self._key_id, name, node_id)
+            owner = await self._accounts.owners.terms(self.account_id, self._key_id, name, node_id)
         except self._accounts.stale:
             raise NotAdmitted("unavailable", "the gateway's database is away", is_final=False) from None
         if owner.frozen:
             raise NotAdmitted("frozen", "the operator has frozen this node")
-        self._name, self._terms = name, self._tokens.terms(self._account_id, name, owner)
+        self._name, self._terms = name, self._tokens.terms(self.account_id, name, owner)
         return self._terms
 
     def holds(self) -> bool:
@@ -246,14 +269,14 @@ class _AccountGrant:
 
     def _is_good(self) -> bool:
         caller = self._tokens.caller(self._token)
-        if caller is None or caller.account_id != self._account_id:
+        if caller is None or caller.account_id != self.account_id:
             return False
         if self._terms is None:
             return True
         owner = self._accounts.owners.current(self._terms.node_id)
         if owner is None:
             return True
-        return not owner.frozen and self._tokens.terms(self._account_id, self._name, owner) == self._terms
+        return not owner.frozen and self._tokens.terms(self.account_id, self._name, owner) == self._terms
 
 
 def token_digest(token: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The hub of the nodes that dialled in: admits them, keeps what they offer in the catalog, and lets go of dead ones."""
+"""The hub of the nodes that dialled in: admits them, keeps what they offer in the catalog, and disconnects dead ones."""
 
 import asyncio
 import time
@@ -37,7 +37,11 @@ _REPLACED_AFTER_S = -1.0
 
 @dataclass(frozen=True, slots=True)
 class HubRules:
-    """How the hub admits and keeps nodes. ``taken_names`` are those of virtual nodes; ``describe`` says which kinds a model takes."""
+    """How the hub admits and keeps nodes.
+
+    ``max_nodes`` bounds those of accounts; the settings name the operator's own. ``taken_names`` are those of virtual nodes;
+    ``describe`` says which kinds a model takes.
+    """
 
     connection: ConnectionRules = field(default_factory=ConnectionRules)
     probe: ProbeRules = field(default_factory=ProbeRules)
@@ -111,10 +115,9 @@ class NodeHub:
         """How many nodes are here."""
         return len(self._nodes)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no further node is admitted."""
-        return self._draining or len(self._nodes) >= self._rules.max_nodes
+    def has_place(self, grant: Grant) -> bool:
+        """Whether a further node may come with this grant."""
+        return not self._draining and self._has_place(grant.account_id)
 
     def connection(self, provider_id: str) -> NodeConnection | None:
         """Return the connection of a provider, None where it is not here."""
@@ -242,8 +245,18 @@ class NodeHub:
         is_same = before is not None and before.hello.instance == hello.instance
         if is_same and self._rules.connection.worker in hello.held:
             raise NotAdmitted("already_here", "this worker has a connection of the node", is_final=False)
-        if self.is_full and terms.node_id not in self._nodes:
-            raise NotAdmitted("too_many_nodes", "the gateway has as many nodes as it takes", is_final=False)
+        if before is None and not self._has_place(terms.account_id):
+            message = "the gateway has as many nodes as it takes, or half as many of this account: dial again later"
+            raise NotAdmitted("too_many_nodes", message, is_final=False)
+
+    def _has_place(self, account_id: str | None) -> bool:
+        if account_id is None:
+            # The settings name the operator's own: no account can keep them out.
+            return True
+        owners = [owner for node in self._nodes.values() if (owner := node.terms.account_id) is not None]
+        most = self._rules.max_nodes
+        # Half of the places at most: one account alone cannot keep the others out.
+        return len(owners) < most and 2 * owners.count(account_id) < most
 
     def _remove(self, node: NodeConnection) -> None:
         node_id = node.terms.node_id

@@ -1,4 +1,4 @@
-"""Keys of accounts as tokens of nodes: who may dial in, on what terms, and when a connection ends."""
+"""Keys of accounts as tokens of nodes: which may dial in, on what terms, and when a connection ends."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 
 from lcp_gateway.accounts.callers import Caller, KeyRules, Scope
 from lcp_gateway.upstreams.dialin.grants import (
+    MOST_HELLOS,
     AccountNodes,
     AccountRules,
     AccountTokens,
@@ -47,7 +48,8 @@ class Shop:
         self.owners = Owners()
         self.error = None
         accounts = AccountNodes(self.find, self.owners, stale=(Stale,))
-        self.tokens = AccountTokens(accounts, AccountRules(is_on=True, **rules))
+        self.clock_s = 0.0
+        self.tokens = AccountTokens(accounts, AccountRules(is_on=True, **rules), clock=lambda: self.clock_s)
 
     def find(self, token):
         if self.error:
@@ -114,11 +116,22 @@ async def test_a_frozen_node_is_sent_away_for_good_and_one_without_a_database_is
     assert (caught.value.reason, caught.value.is_final) == ("unavailable", False)
 
 
-@pytest.mark.parametrize(
-    ("of_operator", "of_node", "allowed"),
-    [((), (), ()), (("a",), (), ("a",)), ((), ("b",), ("b",)), (("a", "b"), ("b",), ("b",)), (("a",), ("b",), ("",))],
-)
-async def test_a_node_may_offer_what_both_lists_allow(of_operator, of_node, allowed):
-    shop = Shop(models=frozenset(of_operator))
-    shop.owners.now = OwnerTerms(models=frozenset(of_node))
-    assert (await shop.tokens.find("node").terms("gpu")).models == frozenset(allowed)
+async def test_a_node_may_offer_the_models_of_the_settings():
+    shop = Shop(models=frozenset({"a"}))
+    assert (await shop.tokens.find("node").terms("gpu")).models == frozenset({"a"})
+
+
+async def test_an_account_that_says_hello_too_often_is_not_written_down_and_no_other_account_waits_for_it():
+    shop = Shop()
+    shop.keys["other"] = replace(NODE, key_id="key_9", account_id="acct_9")
+    for number in range(MOST_HELLOS):
+        # A new connection and another name each time count all the same.
+        await shop.tokens.find("node").terms(f"gpu-{number % 7}")
+    with pytest.raises(NotAdmitted) as caught:
+        await shop.tokens.find("node").terms("gpu")
+    assert (caught.value.reason, caught.value.is_final) == ("too_many_hellos", False)
+    assert len(shop.owners.recorded) == MOST_HELLOS
+    await shop.tokens.find("other").terms("gpu")
+    shop.clock_s = 60.0 / MOST_HELLOS
+    await shop.tokens.find("node").terms("gpu")
+    assert len(shop.owners.recorded) == MOST_HELLOS + 2

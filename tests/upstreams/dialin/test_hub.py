@@ -1,4 +1,4 @@
-"""Nodes in memory: what they offer, what is bought from them, and when they are let go of."""
+"""Nodes in memory: what they offer, what is bought from them, and when they are disconnected."""
 
 import asyncio
 import contextlib
@@ -41,6 +41,22 @@ class Clock:
         return self.now
 
 
+class OfAccount:
+    """The grant of an account's nodes, which holds."""
+
+    def __init__(self, account_id):
+        self.account_id = account_id
+
+    async def terms(self, name):
+        return NodeTerms(f"{name}.{self.account_id}", account_id=self.account_id)
+
+    def holds(self):
+        return True
+
+    def is_revoked(self):
+        return False
+
+
 class World:
     """A hub, its upstream, and the nodes of a test."""
 
@@ -64,10 +80,10 @@ class World:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def joined(self, behave=honest, said=None, **more) -> ScriptedNode:
+    async def joined(self, behave=honest, said=None, grant=None, **more) -> ScriptedNode:
         socket = MemorySocket()
         node = ScriptedNode(socket, behave, said or hello(), **more)
-        self.start(self.hub.serve(socket, self.tokens.find(TOKEN)))
+        self.start(self.hub.serve(socket, grant or self.tokens.find(TOKEN)))
         self.start(node.run())
         await node.until(lambda: node.offered or node.refused or node.goodbye or socket.is_cut)
         return node
@@ -390,13 +406,31 @@ async def test_a_revoked_token_ends_the_connection_at_once(world):
     assert node.goodbye.reason == "revoked" and w.hub.providers == ()
 
 
-async def test_a_name_of_a_virtual_node_is_refused_and_so_are_too_many(world):
+async def test_a_name_of_a_virtual_node_is_refused(world):
     w = world(taken_names=frozenset({NAME}))
     assert (await w.joined()).goodbye.reason == "name_taken"
-    w = world(max_nodes=0)
-    goodbye = (await w.joined()).goodbye
-    # It may try again later, which the other one need not.
+
+
+async def test_one_account_gets_half_of_the_places_and_the_operators_nodes_need_none(world):
+    w = world(max_nodes=3)
+    one, other, third = OfAccount("one"), OfAccount("other"), OfAccount("third")
+
+    async def offered(grant, name):
+        return (await w.joined(grant=grant, said=hello(name=name))).offered
+
+    assert await offered(one, "a") and await offered(one, "b")
+    assert not w.hub.has_place(one) and w.hub.has_place(other)
+    goodbye = (await w.joined(grant=one, said=hello(name="c"))).goodbye
+    # It may dial again later.
     assert (goodbye.reason, goodbye.reconnect_after_s) == ("too_many_nodes", 0)
+    # A node that is here may come back: its old connection may be half open.
+    assert await offered(one, "b")
+    assert await offered(other, "a")
+    assert not w.hub.has_place(third)
+    assert (await w.joined(grant=third)).goodbye.reason == "too_many_nodes"
+    assert w.hub.has_place(w.tokens.find(TOKEN)) and (await w.joined()).offered
+    w.hub.drain()
+    assert not w.hub.has_place(w.tokens.find(TOKEN))
 
 
 async def test_models_come_and_go_while_a_node_is_connected(world):
