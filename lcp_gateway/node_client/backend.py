@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
@@ -108,7 +109,7 @@ class Backend:
         except _FAILURES:
             text = b""
         message, code = _message_and_code(text)
-        hidden = (self.options.api_key, self.options.base_url)
+        hidden = (self.options.api_key, urlsplit(self.options.base_url).netloc)
         for secret in filter(None, hidden):
             message = message.replace(secret, "[redacted]")
         wait = response.headers.get("Retry-After", "")

@@ -59,8 +59,7 @@ class Joiner:
         # One dials at a time: the next one says to which workers the others are connected.
         self._dialling = asyncio.Lock()
         self._lines: dict[int, asyncio.Task[None]] = {}
-        self._refusal: CannotJoin | None = None
-        self._refused = asyncio.Event()
+        self._failed: asyncio.Future[None]
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop`` is set and the running requests have ended.
@@ -73,16 +72,19 @@ class Joiner:
             self._log.warning("no model was found yet", looked_at=self._catalog.where())
         refreshing = asyncio.create_task(self._refresh())
         stopping = asyncio.create_task(stop.wait())
-        refused = asyncio.create_task(self._refused.wait())
+        self._failed = asyncio.get_running_loop().create_future()
+        watched: list[asyncio.Future[Any]] = [stopping, refreshing, self._failed]
         self._open_lines()
         try:
-            await asyncio.wait({stopping, refused}, return_when=asyncio.FIRST_COMPLETED)
-            if self._refusal is not None:
-                raise self._refusal
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            for ended in (self._failed, refreshing):
+                # These two end with an error alone.
+                if ended.done():
+                    ended.result()
             self._tell("draining")
             await asyncio.gather(*(one.drain(self._options.drain_s) for one in self._sessions.values()))
         finally:
-            tasks = [refreshing, stopping, refused, *self._lines.values()]
+            tasks = [*watched, *self._lines.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -91,7 +93,12 @@ class Joiner:
     def _open_lines(self) -> None:
         for line in range(self._workers):
             if line not in self._lines:
-                self._lines[line] = asyncio.create_task(self._keep(line))
+                task = self._lines[line] = asyncio.create_task(self._keep(line))
+                task.add_done_callback(self._line_ended)
+
+    def _line_ended(self, line: "asyncio.Task[None]") -> None:
+        if not line.cancelled() and (error := line.exception()) is not None and not self._failed.done():
+            self._failed.set_exception(error)
 
     async def _keep(self, line: int) -> None:
         """Keep one connection: the first one always, the others for as many workers as the gateway has."""
@@ -102,9 +109,6 @@ class Joiner:
                 failures = failures + 1 if failed else 0
                 wait_s = max(wait_s * (0.5 + self._chance()), pause_s(max(failures, 1), self._chance()))
                 await asyncio.sleep(wait_s)
-        except CannotJoin as error:
-            self._refusal = error
-            self._refused.set()
         finally:
             self._lines.pop(line, None)
 

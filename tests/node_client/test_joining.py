@@ -286,3 +286,33 @@ async def test_models_that_appear_later_are_told(backend):
 def test_the_pauses_grow_are_spread_and_bounded():
     assert [pause_s(failures, 1.0) for failures in (1, 2, 3, 4, 5, 99)] == [1, 2, 4, 8, 15, 15]
     assert pause_s(5, 0.5) == 7.5
+
+
+@pytest.mark.parametrize("broken", ["_once", "_refresh"])
+async def test_a_task_that_breaks_ends_the_node_and_does_not_stay_silent(backend, monkeypatch, broken):
+    async def breaks(*_):
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(Joiner, broken, breaks)
+
+    async def serve(gateway, socket, side):
+        await gateway.read(socket, side, ())
+
+    async with joined(serve, backend) as (_, _, running, _):
+        with pytest.raises(RuntimeError, match="unforeseen"):
+            await asyncio.wait_for(running, 5)
+
+
+async def test_an_error_of_the_backend_does_not_name_its_address_without_the_path(backend):
+    heard = asyncio.get_running_loop().create_future()
+
+    async def serve(gateway, socket, side):
+        where = backend.base_url.removesuffix("/v1")
+        backend.behave(fail_status=500, fail_body=f'{{"error": {{"message": "cannot load at {where}/api"}}}}')
+        await gateway.ask(socket, side, credit=10**6)
+        heard.set_result((await gateway.read(socket, side, FailureCame))[-1].failure)
+        await socket.receive()
+
+    async with joined(serve, backend, refresh_s=60.0):
+        failure = await asyncio.wait_for(heard, 10)
+    assert failure.message == "cannot load at http://[redacted]/api"
