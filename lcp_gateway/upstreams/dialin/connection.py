@@ -182,7 +182,7 @@ class NodeConnection:
             UpstreamError: there was no room in time, or the node is gone. Nothing was bought.
         """
         deadline = self._clock() + timeout_s
-        await self._room(model, timeout_s)
+        await self.wait_for_room(model, timeout_s)
         left_s = max(deadline - self._clock(), 0.001)
         request = Request(
             kind=kind,
@@ -222,7 +222,12 @@ class NodeConnection:
         if not self.closed_for:
             self._socket.post(self._side.receipt(request_id, receipt))
 
-    async def _room(self, model: str, timeout_s: float) -> None:
+    async def wait_for_room(self, model: str, timeout_s: float | None) -> None:
+        """Wait until another request to a model may begin; without a time-out for as long as the node is here.
+
+        Raises:
+            UpstreamError: there was no room in time, or the node is gone.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 while True:

@@ -319,10 +319,12 @@ class NodeHub:
         node.is_probing, node.probed_at = True, self._clock()
         try:
             for name in tuple(node.models):
-                if name not in node.models or not node.is_usable:
+                if name not in node.models:
                     continue
                 problem = await probe(node, name, rules)
-                if node.closed_for:
+                if not node.is_usable:
+                    # It leaves, or its key cannot be checked now: the model did not fail, and is probed again after that.
+                    node.probed_at = -float("inf")
                     return
                 if problem:
                     node.passed.discard(name)

@@ -32,6 +32,8 @@ async def probe(node: NodeConnection, model: str, rules: ProbeRules) -> str:
     kind = next((one for one in ("chat", "completions", "responses", "embeddings") if one in kinds), "")
     body = orjson.dumps({"model": model, **_body(kind, rules)})
     try:
+        # A node that works to capacity is not one that fails: its time begins when it has room.
+        await node.wait_for_room(model, None)
         async with node.request(kind, model, body, stream=False, timeout_s=rules.timeout_s) as request:
             await request.wait_head()
             answer = bytearray()

@@ -42,16 +42,17 @@ class Clock:
 
 
 class OfAccount:
-    """The grant of an account's nodes, which holds."""
+    """The grant of an account's nodes, which holds while its key can be checked."""
 
     def __init__(self, account_id):
         self.account_id = account_id
+        self.is_known = True
 
     async def terms(self, name):
         return NodeTerms(f"{name}.{self.account_id}", account_id=self.account_id)
 
     def holds(self):
-        return True
+        return self.is_known
 
     def is_revoked(self):
         return False
@@ -479,6 +480,46 @@ async def test_a_model_is_offered_once_it_has_passed_its_probe_and_no_longer_whe
     connection.probed_at = -100.0
     await w.tick()
     await node.until(lambda: node.offered == ())
+
+
+async def test_a_node_that_is_busy_keeps_its_models_and_is_probed_once_it_has_room(world):
+    w = world(probe=ProbeRules(is_on=True, answer="three", interval_s=100.0, timeout_s=0.5))
+    going = asyncio.Event()
+    going.set()
+
+    async def slowly(node, request_id, request, body):
+        await going.wait()
+        await honest(node, request_id, request, body)
+
+    node = await w.joined(slowly, hello(concurrent=1))
+    await node.until(lambda: node.offered == ("m",))
+    going.clear()
+    buying = asyncio.ensure_future(w.buy())
+    await node.until(lambda: len(node.requests) == 2)
+    connection = w.hub.connection(ID)
+    connection.probed_at = -100.0
+    await w.tick()
+    await asyncio.sleep(0.5)
+    assert connection.is_probing and node.offered == ("m",)
+    going.set()
+    await buying
+    await node.until(lambda: not connection.is_probing)
+    assert len(node.requests) == 3 and node.offered == ("m",)
+
+
+async def test_models_whose_probe_met_a_key_that_could_not_be_checked_are_probed_again(world):
+    w = world(probe=ProbeRules(is_on=True, answer="three", interval_s=0.0))
+    grant = OfAccount("one")
+
+    async def stale_at_first(node, request_id, request, body):
+        grant.is_known = request_id > 1
+        await honest(node, request_id, request, body)
+
+    node = await w.joined(stale_at_first, hello(model("m"), model("n")), grant=grant)
+    await node.until(lambda: node.requests and not w.hub.connection("gpu.one").is_probing)
+    grant.is_known = True
+    await w.tick()
+    await node.until(lambda: node.offered == ("m", "n"))
 
 
 async def test_a_gateway_that_drains_lets_results_end_and_sends_nothing_new(world):
