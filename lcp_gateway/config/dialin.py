@@ -8,7 +8,17 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidatorFunctionWrapHan
 
 from lcp_gateway.config import parsers
 from lcp_gateway.config.addresses import parse_base_url
-from lcp_gateway.config.nodes import parse_endpoints, with_key_of_file
+from lcp_gateway.config.nodes import (
+    InputPrice,
+    MinutePrice,
+    ModelsOwner,
+    OutputPrice,
+    OutputTokens,
+    RequestPrice,
+    RequestTimeout,
+    parse_endpoints,
+    with_key_of_file,
+)
 from lcp_gateway.config.parsers import Form, read_by
 from lcp_gateway.config.tables import ROW_CONFIG, list_of_tables
 
@@ -30,24 +40,16 @@ class DialinNodeConfig:
         parsers.OptionalFile, Field(description="A file whose first line is that token, read once at the start.")
     ] = None
     models: Annotated[parsers.Names, Field(description="The models that it may offer; without any, all it has.")] = ()
-    owned_by: Annotated[parsers.Text, Field(description="The owner of its models, as clients see it.")] = ""
+    owned_by: ModelsOwner = ""
     max_concurrent: Annotated[
         parsers.Count, Field(description="How many requests it gets at once; 0 leaves it to the node.")
     ] = 0
-    timeout_s: Annotated[parsers.Duration, Field(gt=0, description="How long a whole request may take.")] = 120.0
-    price_per_request_msat: Annotated[parsers.Count, Field(description="Price of a request, in millisatoshi.")] = 0
-    price_per_1k_input_msat: Annotated[
-        parsers.Count, Field(description="Price of 1,000 tokens of a request, added to it.")
-    ] = 0
-    price_per_1k_output_msat: Annotated[
-        parsers.Count, Field(description="Price of 1,000 tokens of an answer, added to it.")
-    ] = 0
-    price_per_minute_sat: Annotated[
-        parsers.Number, Field(description="Price of a minute of use in sat, added to it.")
-    ] = 0.0
-    max_output_tokens: Annotated[
-        parsers.Count, Field(gt=0, description="The estimated length of an answer where a request sets no limit.")
-    ] = 4_096
+    timeout_s: RequestTimeout = 120.0
+    price_per_request_msat: RequestPrice = 0
+    price_per_1k_input_msat: InputPrice = 0
+    price_per_1k_output_msat: OutputPrice = 0
+    price_per_minute_sat: MinutePrice = 0.0
+    max_output_tokens: OutputTokens = 4_096
 
 
 @dataclass(frozen=True, slots=True)

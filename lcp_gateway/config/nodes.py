@@ -22,6 +22,17 @@ LOCAL_URL: Final = "local:"
 
 _KEY_CHARACTERS = 4_096
 
+# The columns that nodes have in common, however they are reached.
+RequestPrice = Annotated[parsers.Count, Field(description="Price of a request, in millisatoshi.")]
+InputPrice = Annotated[parsers.Count, Field(description="Price of 1,000 tokens of a request, added to it.")]
+OutputPrice = Annotated[parsers.Count, Field(description="Price of 1,000 tokens of an answer, added to it.")]
+MinutePrice = Annotated[parsers.Number, Field(description="Price of a minute of use in sat, added to it.")]
+OutputTokens = Annotated[
+    parsers.Count, Field(gt=0, description="The estimated length of an answer where a request sets no limit.")
+]
+RequestTimeout = Annotated[parsers.Duration, Field(gt=0, description="How long a whole request may take.")]
+ModelsOwner = Annotated[parsers.Text, Field(description="The owner of its models, as clients see it.")]
+
 
 def parse_endpoints(value: object) -> tuple[str, ...]:
     """Read a list of endpoints."""
@@ -60,22 +71,14 @@ class NodeConfig:
     api_key_file: Annotated[
         parsers.OptionalFile, Field(description="A file whose first line is that key, read once at the start.")
     ] = None
-    price_per_request_msat: Annotated[parsers.Count, Field(description="Price of a request, in millisatoshi.")] = 0
-    price_per_1k_input_msat: Annotated[
-        parsers.Count, Field(description="Price of 1,000 tokens of a request, added to it.")
-    ] = 0
-    price_per_1k_output_msat: Annotated[
-        parsers.Count, Field(description="Price of 1,000 tokens of an answer, added to it.")
-    ] = 0
-    price_per_minute_sat: Annotated[
-        parsers.Number, Field(description="Price of a minute of use in sat, added to it.")
-    ] = 0.0
-    max_output_tokens: Annotated[
-        parsers.Count, Field(gt=0, description="The estimated length of an answer where a request sets no limit.")
-    ] = 4_096
-    timeout_s: Annotated[parsers.Duration, Field(gt=0, description="How long a whole request may take.")] = 120.0
+    price_per_request_msat: RequestPrice = 0
+    price_per_1k_input_msat: InputPrice = 0
+    price_per_1k_output_msat: OutputPrice = 0
+    price_per_minute_sat: MinutePrice = 0.0
+    max_output_tokens: OutputTokens = 4_096
+    timeout_s: RequestTimeout = 120.0
     models: Annotated[parsers.Names, Field(description="Its models; without any, the node is asked for its list.")] = ()
-    owned_by: Annotated[parsers.Text, Field(description="The owner of its models, as clients see it.")] = ""
+    owned_by: ModelsOwner = ""
     endpoints: Annotated[
         tuple[str, ...],
         Form("list", "A,B"),
