@@ -47,6 +47,8 @@ def setting(
     secret: bool = False,
     may_hold_password: bool = False,
     gt: float | None = None,
+    ge: float | None = None,
+    le: float | None = None,
     restart: str = "",
 ) -> Any:
     """Declare a setting.
@@ -61,6 +63,8 @@ def setting(
         description=description,
         repr=not (secret or may_hold_password),
         gt=gt,
+        ge=ge,
+        le=le,
         json_schema_extra={
             "group": group.value,
             "openai_serve": openai_serve,

@@ -798,12 +798,17 @@ class Settings(BaseModel):
     )
     dialin_heartbeat_s: parsers.Duration = setting(
         5.0,
-        "How often both sides show that they live; one that is silent for three times as long is dead.",
+        "How often both sides show that they live, from 1 second to an hour; one that is silent for three times as long is dead.",
         Group.DIALIN,
-        gt=0,
+        ge=1,
+        le=3_600,
     )
     dialin_window_bytes: parsers.Size = setting(
-        64 * 2**10, "How far a node may be ahead of the client that reads its result, by request.", Group.DIALIN, gt=0
+        64 * 2**10,
+        "How far a node may be ahead of the client that reads its result, by request; 1 GiB at most.",
+        Group.DIALIN,
+        gt=0,
+        le=2**30,
     )
     dialin_probe: parsers.Switch = setting(
         False,

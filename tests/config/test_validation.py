@@ -114,6 +114,8 @@ BAD_VALUES = {
     "ROUTING_WEIGHT_SPEED": ["-0.1", "high"],
     "ROUTING_TEMPERATURE": ["0", "-1"],
     "ROUTING_HALF_LIFE_S": ["0"],
+    "DIALIN_HEARTBEAT_S": ["0", "0.5s", "2h"],
+    "DIALIN_WINDOW_BYTES": ["0", "2GiB"],
     "NODE_LISTEN": ["unix:", "nowhere"],
     "NODE_TOKENS_PER_SECOND": ["-1", "fast", "nan"],
 }
