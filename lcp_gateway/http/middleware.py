@@ -18,6 +18,7 @@ from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.error_mapping import map_http_exception, map_purchase_error
 from lcp_gateway.http.errors import PAGE_HEADERS, PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
+from lcp_gateway.http.server.connection import cut_off
 from lcp_gateway.http.server.proxies import display_address
 from lcp_gateway.http.tracing import NOT_TRACED, finish
 from lcp_gateway.purchase.states import Verdict
@@ -32,6 +33,8 @@ HSTS = "max-age=31536000"
 """Browsers that reached the gateway over https do so for a year."""
 
 _API = "/api/"
+# As nginx logs a client that left before the end of its response.
+_CLIENT_LEFT = 499
 # A colon and a space after a name, a line break after a value.
 _BETWEEN_BYTES = 4
 _VERSIONS = frozenset({HttpVersion10, HttpVersion11})
@@ -82,13 +85,16 @@ class RequestMiddleware:
         with traced as span:
             if span.trace_id:
                 bind_contextvars(trace_id=span.trace_id)
-            status = 499  # as nginx logs a client that left before its response
+            status = _CLIENT_LEFT
             try:
                 try:
                     response = await self._admit(request, context)
                     if response is None:
                         response = await handler(request)
-                except Exception as error:  # noqa: BLE001 - a bug must still become a response with the payment verdict
+                except Exception as error:  # a bug must still become a response with the payment verdict
+                    if request.writer.output_size:
+                        status = self._break_off(request, error, context)
+                        raise ConnectionResetError("a response that has begun failed") from error
                     response = self._refuse(self._api_error(error, context), context)
                 status = response.status
                 return response
@@ -182,6 +188,15 @@ class RequestMiddleware:
             )
         self._log.error("unexpected error", exc_info=error)
         return internal_error(context.verdict, quote)
+
+    def _break_off(self, request: web.Request, error: Exception, context: RequestContext) -> int:
+        """Cut off a response whose head is out: another one would go into its body. Return the status to report."""
+        cut_off(request)
+        if isinstance(error, ConnectionError):
+            return _CLIENT_LEFT
+        failure = self._api_error(error, context)
+        context.problem = failure.code or str(failure.status)
+        return failure.status
 
     def _refuse(self, error: ApiError, context: RequestContext) -> web.Response:
         context.problem = error.code or str(error.status)

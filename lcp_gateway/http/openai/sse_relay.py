@@ -1,25 +1,21 @@
 """Relays a paid stream to the client: its bytes as they come, and a clean end only if all of them came."""
 
 import asyncio
-import socket
-import struct
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.http_writer import StreamWriter
 
 from lcp_gateway.adapters.sse import ends_event, is_event_stream
 from lcp_gateway.http.errors import ApiError
-from lcp_gateway.http.server.connection import close_if_http10
+from lcp_gateway.http.server.connection import FLUSH_S, close_if_http10, cut_off
 from lcp_gateway.purchase.order import TaskKind
 
 _HEARTBEAT = b": heartbeat\n\n"
-# How long a response that was broken off may take to leave before the connection is torn down.
-_FLUSH_S = 5.0
 _TAIL_BYTES = 4
 
 
@@ -129,18 +125,12 @@ class SseRelay:
             return
         try:
             if self._sse and not is_told:
-                async with asyncio.timeout(_FLUSH_S):
+                async with asyncio.timeout(FLUSH_S):
                     await self._response.write(_error_event(self._kind, error))
         except (ConnectionError, TimeoutError):
             transport.abort()
             return
-        if self._request.version < HttpVersion11:
-            # Without chunks the end of the connection is the end of the body: only a reset shows that it was cut.
-            _reset_on_close(transport)
-        # close() sends what is written and then ends the connection: without a last chunk no client takes the body for
-        # whole.
-        transport.close()
-        asyncio.get_running_loop().call_later(_FLUSH_S, transport.abort)
+        cut_off(self._request)
 
     async def _write(self, data: bytes) -> None:
         if data:
@@ -217,12 +207,6 @@ class _Heartbeats:
             if ends_event(self._tail) and (last is None or (last.done() and not last.exception())):
                 self.writing = self._loop.create_task(self._write(_HEARTBEAT))
         self._timer = self._loop.call_later(wait_s, self._due)
-
-
-def _reset_on_close(transport: asyncio.Transport) -> None:
-    connection = transport.get_extra_info("socket")
-    if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def _error_event(kind: TaskKind, error: ApiError) -> bytes:

@@ -1,6 +1,8 @@
 """One connection: bounds the time of a request's head, and answers parse errors in OpenAI's format."""
 
 import asyncio
+import socket
+import struct
 from typing import Any, Final
 
 from aiohttp import HttpVersion11, web
@@ -11,6 +13,8 @@ from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
 
 HTTP_VERSION: Final = "http/1.1"
 """The protocol spoken, by its name in TLS."""
+FLUSH_S: Final = 5.0
+"""How long a response that was broken off may take to leave before its connection is torn down."""
 
 
 def close_if_http10(request: web.Request, response: web.StreamResponse) -> None:
@@ -20,6 +24,19 @@ def close_if_http10(request: web.Request, response: web.StreamResponse) -> None:
     """
     if request.version < HttpVersion11:
         response.force_close()
+
+
+def cut_off(request: web.BaseRequest) -> None:
+    """End a response that has begun, and its connection, so that no client takes the body for whole."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        return
+    if request.version < HttpVersion11 and (connection := transport.get_extra_info("socket")) is not None:
+        # Without chunks the end of the connection is the end of the body: only a reset shows that it was cut.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    # close() sends what is written and then ends the connection: without a last chunk no client takes the body for whole.
+    transport.close()
+    asyncio.get_running_loop().call_later(FLUSH_S, transport.abort)
 
 
 class GatewayConnection(web.RequestHandler):

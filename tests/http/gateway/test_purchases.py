@@ -1,5 +1,6 @@
 """/api/purchases: pages, filters, CSV, receipts, and unknown payments that the operator resolves."""
 
+import asyncio
 import csv
 import io
 import json
@@ -8,6 +9,7 @@ import pytest
 
 from lcp_gateway.http.gateway.purchases import COST_FIELDS, CUSTOMER_FIELDS
 from lcp_gateway.lightning.receipts import read_receipt
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from tests.http.front import ADMIN_KEY, front
 from tests.http.gateway.bought import EVIL, make_history
 
@@ -209,3 +211,32 @@ async def test_a_resolution_needs_the_operator_a_state_and_a_reason(gateway):
     delivered = await resolve(gateway, gateway.made.jobs["ann"][0], state="not_paid")
     assert (delivered.status, delivered.code) == (409, "not_unknown")
     assert gateway.resolved == []
+
+
+async def test_a_file_that_breaks_off_is_never_taken_for_whole(gateway, monkeypatch):
+    """Regression: an error behind the first page was written as another response into the body of the file."""
+    page, pages = type(gateway.books).page, []
+
+    async def first_page_only(self, which, *, limit, after):
+        pages.append(after)
+        if after is not None:
+            raise DatabaseUnavailable("away")
+        return await page(self, which, limit=2, after=after)
+
+    monkeypatch.setattr(type(gateway.books), "page", first_page_only)
+    for version in ("1.1", "1.0"):
+        reader, writer = await asyncio.open_connection(gateway.client.host, gateway.client.port)
+        head = f"GET {PURCHASES}?format=csv HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\r\n"
+        writer.write(head.encode())
+        received = b""
+        try:
+            async with asyncio.timeout(20):
+                while block := await reader.read(65_536):
+                    received += block
+            ended = "closed"
+        except ConnectionResetError:
+            ended = "reset"
+        writer.close()
+        assert received.count(b"HTTP/1.") == 1 and b"journal_unavailable" not in received
+        assert not received.endswith(b"0\r\n\r\n") and (version == "1.1" or ended == "reset")
+    assert len(pages) == 4
