@@ -357,7 +357,7 @@ class Gateway:
             budgets=books.budgets,
             providers=books.providers,
             overview=books.overview,
-            events=EventRoutes(self.events),
+            events=EventRoutes(self.events, api_limits=runtime.access.api_limits),
             wallet=access.wallet_routes,
             admin=access.admin_routes,
             keys=access.key_routes,

@@ -248,7 +248,8 @@ def _add_books(app: web.Application, routes: Routes, api_limits: ApiLimits) -> N
     if routes.usage is not None:
         app.router.add_get("/api/usage", routes.usage.get)
     if routes.events is not None:
-        app.router.add_get("/api/events", routes.events.stream)
+        # A HEAD would stay open, and have nothing to read.
+        app.router.add_get("/api/events", routes.events.stream, allow_head=False)
     bounded = [
         ("GET", "/api/purchases/{job_id}", routes.purchases.get),
         ("POST", "/api/admin/purchases/{job_id}/resolution", routes.purchases.resolve),

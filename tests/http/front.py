@@ -216,7 +216,7 @@ async def front(
                 openclaw_id=CLAW,
             )
         ),
-        events=EventRoutes(hub, ping_s=ping_s),
+        events=EventRoutes(hub, api_limits=api_limits, ping_s=ping_s),
         overview=OverviewRoutes(
             OverviewSources(auth="accounts", health=report_health, books=books, ledger=bank.ledger, lnd=None)
         ),

@@ -108,7 +108,9 @@ class Console:
             )
         account, invites = self._customers_routes(settings)
         if not is_served or self._sessions is None:
-            return HeaderAuthenticator(inner), ConsoleRoutes(invites=invites, account=account)
+            return HeaderAuthenticator(inner, unavailable=(DatabaseUnavailable,)), ConsoleRoutes(
+                invites=invites, account=account
+            )
         cookies = Cookies(allow_insecure=settings.console_insecure)
         sessions = ConsoleSessions(
             self._sessions,

@@ -1,4 +1,4 @@
-"""Who a browser is: the cookie on the named routes, under rules that keep the pages of other origins out."""
+"""The caller that a browser's cookie stands for, on the named routes, under rules that keep the pages of other origins out."""
 
 from functools import partial
 from typing import Final
@@ -66,8 +66,10 @@ class LocalConsole:
 class HeaderAuthenticator:
     """Authenticates by the header alone: where the console is off."""
 
-    def __init__(self, inner: Authenticator) -> None:
+    def __init__(self, inner: Authenticator, *, unavailable: tuple[type[Exception], ...] = ()) -> None:
+        """``unavailable`` are errors of a database that cannot be reached."""
         self._inner = inner
+        self._unavailable = unavailable
 
     async def admit(self, request: web.Request) -> Caller:
         """Return the caller."""
@@ -81,6 +83,8 @@ class HeaderAuthenticator:
         try:
             return await self._inner.admit(request) == caller
         except ApiError:
+            return False
+        except self._unavailable:
             return False
 
 
@@ -98,12 +102,11 @@ class SessionAuthenticator(HeaderAuthenticator):
         unavailable: tuple[type[Exception], ...] = (),
     ) -> None:
         """``api_limits`` bounds the look-ups of sessions; ``unavailable`` are errors of a database that cannot be reached."""
-        super().__init__(inner)
+        super().__init__(inner, unavailable=unavailable)
         self._sessions = sessions
         self._cookies = cookies
         self._guard = guard
         self._api_limits = api_limits
-        self._unavailable = unavailable
 
     async def admit(self, request: web.Request) -> Caller:
         """Return the caller of a session or of a key.

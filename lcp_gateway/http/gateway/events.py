@@ -7,7 +7,7 @@ whichever process, is told what it has missed.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,7 @@ from lcp_gateway.accounts.models import Balance, Topup, TopupState
 from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import rfc3339, unix_time
+from lcp_gateway.http.gateway.api_limits import ApiLimits, caller_of
 from lcp_gateway.http.gateway.purchases import KeyNames, purchase_document, shows
 from lcp_gateway.http.queries import Query, QueryParameter
 from lcp_gateway.http.server.connection import close_if_http10
@@ -34,8 +35,12 @@ EVENTS_QUERY: Final = (
 )
 STREAMS_EACH: Final = 4
 """Streams of one session or key: a browser needs one for all of its tabs."""
+STREAMS_OF_ACCOUNT: Final = 20
+"""Streams of one account, or of one key of the operator, however many sessions and keys it has."""
 STREAMS_IN_ALL: Final = 200
+"""Streams of all customers, and as many of the operator, whom no customer can keep out."""
 
+_LIMITS: Final = (STREAMS_EACH, STREAMS_OF_ACCOUNT, STREAMS_IN_ALL)
 _POLL_S: Final = 1.0
 _PING_S: Final = 15.0
 _RETRY_MS: Final = 3_000
@@ -62,10 +67,10 @@ class Surroundings:
 
 @dataclass(slots=True, eq=False)
 class EventStream:
-    """One client: its view, and the events that it has not been sent yet."""
+    """One client: its view, and the events that it has not been sent yet. ``counted`` are the names that it counts under."""
 
     view: View
-    holder: str
+    counted: Sequence[Hashable]
     waiting: deque[bytes] = field(default_factory=deque)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     is_over: bool = False
@@ -80,7 +85,7 @@ class EventStream:
         return self.view.account_id if self.view.key_id is None else None
 
     def tell(self, name: str, data: Mapping[str, object], at_micros: int) -> None:
-        """Queue an event; a client that reads too slowly is let go, and comes back with its last id."""
+        """Queue an event; the stream of a client that reads too slowly ends, and the client comes back with its last id."""
         if len(self.waiting) >= _MOST_WAITING:
             self.end()
             return
@@ -116,7 +121,7 @@ class EventHub:
         self._now = now
         self._poll_s = poll_s
         self._streams: set[EventStream] = set()
-        self._of_holder: Counter[str] = Counter()
+        self._open: Counter[Hashable] = Counter()
         self._wanted = asyncio.Event()
         self._seen: dict[bytes, int] = {}
 
@@ -131,34 +136,33 @@ class EventHub:
                 await self.poll()
             await asyncio.sleep(self._poll_s)
 
-    def open(self, view: View, holder: str) -> EventStream:
-        """Add a stream.
+    def open(self, view: View, counted: Sequence[Hashable]) -> EventStream:
+        """Add a stream; it counts under the names of its session or key, of its account, and of all callers of its group.
 
         Raises:
             ApiError: 429, there are too many.
         """
-        if self._of_holder[holder] >= STREAMS_EACH or len(self._streams) >= STREAMS_IN_ALL:
+        if any(self._open[name] >= limit for name, limit in zip(counted, _LIMITS, strict=True)):
             raise ApiError(
                 429,
-                f"{STREAMS_EACH} streams of one session or key, and {STREAMS_IN_ALL} in all, can be open: close one, or "
-                "ask for the lists every 15 s instead",
+                f"{STREAMS_EACH} streams of one session or key, {STREAMS_OF_ACCOUNT} of one account, and {STREAMS_IN_ALL} of "
+                "all accounts can be open: close one, or ask for the lists every 15 s instead",
                 code="too_many_streams",
                 retry=True,
                 retry_after_s=round(_PING_S),
                 reason="api",
             )
-        stream = EventStream(view, holder)
+        stream = EventStream(view, counted)
         self._streams.add(stream)
-        self._of_holder[holder] += 1
+        self._open.update(counted)
         self._wanted.set()
         return stream
 
     def close(self, stream: EventStream) -> None:
         """Take a stream out."""
         self._streams.discard(stream)
-        self._of_holder[stream.holder] -= 1
-        if not self._of_holder[stream.holder]:
-            del self._of_holder[stream.holder]
+        # Without the names that have none now: sessions are many.
+        self._open -= Counter(stream.counted)
         if not self._streams:
             self._wanted.clear()
             self._seen.clear()
@@ -231,8 +235,10 @@ class EventHub:
 class EventRoutes:
     """Serves the streams."""
 
-    def __init__(self, hub: EventHub, *, ping_s: float = _PING_S) -> None:
+    def __init__(self, hub: EventHub, *, api_limits: ApiLimits, ping_s: float = _PING_S) -> None:
+        """``api_limits`` bounds the reads of the database with which a stream begins."""
         self._hub = hub
+        self._api_limits = api_limits
         self._ping_s = ping_s
 
     async def stream(self, request: web.Request) -> web.StreamResponse:
@@ -240,10 +246,11 @@ class EventRoutes:
         query = Query(request, EVENTS_QUERY)
         context = request[CONTEXT]
         last_id = request.headers.get("Last-Event-ID") or query.text("after")
-        stream = self._hub.open(view_of(context.caller), _holder(context, request.remote))
+        stream = self._hub.open(view_of(context.caller), _counted(context, request.remote))
         try:
             # Before the head goes out: an error of the database can still become a response.
-            await self._hub.begin(stream, last_id)
+            async with self._api_limits.turn(request):
+                await self._hub.begin(stream, last_id)
             response = web.StreamResponse(
                 headers={"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
             )
@@ -260,9 +267,7 @@ class EventRoutes:
             if stream.waiting:
                 chunk = b"".join(stream.waiting)
                 stream.waiting.clear()
-                # A client that does not read is let go, rather than holding a place for ever.
-                async with asyncio.timeout(self._ping_s):
-                    await response.write(chunk)
+                await self._write(response, chunk)
             if stream.is_over:
                 break
             stream.news.clear()
@@ -270,10 +275,22 @@ class EventRoutes:
                 async with asyncio.timeout(self._ping_s):
                     await stream.news.wait()
             except TimeoutError:
-                await response.write(b": ping\n\n")
+                await self._write(response, b": ping\n\n")
             if not await context.still_admitted():
                 break
         await response.write_eof()
+
+    async def _write(self, response: web.StreamResponse, chunk: bytes) -> None:
+        """Write a chunk.
+
+        Raises:
+            ConnectionResetError: the client does not read; its place is for another one.
+        """
+        try:
+            async with asyncio.timeout(self._ping_s):
+                await response.write(chunk)
+        except TimeoutError:
+            raise ConnectionResetError("the client does not read its events") from None
 
 
 def _tell_purchases(
@@ -323,11 +340,11 @@ def _topup(topup: Topup, view: View) -> dict[str, object]:
     return {"object": "lcp.topup", **document, **({"account_id": topup.account_id} if view.is_whole else {})}
 
 
-def _holder(context: RequestContext, remote: str | None) -> str:
-    """Return under which name a stream counts: its session, else its key, else the client's address."""
-    if context.session is not None:
-        return f"session:{context.session.token_hash.hex()}"
-    return f"key:{context.key_id}" if context.key_id else f"address:{remote}"
+def _counted(context: RequestContext, remote: str | None) -> Sequence[Hashable]:
+    """Return the names that a stream counts under: its session, else its key or address; its account; and its group."""
+    caller = caller_of(context.caller, remote)
+    own = (caller, context.key_id) if context.session is None else context.session.token_hash
+    return own, caller, caller.group
 
 
 def _micros(at: datetime) -> int:

@@ -6,11 +6,14 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from aiohttp import ClientPayloadError
 
 from lcp_gateway.accounts.models import TopupState
-from lcp_gateway.http.gateway.events import STREAMS_EACH, STREAMS_IN_ALL, Surroundings
+from lcp_gateway.http.context import RequestContext
+from lcp_gateway.http.gateway.events import STREAMS_EACH, STREAMS_IN_ALL, STREAMS_OF_ACCOUNT, Surroundings
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
+from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.http.front import ADMIN_KEY, front
 from tests.http.gateway.bought import make_history
@@ -69,6 +72,13 @@ async def listening(gateway, key, **headers):
 
 async def poll(gateway):
     await gateway.hub.poll()
+
+
+async def streams_are(hub, count):
+    """Wait until so many streams are open: the gateway learns a little later that a client has left."""
+    async with asyncio.timeout(20):
+        while len(hub._streams) != count:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_stream_begins_with_hello_and_the_present_state(gateway):
@@ -185,7 +195,7 @@ async def test_topups_and_balances_are_told_when_they_change(gateway):
         assert after["balance_msat"] == (await bank.ledger.balance(made.accounts["ann"])).balance_msat
 
 
-async def test_so_many_streams_each_and_so_many_in_all(gateway):
+async def test_so_many_streams_of_one_key(gateway):
     key = gateway.made.keys[ANN]
     readers = [listening(gateway, key) for _ in range(STREAMS_EACH)]
     for reader in readers:
@@ -195,16 +205,76 @@ async def test_so_many_streams_each_and_so_many_in_all(gateway):
     async with listening(gateway, gateway.made.keys[BOB]):
         pass
     await readers.pop().__aexit__(None, None, None)
-    await asyncio.sleep(0.05)
-    hub = gateway.hub
-    more = [
-        hub.open(next(iter(hub._streams)).view, f"n{number}") for number in range(STREAMS_IN_ALL - len(hub._streams))
-    ]
-    assert (await gateway.ask("GET", EVENTS, gateway.made.keys[BOB])).code == "too_many_streams"
-    for stream in more:
-        hub.close(stream)
     for reader in readers:
         await reader.__aexit__(None, None, None)
+
+
+async def test_no_account_keeps_others_out_and_no_customer_the_operator(gateway):
+    hub, made = gateway.hub, gateway.made
+    async with listening(gateway, made.keys[ANN]):
+        (stream,) = hub._streams
+    await streams_are(hub, 0)
+    _own, ann, customers = stream.counted
+
+    def of_customers(number, account):
+        return [hub.open(stream.view, (object(), account(one), customers)) for one in range(number)]
+
+    opened = of_customers(STREAMS_OF_ACCOUNT, lambda _number: ann)
+    for label in (ANN, "ann account"):
+        assert (await gateway.ask("GET", EVENTS, made.keys[label])).code == "too_many_streams", (
+            "another key is of no use"
+        )
+    async with listening(gateway, made.keys[BOB]):
+        opened += of_customers(STREAMS_IN_ALL - len(hub._streams), lambda number: number)
+    await streams_are(hub, STREAMS_IN_ALL - 1)
+    opened += of_customers(1, lambda _number: "one more")
+    assert (await gateway.ask("GET", EVENTS, made.keys[BOB])).code == "too_many_streams"
+    async with listening(gateway, ADMIN_KEY) as admin:
+        await admin.upto("catalog")
+    for one in opened:
+        hub.close(one)
+    await streams_are(hub, 0)
+    assert not hub._open, "nothing is counted for ever"
+
+
+async def test_the_reads_with_which_streams_begin_are_bounded_as_others_of_a_caller(bank):
+    async with front(bank, api_per_caller=1) as gateway:
+        key = await gateway.key(await bank.customer())
+        begin, waiting = gateway.hub.begin, asyncio.Event()
+
+        async def slow(stream, last_id):
+            waiting.set()
+            await asyncio.sleep(3600)
+
+        gateway.hub.begin = slow
+        first = asyncio.create_task(gateway.ask("GET", EVENTS, key))
+        await asyncio.wait_for(waiting.wait(), 20)
+        assert (await gateway.ask("GET", EVENTS, key)).code == "rate_limit_exceeded"
+        first.cancel()
+        await asyncio.wait([first])
+        gateway.hub.begin = begin
+
+
+async def test_a_head_opens_no_stream(gateway):
+    async with gateway.client.head(EVENTS, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as response:
+        assert response.status == 405
+
+
+async def test_a_stream_ends_where_it_cannot_be_checked_whether_its_caller_is_admitted(gateway, monkeypatch):
+    """An error in the middle of a stream must not become another response within its body."""
+    async with listening(gateway, gateway.made.keys[ANN]) as ann:
+        await ann.upto("wallet")
+
+        async def away(_context):
+            raise DatabaseUnavailable("away")
+
+        monkeypatch.setattr(RequestContext, "still_admitted", away)
+        for stream in gateway.hub._streams:
+            stream.tell("health", {"status": "ready", "reasons": []}, 1)
+        with pytest.raises((ClientPayloadError, ConnectionError)):
+            while True:
+                event = await ann.next()
+                assert "HTTP/1.1" not in str(event)
 
 
 async def test_a_ping_comes_in_silence_and_the_stream_ends_with_the_gateway(bank):
