@@ -91,13 +91,20 @@ class Child:
         self._channel.tell(kind, content)
 
     async def metrics(self, timeout_s: float) -> Snapshot | None:
-        """Return its metrics; None where it does not answer in time."""
+        """Return its metrics; None where it does not answer in time.
+
+        Raises:
+            QuestionFailed: it answers that it cannot.
+        """
         snapshot: Snapshot | None = await self._ask(Message.SNAPSHOT, None, timeout_s)
         return snapshot
 
     async def reload(self, loaded: Loaded, timeout_s: float) -> ReloadResult | None:
-        """Have it take settings; None where it does not answer in time."""
-        result: ReloadResult | None = await self._ask(Message.RELOAD, loaded, timeout_s)
+        """Have it take settings; None where it does not answer in time, or that it cannot."""
+        try:
+            result: ReloadResult | None = await self._ask(Message.RELOAD, loaded, timeout_s)
+        except QuestionFailed:
+            return None
         return result
 
     def kill(self) -> None:
@@ -109,5 +116,5 @@ class Child:
     async def _ask(self, kind: Message, content: object, timeout_s: float) -> Any:
         try:
             return await self._channel.ask(kind, content, timeout_s=timeout_s)
-        except (ChannelClosed, QuestionFailed, TimeoutError):
+        except (ChannelClosed, TimeoutError):
             return None

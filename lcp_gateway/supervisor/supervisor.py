@@ -16,7 +16,7 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.config import ConfigError, Loaded, parse_host_port
-from lcp_gateway.supervisor.channel import Handler
+from lcp_gateway.supervisor.channel import Handler, QuestionFailed
 from lcp_gateway.supervisor.child import Child
 from lcp_gateway.supervisor.job_counts import JobCounts
 from lcp_gateway.supervisor.listening import ListeningSockets, open_sockets
@@ -295,17 +295,6 @@ class Supervisor:
     async def _watch_workers(self, notifier: Notifier) -> None:
         """Keep the last counts of each worker, and end one that does not answer: its event loop hangs."""
         hung_s = notifier.watchdog_s or _HUNG_S
-
-        async def look(child: Child) -> None:
-            found = await child.metrics(hung_s)
-            if found is not None:
-                self._heard_at = time.monotonic()
-                if child.runs:
-                    self._counts.update(child.number, found)
-            elif child.is_ready and child.runs and not self._stopping.is_set():
-                self._log.error("a worker does not answer and is ended", worker=child.place + 1, pid=child.process.pid)
-                child.kill()
-
         looking: dict[int, asyncio.Task[None]] = {}
         self._heard_at = time.monotonic()
         try:
@@ -313,13 +302,30 @@ class Supervisor:
                 for child in self._running():
                     # One that hangs must not hold up the look at the others.
                     if child.number not in looking or looking[child.number].done():
-                        looking[child.number] = asyncio.create_task(look(child))
+                        looking[child.number] = asyncio.create_task(self._look_at(child, hung_s))
                 for number in [number for number, task in looking.items() if task.done()]:
                     looking.pop(number).result()
                 await asyncio.sleep(_PULSE_EVERY_S)
         finally:
             for task in looking.values():
                 task.cancel()
+
+    async def _look_at(self, child: Child, hung_s: float) -> None:
+        """Keep the counts of one worker, or end it."""
+        try:
+            found = await child.metrics(hung_s)
+        except QuestionFailed as failed:
+            # Its event loop runs, and so do its jobs.
+            self._heard_at = time.monotonic()
+            self._log.error("a worker cannot read its metrics", worker=child.place + 1, problem=str(failed))
+            return
+        if found is not None:
+            self._heard_at = time.monotonic()
+            if child.runs:
+                self._counts.update(child.number, found)
+        elif child.is_ready and child.runs and not self._stopping.is_set():
+            self._log.error("a worker does not answer and is ended", worker=child.place + 1, pid=child.process.pid)
+            child.kill()
 
     def _is_well(self) -> bool:
         """Return whether any worker has answered lately."""
@@ -331,9 +337,10 @@ class Supervisor:
         """Return the metrics of all workers; of one that does not answer the last ones."""
 
         async def look(child: Child) -> None:
-            found = await child.metrics(_SCRAPE_S)
-            if found is not None and child.runs:
-                self._counts.update(child.number, found)
+            with contextlib.suppress(QuestionFailed):
+                found = await child.metrics(_SCRAPE_S)
+                if found is not None and child.runs:
+                    self._counts.update(child.number, found)
 
         async with asyncio.TaskGroup() as group:
             for child in self._running():

@@ -1,10 +1,14 @@
-"""The supervisor's reload, with workers that are no processes."""
+"""The supervisor's reload and its look at the workers, which are no processes here."""
+
+import asyncio
 
 import structlog
 
 from lcp_gateway.config import load
+from lcp_gateway.supervisor.channel import QuestionFailed
 from lcp_gateway.supervisor.messages import Ready, ReloadResult
 from lcp_gateway.supervisor.supervisor import Supervisor
+from lcp_gateway.supervisor.systemd import Notifier
 
 
 class Worker:
@@ -16,6 +20,8 @@ class Worker:
         self.place, self.loaded, self.is_ready = place, loaded, is_ready
         self.taken, self.told, self.killed = [], [], False
         self.meanwhile = lambda: None
+        self.answers = lambda: None
+        self.number = place
         self.process = self
         self.pid = place
 
@@ -23,6 +29,9 @@ class Worker:
         self.meanwhile()
         self.taken.append(loaded)
         return ReloadResult(changed=["verbose"])
+
+    async def metrics(self, timeout_s):
+        return self.answers()
 
     def tell(self, kind, content=None):
         self.told.append(kind)
@@ -67,3 +76,21 @@ async def test_a_worker_that_begins_to_serve_with_settings_of_before_a_reload_is
     supervisor._children[1] = third
     serves(supervisor, third)
     assert not third.killed and first.told
+
+
+async def test_a_worker_that_answers_that_it_has_no_metrics_is_not_killed_and_one_that_is_silent_is(tmp_path):
+    supervisor, broken, silent = supervised(tmp_path)
+    silent.is_ready = True
+
+    def fails():
+        raise QuestionFailed("RuntimeError")
+
+    broken.answers = fails
+    assert await supervisor._scrape(None) == {}
+    watching = asyncio.create_task(supervisor._watch_workers(Notifier()))
+    async with asyncio.timeout(60):
+        while not silent.killed:
+            await asyncio.sleep(0.01)
+    assert not broken.killed and not watching.done()
+    watching.cancel()
+    await asyncio.wait([watching])
