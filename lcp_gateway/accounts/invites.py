@@ -11,6 +11,8 @@ from lcp_gateway.accounts.models import AccountError
 
 INVITE_PREFIX: Final = "lcpi_"
 USUAL_LIFETIME: Final = timedelta(days=7)
+UNFUNDED_FOR: Final = timedelta(days=7)
+"""How long an account that was opened without an invite may stay without a top-up."""
 
 _CODE_BYTES = 24
 

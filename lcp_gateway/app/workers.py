@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Protocol
 
 from structlog.typing import FilteringBoundLogger
 
+from lcp_gateway.accounts.invites import UNFUNDED_FOR
 from lcp_gateway.accounts.payouts import FOLLOW_UP_S, Payouts
 from lcp_gateway.accounts.repositories import LedgerRepository, RegistrationRepository, SessionRepository
 from lcp_gateway.accounts.withdrawal_states import OPEN_STATES
@@ -28,7 +29,6 @@ _SWEEP_EVERY_S = 2.0
 _ALIVE_EVERY_S = 1.0
 _PURGE_EVERY_S = 60.0
 _TIDY_EVERY_S = 600.0
-_UNFUNDED_FOR = timedelta(days=7)
 # The most transactions in a row that remove repeat keys: other writers wait meanwhile.
 _MOST_CHUNKS = 10
 
@@ -102,7 +102,7 @@ async def tidy_console(sessions: SessionRepository, registrations: RegistrationR
         now = datetime.now(UTC)
         with contextlib.suppress(DatabaseUnavailable):
             await sessions.forget_ended(now)
-            await registrations.forget_unfunded(now - _UNFUNDED_FOR, now)
+            await registrations.forget_unfunded(now - UNFUNDED_FOR, now)
         await asyncio.sleep(_TIDY_EVERY_S)
 
 
