@@ -214,7 +214,7 @@ class Settings(BaseModel):
     )
     local_models_idle_s: parsers.Duration = setting(
         600.0,
-        "A local model that nobody used for so long is unloaded; 0 keeps it.",
+        "A local model that was not used for so long is unloaded; 0 keeps it.",
         Group.ROUTING,
         restart=_LOCAL_MODELS,
     )

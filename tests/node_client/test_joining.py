@@ -1,4 +1,4 @@
-"""The node's side: how it dials again, whom it asks, and what it never does."""
+"""The node's side: how it dials again, which backends it asks, and what it never does."""
 
 import asyncio
 import contextlib
@@ -161,7 +161,7 @@ async def test_a_cancelled_request_ends_at_the_backend_too(backend):
 
 
 @pytest.mark.parametrize("frames_sent", [1, 2, 3], ids=["before its body", "within its body", "right after its body"])
-async def test_a_request_that_is_cancelled_as_it_comes_is_let_go_of(backend, frames_sent):
+async def test_a_request_that_is_cancelled_as_it_comes_is_released(backend, frames_sent):
     answered = asyncio.get_running_loop().create_future()
 
     async def serve(gateway, socket, side):

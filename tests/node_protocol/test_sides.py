@@ -90,7 +90,7 @@ def test_an_extension_is_ignored():
     assert gateway.receive(b"\x90\0\0\0\0hello") is None
 
 
-def test_frames_of_a_cancelled_request_are_ignored_until_the_node_lets_go():
+def test_frames_of_a_cancelled_request_are_ignored_until_the_node_ends_it():
     node, gateway = pair()
     request_id, _ = ask(node, gateway)
     head, data = node.head(request_id, Head("a/b")), node.body(request_id, b"late")

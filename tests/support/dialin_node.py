@@ -119,7 +119,7 @@ class ScriptedNode:
     refused: dict[str, str] = field(default_factory=dict)
     goodbye: object = None
     welcome: object = None
-    lets_go: bool = True
+    answers_cancel: bool = True
 
     def __post_init__(self):
         self.side = NodeSide(self.said)
@@ -163,7 +163,7 @@ class ScriptedNode:
             case Cancelled(request_id=request_id):
                 self.cancelled.add(request_id)
                 self.tasks[request_id].cancel()
-                if self.lets_go:
+                if self.answers_cancel:
                     await self.end.send_bytes(self.side.error(request_id, CANCELLED))
             case ReceiptCame(receipt=receipt):
                 self.receipts.append(receipt)

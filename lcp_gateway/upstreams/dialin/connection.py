@@ -31,7 +31,6 @@ from lcp_gateway.node_protocol.messages import (
     Offered,
     ProtocolError,
     Receipt,
-    Refused,
     Request,
     Welcome,
 )
@@ -151,7 +150,7 @@ class NodeConnection:
 
     @property
     def running(self) -> int:
-        """How many requests it works on, cancelled ones included that it has not let go of."""
+        """How many requests it works on, cancelled ones included that it has not ended yet."""
         return self._side.open_requests
 
     @property
@@ -314,7 +313,7 @@ class NodeConnection:
         return self.closed_for or "lost"
 
     def tick(self) -> None:
-        """Send what is due, and cut the connection of a node that is dead or does not let go of a cancelled request."""
+        """Send what is due, and cut the connection of a node that is dead or does not end a cancelled request."""
         now = self._clock()
         try:
             if (ping := self._heart.tick(now)) is not None and not self._socket.is_behind:
@@ -326,7 +325,7 @@ class NodeConnection:
             self.tell_offered(self._offered_due)
         oldest = min(self._cancelled_at.values(), default=now)
         if now - oldest > _CANCELLED_WITHIN_S:
-            self.leave(Goodbye("cancel_ignored", "a cancelled request was not let go of"))
+            self.leave(Goodbye("cancel_ignored", "answer each CANCEL within 30 seconds, with ERROR or END"))
             self.cut("cancel_ignored")
 
     def leave(self, goodbye: Goodbye) -> None:
@@ -391,11 +390,6 @@ class NodeConnection:
             self.probed_at = -float("inf")
         self.models = models
         self._on_change(self)
-
-
-def refused_models(names: Mapping[str, str]) -> tuple[Refused, ...]:
-    """Return the models that are not offered, with the reasons."""
-    return tuple(Refused(name, reason) for name, reason in names.items())
 
 
 def busy() -> UpstreamError:

@@ -11,20 +11,14 @@ from typing import Any, Final
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.node_protocol.gateway_side import GatewaySide, HelloCame
-from lcp_gateway.node_protocol.messages import Goodbye, Hello, Offered, ProtocolError, Receipt
+from lcp_gateway.node_protocol.messages import Goodbye, Hello, Offered, ProtocolError, Receipt, Refused
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.catalog import Provider
-from lcp_gateway.upstreams.dialin.connection import (
-    HELLO_WITHIN_S,
-    ConnectionRules,
-    NodeConnection,
-    NodeSocket,
-    refused_models,
-)
+from lcp_gateway.upstreams.dialin.connection import HELLO_WITHIN_S, ConnectionRules, NodeConnection, NodeSocket
 from lcp_gateway.upstreams.dialin.grants import Grant, NodeTerms, NotAdmitted
 from lcp_gateway.upstreams.dialin.offers import DescribeModel, offered_models, provider_of
 from lcp_gateway.upstreams.dialin.probe import ProbeRules, probe
@@ -297,7 +291,7 @@ class NodeHub:
         if self._nodes.get(node_id) is node and node.is_usable:
             rules = self._rules
             offered, refused = offered_models(node, needs_probe=rules.probe.is_on, describe=rules.describe)
-            node.tell_offered(Offered(tuple(offered), refused_models(refused)))
+            node.tell_offered(Offered(tuple(offered), tuple(Refused(*one) for one in refused.items())))
             provider = provider_of(node, offered) if offered else None
         if provider == self._by_id.get(node_id):
             return

@@ -1,4 +1,4 @@
-"""The owners of nodes as the accounts keep them: who may dial in under which name, and on which terms."""
+"""The owners of nodes as the accounts keep them: which account may use which name, and on which terms."""
 
 from lcp_gateway.accounts.models import AccountError
 from lcp_gateway.accounts.nodes import NodeRecord, NodeTermsCache

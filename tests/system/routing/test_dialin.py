@@ -246,7 +246,7 @@ async def test_a_greedy_node_gets_no_more_than_was_quoted(shop):
         await asyncio.to_thread(customer.eventually_has, balance_msat=FILLED_MSAT - PRICE_MSAT, held_msat=0)
 
 
-async def test_who_may_dial_in(shop):
+async def test_which_tokens_may_dial_in(shop):
     async def status(**headers):
         async with aiohttp.ClientSession() as session:
             url = f"http://127.0.0.1:{shop.port}/api/nodes/connect"

@@ -326,9 +326,9 @@ async def test_a_reader_that_leaves_takes_its_request_back(world):
     await node.until(lambda: connection.running == 0)
 
 
-async def test_a_node_that_does_not_let_go_of_cancelled_requests_is_let_go_of(world):
+async def test_a_node_that_does_not_end_cancelled_requests_is_disconnected(world):
     w = world()
-    node = await w.joined(never, lets_go=False)
+    node = await w.joined(never, answers_cancel=False)
     await failed(w.buy(timeout_s=0.05))
     await node.until(lambda: node.cancelled)
     assert w.hub.connection(ID).running == 1
