@@ -1,4 +1,4 @@
-"""The channel: questions and answers both ways, many at one time, and an end that everyone waiting notices."""
+"""The channel: questions and answers both ways, many at one time, and an end that every waiting caller notices."""
 
 import asyncio
 import socket

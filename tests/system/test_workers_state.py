@@ -1,4 +1,4 @@
-"""What one worker has learnt or holds, every worker has: stored objects, background jobs, quotes, the loop brake."""
+"""The state of one worker is that of all: stored objects, background jobs, quotes, the loop brake."""
 
 import json
 import time

@@ -95,7 +95,7 @@ class RedisEvents:
 
 
 class BatchedEvents:
-    """Sends what this process learns to the others, what comes within a moment together, and takes what they have learnt."""
+    """Sends the updates of this process to the others, those of one moment together, and hands theirs to handlers."""
 
     def __init__(self, events: RedisEvents, handlers: Mapping[str, Callable[[list[Any]], None]]) -> None:
         """``handlers`` take the values of a message of the others, by its kind."""

@@ -54,7 +54,7 @@ class SharedTrust:
             self.events.tell("keys")
 
     def take_trust(self, values: list[Any]) -> None:
-        """Take in what another worker has learnt about a peer."""
+        """Take in another worker's update about a peer."""
         self.trust.learn(TrustEvent(*values))
 
     def take_keys(self, _values: list[Any]) -> None:
@@ -63,7 +63,7 @@ class SharedTrust:
             call()
 
     def tell_trust(self, event: TrustEvent) -> None:
-        """Tell the others what this worker has learnt about a peer."""
+        """Tell the others this worker's update about a peer."""
         if self.events is not None:
             self.events.tell("trust", event)
         if self.exposure is not None:

@@ -82,7 +82,7 @@ def join_options(settings: Settings, local: Sequence[BackendOptions] = ()) -> Jo
     where = urlsplit(settings.join_url)
     if where.scheme == "ws" and not is_loopback(where.hostname or "") and not settings.join_allow_plain:
         raise CommandFailed(
-            "ws:// shows the token to everyone on the way: use wss://, or --allow-plain in a network of your own",
+            "ws:// shows the token to every machine on the way: use wss://, or --allow-plain in a network of your own",
             exit_code=USAGE_ERROR,
         )
     token = settings.join_token

@@ -110,7 +110,9 @@ def test_the_doctor_brings_its_own_node_when_it_is_asked_to(start):
         (("--auth", "accounts", "--registration", "invite"), {}, "sign-in with a key, registration invite"),
     ],
 )
-def test_the_doctor_says_whether_the_console_is_served_and_who_signs_in(run, at, monkeypatch, flags, environ, said):
+def test_the_doctor_says_whether_the_console_is_served_and_from_where_users_sign_in(
+    run, at, monkeypatch, flags, environ, said
+):
     for name, value in environ.items():
         monkeypatch.setenv(f"LCP_GATEWAY_{name}", value)
     outcome = run("doctor", *at, *flags)
