@@ -29,7 +29,7 @@ from lcp_gateway.cli.service.pid_file import (
     remove_pid_file,
     write_pid_file,
 )
-from lcp_gateway.cli.service.processes import Process, find_process
+from lcp_gateway.cli.service.processes import Process, find_process, is_running
 from lcp_gateway.cli.service.start import command_line_flags, typed_flags
 from lcp_gateway.cli.service.stop import ProcessSurvived, end_process
 from lcp_gateway.config import Settings
@@ -136,8 +136,7 @@ def status(
     settings = load_join("", flags, config).settings
     files = join_files(settings)
     found, state = read_pid_file(files.pid_file), _read_status(files.status_file)
-    pid = state.get("pid") if state is not None else None
-    is_here = isinstance(pid, int) and find_process(pid) is not None and state is not None
+    is_here = state is not None and is_running(Process(state.get("pid", 0), state.get("started", "")))
     if state is None or (not is_here and state.get("state") != "stopped"):
         state = {"state": "dead" if found is not None or state is not None else "stopped"}
     if json:

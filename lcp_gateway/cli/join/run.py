@@ -74,12 +74,14 @@ async def _run(options: JoinOptions, status_file: Path, log: FilteringBoundLogge
 async def _shown(statistics: Statistics, path: Path, log: FilteringBoundLogger) -> AsyncIterator[None]:
     """Keep the state in its file while it changes, and log the totals of a busy node each minute."""
     make_folder(path.parent)
+    ourselves = find_process(os.getpid())
+    started = ourselves.started if ourselves is not None else ""
     changed = asyncio.Event()
     statistics.on_change = changed.set
 
     async def write() -> None:
         while True:
-            _write(path, statistics)
+            _write(path, started, statistics)
             await changed.wait()
             changed.clear()
             await asyncio.sleep(_WRITE_EVERY_S)
@@ -100,7 +102,7 @@ async def _shown(statistics: Statistics, path: Path, log: FilteringBoundLogger) 
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         statistics.state = "stopped"
-        _write(path, statistics)
+        _write(path, started, statistics)
 
 
 def _totals(statistics: Statistics) -> dict[str, object]:
@@ -113,10 +115,13 @@ def _totals(statistics: Statistics) -> dict[str, object]:
     }
 
 
-def _write(path: Path, statistics: Statistics) -> None:
-    """Write the state as a whole or not at all. A full disk is no reason for a node to end."""
+def _write(path: Path, started: str, statistics: Statistics) -> None:
+    """Write the state as a whole or not at all. A full disk is no reason for a node to end.
+
+    ``started`` tells this process from another that gets its number later.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    document = {"pid": os.getpid(), **statistics.document()}
+    document = {"pid": os.getpid(), "started": started, **statistics.document()}
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(document), encoding="utf-8")
         temporary.replace(path)

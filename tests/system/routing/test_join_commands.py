@@ -1,6 +1,7 @@
 """``lcp-gateway join`` as its user runs it: in the background, with models of its own, and with what it refuses."""
 
 import json
+import os
 
 import pytest
 
@@ -90,6 +91,13 @@ def test_a_token_that_the_gateway_does_not_know_ends_the_node(at):
         done = at(f"ws://127.0.0.1:{gateway.port}", join_token="wrong")
         assert done.returncode == 1 and "token is not known" in done.stderr
         assert "wrong" not in done.stderr + done.stdout
+
+
+def test_a_process_that_has_the_number_of_a_dead_node_is_not_the_node(at, tmp_path):
+    left_behind = {"pid": os.getpid(), "started": "another time", "state": "connected"}
+    (tmp_path / "node-box.status").write_text(json.dumps(left_behind))
+    shown = at("status", "--name", "box", state_dir=tmp_path)
+    assert shown.returncode == 1 and "dead" in shown.stdout
 
 
 def _status(at) -> dict:
