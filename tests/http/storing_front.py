@@ -139,6 +139,8 @@ class Front:
     background: BackgroundResponses
     metrics: Metrics
     complaints: list = field(default_factory=list)
+    followed: list[str] = field(default_factory=list)
+    """The paths of the GET requests that stream a job, in the order in which the gateway began to follow it."""
 
     async def ask(self, method: str, path: str, key: str = ALICE, **more):
         headers = {"Authorization": f"Bearer {key}", **more.pop("headers", {})}
@@ -158,6 +160,15 @@ class Front:
 
     async def get(self, path: str, key: str = ALICE, **more):
         return await self.ask("GET", path, key, **more)
+
+    async def follow(self, path: str) -> "asyncio.Task[SimpleNamespace]":
+        """Request the stream of a job that runs; return the request once the gateway follows the job."""
+        before = self.followed.count(path)
+        asked = asyncio.ensure_future(self.get(path))
+        async with asyncio.timeout(60):
+            while self.followed.count(path) == before:
+                await asyncio.sleep(0.001)
+        return asked
 
     async def create(self, key: str = ALICE, *, headers=None, **fields):
         """Request a response."""
@@ -299,11 +310,24 @@ async def storing_front(
     server = TestServer(app, handler_cancellation=True)
     async with TestClient(server) as client:
         front = Front(client, w, store, jobs, leases, repository, background, metrics, complaints)
+        _record_follows(response_routes, front.followed)
         try:
             yield front
         finally:
             w.service.interrupt_all(InterruptReason.ENDED)
             await w.service.wait_idle()
+
+
+def _record_follows(routes: ResponseRoutes, followed: list[str]) -> None:
+    """Record the paths of the GET requests that follow a job."""
+    follow = routes.follow
+
+    async def recorded(request, *arguments):
+        if request.method == "GET":
+            followed.append(request.path_qs)
+        return await follow(request, *arguments)
+
+    routes.follow = recorded
 
 
 def _remember_tasks(w: World) -> None:

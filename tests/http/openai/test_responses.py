@@ -209,9 +209,8 @@ async def test_a_job_whose_client_left_goes_on_and_can_be_taken_up_while_it_runs
     job_id, work = await begun(front)
     begin, one, two, three, *end = stream_events(*events())
     work.put(begin, one)
-    taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
-    later = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true&starting_after=0"))
-    await asyncio.sleep(0.02)
+    taken = await front.follow(f"/v1/responses/{job_id}?stream=true")
+    later = await front.follow(f"/v1/responses/{job_id}?stream=true&starting_after=0")
     work.put(two, three, *end)
     whole, rest = await asyncio.gather(taken, later)
     await front.idle()
@@ -237,27 +236,28 @@ async def test_the_stream_of_the_first_request_carries_the_jobs_id(front):
 async def test_the_stream_of_a_queued_job_has_the_headers_of_the_moment_its_head_goes_out():
     ready = asyncio.Event()
     async with storing_front(upstream=ScriptedPeers({"p1": Peer(ready=ready)})) as front:
-        asked = asyncio.ensure_future(front.create(background=True, stream=True))
-        async with asyncio.timeout(5):
-            while not front.repository.rows:
-                await asyncio.sleep(0.001)
-        (job_id,) = front.repository.rows
-        taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
-        await asyncio.sleep(0.02)
-        ready.set()
-        (await front.work()).stream(*events())
-        first, second = await taken, await asked
-        assert first.payment == second.payment == "none"
-        assert first.body == second.body
-        assert kinds(first)[0] == "response.created" and kinds(first)[-1] == "response.completed"
+        body, headers = (
+            {"model": "m", "input": "hi", "background": True, "stream": True},
+            {"Authorization": "Bearer alice"},
+        )
+        # A client has the response as soon as its head has come.
+        async with front.client.post("/v1/responses", json=body, headers=headers) as created:
+            (job_id,) = front.repository.rows
+            async with front.client.get(f"/v1/responses/{job_id}?stream=true", headers=headers) as taken:
+                ready.set()
+                (await front.work()).stream(*events())
+                first, second = await created.read(), await taken.read()
+        assert created.headers["X-Lcp-Payment"] == taken.headers["X-Lcp-Payment"] == "none"
+        assert first == second
+        found = [event["type"] for event in read(first)]
+        assert (found[0], found[-1]) == ("response.created", "response.completed")
         await front.idle()
         assert (await front.get(f"/v1/responses/{job_id}")).payment == "settled"
 
 
 async def test_a_job_that_does_not_stream_gives_its_events_at_its_end(front):
     job_id = (await front.create(background=True)).document["id"]
-    taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
-    await asyncio.sleep(0.02)
+    taken = await front.follow(f"/v1/responses/{job_id}?stream=true")
     (await front.work()).deliver(response(text="done"))
     got = await taken
     assert kinds(got)[0] == "response.created" and kinds(got)[-1] == "response.completed"
@@ -274,8 +274,7 @@ async def test_a_job_that_fails_before_its_first_byte_has_the_events_of_a_failed
             while not front.repository.rows:
                 await asyncio.sleep(0.001)
         (job_id,) = front.repository.rows
-        taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
-        await asyncio.sleep(0.02)
+        taken = await front.follow(f"/v1/responses/{job_id}?stream=true")
         ready.set()
         got = await taken
         assert kinds(got)[-1] == "response.failed"
@@ -288,8 +287,7 @@ async def test_a_job_that_is_cut_in_its_stream_ends_with_the_event_of_a_failure(
     job_id, work = await begun(front)
     begin, one, *_ = stream_events(*events())
     work.put(begin, one)
-    taken = asyncio.ensure_future(front.get(f"/v1/responses/{job_id}?stream=true"))
-    await asyncio.sleep(0.02)
+    taken = await front.follow(f"/v1/responses/{job_id}?stream=true")
     work.put(UpstreamError("UNAVAILABLE", "cut"))
     got = await taken
     assert (kinds(got), numbers(got)) == (["response.created", "response.failed"], [0, 1])
