@@ -193,7 +193,8 @@ async def test_what_the_gateway_hears_of_a_backend_that_fails(backend, behaviour
     heard = asyncio.get_running_loop().create_future()
 
     async def serve(gateway, socket, side):
-        await gateway.read(socket, side, ModelsCame) if side.hello.models == () else None
+        if not side.hello.models:
+            await gateway.read(socket, side, ModelsCame)
         backend.behave(**behaviour)
         await gateway.ask(socket, side, credit=10**6)
         heard.set_result((await gateway.read(socket, side, FailureCame))[-1].failure)
@@ -273,14 +274,15 @@ async def test_models_that_appear_later_are_told(backend):
     told = asyncio.get_running_loop().create_future()
 
     async def serve(gateway, socket, side):
+        # The node has asked its backend for the models of its hello.
+        assert [one.id for one in side.hello.models] == ["m"]
+        backend.server.models = ("m", "later")
         event = (await gateway.read(socket, side, ModelsCame))[-1]
         told.set_result([one.id for one in event.models])
         await socket.receive()
 
     async with joined(serve, backend):
-        await asyncio.sleep(0.3)
-        backend.server.models = ("m", "later")
-        assert await asyncio.wait_for(told, 10) == ["m", "later"]
+        assert await asyncio.wait_for(told, 60) == ["m", "later"]
 
 
 def test_the_pauses_grow_are_spread_and_bounded():

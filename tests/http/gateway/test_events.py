@@ -290,7 +290,7 @@ async def test_a_ping_comes_in_silence_and_the_stream_ends_with_the_gateway(bank
         assert gateway.hub._streams == set()
 
 
-async def test_a_client_that_reads_nothing_is_let_go(gateway):
+async def test_a_client_that_reads_nothing_is_disconnected(gateway):
     async with listening(gateway, ADMIN_KEY) as admin:
         await admin.upto("catalog")
         (stream,) = gateway.hub._streams

@@ -1,6 +1,6 @@
 """The requester's half of the recorded dialogues: each job that a real daemon bought, bought again by the machine.
 
-The machine gets what the daemon got (messages, payments, wishes of its caller), with its ids and its clock, and has to send the
+The machine gets what the daemon got (messages, payments, calls of its caller), with its ids and its clock, and has to send the
 same bytes and pay the same invoices. Where it decides otherwise on purpose, ``OTHERWISE`` says so.
 """
 
@@ -152,13 +152,9 @@ class Replay:
         if self.dialogue["outcome"].get("details") == "quote expired":
             # The daemon refuses before it looks at the invoice: no call tells when.
             self._accept(lambda quote: quote.quote_expiry)
-        if "DEADLINE" in self.dialogue["outcome"].get("grpc", ""):
-            self.seen = list(self.effects)
+        self.seen = list(self.effects)
+        if "DEADLINE" in self.dialogue["outcome"].get("grpc", "") or self.machine.phase is Phase.RECEIVING:
             self.on(self.started + 100_000, TimerFired())
-        else:
-            self.seen = list(self.effects)
-            if self.machine.phase is Phase.RECEIVING:
-                self.on(self.started + 100_000, TimerFired())
 
     def _live(self, now, recorded):
         if "settled" in recorded:

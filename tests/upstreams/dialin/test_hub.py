@@ -28,6 +28,7 @@ from tests.support.dialin_node import (
     honest,
     model,
 )
+from tests.support.scripted_peers import settle
 
 TOKEN, NAME = "tok", "gpu"
 ID = NODE_PREFIX + NAME
@@ -90,9 +91,9 @@ class World:
         return node
 
     async def tick(self):
-        """Let one round of the hub's own task pass."""
+        """Let some rounds of the hub's own task pass, and what they begin."""
         running = asyncio.ensure_future(self.hub.run())
-        await asyncio.sleep(0.6)
+        await settle()
         running.cancel()
 
     async def quote(self, name="m", stream=False, **more):
@@ -108,7 +109,9 @@ class World:
 
 
 @pytest.fixture
-async def world():
+async def world(monkeypatch):
+    # A round of its own task a turn of the event loop: no test waits for the clock.
+    monkeypatch.setattr("lcp_gateway.upstreams.dialin.hub.TICK_S", 0.0)
     made = []
 
     def make(**rules):
