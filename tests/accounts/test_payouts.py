@@ -296,7 +296,7 @@ async def test_one_that_this_process_lost_is_taken_over(bank, desk, node):
     assert (await desk.withdrawals.get(made.id)).state is State.SETTLED
 
 
-async def test_one_that_was_begun_when_its_client_left_is_let_go_of_by_a_gateway_that_does_not_lead(
+async def test_one_that_was_begun_when_its_client_left_becomes_unknown_at_a_gateway_that_does_not_lead(
     bank, desk, node, tmp_path, monkeypatch
 ):
     account_id = await bank.customer(10_000)
@@ -337,7 +337,7 @@ async def test_payments_that_a_payee_leaves_in_flight_do_not_hide_the_others(ban
     assert (await desk.withdrawals.by_payment_hash(node.hash_of("lnbcrt1invoice4"))).state is State.SETTLED
 
 
-async def test_one_that_is_being_paid_is_not_let_go_of(bank, desk, node):
+async def test_one_that_is_being_paid_stays_so(bank, desk, node):
     account_id = await bank.customer(10_000)
     node.gate = asyncio.Event()
     made, _ = await desk.request(account_id, node.invoice(1))

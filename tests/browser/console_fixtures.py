@@ -1,4 +1,4 @@
-"""Gateways with a console, and people who are signed in there. Sign-ins are few: each address has ten a minute."""
+"""Gateways with a console, and signed-in users of it. Sign-ins are few: each address has ten a minute."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager

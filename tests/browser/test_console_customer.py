@@ -377,22 +377,19 @@ async def test_hostile_names_are_shown_as_text_everywhere(shop, people, spender)
     """Names of models, keys and accounts are chosen by others. A dialog, a request elsewhere or a script fails the visit."""
     Api(shop.base_url).send("PATCH", f"/api/admin/accounts/{spender.id}", {"name": HOSTILE})
     Api(shop.base_url).post(f"/api/admin/accounts/{spender.id}/keys", {"name": HOSTILE})
-    for key, pages in ((spender.sign_in_key, "overview wallet router keys activity usage account"), (None, "")):
-        if key is None:
-            break
-        async with people.visit(key) as visiting:
-            visiting.page.on("dialog", lambda dialog: visiting.problems.append(dialog.message))
-            for path in pages.split():
-                await visiting.open(path)
-                await expect(visiting.page.get_by_text("Loading…")).to_have_count(0)
-                assert await visiting.page.locator("img[src=x], script:not([src])").count() == 0, path
-            await visiting.open("router")
-            row = rows_of(visiting.page, "Models").filter(has_text="onerror")
-            await expect(row).to_contain_text(HOSTILE)
-            await row.get_by_role("button").click()
-            await expect(visiting.page.get_by_role("tabpanel", name="curl")).to_contain_text("onerror")
-            await visiting.open("keys")
-            await expect(rows_of(visiting.page, "Keys").filter(has_text=HOSTILE)).to_have_count(1)
+    async with people.visit(spender.sign_in_key) as visiting:
+        visiting.page.on("dialog", lambda dialog: visiting.problems.append(dialog.message))
+        for path in ("overview", "wallet", "router", "keys", "activity", "usage", "account"):
+            await visiting.open(path)
+            await expect(visiting.page.get_by_text("Loading…")).to_have_count(0)
+            assert await visiting.page.locator("img[src=x], script:not([src])").count() == 0, path
+        await visiting.open("router")
+        row = rows_of(visiting.page, "Models").filter(has_text="onerror")
+        await expect(row).to_contain_text(HOSTILE)
+        await row.get_by_role("button").click()
+        await expect(visiting.page.get_by_role("tabpanel", name="curl")).to_contain_text("onerror")
+        await visiting.open("keys")
+        await expect(rows_of(visiting.page, "Keys").filter(has_text=HOSTILE)).to_have_count(1)
 
 
 async def test_a_customer_sees_nothing_of_another(people, bob, spender, alice):
@@ -401,27 +398,30 @@ async def test_a_customer_sees_nothing_of_another(people, bob, spender, alice):
     topup = alice.api.post("/api/wallet/topups", {"amount_sat": 5})["id"]
     async with people.visit(bob.sign_in_key) as visiting:
         for path in (
-            *(f"/api/purchases/{job}", f"/api/purchases/{job}?format=receipt", f"/v1/receipts/{job}"),
-            *(
-                f"/api/account/keys/{spender.key_id}",
-                f"/api/wallet/topups/{topup}",
-                f"/api/wallet/topups/{topup}/qr.svg",
-            ),
+            f"/api/purchases/{job}",
+            f"/api/purchases/{job}?format=receipt",
+            f"/v1/receipts/{job}",
+            f"/api/account/keys/{spender.key_id}",
+            f"/api/wallet/topups/{topup}",
+            f"/api/wallet/topups/{topup}/qr.svg",
         ):
             assert (await visiting.context.request.get(visiting.url + path)).status in {401, 403, 404}, path
         for path in (
-            *(
-                "/api/purchases",
-                f"/api/purchases?key={spender.key_id}",
-                "/api/usage",
-                "/api/usage?by=key",
-                "/api/budgets",
-            ),
-            *("/api/account", "/api/account/keys", "/api/wallet", "/api/wallet/topups", "/api/wallet/transactions"),
-            *("/api/purchases?format=csv", "/api/usage?format=csv"),
+            "/api/purchases",
+            f"/api/purchases?key={spender.key_id}",
+            "/api/purchases?format=csv",
+            "/api/usage",
+            "/api/usage?by=key",
+            "/api/usage?format=csv",
+            "/api/budgets",
+            "/api/account",
+            "/api/account/keys",
+            "/api/wallet",
+            "/api/wallet/topups",
+            "/api/wallet/transactions",
         ):
             answer = await visiting.context.request.get(visiting.url + path)
-            assert answer.status in {200, 404}, (path, answer.status)
+            assert answer.status == 200, (path, answer.status)
             text = await answer.text()
             for secret in (spender.id, spender.key_id, alice.id, job, topup):
                 assert secret not in text.replace(path, ""), path

@@ -1,7 +1,5 @@
 """A page elsewhere, in a browser that is signed in at the console: it changes nothing, buys nothing and reads nothing."""
 
-import asyncio
-
 import pytest
 from playwright.async_api import expect
 
@@ -51,7 +49,7 @@ async def test_a_page_elsewhere_uses_nothing_of_a_signed_in_browser(shop, people
     async with people.visit(ADMIN_KEY) as signed_in:
         await signed_in.open("overview")
         before = state_of(operator, customer)
-        # A tab of its own, whose requests to both hosts are what is tried here.
+        # A tab of its own: here requests to both hosts are tried.
         page = await signed_in.context.new_page()
         await is_at(page, host, pages_port)
         routes = (
@@ -83,7 +81,7 @@ async def test_a_page_elsewhere_uses_nothing_of_a_signed_in_browser(shop, people
 
 
 async def test_a_rebound_name_has_no_session_of_the_browser(shop, people, operator):
-    """The page itself is the same for everyone; the cookie belongs to the gateway's own name."""
+    """The page itself is the same for every visitor; the cookie belongs to the gateway's own name."""
     base = f"http://{REBOUND}:{shop.port}"
     async with people.visit(ADMIN_KEY) as signed_in:
         await signed_in.open()
@@ -118,5 +116,4 @@ async def test_the_cookie_buys_nothing(shop, people, alice):
             )
             assert answer.status == 401, path
         assert await visiting.page.evaluate("async (path) => (await fetch(path)).status", "/v1/models") == 401
-    await asyncio.sleep(0)
     assert len(shop.events("accept")) == bought

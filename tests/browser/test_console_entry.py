@@ -42,7 +42,7 @@ async def register(visiting, name: str, invite: str | None = None) -> str:
     return (await shown.text_content()).strip()
 
 
-async def test_whoever_registers_sees_the_sign_in_key_once(shop, visits):
+async def test_the_sign_in_key_is_shown_once_after_registration(shop, visits):
     """Gone after "go on" and after a reload: from the page, from all storage, and from the address."""
     visiting = await visits(shop)
     page = visiting.page

@@ -1,4 +1,4 @@
-"""Every page for everyone: axe in light and dark, the keyboard alone, a phone, 200 % zoom, reduced motion."""
+"""Every page for every user: axe in light and dark, the keyboard alone, a phone, 200 % zoom, reduced motion."""
 
 import pytest
 from playwright.async_api import expect
@@ -52,9 +52,9 @@ async def ready(visiting, path: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("who", ["customer", "operator"])
-async def test_axe_finds_nothing_on_any_page(people, buyer, who, scheme):
-    key, pages = (buyer.sign_in_key, CUSTOMER) if who == "customer" else (ADMIN_KEY, OPERATOR)
+@pytest.mark.parametrize("role", ["customer", "operator"])
+async def test_axe_finds_nothing_on_any_page(people, buyer, role, scheme):
+    key, pages = (buyer.sign_in_key, CUSTOMER) if role == "customer" else (ADMIN_KEY, OPERATOR)
     async with people.visit(key, color_scheme=scheme) as visiting:
         await visiting.open()
         await visiting.page.evaluate((require_js_package("axe-core") / "axe.min.js").read_text())
@@ -90,10 +90,10 @@ async def test_axe_finds_nothing_before_the_sign_in_and_in_dialogs(shop, people,
 
 
 @pytest.mark.parametrize(("width", "height"), [(390, 844), (640, 400)], ids=["a phone", "1280 px at 200 %"])
-@pytest.mark.parametrize("who", ["customer", "operator"])
-async def test_no_page_is_wider_than_a_small_screen(people, buyer, who, width, height):
+@pytest.mark.parametrize("role", ["customer", "operator"])
+async def test_no_page_is_wider_than_a_small_screen(people, buyer, role, width, height):
     """Zoom of 200 % gives a page of 1280 px the width of 640. Tables scroll by themselves."""
-    key, pages = (buyer.sign_in_key, CUSTOMER) if who == "customer" else (ADMIN_KEY, OPERATOR)
+    key, pages = (buyer.sign_in_key, CUSTOMER) if role == "customer" else (ADMIN_KEY, OPERATOR)
     async with people.visit(key, viewport={"width": width, "height": height}) as visiting:
         await visiting.open()
         for path in addresses(pages, buyer):

@@ -153,7 +153,7 @@ async def test_an_owner_brings_a_node_with_the_commands_shown_and_the_operator_f
                 await asyncio.to_thread(process.wait, 60)
 
 
-async def test_who_may_make_no_keys_is_told_how_to_bring_a_node(market, guests):
+async def test_a_key_that_may_make_no_keys_is_told_how_to_bring_a_node(market, guests):
     customer = make_customer(market, "reader")
     async with guests.visit(customer.key) as visiting:
         await visiting.open("nodes")

@@ -178,7 +178,7 @@ async def test_a_daemon_that_is_away_is_said_and_its_return_is_seen_without_a_re
 
 
 async def test_a_gateway_that_is_away_is_said_and_the_pages_go_on_when_it_is_back(visits, tmp_path):
-    """Restarted at the same address with the same books: the session goes on, and nobody reloads."""
+    """Restarted at the same address with the same books: the session goes on without a reload."""
     settings = {
         **SHOP,
         "LCP_GATEWAY_JOURNAL_URL": str(tmp_path / "journal.db"),

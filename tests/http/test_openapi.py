@@ -80,7 +80,7 @@ def test_every_route_that_a_gateway_may_have_is_described_and_no_other():
     assert OPERATIONS.keys() - there == set(), "no gateway has these"
 
 
-async def test_the_description_is_whole_and_says_who_may(served):
+async def test_the_description_is_whole_and_names_the_scopes_of_each_route(served):
     document = served.document
     assert document["openapi"] == "3.1.0"
     text = json.dumps(document)

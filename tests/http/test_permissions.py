@@ -72,7 +72,7 @@ def test_without_keys_only_the_user_of_this_machine_reads_records(path):
     check_permission(ANONYMOUS, make_mocked_request("GET", "/api/models"))
 
 
-def test_who_manages_or_administers_reads_offers_and_does_not_buy():
+def test_a_key_that_manages_or_administers_reads_offers_and_does_not_buy():
     route_only = make_mocked_request("POST", "/v1/responses", headers={"X-Lcp-Route-Only": "true"})
     for scope in (ACCOUNT, ADMIN):
         check_permission(caller(scope), route_only)
@@ -82,7 +82,7 @@ def test_who_manages_or_administers_reads_offers_and_does_not_buy():
 
 
 @pytest.mark.parametrize(
-    ("who", "view"),
+    ("one", "view"),
     [
         (caller(ADMIN, account_id=None, key_id="admin"), WHOLE_VIEW),
         (caller(INFERENCE, ADMIN, account_id=None, key_id=""), WHOLE_VIEW),
@@ -92,6 +92,6 @@ def test_who_manages_or_administers_reads_offers_and_does_not_buy():
         (caller(ACCOUNT), View("acct_1", None, sees_cost=False)),
     ],
 )
-def test_a_caller_sees_the_purchases_of_its_key_its_account_or_all(who, view):
-    assert view_of(who) == view
+def test_a_caller_sees_the_purchases_of_its_key_its_account_or_all(one, view):
+    assert view_of(one) == view
     assert view.is_whole is (view is WHOLE_VIEW)

@@ -1,13 +1,12 @@
 """The dialogue of tests/vectors/node_protocol.json, which other languages can check themselves against."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from lcp_gateway.node_protocol import gateway_side, node_side
 from lcp_gateway.node_protocol.frames import FrameKind, read_frame
 from lcp_gateway.node_protocol.gateway_side import GatewaySide
-from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Goodbye, Request, read_hello
+from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Goodbye, Request, read_hello, read_request, read_welcome
 from lcp_gateway.node_protocol.node_side import NodeSide
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "node_protocol.json").read_text())
@@ -58,22 +57,16 @@ def test_both_sides_read_the_dialogue_as_it_is_meant():
 
 
 def test_a_writer_and_a_reader_agree_on_every_field():
-    model = read_hello(bytes.fromhex(VECTORS["dialogue"][0]["hex"])[5:]).models[0]
     hello = read_hello(bytes.fromhex(VECTORS["dialogue"][0]["hex"])[5:])
-    again = read_hello(read_frame(NodeSide(hello).hello())[2])
-    assert again == hello and replace(model) == again.models[0]
+    assert hello.models and read_hello(read_frame(NodeSide(hello).hello())[2]) == hello
 
 
 def _send_same(gateway, what, frame):
     """Bring the gateway's side to where it has sent this frame."""
     _, request_id, payload = read_frame(frame)
     if what == "welcome":
-        from lcp_gateway.node_protocol.messages import read_welcome
-
         assert gateway.welcome(read_welcome(payload)) == frame
     elif what == "request":
-        from lcp_gateway.node_protocol.messages import read_request
-
         request: Request = read_request(payload)
         opened, frames = gateway.request(request, bytes(request.body_bytes))
         assert (opened, next(frames)) == (request_id, frame)

@@ -1,7 +1,7 @@
 """A person with a browser in front of the console, and the HTTP API beside it."""
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -109,7 +109,7 @@ class Visit:
         return page
 
     def watch(self, page: Page) -> None:
-        """Note what must not happen on a page."""
+        """Record errors of a page, reports of its policy, and requests to other hosts."""
         host = urlsplit(self.url).netloc
 
         def on_console(message) -> None:
@@ -152,8 +152,3 @@ def sats(text: str) -> int:
     assert found, text
     msat = int(found[2].replace(",", "")) * 1000 + int((found[3] or "").ljust(3, "0"))
     return -msat if found[1] == "\u2212" else msat
-
-
-def each(items: Iterator[str]) -> list[str]:
-    """Return the items, sorted and once each."""
-    return sorted(set(items))

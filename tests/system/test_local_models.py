@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.support.fake_llama_server import installed, model_file
-from tests.support.gateway import gateway
+from tests.support.gateway import gateway, run_command
 
 
 @pytest.fixture
@@ -53,8 +53,6 @@ def test_clients_use_local_models_by_name_and_nothing_outlives_a_killed_gateway(
 
 
 def test_without_llama_server_the_gateway_says_so_in_a_line_and_does_not_start(environment):
-    from tests.support.gateway import run_command
-
     ended = run_command("serve", "--embedded", env={**environment, "LCP_GATEWAY_LLAMA_SERVER": "no-such-llama"})
     assert ended.returncode == 2
     assert "'no-such-llama' was not found" in ended.stderr

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import re
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from types import SimpleNamespace
@@ -137,8 +138,6 @@ async def test_a_page_of_a_rebound_name_does_not_get_the_console(folder):
 
 def test_the_package_holds_a_page_and_every_file_that_it_names():
     assets = load_assets()
-    import re
-
     named = re.findall(rf"{PREFIX}/{assets.version}/([^\"'\s>]+)", assets.page.body.decode())
     assert set(named) <= set(assets.by_path)
     assert (files("lcp_gateway.http.console") / "assets" / "index.html").is_file()

@@ -46,7 +46,7 @@ async def test_each_kind_of_key_signs_in_with_its_role_and_what_its_scopes_allow
         assert (lasting, made.document["idle_expires_at"] - made.document["created_at"]) == (12 * 3600, 3600)
 
 
-async def test_a_session_says_whose_it_is(bank):
+async def test_a_session_names_its_account_and_its_key(bank):
     account_id = await bank.customer(name="alice")
     async with console(bank) as (gateway, browser):
         one = browser()

@@ -93,7 +93,7 @@ async def test_a_stream_begins_with_hello_and_the_present_state(gateway):
         assert events[4][1] == balance
 
 
-async def test_purchases_are_told_at_each_change_to_those_who_may_see_them(gateway):
+async def test_purchases_are_told_at_each_change_to_the_keys_that_may_see_them(gateway):
     made, journal = gateway.made, gateway.journal
     async with (
         listening(gateway, made.keys[ANN]) as ann,

@@ -1,4 +1,4 @@
-"""/api/nodes and /api/admin/nodes on SQLite and PostgreSQL: whose they are, page by page, and ids that are none."""
+"""/api/nodes and /api/admin/nodes on SQLite and PostgreSQL: their owners, page by page, and texts that are no ids."""
 
 from datetime import UTC, datetime
 

@@ -115,7 +115,10 @@ async def test_budgets_of_a_customer_are_those_of_its_keys_and_not_the_gateways(
 
 
 async def test_the_operator_sees_the_gateways_budgets_and_a_warning_at_eighty_per_cent(gateway):
-    found = (await gateway.ask("GET", BUDGETS, ADMIN_KEY)).document["data"]
-    day = found[0]
+    day = (await gateway.ask("GET", BUDGETS, ADMIN_KEY)).document["data"][0]
     assert (day["scope"], day["key_id"], day["period"], day["limit_msat"]) == ("gateway", None, "day", 100_000)
-    assert day["is_warning"] is (day["spent_msat"] >= 80_000)
+    spent_msat = day["spent_msat"]
+    for limit_msat, is_warning in ((spent_msat * 5 // 4, True), (spent_msat * 5 // 4 + 2, False)):
+        async with front(gateway.bank, spending={"budgets": {Period.DAY: limit_msat}}) as other:
+            (day,) = (await other.ask("GET", BUDGETS, ADMIN_KEY)).document["data"]
+            assert (day["spent_msat"], day["is_warning"]) == (spent_msat, is_warning)

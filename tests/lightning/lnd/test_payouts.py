@@ -1,5 +1,6 @@
 """The payer at lnd: one call for a payment, and its outcome by the payment hash."""
 
+import asyncio
 import hashlib
 import time
 
@@ -76,10 +77,6 @@ async def test_a_held_payment_is_in_flight_until_it_ends(payouts, node):
     node.payments_go = lambda _hash: "hold"
     text = node.elsewhere()
     payment_hash = payouts.read(text).payment_hash
-    payouts._payer._timeout_s = 5
-
-    import asyncio
-
     call = asyncio.create_task(pay(payouts, text))
     while payment_hash not in node.payments:
         await asyncio.sleep(0.01)

@@ -72,7 +72,7 @@ async def test_what_was_not_delivered_earns_nothing(journal, ledger, customer, b
     journal.record(job(1), State.UNDELIVERED, NOW, PurchaseUpdate(ending=Ending(by, Received.PART)))
     await written(journal)
     assert (await ledger.balance(owner)).balance_msat == 0
-    # A client that leaves pays; nobody else can make a drip that drives it away worth anything.
+    # A client that leaves pays: a node that drips until it leaves gains nothing.
     assert (await ledger.balance(buyer)).balance_msat == (10_000 if by is EndedBy.PROVIDER else 8_950)
     assert (await ledger.audit()).problems == []
 

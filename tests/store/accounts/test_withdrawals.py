@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 
 from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.models import AccountNotFound, Balance, Cause, TopupState
@@ -375,8 +376,6 @@ async def test_the_audit_finds_a_withdrawal_that_its_entries_contradict(withdraw
     account_id = await customer(10_000)
     made, _ = await withdrawals.create(new(account_id, 1), RULES, RICH, NOW)
     await withdrawals.record(made.id, WithdrawalEvent.SETTLE, NOW, fee_msat=7)
-    from sqlalchemy import text
-
     await database.write(lambda connection: connection.execute(text("UPDATE withdrawals SET fee_msat = 8")))
     (problem,) = (await ledger.audit()).problems
     assert problem == f"withdrawal {made.id} is settled and took 1008 msat, its entries say 1007 msat"

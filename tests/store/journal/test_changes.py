@@ -1,4 +1,4 @@
-"""What changed lately is read alike on both kinds of database, whoever changed it."""
+"""Rows that changed lately are read alike on both kinds of database, whichever process changed them."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -32,7 +32,9 @@ async def make_customers(accounts, ledger):
     return ids
 
 
-async def test_purchases_are_told_once_for_each_change_to_those_who_watch_them(database, journal, accounts, ledger):
+async def test_purchases_are_told_once_for_each_change_to_the_streams_that_watch_them(
+    database, journal, accounts, ledger
+):
     ann, bob = await make_customers(accounts, ledger)
     feed = ChangedRows(database)
     await journal.intend(charged(1, ann, key_id="k1"))
