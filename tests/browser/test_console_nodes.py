@@ -72,6 +72,23 @@ def joined(command: str, token: str, backend: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.fixture(scope="module")
+def nora(market) -> Customer:
+    """A customer with a node that has been connected."""
+    customer = registered(market, "nora", 1)
+    key = {"name": "gpu-2", "scopes": ["node"]}
+    token = Api(market.base_url).post(f"/api/admin/accounts/{customer.id}/keys", key)["key"]
+    command = f"lcp-gateway join ws://127.0.0.1:{market.port} --name gpu-2 --token-file token"
+    with HttpNodeThread("backend", ("model-of-nora",)) as backend:
+        process = joined(command, token, backend.base_url)
+        try:
+            eventually(lambda: customer.api.get("/api/nodes")["data"])
+        finally:
+            process.terminate()
+            process.wait(60)
+    return customer
+
+
 # -- nodes ----------------------------------------------------------------------------------------
 
 
@@ -100,7 +117,7 @@ async def bring(visiting) -> tuple[str, str]:
 async def freeze(operator) -> None:
     """Set another commission and keep the node out, with a reason."""
     await operator.open("nodes")
-    row = rows_of(operator.page, "Nodes of customers")
+    row = rows_of(operator.page, "Nodes of customers").filter(has_text="gpu-1")
     await expect(row).to_contain_text("20 %")
     await expect(rows_of(operator.page, "Your own nodes")).to_have_count(0)
     await row.get_by_role("button", name="Change").click()
@@ -143,7 +160,8 @@ async def test_an_owner_brings_a_node_with_the_commands_shown_and_the_operator_f
                 await expect(line).to_have_count(1)
                 await expect(line.get_by_role("link")).to_have_count(0)
                 await freeze(operator)
-                assert Api(market.base_url).get("/api/admin/nodes")["data"][0]["frozen"] is True
+                nodes = Api(market.base_url).get("/api/admin/nodes")["data"]
+                assert [one["frozen"] for one in nodes if one["name"] == "gpu-1"] == [True]
                 await visiting.go("nodes")
                 await expect(rows_of(page, "Your nodes")).to_contain_text("frozen")
                 # It is sent away within a second.
@@ -280,11 +298,11 @@ async def test_pages_of_nodes_and_withdrawals_fit_a_phone(guests, olga):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_on_pages_of_nodes_and_withdrawals(guests, olga, scheme):
+async def test_axe_finds_nothing_on_pages_of_nodes_and_withdrawals(guests, nora, scheme):
     axe = (require_js_package("axe-core") / "axe.min.js").read_text()
-    node = olga.api.get("/api/nodes")["data"][0]["id"]
-    of_operator = ("nodes", "withdrawals", f"customers/{olga.id}")
-    for key, pages in ((olga.sign_in_key, ("nodes", f"nodes/{node}", "wallet")), (ADMIN_KEY, of_operator)):
+    node = nora.api.get("/api/nodes")["data"][0]["id"]
+    of_operator = ("nodes", "withdrawals", f"customers/{nora.id}")
+    for key, pages in ((nora.sign_in_key, ("nodes", f"nodes/{node}", "wallet")), (ADMIN_KEY, of_operator)):
         async with guests.visit(key, color_scheme=scheme) as visiting:
             await visiting.open()
             await visiting.page.evaluate(axe)
