@@ -1,0 +1,308 @@
+"""The ports of a node: what it needs of Lightning, of a compute backend and of a disk, as interfaces without a library.
+
+``lnd/`` and ``memory/`` implement transport, payments and invoices; ``storage/`` the store. Amounts are msat, times Unix seconds,
+ids of peers 66 lower-case hex digits, hashes and preimages 32 bytes.
+"""
+
+import enum
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+from lcp_gateway.node.lcp.buying_events import KeepPurchase, Order
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.lcp.effects import Send
+from lcp_gateway.node.lcp.messages import Manifest, Protocol
+from lcp_gateway.node.lcp.selling_events import KeepSale
+
+
+class LightningAway(Exception):
+    """The Lightning node does not answer, or refuses; the text holds no secret. What was asked for may have happened or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerConnected:
+    """A direct peer is connected; ``address`` is "host:port" or empty."""
+
+    peer_id: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
+    """A direct peer is no longer connected."""
+
+    peer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A direct peer sent a custom message."""
+
+    peer_id: str
+    message_type: int
+    payload: bytes
+
+
+TransportEvent = PeerConnected | PeerDisconnected | MessageReceived
+
+
+class Transport(Interface):
+    """Custom messages between this node and its direct peers."""
+
+    async def identity(self) -> tuple[str, str]:
+        """Return this node's id, and the prefix of its network's invoices ("bcrt" for instance).
+
+        Raises:
+            LightningAway: the Lightning node does not answer.
+        """
+        ...
+
+    def events(self) -> AsyncIterator[TransportEvent]:
+        """Return peers and messages as they come, first a ``PeerConnected`` for each peer that is connected already.
+
+        Messages are received before the first event is returned, so that no answer is lost. The iterator raises
+        ``LightningAway`` when it breaks, also after a clean end of the Lightning node; the caller asks again, and takes
+        every peer that is not named anew for disconnected.
+        """
+        ...
+
+    async def send(self, peer_id: str, message_type: int, payload: bytes) -> None:
+        """Hand a message over for a peer, in the order of the calls.
+
+        Raises:
+            LightningAway: it was not taken: the peer or the Lightning node is away.
+        """
+        ...
+
+    async def disconnect(self, peer_id: str) -> None:
+        """End the connection with a peer.
+
+        Raises:
+            LightningAway: the Lightning node does not answer.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentSucceeded:
+    """The payment arrived."""
+
+    preimage: bytes
+    fee_msat: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentLost:
+    """The payment failed for good, no part of it is on its way. ``reason`` is lnd's name, "FAILURE_REASON_NO_ROUTE" for instance."""
+
+    reason: str
+
+
+PaymentEnd = PaymentSucceeded | PaymentLost
+
+
+class PaymentRefused(Exception):
+    """The Lightning node refused to begin this payment: by this call nothing was paid. ``already_paid``: an earlier one was."""
+
+    def __init__(self, reason: str, *, already_paid: bool = False) -> None:
+        super().__init__(reason)
+        self.already_paid = already_paid
+
+
+class Payments(Interface):
+    """Payments of this node."""
+
+    async def pay(
+        self, payment_request: str, payment_hash: bytes, *, amount_msat: int, fee_limit_msat: int, timeout_s: float
+    ) -> PaymentEnd:
+        """Pay an invoice, once, and return the end of the payment, however long it takes.
+
+        Where the connection breaks in between, the payment is tracked by its hash; it is never begun a second time.
+
+        Raises:
+            PaymentRefused: it was not begun.
+        """
+        ...
+
+    async def track(self, payment_hash: bytes) -> PaymentEnd:
+        """Return the end of a payment that may have been begun before a restart, however long it takes.
+
+        A Lightning node that knows no such payment counts as ``PaymentLost`` only once it has said so for a minute: a call may
+        still have been on its way.
+        """
+        ...
+
+
+class InvoiceState(enum.StrEnum):
+    """The state of an invoice of this node. ``ACCEPTED`` is a hold invoice whose payment waits to be settled or cancelled."""
+
+    OPEN = "open"
+    ACCEPTED = "accepted"
+    SETTLED = "settled"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class MadeInvoice:
+    """An invoice that was made."""
+
+    payment_request: str
+    payment_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InvoicePaid:
+    """An invoice was settled, the ``settle_index``-th of the Lightning node; or a hold invoice accepted, without an index."""
+
+    payment_hash: bytes
+    state: InvoiceState
+    settle_index: int | None = None
+
+
+class Invoices(Interface):
+    """Invoices of this node, whose payee is its id."""
+
+    async def make(
+        self, *, description_hash: bytes, amount_msat: int, expiry_s: int, hold_preimage: bytes | None = None
+    ) -> MadeInvoice:
+        """Make an invoice; with ``hold_preimage`` a hold invoice, whose payment waits for ``settle`` or ``cancel``.
+
+        Raises:
+            LightningAway: it was not made, or the caller does not learn of it: then it is never shown to a peer.
+        """
+        ...
+
+    async def state(self, payment_hash: bytes) -> InvoiceState:
+        """Return an invoice's state; ``CANCELLED`` for one that the Lightning node does not know.
+
+        Raises:
+            LightningAway: the Lightning node does not answer.
+        """
+        ...
+
+    async def settle(self, preimage: bytes) -> None:
+        """Take the payment of an accepted hold invoice. Settling it twice is no error.
+
+        Raises:
+            LightningAway: it is not known to be settled.
+        """
+        ...
+
+    async def cancel(self, payment_hash: bytes) -> None:
+        """Make an invoice unpayable; of an accepted hold invoice the payer gets its money back. Twice is no error.
+
+        Raises:
+            LightningAway: it is not known to be cancelled.
+        """
+        ...
+
+    def paid(self, settle_index: int) -> AsyncIterator[InvoicePaid]:
+        """Return invoices as they are settled after that index, and hold invoices made here as they are accepted.
+
+        The iterator raises ``LightningAway`` when it breaks, also after a clean end; the caller asks again from its last index.
+        """
+        ...
+
+
+class ComputeError(Exception):
+    """The backend has no result, or broke off. ``message`` goes to the peer: it quotes nothing of the request."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Compute(Interface):
+    """A backend that runs jobs that are sold."""
+
+    async def models(self) -> tuple[str, ...]:
+        """Return the models that the backend has now; empty where it cannot tell."""
+        ...
+
+    def run(self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool) -> AsyncIterator[bytes]:
+        """Run a job and return its result's bytes as they come. The iterator is closed to stop the job.
+
+        The iterator raises ``ComputeError`` where there is no result, or no more of it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredPurchase:
+    """A purchase that was being paid when the node ended: what ``Buying.restore`` needs."""
+
+    peer_id: str
+    protocol: Protocol
+    order: Order
+    kept: KeepPurchase
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSale:
+    """A job that is sold: what ``Selling.restore`` needs. ``hold_preimage`` is that of a hold invoice."""
+
+    peer_id: str
+    protocol: Protocol
+    kept: KeepSale
+    sent: tuple[Send, ...] = ()
+    hold_preimage: bytes | None = None
+
+
+class Store(Interface):
+    """What survives a restart. Each method returns once it is durable, and raises ``OSError`` where it is not.
+
+    Requests and results are encrypted at rest, or kept in memory alone, as the operator chose.
+    """
+
+    async def manifests(self) -> dict[tuple[str, Protocol], Manifest]:
+        """Return the last manifest of each peer in each version."""
+        ...
+
+    async def keep_manifest(self, peer_id: str, protocol: Protocol, manifest: Manifest | None) -> None:
+        """Keep a peer's manifest; None removes it."""
+        ...
+
+    async def keep_purchase(self, purchase: StoredPurchase) -> None:
+        """Keep a purchase before it is paid."""
+        ...
+
+    async def end_purchase(self, job_id: bytes) -> None:
+        """Remove a purchase that has ended."""
+        ...
+
+    async def purchases(self) -> list[StoredPurchase]:
+        """Return the purchases that have not ended."""
+        ...
+
+    async def keep_sale(self, sale: StoredSale) -> None:
+        """Keep a sale before its quote goes out."""
+        ...
+
+    async def keep_sent(self, peer_id: str, job_id: bytes, messages: tuple[Send, ...]) -> None:
+        """Append messages of a sale's result before they are sent."""
+        ...
+
+    async def end_sale(
+        self, peer_id: str, job_id: bytes, *, outcome: str, price_msat: int, paid: bool, model: str, ended_at: int
+    ) -> None:
+        """Remove a sale's request and result, and keep a line of it for the operator: peer, model, price, outcome."""
+        ...
+
+    async def sales(self) -> list[StoredSale]:
+        """Return the sales that have not ended."""
+        ...
+
+    async def settle_index(self) -> int:
+        """Return the index of the last settled invoice that was taken in; 0 at first."""
+        ...
+
+    async def keep_settle_index(self, index: int) -> None:
+        """Keep that index."""
+        ...

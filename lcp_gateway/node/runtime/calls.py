@@ -1,0 +1,108 @@
+"""The calls of a node's clients: peers, quotes, purchases. gRPC services and the in-process transport are written over these.
+
+Every call raises ``CallFailed`` with the status and the text that lcpd-grpcd answers in the same case.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol as Interface
+
+from lcp_gateway.node.lcp.buying_events import Ended, Order, ResultData, ResultHead
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import Manifest, Protocol, QuoteResponse, Result
+from lcp_gateway.upstream_status import UpstreamStatus
+
+
+class CallFailed(Exception):
+    """A call that failed; ``payment`` says what is known of its money then ("none", "settled", "unknown")."""
+
+    def __init__(self, status: UpstreamStatus, details: str, *, payment: "PaymentReport | None" = None) -> None:
+        super().__init__(f"{status}: {details}")
+        self.status = status
+        self.details = details
+        self.payment = payment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentReport:
+    """What this node says of a purchase's payment beyond lcpd-grpcd: amounts in msat, hashes of 32 bytes.
+
+    ``state`` is "none" (nothing was paid, and nothing will be by this call), "settled" or "unknown".
+    """
+
+    state: str
+    payment_hash: bytes | None = None
+    preimage: bytes | None = None
+    fee_msat: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyPeer:
+    """A peer that jobs can be exchanged with."""
+
+    peer_id: str
+    address: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class LocalInfo:
+    """This node's id, and its manifest in a version."""
+
+    node_id: str
+    manifest: Manifest
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The result is whole; the last item of a purchase. ``result`` is the seller's, its status may be failed or cancelled."""
+
+    ended: Ended
+    result: Result | None
+    payment: PaymentReport
+
+
+PurchaseItem = ResultHead | ResultData | Delivered
+
+
+class NodeCalls(Interface):
+    """A node as its clients see it."""
+
+    def ready_peers(self, protocol: Protocol) -> list[ReadyPeer]:
+        """Return the peers that are ready in a version, by id."""
+        ...
+
+    async def local_info(self, protocol: Protocol) -> LocalInfo:
+        """Return this node's id and manifest.
+
+        Raises:
+            CallFailed: UNAVAILABLE while the Lightning node is away.
+        """
+        ...
+
+    async def request_quote(self, protocol: Protocol, peer_id: str, order: Order) -> QuoteResponse:
+        """Ask a peer for a quote. Cancelling the call cancels the job at the peer.
+
+        Raises:
+            CallFailed: the peer is not ready, takes no such request, or refused.
+        """
+        ...
+
+    def accept(
+        self, peer_id: str, job_id: bytes, *, max_price_msat: int | None = None, fee_limit_msat: int | None = None
+    ) -> AsyncIterator[PurchaseItem]:
+        """Pay a quote, at most once, and return its result as it comes; ``Delivered`` is the last item.
+
+        The iterator raises ``CallFailed``. Closing it before the payment has begun means that nothing is paid; afterwards the
+        payment goes on and is recorded, and the peer is told that the result is not wanted.
+        """
+        ...
+
+    def cancel(self, peer_id: str, job_id: bytes, reason: str) -> None:
+        """Tell a peer that a job is not wanted any more.
+
+        Raises:
+            CallFailed: the peer is unknown or away.
+        """
+        ...
