@@ -55,6 +55,13 @@ class LocalInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Paid:
+    """The payment has settled; the first item of a purchase."""
+
+    payment: PaymentReport
+
+
+@dataclass(frozen=True, slots=True)
 class Delivered:
     """The result is whole; the last item of a purchase. ``result`` is the seller's, its status may be failed or cancelled."""
 
@@ -63,7 +70,7 @@ class Delivered:
     payment: PaymentReport
 
 
-PurchaseItem = ResultHead | ResultData | Delivered
+PurchaseItem = Paid | ResultHead | ResultData | Delivered
 
 
 class NodeCalls(Interface):
@@ -92,8 +99,9 @@ class NodeCalls(Interface):
     def accept(
         self, peer_id: str, job_id: bytes, *, max_price_msat: int | None = None, fee_limit_msat: int | None = None
     ) -> AsyncIterator[PurchaseItem]:
-        """Pay a quote, at most once, and return its result as it comes; ``Delivered`` is the last item.
+        """Pay a quote, at most once, and return its result as it comes: first ``Paid``, last ``Delivered``.
 
+        Nothing of a result is returned before its payment has settled, since a client takes a head for a proof of that.
         The iterator raises ``CallFailed``. Closing it before the payment has begun means that nothing is paid; afterwards the
         payment goes on and is recorded, and the peer is told that the result is not wanted.
         """
