@@ -6,97 +6,48 @@ wait for each other, on any number of gateways, so that none counts on money tha
 
 import secrets
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, and_, bindparam, func, insert, or_, select, update
 
 from lcp_gateway.accounts.models import AccountNotFound, Cause, Listing, TopupPurpose, TopupState, check_text
-from lcp_gateway.accounts.withdrawal_states import COUNTED_STATES, OPEN_STATES, TRANSITIONS, WithdrawalEvent, step
+from lcp_gateway.accounts.withdrawal_states import OPEN_STATES, TRANSITIONS, WithdrawalEvent, step
 from lcp_gateway.accounts.withdrawal_states import WithdrawalState as State
 from lcp_gateway.accounts.withdrawals import (
-    DayLimitReached,
     FailedBecause,
     InsufficientFunds,
     InvalidInvoice,
     InvoiceUsed,
-    KeyMayNotWithdraw,
     Liquidity,
     NewWithdrawal,
-    NodeCannotCover,
     OpenWithdrawals,
-    TooManyOpenWithdrawals,
     Withdrawal,
     WithdrawalNotFound,
     WithdrawalRules,
-    WithdrawalsFrozen,
     WrongWithdrawalState,
 )
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.quote import ProviderSource
-from lcp_gateway.purchase.states import VERDICTS, Verdict
-from lcp_gateway.purchase.states import State as PurchaseState
 from lcp_gateway.store.accounts.accounts import check_lives
 from lcp_gateway.store.accounts.admin_log import write_admin_action
 from lcp_gateway.store.accounts.balances import Balances
-from lcp_gateway.store.accounts.keys import ALLOW_WITHDRAWALS
+from lcp_gateway.store.accounts.withdrawal_checks import (
+    OPEN,
+    check_frozen,
+    check_key,
+    check_limits,
+    check_solvency,
+    is_frozen,
+)
 from lcp_gateway.store.database import cursors
 from lcp_gateway.store.database.engines import Database
-from lcp_gateway.store.database.schema import accounts, admin_log, balances, keys, purchases, topups, withdrawals
+from lcp_gateway.store.database.schema import accounts, topups, withdrawals
 from lcp_gateway.store.database.statements import MAX_ROWS, fetch, fetch_one, fetch_page, newest_first
 from lcp_gateway.store.database.times import from_micros, from_micros_or_none, to_micros
-
-_OPEN = tuple(state.value for state in OPEN_STATES)
-_COUNTED = tuple(state.value for state in COUNTED_STATES)
-_PAID_PURCHASES = tuple(state.value for state in PurchaseState if VERDICTS[state] is Verdict.SETTLED)
-# A purchase that is paid later than this after its intent is found in the node's next reading.
-_LONGEST_PURCHASE = timedelta(hours=1)
 
 _ONE = select(withdrawals).where(withdrawals.c.id == bindparam("of_withdrawal"))
 _LOCKED = _ONE.with_for_update()
 _BY_HASH = select(withdrawals).where(withdrawals.c.payment_hash == bindparam("of_hash"))
 _TOPUP_BY_HASH = select(topups).where(topups.c.payment_hash == bindparam("of_hash")).with_for_update()
-_IS_FROZEN = select(accounts.c.withdrawals_frozen_at).where(accounts.c.id == bindparam("of_account"))
-_MAY_WITHDRAW = keys.c.scopes.contains('"withdraw"')
-_NEWEST_KEY = select(func.max(keys.c.created_at)).where(keys.c.account_id == bindparam("of_account"), _MAY_WITHDRAW)
-_NEWEST_GRANT = (
-    select(func.max(admin_log.c.at))
-    .join_from(admin_log, keys, keys.c.id == admin_log.c.target)
-    .where(
-        admin_log.c.at > bindparam("since"),
-        admin_log.c.action == ALLOW_WITHDRAWALS,
-        keys.c.account_id == bindparam("of_account"),
-    )
-)
-# Locked, so that no revocation comes between this look and the commit.
-_KEY_STANDS = (
-    select(and_(keys.c.revoked_at.is_(None), _MAY_WITHDRAW))
-    .where(keys.c.id == bindparam("of_key"))
-    .with_for_update(read=True)
-)
-_OUTGOING_MSAT = func.coalesce(
-    func.sum(withdrawals.c.amount_msat + func.coalesce(withdrawals.c.fee_msat, withdrawals.c.fee_limit_msat)), 0
-)
-_OF_DAY = select(_OUTGOING_MSAT).where(
-    withdrawals.c.created_at >= bindparam("since"), withdrawals.c.state.in_(_COUNTED)
-)
-_OPEN_COUNT = select(func.count()).where(
-    withdrawals.c.account_id == bindparam("of_account"), withdrawals.c.state.in_(_OPEN)
-)
-_OWED = select(func.coalesce(func.sum(balances.c.balance_msat), 0))
-# Those that settled since the node's balance was read have left the balances, and not that reading.
-_WITHDRAWN_SINCE = select(_OUTGOING_MSAT).where(
-    withdrawals.c.state == State.SETTLED.value,
-    withdrawals.c.topup_id.is_(None),
-    withdrawals.c.ended_at >= bindparam("since"),
-)
-_BOUGHT_SINCE = select(
-    func.coalesce(func.sum(purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c.fee_cap_msat)), 0)
-).where(
-    purchases.c.paying_at >= bindparam("paying_since"),
-    purchases.c.updated_at >= bindparam("since"),
-    purchases.c.kind == ProviderSource.LCP.value,
-    purchases.c.state.in_(_PAID_PURCHASES),
-)
 _PAYING = select(withdrawals).where(withdrawals.c.state == State.PAYING.value).order_by(withdrawals.c.id)
 _OUTSTANDING = (
     select(
@@ -105,7 +56,7 @@ _OUTSTANDING = (
         func.sum(withdrawals.c.amount_msat + withdrawals.c.fee_limit_msat),
         func.min(withdrawals.c.paying_at),
     )
-    .where(withdrawals.c.state.in_(_OPEN))
+    .where(withdrawals.c.state.in_(OPEN))
     .group_by(withdrawals.c.state)
 )
 
@@ -145,12 +96,10 @@ class Withdrawals:
             if (known := _find(connection, new)) is not None:
                 return known, False
             check_lives(connection, new.account_id)
-            stands = connection.execute(_KEY_STANDS, {"of_key": new.key_id}).scalar()
-            if stands is not None and not stands:
-                raise KeyMayNotWithdraw
-            _check_frozen(connection, new.account_id, rules, at)
+            check_key(connection, new)
+            check_frozen(connection, new.account_id, rules, at)
             topup_id, receiver = _topup_of(connection, new, micros) if new.is_internal else (None, "")
-            _check_limits(connection, new, rules, at)
+            check_limits(connection, new, rules, at)
             moved = Balances()
             moved.lock(connection, [it for it in (new.account_id, receiver) if it])
             needed_msat, available_msat = new.amount_msat + new.fee_limit_msat, moved.available_msat(new.account_id)
@@ -158,7 +107,7 @@ class Withdrawals:
                 raise InsufficientFunds(needed_msat, available_msat)
             event = _first_event(new, rules)
             if event is WithdrawalEvent.PAY:
-                _check_solvency(connection, rules, liquidity)
+                check_solvency(connection, rules, liquidity)
             row = {
                 "id": f"wd_{secrets.token_hex(12)}",
                 "account_id": new.account_id,
@@ -202,17 +151,17 @@ class Withdrawals:
         def work(connection: Connection) -> Withdrawal | None:
             cursors.take_next(connection, cursors.WITHDRAWALS)
             account_id, topup_id = _account_of(connection, withdrawal_id)
-            frozen = connection.execute(_IS_FROZEN.with_for_update(read=True), {"of_account": account_id}).scalar()
+            frozen = is_frozen(connection, account_id)
             receiver = ""
             if topup_id is not None:
                 receiver = _receiver_of(connection, topup_id, micros)
             withdrawal = _lock(connection, withdrawal_id)
-            if withdrawal.state is not State.APPROVED or frozen is not None or withdrawal.expires_at <= at:
+            if withdrawal.state is not State.APPROVED or frozen or withdrawal.expires_at <= at:
                 return None
             moved = Balances()
             moved.lock(connection, [it for it in (account_id, receiver) if it])
             if topup_id is None:
-                _check_solvency(connection, rules, liquidity)
+                check_solvency(connection, rules, liquidity)
                 values = {"owner": self._database.owner, "paying_at": micros}
                 withdrawal = _move(connection, withdrawal, WithdrawalEvent.PAY, values)
             elif receiver:
@@ -366,7 +315,7 @@ class Withdrawals:
         """Return those that are open, the oldest first, from behind ``after`` on."""
         query = (
             select(withdrawals)
-            .where(withdrawals.c.state.in_(_OPEN))
+            .where(withdrawals.c.state.in_(OPEN))
             .order_by(withdrawals.c.created_at, withdrawals.c.id)
             .limit(limit)
         )
@@ -446,58 +395,6 @@ def _find(connection: Connection, new: NewWithdrawal) -> Withdrawal | None:
     if row["account_id"] != new.account_id or row["amount_msat"] != new.amount_msat:
         raise InvoiceUsed
     return _withdrawal(row)
-
-
-def _check_frozen(connection: Connection, account_id: str, rules: WithdrawalRules, at: datetime) -> None:
-    of_account = {"of_account": account_id}
-    if connection.execute(_IS_FROZEN, of_account).scalar() is not None:
-        raise WithdrawalsFrozen("withdrawals of this account are frozen by the operator")
-    if not rules.frozen_for:
-        return
-    since = {"since": to_micros(at - rules.frozen_for)}
-    made = connection.execute(_NEWEST_KEY, of_account).scalar()
-    given = connection.execute(_NEWEST_GRANT, of_account | since).scalar()
-    newest = max(filter(None, (made, given)), default=None)
-    if newest is not None and (until := from_micros(newest) + rules.frozen_for) > at:
-        raise WithdrawalsFrozen(
-            f"a key that may withdraw was made or changed a short time ago: withdrawals are possible from {until:%Y-%m-%d %H:%M} UTC on"
-        )
-
-
-def _check_limits(connection: Connection, new: NewWithdrawal, rules: WithdrawalRules, at: datetime) -> None:
-    if connection.execute(_OPEN_COUNT, {"of_account": new.account_id}).scalar_one() >= rules.most_open:
-        raise TooManyOpenWithdrawals(rules.most_open)
-    begun = at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    more_msat = new.amount_msat + new.fee_limit_msat
-    of_account = _OF_DAY.where(withdrawals.c.account_id == new.account_id)
-    for query, limit_msat, whose in (
-        (of_account, rules.account_day_msat, "this account"),
-        (_OF_DAY, rules.day_msat, "all accounts together"),
-    ):
-        if limit_msat:
-            spent_msat = int(connection.execute(query, {"since": to_micros(begun)}).scalar_one())
-            if spent_msat + more_msat > limit_msat:
-                raise DayLimitReached(f"the limit of withdrawals a day (UTC) for {whose} is reached; nothing was paid")
-
-
-def _check_solvency(connection: Connection, rules: WithdrawalRules, liquidity: Liquidity | None) -> None:
-    """Check that the node holds what all customers are owed: paying one of them then takes nothing from the others.
-
-    The amount that is about to be paid is on both sides. What is in flight counts as owed until it settles, and has left
-    the node's balance already, so that the check errs towards refusing. What settled since the reading is taken off it.
-    """
-    if liquidity is None:
-        raise NodeCannotCover
-    since = {"since": to_micros(liquidity.read_at)}
-    paying_since = {"paying_since": to_micros(liquidity.read_at - _LONGEST_PURCHASE)}
-    left_msat = (
-        liquidity.spendable_msat
-        - rules.reserve_msat
-        - int(connection.execute(_WITHDRAWN_SINCE, since).scalar_one())
-        - int(connection.execute(_BOUGHT_SINCE, since | paying_since).scalar_one())
-    )
-    if left_msat < int(connection.execute(_OWED).scalar_one()):
-        raise NodeCannotCover
 
 
 def _topup_of(connection: Connection, new: NewWithdrawal, micros: int) -> tuple[str, str]:
