@@ -4,9 +4,10 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -107,26 +108,40 @@ def stream_words(port, words):
     """Return the text of a slow stream, read to its end."""
     fields = {"model": "echo-slow", "stream": True, "messages": [{"role": "user", "content": words}]}
     answer = post(port, CHAT, document(CHAT, **fields))
+    assert answer.status == 200, answer.body
     assert answer.whole
     assert answer.blocks[-1][1] == "[DONE]"
     return answer
 
 
+@contextmanager
+def streams(it, count):
+    """Read slow streams at one time. All are paid for when the block begins, and all were read whole when it has ended.
+
+    A request that is only admitted has no quote yet, and one in flight may still be refused: neither is a stream.
+    """
+    before = len(it.events("accept"))
+    with ThreadPoolExecutor(count) as pool:
+        reading = [pool.submit(stream_words, it.port, TEN_WORDS * 3) for _ in range(count)]
+
+        def began():
+            for stream in reading:
+                if stream.done():
+                    stream.result()
+            return len(it.events("accept")) - before == count
+
+        until(began, "the streams did not begin")
+        yield
+        for stream in reading:
+            stream.result()
+
+
 def test_a_reload_reaches_every_worker_and_no_stream_breaks(one, four):
-    answers = []
-    readers = [
-        threading.Thread(target=lambda: answers.append(stream_words(four.port, TEN_WORDS * 3))) for _ in range(8)
-    ]
-    for reader in readers:
-        reader.start()
-    until(lambda: metric(four, "lcpgateway_jobs_in_flight") == 8, "the streams did not begin")
-    line = one.take("max_price_msat = 1")
-    assert line["changed"] == ["max_price_msat"]
-    found = at_once(24, lambda number: ask(four.port, 3_000 + number))
-    assert {(answer.status, answer.error["code"]) for answer in found} == {(402, "price_limit_exceeded")}
-    for reader in readers:
-        reader.join(60)
-    assert len(answers) == 8
+    with streams(four, 8):
+        line = one.take("max_price_msat = 1")
+        assert line["changed"] == ["max_price_msat"]
+        found = at_once(24, lambda number: ask(four.port, 3_000 + number))
+        assert {(answer.status, answer.error["code"]) for answer in found} == {(402, "price_limit_exceeded")}
     refused = one.read("max_price_msat = -1")
     assert refused["event"] == "configuration not reloaded"
     assert {answer.status for answer in at_once(8, lambda number: ask(four.port, 3_100 + number))} == {402}
@@ -134,18 +149,9 @@ def test_a_reload_reaches_every_worker_and_no_stream_breaks(one, four):
 
 def test_sigterm_drains_every_worker(tmp_path):
     with gateway(args=["--workers", "3"]) as it:
-        answers = []
-        readers = [
-            threading.Thread(target=lambda: answers.append(stream_words(it.port, TEN_WORDS * 3))) for _ in range(6)
-        ]
-        for reader in readers:
-            reader.start()
-        until(lambda: metric(it, "lcpgateway_jobs_in_flight") == 6, "the streams did not begin")
-        left = psutil.Process(it.pid).children(recursive=True)
-        assert it.stop() == 0
-        for reader in readers:
-            reader.join(60)
-        assert len(answers) == 6
+        with streams(it, 6):
+            left = psutil.Process(it.pid).children(recursive=True)
+            assert it.stop() == 0
         assert not [process for process in left if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
