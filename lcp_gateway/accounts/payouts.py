@@ -125,10 +125,11 @@ class Payouts:
             fee_limit_msat = min(fee_limit_msat, Msat(max_fee_msat))
         liquidity = None
         if not is_internal:
-            # Whatever the node shows of this hash once it is paid here must be the payment that was made here.
+            # Whatever the node shows of this hash from now on must be the payment that is made here: the failure of an earlier
+            # one would release the hold while the call of this one is still on its way.
             found = await payer.track(invoice.payment_hash)
-            if found.state not in {PayoutState.ABSENT, PayoutState.FAILED}:
-                raise InvoiceUsed("the node has paid this invoice already, or is paying it")
+            if found.state is not PayoutState.ABSENT:
+                raise InvoiceUsed("the node has paid this invoice, or has tried to: withdraw to a new one")
             liquidity = await self._liquidity(payer)
         begun = self._clock()
         withdrawal, is_new = await self._withdrawals.create(

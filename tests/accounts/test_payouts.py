@@ -142,16 +142,18 @@ async def test_off_by_default_and_without_a_node_that_pays(bank, node):
         await Desk(bank, node).request(account_id, text)
 
 
-async def test_an_invoice_that_the_node_pays_for_another_reason_is_refused(bank, desk, node):
+async def test_an_invoice_that_the_node_pays_for_another_reason_or_could_not_is_refused(bank, desk, node):
+    """Regression: with a failure of an earlier payment, a call whose answer was lost counted as failed at once.
+
+    The hold was released while the node could still get the call and pay.
+    """
     account_id = await bank.customer(10_000)
-    for number, shown in enumerate((settled(), IN_FLIGHT)):
+    for number, shown in enumerate((settled(), IN_FLIGHT, NO_ROUTE)):
         text = node.invoice(number)
         node.payments[node.hash_of(text)] = shown
         with pytest.raises(InvoiceUsed, match="the node"):
             await desk.request(account_id, text)
-    failed_there = node.invoice("failed")
-    node.payments[node.hash_of(failed_there)] = NO_ROUTE
-    assert (await desk.paid(account_id, failed_there)).state is State.SETTLED
+    assert node.calls == []
 
 
 async def test_the_same_invoice_again_is_the_same_withdrawal(bank, desk, node):
