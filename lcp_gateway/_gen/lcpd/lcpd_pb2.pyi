@@ -13,6 +13,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from lcp_gateway._gen.lcpd import extensions_pb2 as _extensions_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -97,19 +98,25 @@ class GetLocalInfoResponse(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    SOFTWARE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The Lightning node's public key, 66 hex digits."""
     @_builtins.property
     def manifest(self) -> Global___LCPManifest: ...
+    @_builtins.property
+    def software(self) -> _extensions_pb2.NodeSoftware:
+        """Ours: lcpd-grpcd does not send it."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         manifest: Global___LCPManifest | None = ...,
+        software: _extensions_pb2.NodeSoftware | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "software", b"software"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "node_id", b"node_id", "software", b"software"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,6 +506,7 @@ class Result(_message.Message):
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     CONTENT_ENCODING_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
     status: Global___Result.Status.ValueType
     result: _builtins.bytes
     result_hash: _builtins.bytes
@@ -508,6 +516,10 @@ class Result(_message.Message):
     content_encoding: _builtins.str
     message: _builtins.str
     """Why it is not OK."""
+    @_builtins.property
+    def payment(self) -> _extensions_pb2.PaymentReport:
+        """Ours: lcpd-grpcd does not send it."""
+
     def __init__(
         self,
         *,
@@ -518,10 +530,11 @@ class Result(_message.Message):
         content_type: _builtins.str = ...,
         content_encoding: _builtins.str = ...,
         message: _builtins.str = ...,
+        payment: _extensions_pb2.PaymentReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_encoding", b"content_encoding", "content_type", b"content_type", "message", b"message", "result", b"result", "result_hash", b"result_hash", "result_len", b"result_len", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_encoding", b"content_encoding", "content_type", b"content_type", "message", b"message", "payment", b"payment", "result", b"result", "result_hash", b"result_hash", "result_len", b"result_len", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -533,17 +546,23 @@ class ResultStreamBegin(_message.Message):
 
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     CONTENT_ENCODING_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     content_encoding: _builtins.str
+    @_builtins.property
+    def payment(self) -> _extensions_pb2.PaymentReport:
+        """Ours: lcpd-grpcd does not send it."""
+
     def __init__(
         self,
         *,
         content_type: _builtins.str = ...,
         content_encoding: _builtins.str = ...,
+        payment: _extensions_pb2.PaymentReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_encoding", b"content_encoding", "content_type", b"content_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_encoding", b"content_encoding", "content_type", b"content_type", "payment", b"payment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

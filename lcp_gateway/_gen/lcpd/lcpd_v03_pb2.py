@@ -23,57 +23,58 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from lcp_gateway._gen.lcpd import extensions_pb2 as lcp__gateway_dot___gen_dot_lcpd_dot_extensions__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$lcp_gateway/_gen/lcpd/lcpd_v03.proto\x12\x08lcpd.v03\x1a\x1fgoogle/protobuf/timestamp.proto\"\x15\n\x13ListLCPPeersRequest\"8\n\x14ListLCPPeersResponse\x12 \n\x05peers\x18\x01 \x03(\x0b\x32\x11.lcpd.v03.LCPPeer\"\x15\n\x13GetLocalInfoRequest\"P\n\x14GetLocalInfoResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\'\n\x08manifest\x18\x02 \x01(\x0b\x32\x15.lcpd.v03.LCPManifest\"H\n\x13RequestQuoteRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12 \n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x12.lcpd.v03.CallSpec\"\x9e\x01\n\x08\x43\x61llSpec\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06params\x18\x02 \x01(\x0c\x12\x1b\n\x13params_content_type\x18\x03 \x01(\t\x12\x15\n\rrequest_bytes\x18\x04 \x01(\x0c\x12\x1c\n\x14request_content_type\x18\x05 \x01(\t\x12 \n\x18request_content_encoding\x18\x06 \x01(\t\"G\n\x14RequestQuoteResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x1e\n\x05quote\x18\x02 \x01(\x0b\x32\x0f.lcpd.v03.Quote\"\xa9\x02\n\x05Quote\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x12\n\nprice_msat\x18\x03 \x01(\x04\x12\x30\n\x0cquote_expiry\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nterms_hash\x18\x05 \x01(\x0c\x12\x17\n\x0fpayment_request\x18\x06 \x01(\t\x12\"\n\x15response_content_type\x18\x07 \x01(\tH\x00\x88\x01\x01\x12&\n\x19response_content_encoding\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\x18\n\x16_response_content_typeB\x1c\n\x1a_response_content_encoding\"P\n\x17\x41\x63\x63\x65ptAndExecuteRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x13\n\x0bpay_invoice\x18\x03 \x01(\x08\"@\n\x18\x41\x63\x63\x65ptAndExecuteResponse\x12$\n\x08\x63omplete\x18\x01 \x01(\x0b\x32\x12.lcpd.v03.Complete\"V\n\x1d\x41\x63\x63\x65ptAndExecuteStreamRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x13\n\x0bpay_invoice\x18\x03 \x01(\x08\"\xf8\x01\n\x1e\x41\x63\x63\x65ptAndExecuteStreamResponse\x12\x37\n\x0eresponse_begin\x18\x01 \x01(\x0b\x32\x1d.lcpd.v03.ResponseStreamBeginH\x00\x12\x37\n\x0eresponse_chunk\x18\x02 \x01(\x0b\x32\x1d.lcpd.v03.ResponseStreamChunkH\x00\x12\x33\n\x0cresponse_end\x18\x03 \x01(\x0b\x32\x1b.lcpd.v03.ResponseStreamEndH\x00\x12&\n\x08\x63omplete\x18\x04 \x01(\x0b\x32\x12.lcpd.v03.CompleteH\x00\x42\x07\n\x05\x65vent\"D\n\x10\x43\x61ncelJobRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"$\n\x11\x43\x61ncelJobResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\"\xce\x03\n\x08\x43omplete\x12)\n\x06status\x18\x01 \x01(\x0e\x32\x19.lcpd.v03.Complete.Status\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\x0c\x12\x1f\n\x12response_stream_id\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x1a\n\rresponse_hash\x18\x04 \x01(\x0cH\x01\x88\x01\x01\x12\x19\n\x0cresponse_len\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\"\n\x15response_content_type\x18\x06 \x01(\tH\x03\x88\x01\x01\x12&\n\x19response_content_encoding\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x0f\n\x07message\x18\x08 \x01(\t\"X\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\x12\x14\n\x10STATUS_CANCELLED\x10\x03\x42\x15\n\x13_response_stream_idB\x10\n\x0e_response_hashB\x0f\n\r_response_lenB\x18\n\x16_response_content_typeB\x1c\n\x1a_response_content_encoding\"E\n\x13ResponseStreamBegin\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x18\n\x10\x63ontent_encoding\x18\x02 \x01(\t\"#\n\x13ResponseStreamChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x11ResponseStreamEnd\x12\x15\n\rresponse_hash\x18\x01 \x01(\x0c\x12\x14\n\x0cresponse_len\x18\x02 \x01(\x04\"[\n\x07LCPPeer\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12.\n\x0fremote_manifest\x18\x03 \x01(\x0b\x32\x15.lcpd.v03.LCPManifest\"\xc7\x01\n\x0bLCPManifest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11max_payload_bytes\x18\x0b \x01(\r\x12\x35\n\x11supported_methods\x18\x0c \x03(\x0b\x32\x1a.lcpd.v03.MethodDescriptor\x12\x18\n\x10max_stream_bytes\x18\x0e \x01(\x04\x12\x16\n\x0emax_call_bytes\x18\x0f \x01(\x04\x12\x1a\n\x12max_inflight_calls\x18\x10 \x01(\r\"\xdd\x01\n\x10MethodDescriptor\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x1d\n\x15request_content_types\x18\x02 \x03(\t\x12\x1e\n\x16response_content_types\x18\x03 \x03(\t\x12\x15\n\x08\x64ocs_uri\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x64ocs_sha256\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x1a\n\rpolicy_notice\x18\x06 \x01(\tH\x02\x88\x01\x01\x42\x0b\n\t_docs_uriB\x0e\n\x0c_docs_sha256B\x10\n\x0e_policy_noticeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$lcp_gateway/_gen/lcpd/lcpd_v03.proto\x12\x08lcpd.v03\x1a\x1fgoogle/protobuf/timestamp.proto\x1a&lcp_gateway/_gen/lcpd/extensions.proto\"\x15\n\x13ListLCPPeersRequest\"8\n\x14ListLCPPeersResponse\x12 \n\x05peers\x18\x01 \x03(\x0b\x32\x11.lcpd.v03.LCPPeer\"\x15\n\x13GetLocalInfoRequest\"\x80\x01\n\x14GetLocalInfoResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\'\n\x08manifest\x18\x02 \x01(\x0b\x32\x15.lcpd.v03.LCPManifest\x12.\n\x08software\x18\xe8\x07 \x01(\x0b\x32\x1b.lcpgateway.v1.NodeSoftware\"H\n\x13RequestQuoteRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12 \n\x04\x63\x61ll\x18\x02 \x01(\x0b\x32\x12.lcpd.v03.CallSpec\"\x9e\x01\n\x08\x43\x61llSpec\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06params\x18\x02 \x01(\x0c\x12\x1b\n\x13params_content_type\x18\x03 \x01(\t\x12\x15\n\rrequest_bytes\x18\x04 \x01(\x0c\x12\x1c\n\x14request_content_type\x18\x05 \x01(\t\x12 \n\x18request_content_encoding\x18\x06 \x01(\t\"G\n\x14RequestQuoteResponse\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x1e\n\x05quote\x18\x02 \x01(\x0b\x32\x0f.lcpd.v03.Quote\"\xa9\x02\n\x05Quote\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x12\n\nprice_msat\x18\x03 \x01(\x04\x12\x30\n\x0cquote_expiry\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nterms_hash\x18\x05 \x01(\x0c\x12\x17\n\x0fpayment_request\x18\x06 \x01(\t\x12\"\n\x15response_content_type\x18\x07 \x01(\tH\x00\x88\x01\x01\x12&\n\x19response_content_encoding\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\x18\n\x16_response_content_typeB\x1c\n\x1a_response_content_encoding\"P\n\x17\x41\x63\x63\x65ptAndExecuteRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x13\n\x0bpay_invoice\x18\x03 \x01(\x08\"@\n\x18\x41\x63\x63\x65ptAndExecuteResponse\x12$\n\x08\x63omplete\x18\x01 \x01(\x0b\x32\x12.lcpd.v03.Complete\"V\n\x1d\x41\x63\x63\x65ptAndExecuteStreamRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x13\n\x0bpay_invoice\x18\x03 \x01(\x08\"\xf8\x01\n\x1e\x41\x63\x63\x65ptAndExecuteStreamResponse\x12\x37\n\x0eresponse_begin\x18\x01 \x01(\x0b\x32\x1d.lcpd.v03.ResponseStreamBeginH\x00\x12\x37\n\x0eresponse_chunk\x18\x02 \x01(\x0b\x32\x1d.lcpd.v03.ResponseStreamChunkH\x00\x12\x33\n\x0cresponse_end\x18\x03 \x01(\x0b\x32\x1b.lcpd.v03.ResponseStreamEndH\x00\x12&\n\x08\x63omplete\x18\x04 \x01(\x0b\x32\x12.lcpd.v03.CompleteH\x00\x42\x07\n\x05\x65vent\"D\n\x10\x43\x61ncelJobRequest\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\"$\n\x11\x43\x61ncelJobResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\"\xfe\x03\n\x08\x43omplete\x12)\n\x06status\x18\x01 \x01(\x0e\x32\x19.lcpd.v03.Complete.Status\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\x0c\x12\x1f\n\x12response_stream_id\x18\x03 \x01(\x0cH\x00\x88\x01\x01\x12\x1a\n\rresponse_hash\x18\x04 \x01(\x0cH\x01\x88\x01\x01\x12\x19\n\x0cresponse_len\x18\x05 \x01(\x04H\x02\x88\x01\x01\x12\"\n\x15response_content_type\x18\x06 \x01(\tH\x03\x88\x01\x01\x12&\n\x19response_content_encoding\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x0f\n\x07message\x18\x08 \x01(\t\x12.\n\x07payment\x18\xe8\x07 \x01(\x0b\x32\x1c.lcpgateway.v1.PaymentReport\"X\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x11\n\rSTATUS_FAILED\x10\x02\x12\x14\n\x10STATUS_CANCELLED\x10\x03\x42\x15\n\x13_response_stream_idB\x10\n\x0e_response_hashB\x0f\n\r_response_lenB\x18\n\x16_response_content_typeB\x1c\n\x1a_response_content_encoding\"u\n\x13ResponseStreamBegin\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\x12\x18\n\x10\x63ontent_encoding\x18\x02 \x01(\t\x12.\n\x07payment\x18\xe8\x07 \x01(\x0b\x32\x1c.lcpgateway.v1.PaymentReport\"#\n\x13ResponseStreamChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"@\n\x11ResponseStreamEnd\x12\x15\n\rresponse_hash\x18\x01 \x01(\x0c\x12\x14\n\x0cresponse_len\x18\x02 \x01(\x04\"[\n\x07LCPPeer\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12.\n\x0fremote_manifest\x18\x03 \x01(\x0b\x32\x15.lcpd.v03.LCPManifest\"\xc7\x01\n\x0bLCPManifest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x19\n\x11max_payload_bytes\x18\x0b \x01(\r\x12\x35\n\x11supported_methods\x18\x0c \x03(\x0b\x32\x1a.lcpd.v03.MethodDescriptor\x12\x18\n\x10max_stream_bytes\x18\x0e \x01(\x04\x12\x16\n\x0emax_call_bytes\x18\x0f \x01(\x04\x12\x1a\n\x12max_inflight_calls\x18\x10 \x01(\r\"\xdd\x01\n\x10MethodDescriptor\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x1d\n\x15request_content_types\x18\x02 \x03(\t\x12\x1e\n\x16response_content_types\x18\x03 \x03(\t\x12\x15\n\x08\x64ocs_uri\x18\x04 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x64ocs_sha256\x18\x05 \x01(\x0cH\x01\x88\x01\x01\x12\x1a\n\rpolicy_notice\x18\x06 \x01(\tH\x02\x88\x01\x01\x42\x0b\n\t_docs_uriB\x0e\n\x0c_docs_sha256B\x10\n\x0e_policy_noticeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lcp_gateway._gen.lcpd.lcpd_v03_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LISTLCPPEERSREQUEST']._serialized_start=83
-  _globals['_LISTLCPPEERSREQUEST']._serialized_end=104
-  _globals['_LISTLCPPEERSRESPONSE']._serialized_start=106
-  _globals['_LISTLCPPEERSRESPONSE']._serialized_end=162
-  _globals['_GETLOCALINFOREQUEST']._serialized_start=164
-  _globals['_GETLOCALINFOREQUEST']._serialized_end=185
-  _globals['_GETLOCALINFORESPONSE']._serialized_start=187
-  _globals['_GETLOCALINFORESPONSE']._serialized_end=267
-  _globals['_REQUESTQUOTEREQUEST']._serialized_start=269
-  _globals['_REQUESTQUOTEREQUEST']._serialized_end=341
-  _globals['_CALLSPEC']._serialized_start=344
-  _globals['_CALLSPEC']._serialized_end=502
-  _globals['_REQUESTQUOTERESPONSE']._serialized_start=504
-  _globals['_REQUESTQUOTERESPONSE']._serialized_end=575
-  _globals['_QUOTE']._serialized_start=578
-  _globals['_QUOTE']._serialized_end=875
-  _globals['_ACCEPTANDEXECUTEREQUEST']._serialized_start=877
-  _globals['_ACCEPTANDEXECUTEREQUEST']._serialized_end=957
-  _globals['_ACCEPTANDEXECUTERESPONSE']._serialized_start=959
-  _globals['_ACCEPTANDEXECUTERESPONSE']._serialized_end=1023
-  _globals['_ACCEPTANDEXECUTESTREAMREQUEST']._serialized_start=1025
-  _globals['_ACCEPTANDEXECUTESTREAMREQUEST']._serialized_end=1111
-  _globals['_ACCEPTANDEXECUTESTREAMRESPONSE']._serialized_start=1114
-  _globals['_ACCEPTANDEXECUTESTREAMRESPONSE']._serialized_end=1362
-  _globals['_CANCELJOBREQUEST']._serialized_start=1364
-  _globals['_CANCELJOBREQUEST']._serialized_end=1432
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1434
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1470
-  _globals['_COMPLETE']._serialized_start=1473
-  _globals['_COMPLETE']._serialized_end=1935
-  _globals['_COMPLETE_STATUS']._serialized_start=1733
-  _globals['_COMPLETE_STATUS']._serialized_end=1821
-  _globals['_RESPONSESTREAMBEGIN']._serialized_start=1937
-  _globals['_RESPONSESTREAMBEGIN']._serialized_end=2006
-  _globals['_RESPONSESTREAMCHUNK']._serialized_start=2008
-  _globals['_RESPONSESTREAMCHUNK']._serialized_end=2043
-  _globals['_RESPONSESTREAMEND']._serialized_start=2045
-  _globals['_RESPONSESTREAMEND']._serialized_end=2109
-  _globals['_LCPPEER']._serialized_start=2111
-  _globals['_LCPPEER']._serialized_end=2202
-  _globals['_LCPMANIFEST']._serialized_start=2205
-  _globals['_LCPMANIFEST']._serialized_end=2404
-  _globals['_METHODDESCRIPTOR']._serialized_start=2407
-  _globals['_METHODDESCRIPTOR']._serialized_end=2628
+  _globals['_LISTLCPPEERSREQUEST']._serialized_start=123
+  _globals['_LISTLCPPEERSREQUEST']._serialized_end=144
+  _globals['_LISTLCPPEERSRESPONSE']._serialized_start=146
+  _globals['_LISTLCPPEERSRESPONSE']._serialized_end=202
+  _globals['_GETLOCALINFOREQUEST']._serialized_start=204
+  _globals['_GETLOCALINFOREQUEST']._serialized_end=225
+  _globals['_GETLOCALINFORESPONSE']._serialized_start=228
+  _globals['_GETLOCALINFORESPONSE']._serialized_end=356
+  _globals['_REQUESTQUOTEREQUEST']._serialized_start=358
+  _globals['_REQUESTQUOTEREQUEST']._serialized_end=430
+  _globals['_CALLSPEC']._serialized_start=433
+  _globals['_CALLSPEC']._serialized_end=591
+  _globals['_REQUESTQUOTERESPONSE']._serialized_start=593
+  _globals['_REQUESTQUOTERESPONSE']._serialized_end=664
+  _globals['_QUOTE']._serialized_start=667
+  _globals['_QUOTE']._serialized_end=964
+  _globals['_ACCEPTANDEXECUTEREQUEST']._serialized_start=966
+  _globals['_ACCEPTANDEXECUTEREQUEST']._serialized_end=1046
+  _globals['_ACCEPTANDEXECUTERESPONSE']._serialized_start=1048
+  _globals['_ACCEPTANDEXECUTERESPONSE']._serialized_end=1112
+  _globals['_ACCEPTANDEXECUTESTREAMREQUEST']._serialized_start=1114
+  _globals['_ACCEPTANDEXECUTESTREAMREQUEST']._serialized_end=1200
+  _globals['_ACCEPTANDEXECUTESTREAMRESPONSE']._serialized_start=1203
+  _globals['_ACCEPTANDEXECUTESTREAMRESPONSE']._serialized_end=1451
+  _globals['_CANCELJOBREQUEST']._serialized_start=1453
+  _globals['_CANCELJOBREQUEST']._serialized_end=1521
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1523
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1559
+  _globals['_COMPLETE']._serialized_start=1562
+  _globals['_COMPLETE']._serialized_end=2072
+  _globals['_COMPLETE_STATUS']._serialized_start=1870
+  _globals['_COMPLETE_STATUS']._serialized_end=1958
+  _globals['_RESPONSESTREAMBEGIN']._serialized_start=2074
+  _globals['_RESPONSESTREAMBEGIN']._serialized_end=2191
+  _globals['_RESPONSESTREAMCHUNK']._serialized_start=2193
+  _globals['_RESPONSESTREAMCHUNK']._serialized_end=2228
+  _globals['_RESPONSESTREAMEND']._serialized_start=2230
+  _globals['_RESPONSESTREAMEND']._serialized_end=2294
+  _globals['_LCPPEER']._serialized_start=2296
+  _globals['_LCPPEER']._serialized_end=2387
+  _globals['_LCPMANIFEST']._serialized_start=2390
+  _globals['_LCPMANIFEST']._serialized_end=2589
+  _globals['_METHODDESCRIPTOR']._serialized_start=2592
+  _globals['_METHODDESCRIPTOR']._serialized_end=2813
 # @@protoc_insertion_point(module_scope)

@@ -17,6 +17,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from lcp_gateway._gen.lcpd import extensions_pb2 as _extensions_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -84,19 +85,25 @@ class GetLocalInfoResponse(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    SOFTWARE_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The Lightning node's public key, 66 hex digits."""
     @_builtins.property
     def manifest(self) -> Global___LCPManifest: ...
+    @_builtins.property
+    def software(self) -> _extensions_pb2.NodeSoftware:
+        """Ours: lcpd-grpcd does not send it."""
+
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         manifest: Global___LCPManifest | None = ...,
+        software: _extensions_pb2.NodeSoftware | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "software", b"software"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "node_id", b"node_id", "software", b"software"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -428,6 +435,7 @@ class Complete(_message.Message):
     RESPONSE_CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     RESPONSE_CONTENT_ENCODING_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
     status: Global___Complete.Status.ValueType
     response_bytes: _builtins.bytes
     response_stream_id: _builtins.bytes
@@ -439,6 +447,10 @@ class Complete(_message.Message):
     response_content_encoding: _builtins.str
     message: _builtins.str
     """The reason for a status other than OK."""
+    @_builtins.property
+    def payment(self) -> _extensions_pb2.PaymentReport:
+        """Ours: lcpd-grpcd does not send it."""
+
     def __init__(
         self,
         *,
@@ -450,10 +462,11 @@ class Complete(_message.Message):
         response_content_type: _builtins.str | None = ...,
         response_content_encoding: _builtins.str | None = ...,
         message: _builtins.str = ...,
+        payment: _extensions_pb2.PaymentReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_response_content_encoding", b"_response_content_encoding", "_response_content_type", b"_response_content_type", "_response_hash", b"_response_hash", "_response_len", b"_response_len", "_response_stream_id", b"_response_stream_id", "response_content_encoding", b"response_content_encoding", "response_content_type", b"response_content_type", "response_hash", b"response_hash", "response_len", b"response_len", "response_stream_id", b"response_stream_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_response_content_encoding", b"_response_content_encoding", "_response_content_type", b"_response_content_type", "_response_hash", b"_response_hash", "_response_len", b"_response_len", "_response_stream_id", b"_response_stream_id", "payment", b"payment", "response_content_encoding", b"response_content_encoding", "response_content_type", b"response_content_type", "response_hash", b"response_hash", "response_len", b"response_len", "response_stream_id", b"response_stream_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_response_content_encoding", b"_response_content_encoding", "_response_content_type", b"_response_content_type", "_response_hash", b"_response_hash", "_response_len", b"_response_len", "_response_stream_id", b"_response_stream_id", "message", b"message", "response_bytes", b"response_bytes", "response_content_encoding", b"response_content_encoding", "response_content_type", b"response_content_type", "response_hash", b"response_hash", "response_len", b"response_len", "response_stream_id", b"response_stream_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_response_content_encoding", b"_response_content_encoding", "_response_content_type", b"_response_content_type", "_response_hash", b"_response_hash", "_response_len", b"_response_len", "_response_stream_id", b"_response_stream_id", "message", b"message", "payment", b"payment", "response_bytes", b"response_bytes", "response_content_encoding", b"response_content_encoding", "response_content_type", b"response_content_type", "response_hash", b"response_hash", "response_len", b"response_len", "response_stream_id", b"response_stream_id", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__response_content_encoding: _TypeAlias = _typing.Literal["response_content_encoding"]  # noqa: Y015
     _WhichOneofArgType__response_content_encoding: _TypeAlias = _typing.Literal["_response_content_encoding", b"_response_content_encoding"]  # noqa: Y015
@@ -484,17 +497,23 @@ class ResponseStreamBegin(_message.Message):
 
     CONTENT_TYPE_FIELD_NUMBER: _builtins.int
     CONTENT_ENCODING_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
     content_type: _builtins.str
     content_encoding: _builtins.str
+    @_builtins.property
+    def payment(self) -> _extensions_pb2.PaymentReport:
+        """Ours: lcpd-grpcd does not send it."""
+
     def __init__(
         self,
         *,
         content_type: _builtins.str = ...,
         content_encoding: _builtins.str = ...,
+        payment: _extensions_pb2.PaymentReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_encoding", b"content_encoding", "content_type", b"content_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_encoding", b"content_encoding", "content_type", b"content_type", "payment", b"payment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
