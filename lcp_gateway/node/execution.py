@@ -7,11 +7,12 @@ from contextlib import aclosing, asynccontextmanager
 from hashlib import sha256
 from typing import Protocol
 
-from lcp_gateway.node.compute.backend import Backend, BackendUnavailable, ComputeResult, PaidTask, ResultEnd
+from lcp_gateway.node.compute.backend import Backend, ComputeResult, PaidTask, ResultEnd
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Job
 from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.status import lcp_error
 from lcp_gateway.node.tasks import Task
 
@@ -70,9 +71,9 @@ class Executor:
                         if length > limit:
                             raise lcp_error(ErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes")
                         await sink.chunk(chunk)
-            except BackendUnavailable as error:
+            except ComputeError as error:
                 self._events.record_job(EventKind.RESULT, job, "failed")
-                raise lcp_error(ErrorCode.RATE_LIMITED, f"backend unavailable: {error}") from error
+                raise lcp_error(error.code, error.message) from error
             end = ResultEnd(result.content_type, result.content_encoding, digest.digest(), length)
             if fault is not None:
                 end = self._injector.change_end(fault, end)

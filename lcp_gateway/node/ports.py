@@ -5,7 +5,7 @@ ids of peers 66 lower-case hex digits, hashes and preimages 32 bytes.
 """
 
 import enum
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -218,13 +218,19 @@ class Compute(Interface):
     """A backend that runs jobs that are sold."""
 
     async def models(self) -> tuple[str, ...]:
-        """Return the models that the backend has now; empty where it cannot tell."""
+        """Return the models that the backend has now; empty where it cannot tell.
+
+        Raises:
+            ComputeError: it does not answer.
+        """
         ...
 
-    def run(self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool) -> AsyncIterator[bytes]:
-        """Run a job and return its result's bytes as they come. The iterator is closed to stop the job.
+    def run(
+        self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Run a job and return its result's bytes as they come. The generator is closed to stop the job.
 
-        The iterator raises ``ComputeError`` where there is no result, or no more of it.
+        The generator raises ``ComputeError`` where there is no result, or no more of it.
         """
         ...
 

@@ -85,7 +85,7 @@ class Node:
 
         Raises:
             ConfigError: the address cannot be listened on, or there is nothing to offer.
-            BackendUnavailable: the backend's models are needed and it does not answer.
+            ComputeError: the backend's models are needed and it does not answer.
         """
         config = self.config
         models = await self._backend.start()
@@ -183,7 +183,7 @@ async def run(config: NodeConfig, *, ready: Callable[[str], None] | None = None,
     ``ready`` is called once with the address.
 
     Raises:
-        ConfigError, BackendUnavailable: as ``Node.start``.
+        ConfigError, ComputeError: as ``Node.start``.
     """
     node = Node(config)
     stopped = asyncio.Event()
@@ -205,7 +205,7 @@ def run_forever(config: NodeConfig, exit_with_stdin: bool = False) -> None:
     """Run a node on a loop of its own, on uvloop where there is one; returns when the node has stopped.
 
     Raises:
-        ConfigError, BackendUnavailable: as ``Node.start``.
+        ConfigError, ComputeError: as ``Node.start``.
     """
     main = run(config, exit_with_stdin=exit_with_stdin)
     if sys.platform == "win32":

@@ -64,6 +64,15 @@ def read_task(message: lcpd_pb2.Task) -> Task:
             raise invalid("task.spec is required")
     if not model:
         raise invalid("task.params.model is required")
+    return read_body(kind, model, body)
+
+
+def read_body(kind: TaskKind, model: str, body: bytes) -> Task:
+    """Read a request for a model. The error quotes nothing of it.
+
+    Raises:
+        CallError: as ``read_task``.
+    """
     document = _parse(body)
     if not isinstance(document, dict):
         raise invalid("request_json must be an object")

@@ -79,8 +79,8 @@ RUNTIME_ERROR = 1
 
 def main() -> int:
     """Run the node that the first argument describes until standard input ends."""
-    from lcp_gateway.node.compute.backend import BackendUnavailable  # noqa: PLC0415 - the parent uses only the names above
-    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - as above
+    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - the parent uses only the names above
+    from lcp_gateway.node.ports import ComputeError  # noqa: PLC0415 - as above
     from lcp_gateway.node.server import run_forever  # noqa: PLC0415 - as above
 
     try:
@@ -91,7 +91,7 @@ def main() -> int:
     except ConfigError as error:
         sys.stderr.write(f"lcp-gateway: node: {error}\n")
         return CONFIG_ERROR
-    except BackendUnavailable as error:
+    except ComputeError as error:
         sys.stderr.write(f"lcp-gateway: node: {error}\n")
         return RUNTIME_ERROR
     return 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.node.ports import Compute
 from lcp_gateway.node.tasks import Task
 
 JSON_TYPE: Final = "application/json; charset=utf-8"
@@ -47,25 +48,24 @@ class ResultEnd:
     sent: bool = True
 
 
-class BackendUnavailable(Exception):
-    """The backend sent no result, or broke off; the text holds nothing of the request or the result."""
+class Backend(Compute, Protocol):
+    """A source of results: the echo, or an OpenAI-compatible server.
 
-
-class Backend(Protocol):
-    """A source of results: the echo, or an OpenAI-compatible server."""
+    What a node sells over Lightning is run by ``Compute.run``; the embedded node begins its results by ``compute``, at a pace.
+    """
 
     async def start(self) -> tuple[str, ...]:
-        """Get ready, and return the models found; none when the configuration alone names them."""
+        """Return the models found; none when the configuration alone names them.
+
+        Raises:
+            ComputeError: the models are needed, and there is no list of them.
+        """
         ...
 
     async def compute(self, paid: PaidTask) -> ComputeResult:
         """Begin a result. A task that does not stream may come in one chunk.
 
         Raises:
-            BackendUnavailable: there will be none. The chunks may raise it too.
+            ComputeError: there will be none. The chunks may raise it too.
         """
-        ...
-
-    async def close(self) -> None:
-        """Close all connections."""
         ...

@@ -1,13 +1,19 @@
 """The echo backend: repeats the request's text, deterministic and free, in the exact shapes that OpenAI clients expect."""
 
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import orjson
 
 from lcp_gateway.node.compute.backend import IDENTITY, JSON_TYPE, STREAM_TYPE, ComputeResult, PaidTask
 from lcp_gateway.node.compute.echo_reply import Reply, compose, paced
-from lcp_gateway.node.tasks import TaskKind
+from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.node.ports import ComputeError
+from lcp_gateway.node.status import CallError
+from lcp_gateway.node.tasks import TaskKind, read_body
 
 
 def chat_completion(paid: PaidTask, reply: Reply) -> bytes:
@@ -233,11 +239,32 @@ def _response_usage(paid: PaidTask, reply: Reply) -> dict[str, Any]:
 
 
 class EchoBackend:
-    """A backend without state or connections."""
+    """A backend without state or connections. ``tokens_per_second`` is the pace of ``run``; 0 means no pause."""
+
+    def __init__(self, tokens_per_second: float = 0.0) -> None:
+        self._tokens_per_second = tokens_per_second
 
     async def start(self) -> tuple[str, ...]:
         """Return no models: the configuration alone names them."""
         return ()
+
+    async def models(self) -> tuple[str, ...]:
+        """Return no models: it echoes for any."""
+        return ()
+
+    async def run(
+        self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the echo of a request; see ``ports.Compute``."""
+        try:
+            task = read_body(TaskKind(task_kind), model, body)
+        except CallError as error:
+            raise ComputeError(ErrorCode.UNSUPPORTED_PARAMS, error.details) from None
+        paid = PaidTask(job_id, replace(task, stream=stream), int(time.time()), self._tokens_per_second)
+        result = await self.compute(paid)
+        async with aclosing(result.chunks) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def compute(self, paid: PaidTask) -> ComputeResult:
         """Begin a result at the task's pace; a whole one comes after the time that its tokens take."""

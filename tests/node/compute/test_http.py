@@ -1,63 +1,13 @@
 import asyncio
 import contextlib
-from dataclasses import dataclass, field
 
 import grpc
 import pytest
-from aiohttp import web
 
-from lcp_gateway.node.compute.backend import BackendUnavailable
 from lcp_gateway.node.config import ConfigError, NodeConfig
+from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.server import Node
 from tests.support.node_client import chat_task, raw_chat_task, responses_task
-
-
-@dataclass
-class Backend:
-    """An OpenAI-compatible server that records requests and sends scripted responses."""
-
-    url: str = ""
-    seen: list[tuple[str, bytes, dict[str, str]]] = field(default_factory=list)
-    status: int = 200
-    body: bytes = b'{"odd" :  "spacing"}'
-    chunks: list[bytes] = field(default_factory=list)
-    cut: bool = False
-    gate: asyncio.Event | None = None
-    models: bytes = b'{"data":[{"id":"llama"},{"id":"qwen"},{"no":"id"}]}'
-
-
-@pytest.fixture
-async def backend():
-    backend = Backend()
-
-    async def complete(request):
-        backend.seen.append((request.path, await request.read(), dict(request.headers)))
-        if not backend.chunks:
-            return web.Response(status=backend.status, body=backend.body, content_type="application/json")
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for chunk in backend.chunks:
-            await response.write(chunk)
-            if backend.gate is not None:
-                await backend.gate.wait()
-        if backend.cut:
-            request.transport.close()
-        return response
-
-    async def models(request):
-        return web.Response(body=backend.models, content_type="application/json")
-
-    app = web.Application()
-    app.router.add_get("/v1/models", models)
-    app.router.add_post("/v1/chat/completions", complete)
-    app.router.add_post("/v1/responses", complete)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    backend.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    yield backend
-    await runner.cleanup()
 
 
 async def test_its_models_are_found_and_offered(make_node, backend):
@@ -104,16 +54,27 @@ async def test_a_stream_comes_as_it_is_made(make_node, backend):
         assert (await call.read()).result.status == 1
 
 
-@pytest.mark.parametrize("status", [301, 400, 401, 429, 500, 503])
-async def test_a_refusal_is_a_failure_after_payment_without_its_text(make_node, backend, status):
+@pytest.mark.parametrize(
+    ("status", "code", "grpc_status"),
+    [
+        (301, 7, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (400, 8, grpc.StatusCode.FAILED_PRECONDITION),
+        (401, 5, grpc.StatusCode.FAILED_PRECONDITION),
+        (403, 5, grpc.StatusCode.FAILED_PRECONDITION),
+        (429, 7, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (500, 7, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (503, 7, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_a_refusal_is_a_failure_after_payment_without_its_text(make_node, backend, status, code, grpc_status):
     backend.status, backend.body = status, b"SECRET"
     async with make_node(backend=backend.url) as client:
         terms = await client.quote(chat_task(model="llama"), "Backend")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.accept(terms, "Backend")
 
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details() == f"lcp_error code=7: backend unavailable: status {status}"
+        assert caught.value.code() is grpc_status
+        assert caught.value.details() == f"lcp_error code={code}: backend unavailable: status {status}"
         assert client.node.wallet.payments == 1
 
 
@@ -166,7 +127,7 @@ async def test_a_backend_without_models_is_a_clear_error(backend, models):
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1"])
 async def test_a_backend_that_does_not_answer_at_the_start_is_a_clear_error(url):
     node = Node(NodeConfig(listen="127.0.0.1:0", backend=url))
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(ComputeError):
         await node.start()
     await node.stop()
 
@@ -174,6 +135,6 @@ async def test_a_backend_that_does_not_answer_at_the_start_is_a_clear_error(url)
 async def test_a_backend_that_lists_no_json_is_a_clear_error(backend):
     backend.models = b"<html>"
     node = Node(NodeConfig(listen="127.0.0.1:0", backend=backend.url))
-    with pytest.raises(BackendUnavailable, match="not JSON"):
+    with pytest.raises(ComputeError, match="not JSON"):
         await node.start()
     await node.stop()
