@@ -95,6 +95,19 @@ def judge_input(kind: str, model: str, sold: SoldModel, body: bytes) -> JudgedIn
     Raises:
         RequestRefused: it is no request of that kind for that model, or asks for more output than the model has.
     """
+    document = read_input(kind, model, body)
+    stream = bool(document.get("stream"))
+    if kind == RESPONSES:
+        return JudgedInput(sold.max_output_tokens, stream)
+    return JudgedInput(_limit(kind, document, sold.max_output_tokens), stream)
+
+
+def read_input(kind: str, model: str, body: bytes) -> dict[str, Any]:
+    """Return an input's fields, their names in lower case: what a buyer checks before it asks, and a seller before it quotes.
+
+    Raises:
+        RequestRefused: it is no request of that kind for that model.
+    """
     document = _read(kind, body)
     if _text(kind, document.get("model")) != model:
         raise _refused("params.model must match request_json.model")
@@ -104,13 +117,13 @@ def judge_input(kind: str, model: str, sold: SoldModel, body: bytes) -> JudgedIn
     if kind == RESPONSES:
         if document.get("input") is None:
             raise _refused("request_json.input is required")
-        return JudgedInput(sold.max_output_tokens, bool(stream))
+        return document
     messages = document.get("messages")
     if messages is not None and not isinstance(messages, list):
         _no_json(kind)
     if not messages:
         raise _refused("request_json.messages is required")
-    return JudgedInput(_limit(kind, document, sold.max_output_tokens), bool(stream))
+    return document
 
 
 def _read(kind: str, body: bytes) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Every call raises ``CallFailed`` with the status and the text that lcpd-grpcd answers in the same case.
 """
 
-from collections.abc import AsyncIterator
+import enum
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
@@ -14,7 +15,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 
 
 class CallFailed(Exception):
-    """A call that failed; ``payment`` says what is known of its money then ("none", "settled", "unknown")."""
+    """A call that failed; ``payment`` is there where the call could have paid."""
 
     def __init__(self, status: UpstreamStatus, details: str, *, payment: "PaymentReport | None" = None) -> None:
         super().__init__(f"{status}: {details}")
@@ -23,14 +24,19 @@ class CallFailed(Exception):
         self.payment = payment
 
 
+class PaymentState(enum.StrEnum):
+    """What is known of a purchase's payment. ``NONE``: nothing was paid, and nothing will be by this call."""
+
+    NONE = "none"
+    SETTLED = "settled"
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentReport:
-    """What this node says of a purchase's payment beyond lcpd-grpcd: amounts in msat, hashes of 32 bytes.
+    """What this node says of a purchase's payment beyond lcpd-grpcd: amounts in msat, hash and preimage of 32 bytes."""
 
-    ``state`` is "none" (nothing was paid, and nothing will be by this call), "settled" or "unknown".
-    """
-
-    state: str
+    state: PaymentState
     payment_hash: bytes | None = None
     preimage: bytes | None = None
     fee_msat: int | None = None
@@ -98,11 +104,11 @@ class NodeCalls(Interface):
 
     def accept(
         self, peer_id: str, job_id: bytes, *, max_price_msat: int | None = None, fee_limit_msat: int | None = None
-    ) -> AsyncIterator[PurchaseItem]:
+    ) -> AsyncGenerator[PurchaseItem, None]:
         """Pay a quote, at most once, and return its result as it comes: first ``Paid``, last ``Delivered``.
 
         Nothing of a result is returned before its payment has settled, since a client takes a head for a proof of that.
-        The iterator raises ``CallFailed``. Closing it before the payment has begun means that nothing is paid; afterwards the
+        The generator raises ``CallFailed``. Closing it before the payment has begun means that nothing is paid; afterwards the
         payment goes on and is recorded, and the peer is told that the result is not wanted.
         """
         ...
