@@ -1,0 +1,70 @@
+"""A store in memory: it outlives a node that restarts in the same process, and not the process."""
+
+from dataclasses import replace
+
+from lcp_gateway.node.lcp.effects import Send
+from lcp_gateway.node.lcp.messages import Manifest, Protocol
+from lcp_gateway.node.ports import StoredPurchase, StoredSale
+
+
+class MemoryStore:
+    """The store port, with no disk behind it. ``ended`` counts the sales that have ended, by outcome."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, int] = {}
+        self._manifests: dict[tuple[str, Protocol], Manifest] = {}
+        self._purchases: dict[bytes, StoredPurchase] = {}
+        self._sales: dict[tuple[str, bytes], StoredSale] = {}
+        self._settle_index = 0
+
+    async def manifests(self) -> dict[tuple[str, Protocol], Manifest]:
+        """Return the last manifest of each peer in each version."""
+        return dict(self._manifests)
+
+    async def keep_manifest(self, peer_id: str, protocol: Protocol, manifest: Manifest | None) -> None:
+        """Keep a peer's manifest; None removes it."""
+        if manifest is None:
+            self._manifests.pop((peer_id, protocol), None)
+        else:
+            self._manifests[peer_id, protocol] = manifest
+
+    async def keep_purchase(self, purchase: StoredPurchase) -> None:
+        """Keep a purchase."""
+        self._purchases[purchase.kept.quote.job_id] = purchase
+
+    async def end_purchase(self, job_id: bytes) -> None:
+        """Remove a purchase."""
+        self._purchases.pop(job_id, None)
+
+    async def purchases(self) -> list[StoredPurchase]:
+        """Return the purchases that have not ended."""
+        return list(self._purchases.values())
+
+    async def keep_sale(self, sale: StoredSale) -> None:
+        """Keep a sale."""
+        self._sales[sale.peer_id, sale.kept.request.job_id] = sale
+
+    async def keep_sent(self, peer_id: str, job_id: bytes, messages: tuple[Send, ...]) -> None:
+        """Append messages of a sale's result; without effect for a sale that is not kept."""
+        sale = self._sales.get((peer_id, job_id))
+        if sale is not None:
+            self._sales[peer_id, job_id] = replace(sale, sent=(*sale.sent, *messages))
+
+    async def end_sale(
+        self, peer_id: str, job_id: bytes, *, outcome: str, price_msat: int, paid: bool, model: str, ended_at: int
+    ) -> None:
+        """Remove a sale and count its outcome."""
+        if self._sales.pop((peer_id, job_id), None) is not None:
+            self.ended[outcome] = self.ended.get(outcome, 0) + 1
+
+    async def sales(self) -> list[StoredSale]:
+        """Return the sales that have not ended."""
+        return list(self._sales.values())
+
+    async def settle_index(self) -> int:
+        """Return the index of the last settled invoice that was taken in."""
+        return self._settle_index
+
+    async def keep_settle_index(self, index: int) -> None:
+        """Keep that index."""
+        self._settle_index = index
