@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-from lcp_gateway.node.config import ConfigError, NodeConfig
+from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.server import run_forever
+from lcp_gateway.node.toml import ConfigError
 
 
 def main(arguments: list[str]) -> int:

@@ -3,24 +3,14 @@
 Read from TOML, with errors that name the key.
 """
 
-import dataclasses
-import difflib
-import tomllib
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from typing import Final
 
 from coincurve import PrivateKey
 
-T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, missing or wrong; the text begins with its key."""
-
+from lcp_gateway.node.toml import ConfigError, read_dataclass, read_toml
 
 ECHO: Final = "echo"
 """The backend that needs no other server."""
@@ -136,13 +126,7 @@ class NodeConfig:
         Raises:
             ConfigError: the file cannot be read, or a key is unknown, missing or has a wrong value; it names the key.
         """
-        try:
-            document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise ConfigError(f"{path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {error}") from error
-        return _read_dataclass(cls, document)
+        return read_dataclass(cls, read_toml(path))
 
 
 def default_peers() -> tuple[PeerConfig, ...]:
@@ -162,53 +146,3 @@ def derive_key(seed: str, name: str) -> PrivateKey:
 def public_id(key: PrivateKey) -> str:
     """Return a party's public key as Lightning writes it, 66 lower-case hex digits."""
     return key.public_key.format().hex()
-
-
-def _read_dataclass(cls: type[T], document: Mapping[str, Any], at: str = "") -> T:
-    """Build a ``cls`` of a document whose keys are its fields.
-
-    A validation library would do more, and takes longer to import than the whole node takes to start.
-
-    Raises:
-        ConfigError: a key is unknown, missing or has a value of the wrong kind.
-    """
-    if not dataclasses.is_dataclass(cls):
-        raise TypeError("cls must be a dataclass")
-    hints = get_type_hints(cls)
-    fields = {each.name: each for each in dataclasses.fields(cls)}
-    for key in document:
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            raise ConfigError(f"{at}{key}: unknown key" + (f", nearest is {near[0]}" if near else ""))
-    for name, each in fields.items():
-        required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if required and name not in document:
-            raise ConfigError(f"{at}{name}: missing")
-    values = {key: _read(hints[key], value, at + key) for key, value in document.items()}
-    return cls(**values)
-
-
-def _read(wanted: Any, value: Any, at: str) -> Any:
-    if get_origin(wanted) is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{at}: must be a list")
-        item = get_args(wanted)[0]
-        return tuple(_read(item, entry, f"{at}[{index}]") for index, entry in enumerate(value))
-    if isinstance(wanted, types.UnionType):
-        wanted = next(kind for kind in get_args(wanted) if kind is not types.NoneType)
-    if dataclasses.is_dataclass(wanted) and isinstance(wanted, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{at}: must be a table")
-        return _read_dataclass(wanted, value, at + ".")
-    if wanted is Path:
-        wanted, make = str, Path
-    else:
-        make = wanted
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    # A bool is an int to Python; where a number belongs it is the operator's mistake.
-    if not isinstance(value, wanted) or (wanted is not bool and isinstance(value, bool)):
-        raise ConfigError(f"{at}: must be of type {wanted.__name__}, not {type(value).__name__}")
-    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
-        raise ConfigError(f"{at}: must not be negative")
-    return make(value)

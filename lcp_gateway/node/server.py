@@ -13,7 +13,7 @@ from lcp_gateway._gen.lcpd import lcpd_pb2_grpc
 from lcp_gateway.node import faults
 from lcp_gateway.node.compute.backend import Backend
 from lcp_gateway.node.compute.echo import EchoBackend
-from lcp_gateway.node.config import ECHO, ConfigError, ModelConfig, NodeConfig, PeerConfig, default_peers
+from lcp_gateway.node.config import ECHO, ModelConfig, NodeConfig, PeerConfig, default_peers
 from lcp_gateway.node.events import EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import FaultInjector, FaultScript
@@ -24,6 +24,7 @@ from lcp_gateway.node.payments import Payments
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.service import LcpdService
+from lcp_gateway.node.toml import ConfigError
 from lcp_gateway.node.wallets import CustomerWallet, Wallet
 
 _MAX_WAITING_CALLS = 100_000

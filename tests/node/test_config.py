@@ -2,8 +2,9 @@ import socket
 
 import pytest
 
-from lcp_gateway.node.config import ConfigError, ModelConfig, NodeConfig, PeerConfig
+from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig
 from lcp_gateway.node.server import Node
+from lcp_gateway.node.toml import ConfigError
 
 FULL = """
 listen = "127.0.0.1:0"

@@ -97,7 +97,7 @@ def check_node(settings: Settings) -> None:
     """Check the description of an embedded node here, where an error is one line and not a daemon that does not answer."""
     if not settings.embedded:
         return
-    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - needed for an embedded node only
+    from lcp_gateway.node.toml import ConfigError  # noqa: PLC0415 - needed for an embedded node only
 
     try:
         node_options(settings).node_config()

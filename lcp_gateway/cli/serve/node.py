@@ -42,9 +42,9 @@ def node(
     """Run a node with simulated Lightning until it is stopped. No real money moves."""
     settings = load_settings(flags, config, flag_names=_FLAG_NAMES).settings
     options = node_options(settings, listen=STANDALONE_LISTEN, protocol_version=protocol_version)
-    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - `node --help` needs no node
-    from lcp_gateway.node.ports import ComputeError  # noqa: PLC0415 - as above
+    from lcp_gateway.node.ports import ComputeError  # noqa: PLC0415 - `node --help` needs no node
     from lcp_gateway.node.server import run_forever  # noqa: PLC0415 - as above
+    from lcp_gateway.node.toml import ConfigError  # noqa: PLC0415 - as above
 
     try:
         run_forever(options.node_config(), exit_with_stdin=exit_with_stdin)

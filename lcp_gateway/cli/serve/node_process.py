@@ -49,9 +49,10 @@ class NodeOptions:
         """Build the node's own configuration; the flags override the file of peers.
 
         Raises:
-            lcp_gateway.node.config.ConfigError: the file cannot be read, or a value is wrong.
+            lcp_gateway.node.toml.ConfigError: the file cannot be read, or a value is wrong.
         """
-        from lcp_gateway.node.config import ConfigError, NodeConfig  # noqa: PLC0415 - only where a node runs
+        from lcp_gateway.node.config import NodeConfig  # noqa: PLC0415 - only where a node runs
+        from lcp_gateway.node.toml import ConfigError  # noqa: PLC0415 - as above
 
         try:
             base = NodeConfig.from_toml(Path(self.peers_file)) if self.peers_file else NodeConfig()
@@ -79,9 +80,9 @@ RUNTIME_ERROR = 1
 
 def main() -> int:
     """Run the node that the first argument describes until standard input ends."""
-    from lcp_gateway.node.config import ConfigError  # noqa: PLC0415 - the parent uses only the names above
-    from lcp_gateway.node.ports import ComputeError  # noqa: PLC0415 - as above
+    from lcp_gateway.node.ports import ComputeError  # noqa: PLC0415 - the parent uses only the names above
     from lcp_gateway.node.server import run_forever  # noqa: PLC0415 - as above
+    from lcp_gateway.node.toml import ConfigError  # noqa: PLC0415 - as above
 
     try:
         key = os.environ.get(KEY_VARIABLE, "")

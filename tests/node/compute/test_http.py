@@ -4,9 +4,10 @@ import contextlib
 import grpc
 import pytest
 
-from lcp_gateway.node.config import ConfigError, NodeConfig
+from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.server import Node
+from lcp_gateway.node.toml import ConfigError
 from tests.support.node_client import chat_task, raw_chat_task, responses_task
 
 

@@ -1,0 +1,239 @@
+"""The settings of a node over lnd: its keys in TOML are the names of these fields, its tables their classes.
+
+Amounts are msat, durations seconds, ids of peers 66 lower-case hex digits.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from lcp_gateway.node.lcp.buying_events import Patience
+from lcp_gateway.node.lcp.judging import SoldModel
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge, TokenPrice
+from lcp_gateway.node.lcp.selling_events import SaleTerms
+from lcp_gateway.node.toml import ConfigError
+
+_MIB: Final = 1024 * 1024
+_PEER_ID: Final = re.compile(r"0[23][0-9a-f]{64}")
+_U32_MAX: Final = 0xFFFF_FFFF
+_AT_LEAST_ONE: Final = (
+    "max_output_tokens",
+    "ttl_s",
+    "max_running_jobs",
+    "max_jobs_per_peer",
+    "max_unpaid_quotes_per_peer",
+    "max_input_bytes",
+    "max_input_bytes_per_peer",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LndSettings:
+    """The connection with lnd: ``grpc_addr`` "host:port" (empty: no lnd), its certificate and a macaroon, as files."""
+
+    grpc_addr: str = ""
+    tls_cert: Path | None = None
+    macaroon_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrpcSettings:
+    """The gRPC port that gateways call: "host:port" or "unix:/path"; TLS and a token, each where its files are set."""
+
+    listen: str = "127.0.0.1:50051"
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    token_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.listen.startswith("unix:") and ":" not in self.listen:
+            raise ConfigError('listen: must be "host:port" or "unix:/path"')
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ConfigError("tls_cert and tls_key come together")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuySettings:
+    """Purchases: the most that a routing fee and a price may be (``max_price_msat`` 0: no cap), and how long to wait.
+
+    ``payment_timeout_s`` is how long lnd tries to find a route; the others bound the silence of a seller: before its quote,
+    before the first byte of a paid result, between two bytes.
+    """
+
+    fee_limit_msat: int = 10_000_000
+    max_price_msat: int = 0
+    payment_timeout_s: float = 30.0
+    quote_timeout_s: float = 30.0
+    first_byte_timeout_s: float = 300.0
+    idle_timeout_s: float = 60.0
+
+    @property
+    def patience(self) -> Patience:
+        """How long a seller may be silent."""
+        return Patience(
+            quote_s=self.quote_timeout_s, first_byte_s=self.first_byte_timeout_s, idle_s=self.idle_timeout_s
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    """A model that is sold, and its price a million tokens.
+
+    ``max_output_tokens`` 0 takes that of all models; ``backend`` is the name of one, empty for the first.
+    """
+
+    name: str
+    input_msat_per_mtok: int
+    output_msat_per_mtok: int
+    max_output_tokens: int = 0
+    backend: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name != self.name.strip():
+            raise ConfigError("name: must not be empty, nor begin or end with a blank")
+        if not self.input_msat_per_mtok or not self.output_msat_per_mtok:
+            raise ConfigError(f'model "{self.name}": input_msat_per_mtok and output_msat_per_mtok must be above 0')
+        if self.max_output_tokens > _U32_MAX:
+            raise ConfigError(f"max_output_tokens: must be at most {_U32_MAX}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSettings:
+    """A compute backend.
+
+    ``kind`` "openai" is a server at ``url``, which ends where ``/chat/completions`` begins, with an API key or a file that holds
+    it; "echo" answers with the prompt; "deterministic" with the bytes of ``output_base64``; "local" runs models on this machine.
+    ``timeout_s`` bounds the whole exchange, streams included.
+    """
+
+    name: str = "default"
+    kind: Literal["echo", "openai", "deterministic", "local"] = "openai"
+    url: str = ""
+    api_key: str = field(default="", repr=False)
+    api_key_file: Path | None = None
+    output_base64: str = field(default="", repr=False)
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "openai":
+            address = urlsplit(self.url)
+            if address.scheme not in {"http", "https"} or not address.hostname:
+                raise ConfigError("url: must be an http(s) URL")
+        if self.api_key and self.api_key_file is not None:
+            raise ConfigError("api_key and api_key_file exclude each other")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SellSettings:
+    """Sales: models, their backends, and bounds. A node with no models does not sell, nor one with ``enabled`` false.
+
+    ``allow`` names the peers that may buy (empty: all), ``deny`` those that may not. ``max_running_jobs`` is how many the backends
+    run at once; ``max_jobs_per_peer`` how many a peer may have, asked for, quoted or running, of which
+    ``max_unpaid_quotes_per_peer`` unpaid; the last two bound the bytes of inputs that are kept.
+    ``hold_invoices``: payments are accepted, settled at the backend's first byte, and given back where it fails.
+    """
+
+    enabled: bool = True
+    models: tuple[ModelSettings, ...] = ()
+    backends: tuple[BackendSettings, ...] = ()
+    max_output_tokens: int = 4_096
+    ttl_s: int = 300
+    invoice_slack_s: int = 5
+    surge: Surge = NO_SURGE
+    hold_invoices: bool = False
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    max_running_jobs: int = 64
+    max_jobs_per_peer: int = 64
+    max_unpaid_quotes_per_peer: int = 32
+    max_input_bytes: int = 256 * _MIB
+    max_input_bytes_per_peer: int = 64 * _MIB
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1")
+        if self.max_output_tokens > _U32_MAX:
+            raise ConfigError(f"max_output_tokens: must be at most {_U32_MAX}")
+        for name in ("allow", "deny"):
+            for at, peer_id in enumerate(getattr(self, name)):
+                if not _PEER_ID.fullmatch(peer_id):
+                    raise ConfigError(f"{name}[{at}]: must be a node's id, 66 lower-case hex digits")
+        self._check_models()
+
+    def _check_models(self) -> None:
+        for name in ("models", "backends"):
+            found = [each.name for each in getattr(self, name)]
+            doubles = sorted({each for each in found if found.count(each) > 1})
+            if doubles:
+                raise ConfigError(f'{name}: "{doubles[0]}" is there twice')
+        known = {backend.name for backend in self.backends}
+        for at, model in enumerate(self.models):
+            if model.backend and model.backend not in known:
+                raise ConfigError(f'models[{at}].backend: no backend is named "{model.backend}"')
+        if self.active and not self.backends:
+            raise ConfigError("backends: missing: models are sold and no backend runs them")
+
+    @property
+    def active(self) -> bool:
+        """Whether the node sells."""
+        return self.enabled and bool(self.models)
+
+    @property
+    def sold(self) -> dict[str, SoldModel]:
+        """The models that are sold, by name; empty where the node does not sell."""
+        if not self.enabled:
+            return {}
+        return {
+            model.name: SoldModel(
+                TokenPrice(model.input_msat_per_mtok, model.output_msat_per_mtok),
+                model.max_output_tokens or self.max_output_tokens,
+            )
+            for model in self.models
+        }
+
+    @property
+    def terms(self) -> SaleTerms:
+        """How long quotes live, and the surcharge."""
+        return SaleTerms(ttl_s=self.ttl_s, invoice_slack_s=self.invoice_slack_s, surge=self.surge)
+
+    def backend_of(self, model: ModelSettings) -> BackendSettings:
+        """Return the backend that runs a model."""
+        return next(one for one in self.backends if one.name == model.backend or not model.backend)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """The database: its file (None: ``node.db`` in the program's state folder), and the key file beside it.
+
+    ``at_rest`` "encrypted" keeps requests and results sealed until a job ends; "memory" keeps them off the disk: a sale that is
+    interrupted by a restart is then lost, and said to be. History is bounded by days and by lines.
+    """
+
+    path: Path | None = None
+    key_file: Path | None = None
+    at_rest: Literal["encrypted", "memory"] = "encrypted"
+    history_days: int = 90
+    history_lines: int = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """The settings of a node over lnd. ``limits`` is what it takes of peers; ``manifest_resend_s`` 0 resends none on a timer."""
+
+    lnd: LndSettings = LndSettings()
+    grpc: GrpcSettings = GrpcSettings()
+    buy: BuySettings = BuySettings()
+    sell: SellSettings = SellSettings()
+    store: StoreSettings = StoreSettings()
+    limits: Limits = field(default_factory=Limits)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    startup_timeout_s: float = 20.0
+    manifest_resend_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sell.active and not self.lnd.grpc_addr:
+            raise ConfigError("lnd.grpc_addr: missing: a node that sells needs lnd for its invoices")

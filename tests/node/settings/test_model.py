@@ -1,0 +1,100 @@
+import pytest
+
+from lcp_gateway.node.lcp.judging import SoldModel
+from lcp_gateway.node.lcp.pricing import Surge, TokenPrice
+from lcp_gateway.node.settings.model import BackendSettings, NodeSettings
+from lcp_gateway.node.toml import ConfigError, read_dataclass
+
+LND = {"grpc_addr": "127.0.0.1:10009"}
+ECHO = {"name": "echo", "kind": "echo"}
+MODEL = {"name": "m", "input_msat_per_mtok": 3, "output_msat_per_mtok": 4}
+PEER = "02" + "ab" * 32
+
+
+def read(**document):
+    return read_dataclass(NodeSettings, {"lnd": LND, **document})
+
+
+def sell(**document):
+    return read(sell={"models": [MODEL], "backends": [ECHO], **document}).sell
+
+
+def test_nothing_set_is_a_node_that_only_buys():
+    settings = read_dataclass(NodeSettings, {})
+
+    assert settings == NodeSettings()
+    assert not settings.sell.active
+    assert settings.sell.sold == {}
+
+
+def test_models_are_sold_at_their_price_with_their_own_limit_or_that_of_all():
+    small = {**MODEL, "name": "small", "max_output_tokens": 7}
+
+    sold = sell(models=[MODEL, small], max_output_tokens=9).sold
+
+    assert sold == {"m": SoldModel(TokenPrice(3, 4), 9), "small": SoldModel(TokenPrice(3, 4), 7)}
+
+
+def test_a_node_that_is_told_not_to_sell_sells_no_model():
+    settings = sell(enabled=False)
+
+    assert not settings.active
+    assert settings.sold == {}
+
+
+def test_terms_and_surcharge_are_those_of_the_table():
+    terms = sell(ttl_s=60, invoice_slack_s=2, surge={"threshold": 1, "per_job_bps": 500}).terms
+
+    assert terms.invoice_expiry_s == 58
+    assert terms.surge == Surge(threshold=1, per_job_bps=500)
+
+
+def test_a_model_runs_at_its_backend_or_at_the_first():
+    other = {"name": "other", "url": "http://127.0.0.1:1/v1"}
+    settings = sell(models=[MODEL, {**MODEL, "name": "n", "backend": "other"}], backends=[ECHO, other])
+
+    assert [settings.backend_of(model).name for model in settings.models] == ["echo", "other"]
+
+
+def test_the_api_key_of_a_backend_is_in_no_text_of_the_settings():
+    assert "secret" not in repr(BackendSettings(url="http://127.0.0.1/v1", api_key="secret"))
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ({"models": [MODEL, MODEL]}, 'sell: models: "m" is there twice'),
+        ({"backends": []}, "sell: backends: missing"),
+        ({"models": [{**MODEL, "backend": "x"}]}, r'sell: models\[0\].backend: no backend is named "x"'),
+        ({"models": [{**MODEL, "name": " m"}]}, r"sell.models\[0\]: name: must not be empty, nor begin"),
+        ({"models": [{**MODEL, "input_msat_per_mtok": 0}]}, r'sell.models\[0\]: model "m": input_msat_per_mtok'),
+        ({"models": [{"name": "m"}]}, r"sell.models\[0\].input_msat_per_mtok: missing"),
+        ({"models": [{**MODEL, "max_output_tokens": 2**32}]}, r"sell.models\[0\]: max_output_tokens: must be at most"),
+        ({"allow": [PEER.upper()]}, r"sell: allow\[0\]: must be a node's id"),
+        ({"ttl_s": 0}, "sell: ttl_s: must be at least 1"),
+        ({"surge": {"per_job_bps": 1, "max_multiplier_bps": 9_999}}, "sell.surge: max_multiplier_bps is 9999"),
+        ({"backends": [{"url": "ftp://host"}]}, r"sell.backends\[0\]: url: must be an http"),
+        ({"backends": [{"kind": "magic"}]}, r"sell.backends\[0\].kind: must be one of 'echo', 'openai'"),
+    ],
+)
+def test_what_cannot_be_sold_stops_the_start_and_names_the_key(document, complaint):
+    with pytest.raises(ConfigError, match=f"^{complaint}"):
+        sell(**document)
+
+
+@pytest.mark.parametrize(
+    ("document", "complaint"),
+    [
+        ({"lnd": {}, "sell": {"models": [MODEL], "backends": [ECHO]}}, "lnd.grpc_addr: missing"),
+        ({"grpc": {"listen": "50051"}}, 'grpc: listen: must be "host:port"'),
+        ({"grpc": {"tls_cert": "a"}}, "grpc: tls_cert and tls_key come together"),
+        ({"limits": {"max_payload_bytes": 70_000}}, "limits: max_payload_bytes is 70000: at most 65533"),
+        ({"store": {"at_rest": "plain"}}, "store.at_rest: must be one of 'encrypted', 'memory'"),
+        ({"buy": {"fee_limit_msat": 2**63}}, "buy.fee_limit_msat: must be a number below"),
+        ({"buy": {"idle_timeout_s": float("nan")}}, "buy.idle_timeout_s: must be a number below"),
+        ({"bye": {}}, "bye: unknown key, nearest is buy"),
+    ],
+)
+def test_a_wrong_setting_names_its_key(document, complaint):
+    with pytest.raises(ConfigError, match=f"^{complaint}"):
+        read(**document)
