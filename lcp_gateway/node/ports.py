@@ -264,7 +264,9 @@ class StoredSale:
 class Store(Interface):
     """What survives a restart. Each method returns once it is durable, and raises ``OSError`` where it is not.
 
-    Requests and results are encrypted at rest, or kept in memory alone, as the operator chose.
+    Requests and results are encrypted at rest, or never written, as the operator chose. Then a sale comes back after a restart
+    with an empty body, without the messages of its result but the last, and without its hold preimage: it cannot be run. Its
+    invoice is cancelled if it is not settled; a paid one that has not ended is answered with an error.
     """
 
     async def manifests(self) -> dict[tuple[str, Protocol], Manifest]:
@@ -276,15 +278,24 @@ class Store(Interface):
         ...
 
     async def keep_purchase(self, purchase: StoredPurchase) -> None:
-        """Keep a purchase before it is paid."""
+        """Keep a purchase before it is paid. Its request's bytes are not kept: asking again for a result takes none."""
         ...
 
-    async def end_purchase(self, job_id: bytes) -> None:
-        """Remove a purchase that has ended."""
+    async def end_purchase(
+        self,
+        job_id: bytes,
+        *,
+        outcome: str,
+        paid: bool,
+        ended_at: int,
+        fee_msat: int | None = None,
+        preimage: bytes | None = None,
+    ) -> None:
+        """Remove a purchase, and keep a line of it for the operator; the fee and the preimage where they are known."""
         ...
 
     async def purchases(self) -> list[StoredPurchase]:
-        """Return the purchases that have not ended."""
+        """Return the purchases that have not ended, the order's ``request`` empty."""
         ...
 
     async def keep_sale(self, sale: StoredSale) -> None:
@@ -292,13 +303,16 @@ class Store(Interface):
         ...
 
     async def keep_sent(self, peer_id: str, job_id: bytes, messages: tuple[Send, ...]) -> None:
-        """Append messages of a sale's result before they are sent."""
+        """Append messages of a sale's result before they are sent; without effect for a sale that is not kept."""
         ...
 
     async def end_sale(
         self, peer_id: str, job_id: bytes, *, outcome: str, price_msat: int, paid: bool, model: str, ended_at: int
     ) -> None:
-        """Remove a sale's request and result, and keep a line of it for the operator: peer, model, price, outcome."""
+        """Remove a sale's request and result, and keep a line of it for the operator if it was paid.
+
+        Quotes that no client pays are the rule: their lines would displace those of sales.
+        """
         ...
 
     async def sales(self) -> list[StoredSale]:

@@ -29,10 +29,20 @@ class MemoryStore:
             self._manifests[peer_id, protocol] = manifest
 
     async def keep_purchase(self, purchase: StoredPurchase) -> None:
-        """Keep a purchase."""
-        self._purchases[purchase.kept.quote.job_id] = purchase
+        """Keep a purchase, but for its request's bytes."""
+        order = replace(purchase.order, request=b"")
+        self._purchases[purchase.kept.quote.job_id] = replace(purchase, order=order)
 
-    async def end_purchase(self, job_id: bytes) -> None:
+    async def end_purchase(
+        self,
+        job_id: bytes,
+        *,
+        outcome: str,
+        paid: bool,
+        ended_at: int,
+        fee_msat: int | None = None,
+        preimage: bytes | None = None,
+    ) -> None:
         """Remove a purchase."""
         self._purchases.pop(job_id, None)
 

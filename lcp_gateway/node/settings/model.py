@@ -105,17 +105,21 @@ class BackendSettings:
     """A compute backend.
 
     ``kind`` "openai" is a server at ``url``, which ends where ``/chat/completions`` begins, with an API key or a file that holds
-    it; "echo" answers with the prompt; "deterministic" with the bytes of ``output_base64``; "local" runs models on this machine.
-    ``timeout_s`` bounds the whole exchange, streams included.
+    it; "echo" answers with the prompt, at ``tokens_per_second`` (0: at once); "deterministic" with the bytes of ``output_base64``.
+    The timeouts of a server: until a stream begins, until a whole result comes, between two reads.
     """
 
     name: str = "default"
-    kind: Literal["echo", "openai", "deterministic", "local"] = "openai"
+    kind: Literal["echo", "openai", "deterministic"] = "openai"
     url: str = ""
     api_key: str = field(default="", repr=False)
     api_key_file: Path | None = None
     output_base64: str = field(default="", repr=False)
-    timeout_s: float = 600.0
+    tokens_per_second: float = 0.0
+    stream_begin_timeout_s: float = 120.0
+    whole_begin_timeout_s: float = 600.0
+    idle_timeout_s: float = 60.0
+    max_result_bytes: int = 16 * _MIB
 
     def __post_init__(self) -> None:
         if self.kind == "openai":
@@ -221,6 +225,13 @@ class StoreSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsSettings:
+    """Where Prometheus reads the node's figures, "host:port"; empty: nowhere."""
+
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """The settings of a node over lnd. ``limits`` is what it takes of peers; ``manifest_resend_s`` 0 resends none on a timer."""
 
@@ -229,6 +240,7 @@ class NodeSettings:
     buy: BuySettings = BuySettings()
     sell: SellSettings = SellSettings()
     store: StoreSettings = StoreSettings()
+    metrics: MetricsSettings = MetricsSettings()
     limits: Limits = field(default_factory=Limits)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     startup_timeout_s: float = 20.0
