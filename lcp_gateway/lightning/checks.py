@@ -7,20 +7,18 @@ network and the terms themselves.
 import enum
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
 
 from lcp_gateway.lightning.bolt11 import Invoice, InvoiceError, decode
-from lcp_gateway.lightning.terms import terms_hash
+from lcp_gateway.lightning.terms import PROTOCOL_VERSIONS, Terms, hash_terms, model_params
 from lcp_gateway.purchase.errors import Refused
-from lcp_gateway.purchase.order import Task
+from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
 
 EXPIRY_SLACK_S: Final = 5
 """How much longer than its quote an invoice may be payable, as the protocol's own daemon allows."""
-
-PROTOCOL_VERSIONS: Final = frozenset({2})
-"""The versions whose terms can be recomputed here."""
 
 
 class Mismatch(enum.StrEnum):
@@ -76,19 +74,7 @@ def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None 
     quote_expiry = int(quote.expires_at.timestamp())
     if quote.protocol_version not in PROTOCOL_VERSIONS:
         raise QuoteMismatch(Mismatch.PROTOCOL_VERSION, quote=quote)
-    try:
-        recomputed = terms_hash(
-            protocol_version=quote.protocol_version,
-            job_id=quote.job_id,
-            price_msat=quote.price_msat,
-            quote_expiry=quote_expiry,
-            task_kind=task.kind.value,
-            request=task.body,
-            model=task.model,
-        )
-    except ValueError:
-        # Terms that do not fit their fields have no hash.
-        recomputed = b""
+    recomputed = recompute_terms_hash(quote, task.kind, task.model, sha256(task.body).digest(), len(task.body))
     if recomputed != quote.terms_hash:
         raise QuoteMismatch(Mismatch.TERMS_HASH, quote=quote)
     try:
@@ -109,12 +95,39 @@ def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None 
     return invoice
 
 
+def recompute_terms_hash(
+    quote: Quote, kind: TaskKind, model: str, request_sha256: bytes, request_bytes: int
+) -> bytes | None:
+    """Return the hash of a quote's terms for a request; None where they have none, since a term does not fit its field."""
+    try:
+        terms = Terms(
+            protocol_version=quote.protocol_version,
+            job_id=quote.job_id,
+            price_msat=quote.price_msat,
+            quote_expiry=int(quote.expires_at.timestamp()),
+            task_kind=kind.value,
+            request_sha256=request_sha256,
+            request_bytes=request_bytes,
+            params_sha256=sha256(model_params(model)).digest(),
+        )
+        return hash_terms(quote.protocol_version, terms)
+    except ValueError:
+        return None
+
+
 def mismatches(
-    invoice: Invoice, *, payee: str, price_msat: int, terms_hash: bytes, quote_expiry: int, network: str | None = None
+    invoice: Invoice,
+    *,
+    payee: str,
+    price_msat: int,
+    terms_hash: bytes | None,
+    quote_expiry: int,
+    network: str | None = None,
 ) -> Iterator[Mismatch]:
     """Yield each check that an invoice fails against its terms, at any time; none when it fits.
 
-    ``payee`` is 66 lower-case hex digits, ``quote_expiry`` Unix seconds, ``network`` a prefix or None for any.
+    ``payee`` is 66 lower-case hex digits, ``quote_expiry`` Unix seconds, ``network`` a prefix or None for any. No invoice
+    fits a ``terms_hash`` of None.
     """
     if network is not None and invoice.network != network:
         yield Mismatch.NETWORK
@@ -123,7 +136,7 @@ def mismatches(
     # An invoice without an amount lets the payer choose, and the daemon has no amount to pay.
     if invoice.amount_msat != price_msat:
         yield Mismatch.AMOUNT
-    if invoice.description_hash != terms_hash:
+    if terms_hash is None or invoice.description_hash != terms_hash:
         yield Mismatch.DESCRIPTION_HASH
     if invoice.expires_at > quote_expiry + EXPIRY_SLACK_S:
         yield Mismatch.EXPIRY

@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.checks import MISMATCH_TEXTS, PROTOCOL_VERSIONS, Mismatch, mismatch_of, mismatches
-from lcp_gateway.lightning.terms import hash_terms
+from lcp_gateway.lightning.checks import MISMATCH_TEXTS, Mismatch, mismatch_of, mismatches, recompute_terms_hash
+from lcp_gateway.lightning.terms import PROTOCOL_VERSIONS
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import Quote
@@ -311,21 +311,11 @@ def _about_verdict(receipt: Receipt, stated: object) -> Iterator[ReceiptFinding]
 
 def _about_terms(receipt: Receipt) -> Iterator[ReceiptFinding]:
     quote = receipt.quote
-    recomputed = hash_terms(
-        # A version of more than 16 bits is unknown, whatever its hash.
-        protocol_version=quote.protocol_version & 0xFFFF,
-        job_id=quote.job_id,
-        price_msat=quote.price_msat,
-        quote_expiry=int(quote.expires_at.timestamp()),
-        task_kind=receipt.kind.value,
-        request_sha256=receipt.request_sha256,
-        request_bytes=receipt.request_bytes,
-        model=receipt.model,
-    )
+    recomputed = recompute_terms_hash(quote, receipt.kind, receipt.model, receipt.request_sha256, receipt.request_bytes)
     known = quote.protocol_version in PROTOCOL_VERSIONS
     yield _finding(
         FindingSubject.TERMS_HASH,
-        known and recomputed == quote.terms_hash,
+        recomputed == quote.terms_hash,
         "the terms hash is that of these terms and this request",
         "the terms hash is not that of these terms and this request"
         if known

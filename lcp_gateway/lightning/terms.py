@@ -1,25 +1,93 @@
-"""The hash that binds a quote's terms to its invoice.
+"""The hash that binds a quote's terms to its invoice, in versions 2 and 3 of the Lightning Compute Protocol.
 
-The layout is the Lightning Compute Protocol's, version 2: a sequence of TLV records (type, BigSize length,
-value) in ascending order of type, hashed with SHA-256. The invoice carries the hash as its description hash.
+Terms are a sequence of TLV records (type, BigSize length, value) in ascending order of type, hashed with SHA-256. The
+invoice carries the hash as its description hash.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
+from types import MappingProxyType
+from typing import Final
 
-CONTENT_TYPE = b"application/json; charset=utf-8"
-"""Content type of every request in protocol version 2."""
+CONTENT_TYPE: Final = "application/json; charset=utf-8"
+"""Content type of every request of the OpenAI kinds."""
 
-CONTENT_ENCODING = b"identity"
-"""Content encoding of every request in protocol version 2."""
+CONTENT_ENCODING: Final = "identity"
+"""Content encoding of every request of the OpenAI kinds."""
 
-_CONTENT_RECORDS = (
-    b"\x35" + bytes([len(CONTENT_TYPE)]) + CONTENT_TYPE
-    + b"\x36" + bytes([len(CONTENT_ENCODING)]) + CONTENT_ENCODING
-)  # fmt: skip
+PROTOCOL_VERSIONS: Final = frozenset({2, 3})
+"""The versions whose terms are known here."""
+
 _U16_MAX = 0xFFFF
 _U32_MAX = 0xFFFF_FFFF
 _U64_MAX = 0xFFFF_FFFF_FFFF_FFFF
 _ONE_BYTE_BIGSIZE = 0xFD
+_HASH_BYTES = 32
+# The types of the records that differ: price and expiry stand before the kind in version 2, after it in version 3.
+_PRICE_TYPES: Final[Mapping[int, tuple[int, int]]] = MappingProxyType({2: (3, 4), 3: (30, 31)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What both sides have agreed on. ``quote_expiry`` is Unix seconds; hashes and ids are 32 bytes.
+
+    ``task_kind`` is version 3's method ("openai.chat_completions.v1", for example). ``request_bytes`` is the length of the
+    request. ``params_sha256`` is that of the request's params as they were sent, of no bytes where there were none.
+    """
+
+    protocol_version: int
+    job_id: bytes
+    price_msat: int
+    quote_expiry: int
+    task_kind: str
+    request_sha256: bytes
+    request_bytes: int
+    params_sha256: bytes
+    content_type: str = CONTENT_TYPE
+    content_encoding: str = CONTENT_ENCODING
+    response_content_type: str | None = None
+    """Version 3 only, and only together with ``response_content_encoding``: both are the quote's."""
+    response_content_encoding: str | None = None
+
+
+def hash_terms(protocol: int, terms: Terms) -> bytes:
+    """Hash terms as version ``protocol`` lays them out; 32 bytes. ``terms.protocol_version`` is one of the terms itself.
+
+    Raises:
+        ValueError: a term does not fit the record it belongs in, or ``protocol`` is unknown.
+    """
+    return sha256(encode_terms(protocol, terms)).digest()
+
+
+def encode_terms(protocol: int, terms: Terms) -> bytes:
+    """Return the bytes that ``hash_terms`` hashes; raises as it does."""
+    if protocol not in PROTOCOL_VERSIONS:
+        raise ValueError(f"the terms of protocol version {protocol} are not known")
+    if not 0 <= terms.protocol_version <= _U16_MAX:
+        raise ValueError("protocol_version (type 1) must fit 16 bits")
+    has_type, has_encoding = terms.response_content_type is not None, terms.response_content_encoding is not None
+    if has_type is not has_encoding:
+        raise ValueError("response_content_type (type 55) and response_content_encoding (type 56) come together")
+    price_type, expiry_type = _PRICE_TYPES[protocol]
+    price = (_record(price_type, tu64(terms.price_msat)), _record(expiry_type, tu64(terms.quote_expiry)))
+    kind = _text(20, "task_kind", terms.task_kind)
+    records = [
+        b"\x01\x02" + terms.protocol_version.to_bytes(2, "big"),
+        _hash(2, "job_id", terms.job_id),
+        *((*price, kind) if price_type < 20 else (kind, *price)),  # noqa: PLR2004 - the kind's type, as above
+        _hash(50, "request_sha256", terms.request_sha256),
+        _hash(51, "params_sha256", terms.params_sha256),
+        _record(52, tu64(terms.request_bytes)),
+        _text(53, "content_type", terms.content_type),
+        _text(54, "content_encoding", terms.content_encoding),
+    ]
+    if terms.response_content_type is not None and terms.response_content_encoding is not None:
+        if protocol == 2:  # noqa: PLR2004 - a version
+            raise ValueError("response_content_type (type 55) is not part of the terms of version 2")
+        records.append(_text(55, "response_content_type", terms.response_content_type))
+        records.append(_text(56, "response_content_encoding", terms.response_content_encoding))
+    return b"".join(records)
 
 
 def terms_hash(
@@ -32,15 +100,8 @@ def terms_hash(
     request: bytes,
     model: str,
 ) -> bytes:
-    """Hash a quote's terms; 32 bytes.
-
-    ``quote_expiry`` is Unix seconds, ``task_kind`` the protocol's name of the task ("openai.chat_completions.v1"
-    or "openai.responses.v1"), ``request`` the body exactly as it was sent.
-
-    Raises:
-        ValueError: a number does not fit the field it belongs in, or ``model`` is not valid Unicode.
-    """
-    return hash_terms(
+    """Hash the terms of a request of an OpenAI kind, whose body is ``request``; raises as ``hash_terms`` does."""
+    terms = Terms(
         protocol_version=protocol_version,
         job_id=job_id,
         price_msat=price_msat,
@@ -48,42 +109,35 @@ def terms_hash(
         task_kind=task_kind,
         request_sha256=sha256(request).digest(),
         request_bytes=len(request),
-        model=model,
+        params_sha256=sha256(model_params(model)).digest(),
     )
+    return hash_terms(protocol_version, terms)
 
 
-def hash_terms(
-    *,
-    protocol_version: int,
-    job_id: bytes,
-    price_msat: int,
-    quote_expiry: int,
-    task_kind: str,
-    request_sha256: bytes,
-    request_bytes: int,
-    model: str,
-) -> bytes:
-    """Hash a quote's terms as ``terms_hash`` does, from the hash and the length of the request in place of its bytes."""
-    if not 0 <= protocol_version <= _U16_MAX:
-        raise ValueError("protocol_version must fit 16 bits")
-    kind = task_kind.encode()
-    name = model.encode()
-    price = tu64(price_msat)
-    expiry = tu64(quote_expiry)
-    length = tu64(request_bytes)
-    return sha256(
-        b"".join((
-            b"\x01\x02", protocol_version.to_bytes(2, "big"),
-            b"\x02", bigsize(len(job_id)), job_id,
-            b"\x03", bytes((len(price),)), price,
-            b"\x04", bytes((len(expiry),)), expiry,
-            b"\x14", bigsize(len(kind)), kind,
-            b"\x32\x20", request_sha256,
-            b"\x33\x20", sha256(b"\x01" + bigsize(len(name)) + name).digest(),
-            b"\x34", bytes((len(length),)), length,
-            _CONTENT_RECORDS,
-        ))
-    ).digest()  # fmt: skip
+def model_params(model: str) -> bytes:
+    """Return the params of the OpenAI kinds: one record of type 1, the model.
+
+    Raises:
+        ValueError: ``model`` is not valid Unicode.
+    """
+    return _record(1, model.encode())
+
+
+def _record(kind: int, value: bytes) -> bytes:
+    # Every type of the terms is below 0xfd, so that it is one byte.
+    return bytes((kind,)) + bigsize(len(value)) + value
+
+
+def _text(kind: int, name: str, value: str) -> bytes:
+    if not value:
+        raise ValueError(f"{name} (type {kind}) must not be empty")
+    return _record(kind, value.encode())
+
+
+def _hash(kind: int, name: str, value: bytes) -> bytes:
+    if len(value) != _HASH_BYTES:
+        raise ValueError(f"{name} (type {kind}) must be 32 bytes")
+    return bytes((kind, _HASH_BYTES)) + value
 
 
 def tu64(number: int) -> bytes:

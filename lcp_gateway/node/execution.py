@@ -7,11 +7,11 @@ from contextlib import aclosing, asynccontextmanager
 from hashlib import sha256
 from typing import Protocol
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.backend import Backend, ComputeResult, PaidTask, ResultEnd
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Job
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.status import lcp_error
 from lcp_gateway.node.tasks import Task

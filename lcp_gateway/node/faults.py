@@ -16,9 +16,9 @@ from typing import Final, NoReturn
 import grpc
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.backend import STREAM_TYPE, ComputeResult, ResultEnd
 from lcp_gateway.node.config import FaultConfig
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.status import CallError, lcp_error
 
 MODEL_PREFIX: Final = "fault/"

@@ -6,8 +6,8 @@ import grpc
 from coincurve import PrivateKey
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.config import ModelConfig, PeerConfig, derive_key, public_id
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.status import CallError, failed_precondition, lcp_error, not_found
 from lcp_gateway.node.tasks import Task, TaskKind
 

@@ -9,8 +9,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.buying_events import KeepPurchase, Order
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
 from lcp_gateway.node.lcp.selling_events import KeepSale

@@ -135,7 +135,7 @@ class Quoter:
         if name == "expensive":
             return self._draft(peer, task, draft.job_id, self._config.fault_settings.expensive_msat)
         if name == "short-job-id":
-            return self._draft(peer, task, draft.job_id[:16], draft.price_msat)
+            return replace(draft, job_id=draft.job_id[:16])
         if name == "expired":
             past = draft.invoice_at - 1
             digest = self._terms_hash(task, draft.job_id, draft.price_msat, past)

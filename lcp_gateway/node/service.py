@@ -9,13 +9,13 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lcp_gateway._gen.lcpd import lcpd_pb2, lcpd_pb2_grpc
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.backend import ResultEnd
 from lcp_gateway.node.config import NodeConfig, derive_key, public_id
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import Fault, FaultScript, Stage, wait_forever
 from lcp_gateway.node.jobs import Job, Jobs
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.status import CallError, failed_precondition, invalid, lcp_error

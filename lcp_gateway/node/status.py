@@ -2,7 +2,7 @@
 
 import grpc
 
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.messages import Protocol
 
 

@@ -9,7 +9,7 @@ import orjson
 
 from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.constants import BYTES_PER_TOKEN
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.status import invalid, lcp_error
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31

@@ -119,7 +119,8 @@ ALTERED = [
     ("payment_request", lambda it: it[:-1], Mismatch.MALFORMED),
     ("payment_request", lambda it: "", Mismatch.MALFORMED),
     ("payment_request", lambda it: bolt11.with_signature(it, bytes(65)), Mismatch.SIGNATURE),
-    ("protocol_version", lambda it: it + 1, Mismatch.PROTOCOL_VERSION),
+    ("protocol_version", lambda it: it + 1, Mismatch.TERMS_HASH),
+    ("protocol_version", lambda it: it + 2, Mismatch.PROTOCOL_VERSION),
     ("protocol_version", lambda it: -1, Mismatch.PROTOCOL_VERSION),
 ]
 
@@ -201,8 +202,11 @@ def test_whatever_stands_for_an_invoice_it_is_refused_in_one_way(text):
     assert reason(replace(offered(), payment_request=text)) is Mismatch.MALFORMED
 
 
-def test_a_quote_of_our_own_making_passes():
-    assert check_quote(TASK, offered(), NOW, network="bcrt").payee == PEER
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_quote_of_our_own_making_passes_in_its_own_version_only(version):
+    quote = offered(version=version)
+    assert check_quote(TASK, quote, NOW, network="bcrt").payee == PEER
+    assert reason(replace(quote, protocol_version=5 - version)) is Mismatch.TERMS_HASH
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,6 @@ def test_a_quote_of_our_own_making_passes():
         ({"timestamp": int(NOW.timestamp()) + 6}, Mismatch.EXPIRY),
         ({"timestamp": int(NOW.timestamp()) - 300}, Mismatch.EXPIRED),
         ({"expiry_s": 0}, Mismatch.EXPIRED),
-        ({"version": 3}, Mismatch.PROTOCOL_VERSION),
     ],
 )
 def test_a_properly_signed_invoice_must_fit_its_terms(invoice, expected):

@@ -187,7 +187,7 @@ ALTERED = [
     ("terms.request_sha256", HASH, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
     ("terms.request_bytes", 1, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
     ("terms.protocol_version", 3, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
-    ("terms.protocol_version", 65_538, {FindingSubject.TERMS_HASH}),
+    ("terms.protocol_version", 65_538, {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}),
     (
         "terms.quote_expiry",
         1_700_000_000,

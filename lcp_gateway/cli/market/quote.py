@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,8 @@ from lcp_gateway.cli.output import (
 from lcp_gateway.cli.serve.embedded import daemon_for
 from lcp_gateway.config import Group, Settings
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
-from lcp_gateway.lightning.checks import MISMATCH_TEXTS, PROTOCOL_VERSIONS, Mismatch, mismatch_of, mismatches
-from lcp_gateway.lightning.terms import terms_hash
+from lcp_gateway.lightning.checks import MISMATCH_TEXTS, Mismatch, mismatch_of, mismatches, recompute_terms_hash
+from lcp_gateway.lightning.terms import PROTOCOL_VERSIONS
 from lcp_gateway.purchase.errors import PriceLimitExceeded, UpstreamError
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.purchase.order import Order, Task, TaskKind
@@ -289,7 +290,7 @@ def check_all(task: Task, quote: Quote, now: datetime, *, network: str | None) -
 
 def _checks(task: Task, quote: Quote, now: datetime, network: str | None) -> Iterator[QuoteCheck]:
     yield _checked(Mismatch.PROTOCOL_VERSION, quote.protocol_version in PROTOCOL_VERSIONS)
-    recomputed = _terms_hash(task, quote)
+    recomputed = recompute_terms_hash(quote, task.kind, task.model, sha256(task.body).digest(), len(task.body))
     yield _checked(Mismatch.TERMS_HASH, recomputed == quote.terms_hash)
     try:
         invoice = decode(quote.payment_request)
@@ -320,19 +321,3 @@ def _checks(task: Task, quote: Quote, now: datetime, network: str | None) -> Ite
 
 def _checked(mismatch: Mismatch, ok: bool) -> QuoteCheck:
     return QuoteCheck(mismatch.value, ok, "" if ok else MISMATCH_TEXTS[mismatch])
-
-
-def _terms_hash(task: Task, quote: Quote) -> bytes:
-    try:
-        return terms_hash(
-            protocol_version=quote.protocol_version,
-            job_id=quote.job_id,
-            price_msat=quote.price_msat,
-            quote_expiry=int(quote.expires_at.timestamp()),
-            task_kind=task.kind.value,
-            request=task.body,
-            model=task.model,
-        )
-    except ValueError:
-        # Terms that cannot be serialised have no hash.
-        return b""

@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.backend import IDENTITY, JSON_TYPE, STREAM_TYPE, ComputeResult, PaidTask
 from lcp_gateway.node.compute.echo_reply import Reply, compose, paced
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.status import CallError
 from lcp_gateway.node.tasks import TaskKind, read_body

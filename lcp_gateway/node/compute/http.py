@@ -11,8 +11,8 @@ from typing import Final
 import aiohttp
 import orjson
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.backend import IDENTITY, ComputeResult, PaidTask
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.tasks import TaskKind
 

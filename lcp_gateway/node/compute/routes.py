@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.ports import Compute, ComputeError
 
 

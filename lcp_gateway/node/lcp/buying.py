@@ -10,6 +10,8 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
+from lcp_gateway.lightning.error_codes import ErrorCode, read_code
+from lcp_gateway.lightning.terms import Terms, hash_terms
 from lcp_gateway.node.lcp.buying_events import (
     Accept,
     Ask,
@@ -29,7 +31,6 @@ from lcp_gateway.node.lcp.buying_events import (
     ResultHead,
 )
 from lcp_gateway.node.lcp.chunks import StreamError, StreamReader, StreamWriter
-from lcp_gateway.node.lcp.codes import ErrorCode, read_code
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import (
@@ -48,8 +49,7 @@ from lcp_gateway.node.lcp.messages import (
     StreamEnd,
     StreamKind,
 )
-from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, write_message
-from lcp_gateway.node.lcp.terms import Terms, hash_params, hash_terms
+from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, hash_params, write_message
 from lcp_gateway.node.lcp.tlv import WireError
 
 MESSAGE_LIFE_S: Final = 300

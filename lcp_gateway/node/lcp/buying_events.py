@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
 from lcp_gateway.node.lcp.messages import JSON, QuoteResponse
 

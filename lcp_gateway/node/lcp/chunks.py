@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.messages import (
     IDENTITY,
     Message,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.messages import CHAT, IDENTITY, JSON, RESPONSES, Protocol, QuoteRequest, StreamBegin
 from lcp_gateway.node.lcp.pricing import TokenPrice
 from lcp_gateway.node.lcp.table import read_params

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, Final
 
+from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.lightning.terms import Terms, hash_terms
 from lcp_gateway.node.lcp.chunks import StreamError, StreamReader, StreamWriter
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel, judge_begin, judge_input
 from lcp_gateway.node.lcp.manifests import Limits
@@ -54,8 +55,7 @@ from lcp_gateway.node.lcp.selling_events import (
     SaleTerms,
     StopCompute,
 )
-from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, read_message, write_message
-from lcp_gateway.node.lcp.terms import Terms, hash_params, hash_terms
+from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, hash_params, read_message, write_message
 
 TOO_LONG: Final = "result exceeds remote stream limits"
 

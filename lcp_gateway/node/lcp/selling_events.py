@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lcp_gateway.node.lcp.codes import ErrorCode
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.messages import QuoteRequest, QuoteResponse
 from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge

@@ -23,7 +23,19 @@ from lcp_gateway.node.lcp.messages import (
     StreamKind,
     TaskTemplate,
 )
-from lcp_gateway.node.lcp.tlv import B32, BYTES, TEXT, TEXT_LIST, TU32, TU64, U16, Form, WireError, list_of
+from lcp_gateway.node.lcp.tlv import (
+    B32,
+    BYTES,
+    TEXT,
+    TEXT_LIST,
+    TU32,
+    TU64,
+    U16,
+    Form,
+    WireError,
+    list_of,
+    read_records,
+)
 
 MAX_PAYLOAD_BYTES: Final = 65_533
 """The longest payload of a custom message: a Lightning message has 65,535 bytes, two of which are its type."""
@@ -281,3 +293,15 @@ def write_params(model: str) -> bytes:
         WireError: the model is empty, too long, or not valid Unicode.
     """
     return _PARAMS.write(_Params(model))
+
+
+def hash_params(protocol: Protocol, params: bytes | None) -> bytes:
+    """Hash a request's params for its terms; absent and empty ones hash alike.
+
+    Raises:
+        WireError: version 0.2, and they are no TLV stream. (0.3 does not look into them.)
+    """
+    if params and protocol is V02:
+        # Version 0.2 hashes the params decoded and encoded again: the same bytes, as each record has one encoding only.
+        read_records(params)
+    return sha256(params or b"").digest()

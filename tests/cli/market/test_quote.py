@@ -131,7 +131,8 @@ def test_each_wrong_part_is_found_and_the_rest_is_checked_all_the_same():
     quote, change = BOUGHT.quote, dataclasses.replace
     assert wrong(quote, network="bc") == {"network"}
     assert wrong(quote, now=NOW + timedelta(hours=1)) == {"expired"}
-    assert wrong(change(quote, protocol_version=3)) == {
+    assert wrong(change(quote, protocol_version=3)) == {"terms_hash", "description_hash"}
+    assert wrong(change(quote, protocol_version=4)) == {
         "protocol_version", "terms_hash", "description_hash",
     }  # fmt: skip
     assert wrong(change(quote, price_msat=999)) == {"terms_hash", "amount", "description_hash"}

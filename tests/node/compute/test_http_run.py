@@ -6,8 +6,8 @@ from contextlib import aclosing
 
 import pytest
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.http import BackendLimits, HttpBackend
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.messages import CHAT, RESPONSES
 from lcp_gateway.node.ports import ComputeError
 

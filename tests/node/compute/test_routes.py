@@ -1,9 +1,9 @@
 import orjson
 import pytest
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.echo import EchoBackend
 from lcp_gateway.node.compute.routes import ComputeRoutes
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.messages import CHAT, RESPONSES
 from lcp_gateway.node.ports import ComputeError
 

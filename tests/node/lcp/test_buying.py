@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.lightning.terms import Terms, hash_terms
 from lcp_gateway.node.lcp.buying import Buying, Phase
 from lcp_gateway.node.lcp.buying_events import (
     Accept,
@@ -22,7 +24,6 @@ from lcp_gateway.node.lcp.buying_events import (
     ResultData,
     ResultHead,
 )
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest
 from lcp_gateway.node.lcp.messages import (
@@ -40,8 +41,7 @@ from lcp_gateway.node.lcp.messages import (
     StreamEnd,
     StreamKind,
 )
-from lcp_gateway.node.lcp.table import chunk_msg_id, read_message, write_params
-from lcp_gateway.node.lcp.terms import Terms, hash_params, hash_terms
+from lcp_gateway.node.lcp.table import chunk_msg_id, hash_params, read_message, write_params
 
 V02 = Protocol.V02
 SELLER = "02" + "ab" * 32

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.chunks import StreamError, StreamReader, StreamWriter
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.messages import (
     JSON,
     Protocol,

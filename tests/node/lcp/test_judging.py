@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.chunks import StreamError, StreamReader
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.judging import JudgedInput, RequestRefused, SoldModel, judge_begin, judge_input, judge_request
 from lcp_gateway.node.lcp.messages import (
     CHAT,

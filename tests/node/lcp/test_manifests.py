@@ -1,6 +1,6 @@
 import pytest
 
-from lcp_gateway.node.lcp.codes import ErrorCode, read_code
+from lcp_gateway.lightning.error_codes import ErrorCode, read_code
 from lcp_gateway.node.lcp.manifests import Limits, Offer, offers, own_manifest
 from lcp_gateway.node.lcp.messages import CHAT, RESPONSES, Manifest, Protocol, TaskTemplate
 from lcp_gateway.node.lcp.table import read_message, write_message

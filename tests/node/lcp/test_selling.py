@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.chunks import StreamWriter
-from lcp_gateway.node.lcp.codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest

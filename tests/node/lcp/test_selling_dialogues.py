@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.node.lcp.codes import read_code
+from lcp_gateway.lightning.error_codes import read_code
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel, judge_request
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest

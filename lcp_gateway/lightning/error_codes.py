@@ -1,15 +1,13 @@
-"""The codes of errors. The same number means another thing in the other version, so a code is read by its version first."""
+"""The codes of a peer's errors. The same number means another thing in the other version, so a code is read by its version first."""
 
 import enum
 from typing import Final
 
-from lcp_gateway.node.lcp.messages import Protocol
-
 
 class ErrorCode(enum.Enum):
-    """What an error message says, whatever its version; the value holds its numbers in 0.2 and in 0.3.
+    """The meaning of a peer's error, in any version; the value holds its numbers in versions 2 and 3 of the protocol.
 
-    Where a version has no number of its own for it, the number is that of the nearest meaning.
+    Where a version has no number of its own for a meaning, the number is that of the nearest one.
     """
 
     UNSUPPORTED_VERSION = (1, 1)
@@ -27,20 +25,20 @@ class ErrorCode(enum.Enum):
     MANIFEST_REQUIRED = (10, 2)
     STREAM_LIMIT_EXCEEDED = (6, 13)
 
-    def number(self, protocol: Protocol) -> int:
-        """Return the number that says it in that version."""
+    def number(self, protocol: int) -> int:
+        """Return the number for it in version ``protocol`` (2 or 3)."""
         return self.value[_PLACE[protocol]]
 
 
-_PLACE: Final = {Protocol.V02: 0, Protocol.V03: 1}
+_PLACE: Final = {2: 0, 3: 1}
 _READ: Final = {
     (protocol, code.number(protocol)): code
     # The first member that has a number is its meaning.
     for code in reversed(ErrorCode)
-    for protocol in Protocol
+    for protocol in _PLACE
 }
 
 
-def read_code(protocol: Protocol, number: int) -> ErrorCode | None:
-    """Return what a number means in that version; None for one that the version does not know."""
+def read_code(protocol: int, number: int) -> ErrorCode | None:
+    """Return the meaning of a number in version ``protocol``; None for one that the version does not know."""
     return _READ.get((protocol, number))
