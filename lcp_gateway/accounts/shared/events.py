@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import orjson
 
-from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.encryption import DecryptionFailed, Encryption
 
 _CHANNELS: Final = f"{REDIS_KEY_PREFIX}:events:"
 _WAIT_S: Final = 5.0

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State

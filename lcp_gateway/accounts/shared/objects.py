@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.encryption import DecryptionFailed, Encryption
 
 _PREFIX: Final = f"{REDIS_KEY_PREFIX}:stored:"
 _MS_PER_S: Final = 1_000

@@ -9,8 +9,8 @@ from typing import Any, Final
 import orjson
 
 from lcp_gateway.accounts.shared.claims import ClaimNames
-from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order, Task, TaskKind

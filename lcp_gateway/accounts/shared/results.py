@@ -18,9 +18,9 @@ from typing import Final
 import orjson
 
 from lcp_gateway.accounts.shared.claims import ClaimNames, ClaimsUnavailable, FoundClaim, OwnClaim, RedisClaims
-from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
 from lcp_gateway.accounts.shared.orders import OrdersUnavailable, RedisOrders
 from lcp_gateway.accounts.shared.serialization import SerializedResult, serialize
+from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys
 from lcp_gateway.purchase.limits import WINDOW_S

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, ObjectsUnavailable, PutResult, RedisObjects
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.responses.items import Item
 from lcp_gateway.responses.serialization import item_of, item_parts
 from lcp_gateway.responses.store import HOLD_BYTES, ITEM_BYTES, SEGMENT_BYTES, StoreLimits

@@ -20,11 +20,11 @@ from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from lcp_gateway.accounts.shared.claims import RedisClaims
-    from lcp_gateway.accounts.shared.encryption import Encryption
     from lcp_gateway.accounts.shared.events import RedisEvents
     from lcp_gateway.accounts.shared.objects import RedisObjects
     from lcp_gateway.accounts.shared.orders import RedisOrders
     from lcp_gateway.app.wiring.shared_items import SharedItems
+    from lcp_gateway.encryption import Encryption
 
 _JOBS = "jobs"
 
@@ -72,9 +72,9 @@ class SharedResults:
         if not self._redis_url:
             return None
         # Imported where they are used: few gateways share results.
-        from lcp_gateway.accounts.shared.encryption import MIN_SECRET_BYTES, Encryption  # noqa: PLC0415 - see above
         from lcp_gateway.accounts.shared.orders import RedisOrders  # noqa: PLC0415 - see above
         from lcp_gateway.accounts.shared.results import RedisResults  # noqa: PLC0415 - see above
+        from lcp_gateway.encryption import MIN_SECRET_BYTES, Encryption, EncryptionNotInstalled  # noqa: PLC0415 - as above
 
         secrets = (settings.l402_secret.encode(), settings.admin_key.encode(), self._run_secret.encode())
         secret = next((one for one in secrets if len(one) >= MIN_SECRET_BYTES), None)
@@ -89,7 +89,7 @@ class SharedResults:
             self._encryption = encryption = Encryption(secret)
             claims = self._connect()
             self._orders = self._orders or RedisOrders(self._redis_url, self._outage())
-        except (RedisNotInstalled, ValueError) as error:
+        except (EncryptionNotInstalled, RedisNotInstalled, ValueError) as error:
             raise WiringError(f"Redis cannot be used: {error}") from error
         return RedisResults(
             claims,

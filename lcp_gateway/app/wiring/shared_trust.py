@@ -89,9 +89,9 @@ async def open_shared_trust(
     if link is None:
         yield shared
         return
-    from lcp_gateway.accounts.shared.encryption import Encryption  # noqa: PLC0415 - for several workers only
     from lcp_gateway.accounts.shared.events import BatchedEvents, RedisEvents  # noqa: PLC0415 - as above
     from lcp_gateway.accounts.shared.exposure import RedisExposure, SharedExposure  # noqa: PLC0415 - as above
+    from lcp_gateway.encryption import Encryption  # noqa: PLC0415 - for several workers only
 
     outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
     boot, url = link.boot, settings.redis_url

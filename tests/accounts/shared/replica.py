@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from lcp_gateway.accounts.shared.claims import RedisClaims
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring.shared_results import RequestStates
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.idempotency import CacheLimits, RepeatKeys
 from lcp_gateway.store.database.engines import open_database

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from lcp_gateway.accounts.shared.claims import ClaimNames, OwnClaim, RedisClaims
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import _Claim
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.ports import start_unsupervised
 from tests.support.redis import RunningRedis, running_redis
 

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.events import BatchedEvents, RedisEvents
 from lcp_gateway.accounts.shared.outage import Outage
+from lcp_gateway.encryption import Encryption
 from tests.support.redis import running_redis
 
 

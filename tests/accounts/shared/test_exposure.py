@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.exposure import ExposureFull, ExposureUnavailable, RedisExposure, SharedExposure
 from lcp_gateway.accounts.shared.outage import Outage
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from tests.support.purchases import quote
 from tests.support.redis import running_redis

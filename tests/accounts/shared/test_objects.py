@@ -5,9 +5,9 @@ import random
 import pytest
 from redis.asyncio import Redis
 
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, ObjectsUnavailable, RedisObjects
 from lcp_gateway.accounts.shared.outage import Outage
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.responses.store import HOLD_BYTES, ITEM_BYTES, SEGMENT_BYTES, ResponseStore, StoreLimits
 from tests.support.redis import running_redis
 

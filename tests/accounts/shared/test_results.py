@@ -14,10 +14,10 @@ import pytest
 from redis import Redis
 
 from lcp_gateway.accounts.shared.claims import RedisClaims
-from lcp_gateway.accounts.shared.encryption import Encryption
 from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisResults
+from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys, ResultLost
 from lcp_gateway.purchase.journal import JournalUnavailable

@@ -4,7 +4,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.accounts.shared.encryption import DecryptionFailed, Encryption
+from lcp_gateway.encryption import DecryptionFailed, Encryption
 
 SECRET = b"a secret of this deployment"
 ENCRYPTION = Encryption(SECRET)

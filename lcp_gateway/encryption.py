@@ -1,15 +1,17 @@
-"""Keyed names and encryption of what gateways keep in a Redis, which others may read."""
+"""Keyed names and encryption of what is kept where others may read it: in a Redis, in a node's database."""
 
 import hashlib
 import hmac
 import os
 from typing import Final
 
-from lcp_gateway.accounts.shared.outage import RedisNotInstalled
-
 MIN_SECRET_BYTES: Final = 16
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
+
+
+class EncryptionNotInstalled(Exception):
+    """The library ``cryptography`` is missing: it comes with the extras that need it."""
 
 
 class DecryptionFailed(Exception):
@@ -24,7 +26,7 @@ class Encryption:
 
     Raises:
         ValueError: the secret is too short.
-        RedisNotInstalled: the library for it is part of the extra, which is missing.
+        EncryptionNotInstalled: the library for it is part of an extra, which is missing.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -34,7 +36,9 @@ class Encryption:
             from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - an optional extra
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415 - an optional extra
         except ImportError:
-            raise RedisNotInstalled("shared answers need the extra: pip install 'lcp-gateway[redis]'") from None
+            raise EncryptionNotInstalled(
+                "encryption needs the library cryptography, a part of lcp-gateway[redis] and of lcp-gateway[lnd]"
+            ) from None
         self._aes = AESGCM
         self._invalid = InvalidTag
 
