@@ -158,7 +158,9 @@ class Accounts:
 
 
 def _check_forfeit(connection: Connection, account_id: str, forfeit_msat: Msat) -> None:
-    check_lives(connection, account_id)
+    # Locked before the balance, and at once as the deletion needs it: a withdrawal holds the account, then wants the balance.
+    if connection.execute(_NOT_DELETED.with_for_update(), {"of_account": account_id}).scalar() is None:
+        raise AccountNotFound
     query = select(balances.c.balance_msat, balances.c.held_msat).where(balances.c.account_id == account_id)
     balance_msat, held_msat = connection.execute(query.with_for_update()).one()
     if held_msat or balance_msat != forfeit_msat:

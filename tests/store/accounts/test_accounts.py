@@ -1,13 +1,19 @@
 """Accounts: created with a zero balance, listed, renamed, and anonymized when deleted; and the administrators' log."""
 
+import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.util import await_only
 
 from lcp_gateway.accounts.models import AccountNotFound, Balance, InvalidText, check_text
 from lcp_gateway.purchase.money import Msat
+from lcp_gateway.store.accounts.accounts import Accounts, check_lives
 from lcp_gateway.store.accounts.admin_log import AdminLog
+from lcp_gateway.store.accounts.balances import Balances
 from lcp_gateway.store.accounts.keys import Keys
+from lcp_gateway.store.database.engines import open_database
 from tests.store.invoices import asked
 from tests.store.journals import NOW, charged
 
@@ -124,3 +130,28 @@ async def test_failed_changes_are_not_in_the_log(accounts, database, ledger, cus
     with pytest.raises(Exception, match="available"):
         await ledger.adjust(account_id, Msat(-1), reason="too much", actor="op", at=NOW)
     assert [act.action for act in (await AdminLog(database).page()).items] == ["account.create"]
+
+
+async def test_an_account_is_deleted_beside_a_withdrawal_that_holds_it(postgres_where):
+    """Regression: both held the account and waited for each other, until PostgreSQL ended one of them."""
+    withdrawing, deleting, looking = [await open_database(postgres_where) for _ in range(3)]
+    account = await Accounts(withdrawing).create("one", actor="op", at=NOW)
+    holds, go_on = asyncio.Event(), asyncio.Event()
+
+    def withdraw(connection):
+        check_lives(connection, account.id)
+        holds.set()
+        await_only(go_on.wait())
+        Balances().lock(connection, [account.id])
+
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        tasks.create_task(withdrawing.write(withdraw))
+        await holds.wait()
+        tasks.create_task(Accounts(deleting).delete(account.id, actor="op", at=LATER, forfeit_msat=Msat(0)))
+        while not await looking.read(lambda connection: connection.execute(waiting).scalar()):
+            await asyncio.sleep(0.01)
+        go_on.set()
+    assert (await Accounts(looking).get(account.id)).deleted_at == LATER
+    for database in (withdrawing, deleting, looking):
+        await database.close()
