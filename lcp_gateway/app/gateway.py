@@ -19,7 +19,7 @@ from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_part
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.shared_trust import SharedTrust
 from lcp_gateway.config import Settings, auth_mode, known_hosts, openclaw_id, serves_console
-from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application, build_metrics_application
+from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import CONSOLE_PATHS
 from lcp_gateway.http.console.cookie_routes import OPEN_ROUTES
@@ -29,6 +29,7 @@ from lcp_gateway.http.gateway.health import HealthRoutes
 from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
 from lcp_gateway.http.gateway.route import RankingRoutes
 from lcp_gateway.http.gateway.welcome import WelcomeRoutes
+from lcp_gateway.http.metrics_page import build_metrics_application
 from lcp_gateway.http.middleware import RequestMiddleware
 from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.http.openai.create import CreateRoutes

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 
 from lcp_gateway.http.authentication import AGENT_TOKEN
-from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.assets import PREFIX, ConsolePages
 from lcp_gateway.http.console.description import DescriptionRoutes
 from lcp_gateway.http.console.registration import RegistrationRoutes
 from lcp_gateway.http.console.sessions import SessionRoutes
-from lcp_gateway.http.errors import PAGE_HEADERS, ApiError
 from lcp_gateway.http.gateway.account import AccountRoutes
 from lcp_gateway.http.gateway.admin import AdminRoutes
 from lcp_gateway.http.gateway.api_limits import ApiLimits
@@ -124,26 +122,6 @@ def _add_connections(app: web.Application, routes: Routes) -> None:
     app.router.add_get("/readyz", routes.health.readyz)
     if routes.node_connect is not None:
         app.router.add_get(NODE_CONNECT, routes.node_connect.connect, allow_head=False)
-
-
-def build_metrics_application(health: HealthRoutes, guard: BrowserGuard) -> web.Application:
-    """Return the application of the separate address for metrics: without a key, but closed to web pages."""
-
-    async def metrics(request: web.Request) -> web.Response:
-        try:
-            guard.check(request)
-        except ApiError as error:
-            return health.refused(error)
-        return await health.metrics(request)
-
-    async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(PAGE_HEADERS)
-
-    app = web.Application()
-    app.on_response_prepare.append(add_headers)
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/healthz", health.healthz)
-    return app
 
 
 def _add_openai_routes(app: web.Application, routes: Routes, prefix: str, api_limits: ApiLimits) -> None:

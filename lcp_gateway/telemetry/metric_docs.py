@@ -4,7 +4,7 @@ from itertools import groupby
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.telemetry.metric_families import MAX_LABEL_LENGTH
-from lcp_gateway.telemetry.metric_table import AUTO, LABEL_WORDS, SPECS, MetricSpec
+from lcp_gateway.telemetry.metric_table import AUTO, LABEL_WORDS, NODE_SPECS, SPECS, WITHOUT_OTHER, MetricSpec
 from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_NODES, MAX_PEERS
 
 _TITLES = {
@@ -19,6 +19,7 @@ _TITLES = {
     "stored": "Stored items and background jobs",
     "errors": "Errors",
     "process": "Process",
+    "lcp": "Node over lnd",
 }
 
 _INTRODUCTION = f"""\
@@ -36,6 +37,8 @@ generated from the table in `lcp_gateway/telemetry/metric_table.py`.
 - Amounts of payments are prices without routing fees, which the daemon does not report. Metrics of the journal
   (budgets, `outstanding_…`, `peer_undelivered_msat`) include the estimated fee, or the real one once lnd has reported it.
 - A gauge without a value is absent rather than 0.
+- Metrics of a node over lnd (`lcpgateway_lcp_…`) are exposed where one runs: by `lcp-gateway node`, which has none of the gateway's but `build_info`, or
+  beside the gateway's where both run in one process.
 - The usual `process_*` and `python_*` metrics of the Prometheus client library are there too.
 """
 
@@ -43,7 +46,7 @@ generated from the table in `lcp_gateway/telemetry/metric_table.py`.
 def metrics_markdown() -> str:
     """Return the text of docs/metrics.md."""
     parts = [_INTRODUCTION]
-    for group, specs in groupby(SPECS, key=lambda spec: spec.group):
+    for group, specs in groupby((*SPECS, *NODE_SPECS), key=lambda spec: spec.group):
         parts.append(f"\n## {_TITLES[group]}\n\n| name | type | labels | meaning |\n| --- | --- | --- | --- |\n")
         parts.extend(_row(spec) for spec in specs)
     parts.append("\n## Label values\n\n| label | values |\n| --- | --- |\n")
@@ -64,6 +67,7 @@ def _row(spec: MetricSpec) -> str:
 
 _EXPLAINED = {
     "cause": "; its quote was refused, or it gave none or, a node, no answer",
+    "job_end": "; refused: before it was paid, by either side; unpaid: the payment failed, or was given back; failed: paid, and the seller says that there is no result; lost: paid, and no whole result came",
     "how": "; it waits for the purchase under way, got the answer again, or got the error that the answer is lost",
     "outcome": "; as known when the call ended",
     "payment": "; the same word as in the header `X-Lcp-Payment`",
@@ -76,14 +80,14 @@ _OPEN = {
     "model": f"a model that a provider offers or has offered, `{AUTO}` where the request leaves the choice to the gateway, or `other`",
     "node": f"the name of a virtual node in the configuration, at most {MAX_NODES}",
     "peer": f"the provider's id: a peer's 66 hexadecimal digits or a virtual node's `{NODE_PREFIX}NAME`; or `other`",
-    "protocol": "the version of the protocol that the daemon speaks",
+    "protocol": "the version of LCP that the daemon speaks, or that a message or a link belongs to",
     "python": "the version of Python",
     "status": "the HTTP status",
     "stream": "`true` when the client asked for a stream, else `false`",
     "transport": "how calls reach the daemon: `direct` or `grpcio`",
     "version": "the version of the gateway",
 }
-_NEVER_OTHER = frozenset({"ended", "outcome", "payment", "source", "stage", "state", "to"})
+_NEVER_OTHER = (WITHOUT_OTHER | {"payment"}) - {"code", "method"}
 
 
 def _label_values() -> dict[str, str]:

@@ -1,16 +1,17 @@
 """The table of metrics as live families in a registry, and label values that stay few."""
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from math import isnan
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar, Sample
 
 from lcp_gateway.telemetry.merged_metrics import Family, Snapshot
-from lcp_gateway.telemetry.metric_table import ANY_THREAD, BY_NAME, OTHER, MetricKind
+from lcp_gateway.telemetry.metric_table import ANY_THREAD, OTHER, MetricKind, MetricSpec
 
 MAX_LABEL_LENGTH = 128
 
@@ -93,13 +94,13 @@ class LoopHistogram(Histogram):
 
 
 class Families:
-    """One counter, gauge or histogram for each row of the table, by its name without the prefix."""
+    """One counter, gauge or histogram for each of some rows of the table, by its name without the prefix."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, specs: Iterable[MetricSpec]) -> None:
         self.counters: dict[str, Counter] = {}
         self.gauges: dict[str, Gauge] = {}
         self.histograms: dict[str, Histogram] = {}
-        for spec in BY_NAME.values():
+        for spec in specs:
             name, text, labels = spec.full_name, spec.help, spec.labels
             if spec.kind is MetricKind.COUNTER:
                 counter = Counter if spec.name in ANY_THREAD else LoopCounter
@@ -126,6 +127,12 @@ class Exposed(Collector):
                 sample for sample in metric.samples if not isnan(sample.value) and not sample.name.endswith("_created")
             ]
             yield metric
+
+
+def exposition(families: Collector, accept: str) -> tuple[bytes, str]:
+    """Return the body of ``/metrics`` and its content type: OpenMetrics where ``accept`` asks for it, else text 0.0.4."""
+    encode, content_type = choose_encoder(accept)
+    return encode(families), content_type
 
 
 def snapshot_of(registry: CollectorRegistry) -> Snapshot:

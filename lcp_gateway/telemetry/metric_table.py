@@ -155,6 +155,24 @@ SPECS: tuple[MetricSpec, ...] = (
 )  # fmt: skip
 """To add a metric, add a row here and one method to ``Metrics``; the docs and the checks of the dashboard follow."""
 
+NODE_SPECS: tuple[MetricSpec, ...] = (
+    MetricSpec("lcp", _C, "lcp_jobs_total", "Jobs that ended, by the node's side of them and by how: see the values of job_end.", ("role", "job_end")),
+    MetricSpec("lcp", _G, "lcp_jobs_open", "Jobs that have not ended, by side: quoted (neither paid nor expired) or running (paid).", ("role", "job_state")),
+    MetricSpec("lcp", _C, "lcp_earned_msat_total", "Millisatoshi of settled invoices of jobs that ended, by model.", ("model",)),
+    MetricSpec("lcp", _C, "lcp_undelivered_msat_total", "The part of the earnings whose buyer got no whole result."),
+    MetricSpec("lcp", _C, "lcp_spent_msat_total", "Millisatoshi of settled payments of jobs that ended, routing fees not included."),
+    MetricSpec("lcp", _C, "lcp_fees_msat_total", "Millisatoshi of their routing fees."),
+    MetricSpec("lcp", _C, "lcp_messages_total", "Custom messages of LCP to and from peers, by version.", ("direction", "protocol")),
+    MetricSpec("lcp", _C, "lcp_message_bytes_total", "Bytes of their payloads.", ("direction", "protocol")),
+    MetricSpec("lcp", _G, "lcp_links", "Peers by version and state: connected (one manifest is missing), or ready (both were exchanged).", ("link_state", "protocol")),
+    MetricSpec("lcp", _G, "lcp_queue_messages", "Messages that wait to be handed to lnd, over all peers."),
+    MetricSpec("lcp", _G, "lcp_queue_bytes", "Bytes of the messages that wait."),
+    MetricSpec("lcp", _G, "lcp_deepest_queue_messages", "Messages that wait for the peer for which most do."),
+    MetricSpec("lcp", _G, "lcp_invoices_up", "1 while the subscription to settled invoices stands, else 0: until it does, paid jobs wait. Absent where nothing is sold."),
+    MetricSpec("lcp", _G, "lcp_lnd_up", "1 while lnd delivers peers and messages, else 0."),
+)  # fmt: skip
+"""The metrics of a node over lnd, which are exposed where one runs: by `lcp-gateway node`, or with the gateway's in one process."""
+
 BY_NAME: Mapping[str, MetricSpec] = MappingProxyType({spec.name: spec for spec in SPECS})
 
 OTHER = "other"
@@ -276,14 +294,23 @@ GRPC_METHODS = (
     "CancelJob",
 )
 GRPC_CODES = tuple(UpstreamStatus)
+ROLES = ("buyer", "seller")
+JOB_ENDS = ("delivered", "refused", "expired", "unpaid", "cancelled", "failed", "lost")
+JOB_STATES = ("quoted", "running")
+LINK_STATES = ("connected", "ready")
+DIRECTIONS = ("in", "out")
 
 LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "cause": FAILOVER_CAUSES,
         "code": GRPC_CODES,
+        "direction": DIRECTIONS,
         "ended": WITHDRAWAL_ENDS,
         "ended_as": BACKGROUND_STATUSES,
         "how": REPEATS,
+        "job_end": JOB_ENDS,
+        "job_state": JOB_STATES,
+        "link_state": LINK_STATES,
         "method": GRPC_METHODS,
         "mismatch": MISMATCHES,
         "outcome": OUTCOMES,
@@ -293,6 +320,7 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "reason": REASONS,
         "refund": REFUNDS,
         "result": RECONCILED,
+        "role": ROLES,
         "source": SOURCES,
         "stage": WITHDRAWAL_STAGES,
         "state": CHANNEL_STATES,
@@ -304,7 +332,23 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The values of each label that has a fixed list of them; others are counted as ``other``."""
 
-WITHOUT_OTHER = frozenset({"code", "ended", "method", "outcome", "source", "stage", "state", "to"})
+WITHOUT_OTHER = frozenset(
+    {
+        "code",
+        "direction",
+        "ended",
+        "job_end",
+        "job_state",
+        "link_state",
+        "method",
+        "outcome",
+        "role",
+        "source",
+        "stage",
+        "state",
+        "to",
+    }
+)
 """Those of them for which ``other`` is not exposed until it is counted."""
 
 ANY_THREAD = frozenset({"trace_spans_exported_total", "trace_spans_lost_total"})

@@ -7,11 +7,18 @@ from collections.abc import Callable, Collection
 from itertools import product
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import choose_encoder
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.telemetry.merged_metrics import Snapshot
-from lcp_gateway.telemetry.metric_families import ABSENT, Exposed, Families, KnownLabels, SnapshotCollector, snapshot_of
+from lcp_gateway.telemetry.metric_families import (
+    ABSENT,
+    Exposed,
+    Families,
+    KnownLabels,
+    SnapshotCollector,
+    exposition,
+    snapshot_of,
+)
 from lcp_gateway.telemetry.metric_table import (
     ABSENT_AT_FIRST,
     AUTO,
@@ -58,7 +65,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
-        families = Families(self.registry)
+        families = Families(self.registry, SPECS)
         self._counters = families.counters
         self._gauges = families.gauges
         self._histograms = families.histograms
@@ -492,12 +499,11 @@ class Metrics:
     # -- exposition -----------------------------------------------------------------------------
 
     def render(self, accept: str = "", of_all: Snapshot | None = None) -> tuple[bytes, str]:
-        """Return the body of ``/metrics`` and its content type: OpenMetrics where ``Accept`` asks for it, else text 0.0.4.
+        """Return the body of ``/metrics`` and its content type, as ``exposition`` does.
 
         ``of_all`` are the metrics of all workers, where this process is one of several.
         """
-        encode, content_type = choose_encoder(accept)
-        return encode(Exposed(self.registry) if of_all is None else SnapshotCollector(of_all)), content_type
+        return exposition(Exposed(self.registry) if of_all is None else SnapshotCollector(of_all), accept)
 
     async def expose(self, accept: str = "", of_all: Snapshot | None = None) -> tuple[bytes, str]:
         """Do the same in a thread: with hundreds of peers and models it takes long enough to hold up streams."""

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lcp_gateway.telemetry.metric_table import PREFIX, SPECS
+from lcp_gateway.telemetry.metric_table import NODE_SPECS, PREFIX, SPECS
 from tests.support.promql import DASHBOARD, PROMETHEUS_OWN, ROOT, dashboard_queries, exposed_names, names_and_labels
 
 TARGET_LABELS = {"job", "instance"}
@@ -30,7 +30,7 @@ def test_the_committed_json_is_what_the_code_makes():
 
 def test_queries_name_only_metrics_that_exist_and_only_in_the_chosen_scope(subtests):
     known = exposed_names() | PROMETHEUS_OWN
-    labels_of = {series: set(spec.labels) for spec in SPECS for series in spec.series}
+    labels_of = {series: set(spec.labels) for spec in (*SPECS, *NODE_SPECS) for series in spec.series}
     for query in dashboard_queries():
         with subtests.test(query.where):
             found = list(names_and_labels(query.expr))
@@ -43,7 +43,7 @@ def test_queries_name_only_metrics_that_exist_and_only_in_the_chosen_scope(subte
 
 def test_every_metric_of_the_gateway_is_on_the_dashboard():
     asked = {name for query in dashboard_queries() for name, _ in names_and_labels(query.expr)}
-    missing = {spec.full_name for spec in SPECS if not asked & set(spec.series)}
+    missing = {spec.full_name for spec in (*SPECS, *NODE_SPECS) if not asked & set(spec.series)}
     assert missing == set()
 
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import yaml
 
-from lcp_gateway.telemetry.metric_table import SPECS
+from lcp_gateway.telemetry.metric_table import NODE_SPECS, SPECS
 from tests.support.promql import PROMETHEUS_OWN, ROOT, alert_rules, exposed_names, names_and_labels
 
 DIRECTORY = ROOT / "deploy" / "prometheus"
@@ -43,7 +43,7 @@ def test_promtool_accepts_the_files(promtool, arguments):
 
 def test_alerts_use_only_metrics_that_the_gateway_exposes(subtests):
     known = exposed_names() | PROMETHEUS_OWN
-    labels_of = {series: set(spec.labels) for spec in SPECS for series in spec.series}
+    labels_of = {series: set(spec.labels) for spec in (*SPECS, *NODE_SPECS) for series in spec.series}
     for rule in alert_rules():
         with subtests.test(rule["alert"]):
             found = list(names_and_labels(rule["expr"]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.node_metrics import NodeMetrics
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "lcp-gateway.json"
@@ -47,8 +48,9 @@ def names_and_labels(expr: str) -> Iterator[tuple[str, set[str]]]:
 
 
 def exposed_names() -> set[str]:
-    """Return the name of every series that a gateway exposes."""
+    """Return the name of every series that a gateway exposes, with a node over lnd in its process."""
     metrics = Metrics()
+    NodeMetrics(metrics.registry)
     found = set()
     for family in metrics.registry.collect():
         if family.type == "histogram":

@@ -2,6 +2,7 @@ import orjson
 import pytest
 
 from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.node.compute.deterministic import DeterministicBackend
 from lcp_gateway.node.compute.echo import EchoBackend
 from lcp_gateway.node.compute.routes import ComputeRoutes
 from lcp_gateway.node.lcp.messages import CHAT, RESPONSES
@@ -77,3 +78,8 @@ async def test_the_echo_refuses_a_request_that_it_cannot_read():
 
     assert caught.value.code is ErrorCode.UNSUPPORTED_PARAMS
     assert "SECRET" not in caught.value.message
+
+
+async def test_the_deterministic_backend_has_the_same_bytes_for_each_job():
+    assert await result_of(DeterministicBackend()) == b"deterministic-output"
+    assert await result_of(DeterministicBackend(b"x"), model="other", stream=True) == b"x"
