@@ -175,7 +175,11 @@ async def open_runtime(
 def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
     try:
         return LcpdUpstream(
-            lcpd_address(settings), on_error=metrics.grpc_error, on_odd_peer=_log_odd_peer, tracing=tracing
+            lcpd_address(settings),
+            on_error=metrics.grpc_error,
+            on_odd_peer=_log_odd_peer,
+            tracing=tracing,
+            fee_limit_msat=settings.fee_limit_msat,
         )
     except OSError as error:
         raise StartError(f"a TLS file for the daemon cannot be read: {error}") from error

@@ -328,11 +328,18 @@ class Settings(BaseModel):
     fee_ppm: parsers.PartsPerMillion = setting(
         10_000,
         "The estimated routing fee: this share of the price (10000 is 1%) and `fee_base_msat`. It counts "
-        "against limits and budgets until lnd reports the real fee. The daemon does not keep to it: it pays fees of up "
-        "to 10,000 sat a payment, a limit of its own that nothing here can change.",
+        "against limits and budgets until the real fee is known. It is no limit of the fee: see `fee_limit_msat`.",
         Group.MONEY,
     )
     fee_base_msat: parsers.Count = setting(1_000, "The fixed part of the estimated routing fee.", Group.MONEY)
+    fee_limit_msat: parsers.Count = setting(
+        0,
+        "The most that the routing fee of one purchase may be, where the daemon is a node of lcp-gateway; 0 leaves it to "
+        "the node's own setting. lcpd-grpcd does not keep to it: it pays fees of up to 10,000 sat a payment, a limit of "
+        "its own that nothing here can change.",
+        Group.MONEY,
+        restart=_DAEMON,
+    )
     budget_hour_msat: parsers.Count = setting(
         0,
         "What may be spent in a calendar hour (UTC), fees and unknown payments counted; 0 sets no limit.",

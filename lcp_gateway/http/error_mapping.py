@@ -284,6 +284,9 @@ def _of_payment_failure(error: PaymentFailed) -> ApiError:
         case Verdict.SETTLED:
             code = "undelivered"
     row = evidence_of_failure(error.status, error.message)
+    if row is not None and row.verdict is not error.verdict:
+        # The node that pays reported the payment, which its text alone would not tell.
+        row = None
     worth_a_retry = row is None or (row.worth_a_retry and not _is_below_min_htlc(error, row))
     return ApiError(
         STATUS_OF_GRPC.get(error.status, 500),

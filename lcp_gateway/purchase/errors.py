@@ -1,6 +1,7 @@
 """The errors of a purchase: a small tree, raised where known and mapped to an HTTP response once."""
 
 from lcp_gateway.purchase.outcome import Received
+from lcp_gateway.purchase.payment_evidence import PaymentReport
 from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstream_status import UpstreamStatus
@@ -23,7 +24,8 @@ class UpstreamError(PurchaseError):
     ``status`` is the gRPC status code that the adapter maps its error to. ``retryable``: another try may succeed. ``evidence`` is
     the adapter's own knowledge of the money after the call that may pay; None leaves it to ``verdict_of_failure``.
     ``code`` is the provider's own error code, in OpenAI's sense, where it sent one. ``is_away`` says that the
-    provider could not be reached. ``retry_after_s`` is how long the provider asks the gateway to wait.
+    provider could not be reached. ``retry_after_s`` is how long the provider asks the gateway to wait. ``payment`` is the
+    report of the program that pays, which is the evidence where there is one.
     """
 
     def __init__(
@@ -37,13 +39,15 @@ class UpstreamError(PurchaseError):
         code: str | None = None,
         is_away: bool = False,
         retry_after_s: float | None = None,
+        payment: PaymentReport | None = None,
     ) -> None:
         super().__init__(message, quote=quote)
         self.status = UpstreamStatus(status)
+        self.payment = payment
         self.retry_after_s = retry_after_s
         self.is_away = is_away
         self.retryable = retryable
-        self.evidence = evidence
+        self.evidence = payment.verdict if payment is not None else evidence
         self.code = code
 
 

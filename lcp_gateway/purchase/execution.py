@@ -15,7 +15,7 @@ from lcp_gateway.purchase.inspection import QuoteInspector
 from lcp_gateway.purchase.journal import NOTHING_NEW, Intent, PurchaseJournal, PurchaseUpdate
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, JudgeFactory, Received, no_judge
-from lcp_gateway.purchase.payment_evidence import verdict_of_failure
+from lcp_gateway.purchase.payment_evidence import PaymentReport, verdict_of_failure
 from lcp_gateway.purchase.ports import Exposure, Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent, Upstream
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource, Quote
@@ -61,6 +61,17 @@ def ending_of_error(purchase: Purchase, received: Received, error: BaseException
     # Only a deadline can be caused by slow readers; the provider caused every other error.
     late = error.status == UpstreamStatus.DEADLINE_EXCEEDED and purchase.held_up_by_readers()
     return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
+
+
+def reported(purchase: Purchase, payment: PaymentReport | None) -> PurchaseUpdate:
+    """Return the fee and the preimage of a report whose preimage proves that this purchase's invoice was paid."""
+    if (
+        payment is None
+        or payment.preimage is None
+        or hashlib.sha256(payment.preimage).digest() != purchase.payment_hash
+    ):
+        return NOTHING_NEW
+    return PurchaseUpdate(fee_msat=payment.fee_msat, preimage=payment.preimage)
 
 
 class BlockSink(Protocol):
@@ -337,7 +348,7 @@ class PurchaseExecutor:
             except BaseException as error:
                 self._lose_sight(purchase, Received.PART, error)
                 raise
-            self._move(purchase, PurchaseEvent.SETTLE)
+            self._move(purchase, PurchaseEvent.SETTLE, reported(purchase, result.payment))
             digest = hashlib.sha256(result.body).digest()
             problem = problem_with_status(result) or problem_with_bytes(
                 digest, len(result.body), result.sha256, result.length
@@ -373,7 +384,8 @@ class PurchaseExecutor:
             except BaseException as error:
                 self._lose_sight(purchase, Received.NOTHING, error)
                 raise
-            self._move(purchase, PurchaseEvent.SETTLE)
+            payment = first.payment if isinstance(first, StreamBegin | Result) else None
+            self._move(purchase, PurchaseEvent.SETTLE, reported(purchase, payment))
             if not isinstance(first, StreamBegin):
                 # A provider whose first event is not the head failed before it produced anything.
                 await events.aclose()
@@ -464,7 +476,7 @@ class PurchaseExecutor:
             case Verdict.UNKNOWN:
                 self._move(purchase, PurchaseEvent.LOSE_SIGHT)
             case Verdict.SETTLED:
-                self._move(purchase, PurchaseEvent.SETTLE)
+                self._move(purchase, PurchaseEvent.SETTLE, reported(purchase, error.payment))
                 self._end(purchase, ending_of_error(purchase, Received.NOTHING, error))
         return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
 
@@ -492,10 +504,10 @@ class PurchaseExecutor:
         else:
             self._exposure.released(purchase.quote)
 
-    def _move(self, purchase: Purchase, event: PurchaseEvent) -> None:
-        """Move a purchase on while it is not settled, or to settled."""
+    def _move(self, purchase: Purchase, event: PurchaseEvent, update: PurchaseUpdate = NOTHING_NEW) -> None:
+        """Move a purchase on while it is not settled, or to settled, with what became known of its payment."""
         state = purchase.apply(event)
-        self._record(purchase, NOTHING_NEW)
+        self._record(purchase, update)
         if event is not PurchaseEvent.SETTLE:
             self._exposure.ended(purchase.quote, state)
 

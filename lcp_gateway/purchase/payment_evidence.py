@@ -12,11 +12,13 @@ paying after its caller is gone.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstream_status import UpstreamStatus
+from lcp_gateway.values import value
 
 MIN_HTLC_MSAT: Final = 1_000
 """The smallest payment that a channel with lnd's default policy carries."""
@@ -79,6 +81,19 @@ def _refused(name: str, pattern: str, says: str, *, worth_a_retry: bool) -> Evid
         worth_a_retry,
         "observed",
     )
+
+
+@value
+class PaymentReport:
+    """The payment of a purchase as the program that pays it reports it; lcpd-grpcd reports none, and is judged by its texts.
+
+    ``fee_msat`` and ``preimage`` are those of a payment that settled. They are recorded where the preimage is that of the
+    invoice which was read here.
+    """
+
+    verdict: Verdict
+    fee_msat: Msat | None = None
+    preimage: bytes | None = field(default=None, repr=False)
 
 
 EVIDENCE: Final = (

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.outcome import Judge
+from lcp_gateway.purchase.payment_evidence import PaymentReport
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.values import value
@@ -38,6 +39,7 @@ class Result:
     content_encoding: str
     message: str
     charged_msat: Msat | None = None
+    payment: PaymentReport | None = field(default=None, compare=False)
 
 
 ChunkSink = Callable[[bytes], bool]
@@ -56,6 +58,7 @@ class StreamBegin:
     content_encoding: str
     judge: Judge | None = field(default=None, compare=False, repr=False)
     hand_to: Callable[[ChunkSink], None] | None = field(default=None, compare=False, repr=False)
+    payment: PaymentReport | None = field(default=None, compare=False)
 
 
 @value

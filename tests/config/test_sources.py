@@ -262,6 +262,7 @@ EXAMPLES = {
     "model_max_total_msat": ("a=b=5;gpt=0", {"a=b": 5, "gpt": 0}),
     "fee_ppm": ("5000", 5000),
     "fee_base_msat": ("0", 0),
+    "fee_limit_msat": ("9", 9),
     "budget_hour_msat": ("1", 1),
     "budget_day_msat": ("2", 2),
     "budget_month_msat": ("3", 3),

@@ -20,12 +20,13 @@ from lcp_gateway.purchase.errors import (
 from lcp_gateway.purchase.held_quotes import quote_id
 from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance, JournalUnavailable, KeyRevoked
 from lcp_gateway.purchase.money import Budget, Msat, Period
-from lcp_gateway.purchase.payment_evidence import verdict_of_failure
+from lcp_gateway.purchase.payment_evidence import PaymentReport, verdict_of_failure
 from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import ResultGone
 from lcp_gateway.purchase.states import PurchaseEvent, Verdict
 from lcp_gateway.routing.explicit import ModelNotFound, NoProvider
+from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support.purchases import order, quote
 
 
@@ -136,6 +137,18 @@ def test_the_error_text_of_a_paid_peer_is_passed_on():
     assert response.headers["X-Lcp-Payment"] == "settled"
     assert response.headers["x-should-retry"] == "false"
     assert body["message"] == ("the peer was paid and answered with an error: lcp_error code=7: backend unavailable")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "retry"), [(Verdict.NONE, "payment_failed", True), (Verdict.SETTLED, "undelivered", False)]
+)
+def test_a_payment_that_the_paying_node_reported_is_not_told_by_the_text(verdict, code, retry):
+    """The error of a peer that spoke before it was paid does not say that it was, and the other way round."""
+    text = "lcp_error code=7: busy" if verdict is Verdict.NONE else "payment failed: FAILURE_REASON_NO_ROUTE"
+    cause = UpstreamError(UpstreamStatus.RESOURCE_EXHAUSTED, text, payment=PaymentReport(verdict=verdict))
+    found = map_purchase_error(PaymentFailed(cause, verdict, quote=quote()))
+    assert (found.code, found.retry, found.verdict) == (code, retry, verdict)
+    assert found.message == text
 
 
 def test_paid_and_undelivered_is_a_bad_gateway_that_is_not_retried():

@@ -21,7 +21,15 @@ from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.grpc_status import is_transient, upstream_error
-from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, LcpdAddress, RpcError, Transport, TransportKind
+from lcp_gateway.upstreams.lcpd.payment_report import limits_metadata, read_report, report_of_failure
+from lcp_gateway.upstreams.lcpd.transport import (
+    MAX_RECEIVE_BYTES,
+    LcpdAddress,
+    Metadata,
+    RpcError,
+    Transport,
+    TransportKind,
+)
 
 SUPPORTED_VERSIONS = frozenset({2})
 _HASH_BYTES = 32
@@ -96,12 +104,17 @@ class LcpdUpstream:
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
         on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
         tracing: Tracing = NO_TRACING,
+        transport: Transport | None = None,
+        fee_limit_msat: int = 0,
     ) -> None:
         """``on_error`` gets the names of the method and the status of every call that fails.
 
-        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason.
+        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason. ``transport`` leads to a daemon
+        in this process, None to the address. A daemon that is a node of lcp-gateway pays no routing fee above ``fee_limit_msat``;
+        0 leaves the limit to it.
         """
-        self._transport = open_transport(address)
+        self._transport = open_transport(address) if transport is None else transport
+        self._fee_limit_msat = fee_limit_msat
         self._metadata = address.metadata
         self._own_names = frozenset(name.lower() for name, _ in address.metadata)
         self._on_error = on_error
@@ -112,7 +125,7 @@ class LcpdUpstream:
 
     @property
     def transport(self) -> str:
-        """The name of the transport in use: ``direct`` or ``grpcio``."""
+        """The name of the transport in use: ``direct``, ``grpcio``, or ``in-process``."""
         return self._transport.name
 
     async def local_info(self, timeout_s: float) -> LocalInfo:
@@ -169,7 +182,7 @@ class LcpdUpstream:
         request = pb.AcceptAndExecuteRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         try:
             answer = await self._once(
-                "AcceptAndExecute", pb.AcceptAndExecuteResponse, request, timeout_s, for_client=False
+                "AcceptAndExecute", pb.AcceptAndExecuteResponse, request, timeout_s, limits=self._limits(quote)
             )
         except UpstreamError as error:
             if _TOO_LARGE.search(error.message):
@@ -190,7 +203,10 @@ class LcpdUpstream:
         """Pay and yield the result as it comes. Goes out once."""
         request = pb.AcceptAndExecuteStreamRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         call = self._transport.stream(
-            _SERVICE + "AcceptAndExecuteStream", request.SerializeToString(), timeout_s, self._present_metadata()
+            _SERVICE + "AcceptAndExecuteStream",
+            request.SerializeToString(),
+            timeout_s,
+            (*self._present_metadata(), *self._limits(quote)),
         )
         begun = False
         chunks = _Chunks(self._result_limits.get(quote.peer_id, _NO_LIMIT))
@@ -220,22 +236,27 @@ class LcpdUpstream:
         """Close the channel; calls under way are cancelled."""
         await self._transport.close()
 
-    def _present_metadata(self) -> Sequence[tuple[str, str]]:
+    def _present_metadata(self) -> Metadata:
         """Return the operator's metadata and where the call is traced, which a daemon that does not trace lets be."""
         traced = self._tracing.headers()
         if not traced:
             return self._metadata
         return (*self._metadata, *(p for p in traced.items() if p[0] not in self._own_names))
 
+    def _limits(self, quote: Quote) -> Metadata:
+        return limits_metadata(quote.price_msat, self._fee_limit_msat)
+
     async def _once(
-        self, method: str, answer: type[_Answer], request: _Message, timeout_s: float, *, for_client: bool = True
+        self, method: str, answer: type[_Answer], request: _Message, timeout_s: float, *, limits: Metadata = ()
     ) -> _Answer:
+        """Make a call, one that pays where it has ``limits``."""
+        metadata = self._present_metadata()
+        if limits:
+            metadata = (*metadata, *limits)
         try:
-            received = await self._transport.unary(
-                _SERVICE + method, request.SerializeToString(), timeout_s, self._present_metadata()
-            )
+            received = await self._transport.unary(_SERVICE + method, request.SerializeToString(), timeout_s, metadata)
         except RpcError as error:
-            raise self._failure(method, error, for_client=for_client) from error
+            raise self._failure(method, error, for_client=not limits) from error
         try:
             return answer.FromString(received)
         except DecodeError:
@@ -267,7 +288,7 @@ class LcpdUpstream:
 
     def _failure(self, method: str, error: RpcError, *, for_client: bool) -> UpstreamError:
         self._on_error(method, error.status)
-        return upstream_error(error, for_client=for_client)
+        return upstream_error(error, for_client=for_client, payment=report_of_failure(error))
 
 
 def open_transport(address: LcpdAddress) -> Transport:
@@ -344,6 +365,7 @@ def _result(message: pb.Result) -> Result:
         content_type=message.content_type,
         content_encoding=message.content_encoding,
         message=message.message,
+        payment=read_report(message.payment),
     )
 
 
@@ -415,7 +437,7 @@ def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:
     match message.WhichOneof("event"):
         case "result_begin":
             begin = message.result_begin
-            return StreamBegin(begin.content_type, begin.content_encoding)
+            return StreamBegin(begin.content_type, begin.content_encoding, payment=read_report(begin.payment))
         case "result_end":
             return StreamEnd(message.result_end.result_hash, message.result_end.result_len)
         case "result":

@@ -1,6 +1,8 @@
 """One gRPC call on an HTTP/2 stream: messages out of bytes, a status out of headers."""
 
 import asyncio
+import binascii
+from collections.abc import Mapping
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -250,7 +252,20 @@ class GrpcCall:
             return
         status = _STATUSES[number - 1] if 0 < number <= len(_STATUSES) else UpstreamStatus.UNKNOWN
         message = unquote_to_bytes(self._headers.get(b"grpc-message", b""))
-        self.end(RpcError(status, message.decode("utf-8", "replace")))
+        self.end(RpcError(status, message.decode("utf-8", "replace"), trailers=_binary(self._headers)))
+
+
+def _binary(headers: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    """Return the headers with binary values; one that is no base64 is left out."""
+    found: dict[str, bytes] = {}
+    for name, value in headers.items():
+        if name.endswith(b"-bin"):
+            try:
+                # gRPC leaves the padding out, or in.
+                found[name.decode("latin-1")] = binascii.a2b_base64(value.rstrip(b"=") + b"==", strict_mode=False)
+            except binascii.Error:
+                continue
+    return found
 
 
 def _refusal(compressed: int, size: int) -> RpcError:

@@ -3,6 +3,7 @@
 import re
 
 from lcp_gateway.purchase.errors import UpstreamError
+from lcp_gateway.purchase.payment_evidence import PaymentReport
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.transport import RpcError
@@ -36,22 +37,23 @@ _NOT_READY_YET = re.compile(r"lcp_error code=10\b|manifest not exchanged|not (?:
 _TOO_LARGE = re.compile(r"lcp_error code=6\b|too large|larger than max")
 
 
-def upstream_error(error: RpcError, *, for_client: bool = True) -> UpstreamError:
+def upstream_error(error: RpcError, *, for_client: bool = True, payment: PaymentReport | None = None) -> UpstreamError:
     """Return the gateway's error for one of gRPC's; the daemon's text is bounded and made printable.
 
     With ``for_client`` the text names no address. The call that pays needs the text as it is, for it is evidence; that
-    HTTP/2 calls a stream not processed is better evidence than any text.
+    HTTP/2 calls a stream not processed is better evidence than any text. Where the daemon reported the payment, its text is no
+    evidence any more.
     """
     status = error.status
     text = _UNPRINTABLE.sub(" ", error.details).strip()[:_MAX_MESSAGE_CHARS]
     message = text or f"the daemon answered {status}"
     retryable = is_retryable(status, message)
-    if not for_client:
+    if payment is None and not for_client:
         evidence = Verdict.NONE if error.not_processed else None
         return UpstreamError(status, message, retryable=retryable, evidence=evidence)
     if status == UpstreamStatus.UNAVAILABLE and _CONNECTION.match(text):
-        return UpstreamError(status, DAEMON_AWAY, retryable=retryable, is_away=True)
-    return UpstreamError(status, _ADDRESS.sub(_SOMEWHERE, message), retryable=retryable)
+        return UpstreamError(status, DAEMON_AWAY, retryable=retryable, is_away=True, payment=payment)
+    return UpstreamError(status, _ADDRESS.sub(_SOMEWHERE, message), retryable=retryable, payment=payment)
 
 
 def is_retryable(status: UpstreamStatus, message: str) -> bool:

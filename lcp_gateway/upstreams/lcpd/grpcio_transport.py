@@ -86,7 +86,8 @@ class _GrpcioStream:
 
 
 def _rpc_error(error: grpc.aio.AioRpcError) -> RpcError:
-    return RpcError(UpstreamStatus[error.code().name], error.details() or "")
+    trailers = {name: value for name, value in error.trailing_metadata() or () if isinstance(value, bytes)}
+    return RpcError(UpstreamStatus[error.code().name], error.details() or "", trailers=trailers)
 
 
 def _open_channel(address: LcpdAddress) -> grpc.aio.Channel:

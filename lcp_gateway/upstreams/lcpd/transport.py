@@ -1,10 +1,11 @@
 """The transport of gRPC calls that the adapter uses; messages are bytes, so that a transport knows no service."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from lcp_gateway.upstream_status import UpstreamStatus
 
@@ -44,18 +45,30 @@ class LcpdAddress:
     transport: TransportKind = TransportKind.AUTO
 
 
+_NO_TRAILERS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+
 class RpcError(Exception):
     """A call ended with a status other than OK.
 
     ``not_processed``: HTTP/2 itself says that no handler saw the call
     (REFUSED_STREAM, a GOAWAY with a lower last stream id). Anything else may have been executed.
+    ``trailers`` are the binary ones that came with the status, by their names, which end in "-bin".
     """
 
-    def __init__(self, status: UpstreamStatus, details: str, *, not_processed: bool = False) -> None:
+    def __init__(
+        self,
+        status: UpstreamStatus,
+        details: str,
+        *,
+        not_processed: bool = False,
+        trailers: Mapping[str, bytes] = _NO_TRAILERS,
+    ) -> None:
         super().__init__(f"{status}: {details}")
         self.status = status
         self.details = details
         self.not_processed = not_processed
+        self.trailers = trailers
 
 
 MessageSink = Callable[[list[bytes]], bool]
