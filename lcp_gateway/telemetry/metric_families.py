@@ -40,6 +40,11 @@ class KnownLabels:
                 added.append(value)
         return added
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values that were admitted, sorted."""
+        return tuple(sorted(self._values))
+
     def fold(self, value: str) -> str:
         """Return the value when it was admitted, else ``other``."""
         return value if value in self._values else OTHER

@@ -158,18 +158,21 @@ SPECS: tuple[MetricSpec, ...] = (
 NODE_SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("lcp", _C, "lcp_jobs_total", "Jobs that ended, by the node's side of them and by how: see the values of job_end.", ("role", "job_end")),
     MetricSpec("lcp", _G, "lcp_jobs_open", "Jobs that have not ended, by side: quoted (neither paid nor expired) or running (paid).", ("role", "job_state")),
-    MetricSpec("lcp", _C, "lcp_earned_msat_total", "Millisatoshi of settled invoices of jobs that ended, by model.", ("model",)),
-    MetricSpec("lcp", _C, "lcp_undelivered_msat_total", "The part of the earnings whose buyer got no whole result."),
-    MetricSpec("lcp", _C, "lcp_spent_msat_total", "Millisatoshi of settled payments of jobs that ended, routing fees not included."),
+    MetricSpec("lcp", _C, "lcp_refused_total", "Requests for a quote that were refused, by the name of the error that the peer got.", ("lcp_error",)),
+    MetricSpec("lcp", _C, "lcp_earned_msat_total", "Millisatoshi of the node's invoices that were paid, by model.", ("model",)),
+    MetricSpec("lcp", _C, "lcp_spent_msat_total", "Millisatoshi of the node's payments that arrived, routing fees not included."),
     MetricSpec("lcp", _C, "lcp_fees_msat_total", "Millisatoshi of their routing fees."),
+    MetricSpec("lcp", _C, "lcp_payments_total", "Payments of the node that ended, by how.", ("payment_end",)),
     MetricSpec("lcp", _C, "lcp_messages_total", "Custom messages of LCP to and from peers, by version.", ("direction", "protocol")),
     MetricSpec("lcp", _C, "lcp_message_bytes_total", "Bytes of their payloads.", ("direction", "protocol")),
+    MetricSpec("lcp", _C, "lcp_messages_dropped_total", "Messages of peers that were not taken, by the reason.", ("why_dropped",)),
     MetricSpec("lcp", _G, "lcp_links", "Peers by version and state: connected (one manifest is missing), or ready (both were exchanged).", ("link_state", "protocol")),
     MetricSpec("lcp", _G, "lcp_queue_messages", "Messages that wait to be handed to lnd, over all peers."),
     MetricSpec("lcp", _G, "lcp_queue_bytes", "Bytes of the messages that wait."),
     MetricSpec("lcp", _G, "lcp_deepest_queue_messages", "Messages that wait for the peer for which most do."),
     MetricSpec("lcp", _G, "lcp_invoices_up", "1 while the subscription to settled invoices stands, else 0: until it does, paid jobs wait. Absent where nothing is sold."),
     MetricSpec("lcp", _G, "lcp_lnd_up", "1 while lnd delivers peers and messages, else 0."),
+    MetricSpec("lcp", _C, "lcp_problems_total", "Errors of a part of the node that goes on: it was started again, or its step is tried again. The log has the cause of each.", ("part",)),
 )  # fmt: skip
 """The metrics of a node over lnd, which are exposed where one runs: by `lcp-gateway node`, or with the gateway's in one process."""
 
@@ -295,7 +298,46 @@ GRPC_METHODS = (
 )
 GRPC_CODES = tuple(UpstreamStatus)
 ROLES = ("buyer", "seller")
-JOB_ENDS = ("delivered", "refused", "expired", "unpaid", "cancelled", "failed", "lost")
+JOB_ENDS = ("delivered", "failed", "cancelled", "error", "silent", "expired", "not_asked", "not_payable", "not_paid")
+PAYMENT_ENDS = ("settled", "failed")
+WHY_DROPPED = ("undecodable", "unknown_type", "unknown_job", "expired", "repeated")
+LCP_ERRORS = (
+    "unsupported_version",
+    "unsupported_task",
+    "quote_expired",
+    "payment_required",
+    "payment_invalid",
+    "payload_too_large",
+    "rate_limited",
+    "unsupported_params",
+    "unsupported_encoding",
+    "invalid_state",
+    "chunk_out_of_order",
+    "checksum_mismatch",
+    "manifest_required",
+    "stream_limit_exceeded",
+)
+NODE_PARTS = (
+    "cancel_invoice",
+    "compute",
+    "disconnect",
+    "end_purchase",
+    "end_sale",
+    "invoices",
+    "keep_purchase",
+    "keep_sale",
+    "keep_sent",
+    "listen",
+    "look_up",
+    "make_invoice",
+    "manifests",
+    "pay",
+    "sale",
+    "send",
+    "settle_invoice",
+    "sweep",
+    "track",
+)
 JOB_STATES = ("quoted", "running")
 LINK_STATES = ("connected", "ready")
 DIRECTIONS = ("in", "out")
@@ -310,11 +352,14 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "how": REPEATS,
         "job_end": JOB_ENDS,
         "job_state": JOB_STATES,
+        "lcp_error": LCP_ERRORS,
         "link_state": LINK_STATES,
         "method": GRPC_METHODS,
         "mismatch": MISMATCHES,
         "outcome": OUTCOMES,
+        "part": NODE_PARTS,
         "payment": VERDICTS,
+        "payment_end": PAYMENT_ENDS,
         "period": PERIODS,
         "phase": PHASES,
         "reason": REASONS,
@@ -327,6 +372,7 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "task": TASKS,
         "to": CHANGES,
         "why": REMOVED,
+        "why_dropped": WHY_DROPPED,
         "why_gone": GONE_FOR,
     }
 )
@@ -342,6 +388,7 @@ WITHOUT_OTHER = frozenset(
         "link_state",
         "method",
         "outcome",
+        "payment_end",
         "role",
         "source",
         "stage",

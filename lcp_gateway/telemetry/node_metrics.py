@@ -11,21 +11,19 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from lcp_gateway.telemetry.metric_families import ABSENT, Exposed, Families, KnownLabels, exposition
 from lcp_gateway.telemetry.metric_table import (
     BY_NAME,
-    DIRECTIONS,
-    JOB_ENDS,
     JOB_STATES,
+    LABEL_WORDS,
     LINK_STATES,
     NODE_SPECS,
     OTHER,
     ROLES,
+    WITHOUT_OTHER,
+    MetricKind,
 )
 
 MAX_MODELS = 200
 _VERSIONS = ("2", "3")
-_BUYER, _SELLER = ROLES
-_IN, _OUT = DIRECTIONS
-# The seller was paid, and its buyer has no whole result.
-_UNDELIVERED = frozenset({"failed", "lost", "cancelled"})
+_BY_NAME = {spec.name: spec for spec in NODE_SPECS}
 
 
 class Figures(Protocol):
@@ -73,7 +71,7 @@ class Figures(Protocol):
 
 
 class NodeMetrics:
-    """Counts a node's events. It is a ``NodeObserver``; no method raises, and all are called on the event loop's thread.
+    """Counts a node's events. No method raises, and all are called on the event loop's thread.
 
     ``registry`` is that of a gateway in the same process; without one the node has its own, with ``build_info`` and the
     metrics of its process. ``models`` are those that are sold: others are counted as ``other``.
@@ -89,50 +87,65 @@ class NodeMetrics:
         self._registry = registry
         families = Families(registry, specs)
         self._gauges = families.gauges
-        counters = families.counters
+        self._counters = families.counters
         self._models = KnownLabels(MAX_MODELS)
         self._models.admit(models)
-        jobs = counters["lcp_jobs_total"]
-        self._jobs = {labels: jobs.labels(*labels) for labels in product(ROLES, JOB_ENDS)}
-        earned = counters["lcp_earned_msat_total"]
-        self._earned = {self._models.fold(model): earned.labels(self._models.fold(model)) for model in (*models, OTHER)}
-        self._undelivered = counters["lcp_undelivered_msat_total"]
-        self._spent = counters["lcp_spent_msat_total"]
-        self._fees = counters["lcp_fees_msat_total"]
-        self._messages = {
-            (direction, version): (
-                counters["lcp_messages_total"].labels(direction, version),
-                counters["lcp_message_bytes_total"].labels(direction, version),
-            )
-            for direction, version in product(DIRECTIONS, (*_VERSIONS, OTHER))
-        }
+        # A counter whose first sample is already 1 shows no increase.
+        for spec in NODE_SPECS:
+            if spec.kind is MetricKind.COUNTER and spec.labels:
+                for labels in product(*map(self._words_of, spec.labels)):
+                    self._counters[spec.name].labels(*labels)
         for name in ("lcp_invoices_up", "lcp_lnd_up"):
             self._gauges[name].set(ABSENT)
+
+    def _words_of(self, label: str) -> tuple[str, ...]:
+        if label == "model":
+            return (*self._models.values, OTHER)
+        words = _VERSIONS if label == "protocol" else LABEL_WORDS[label]
+        return words if label in WITHOUT_OTHER else (*words, OTHER)
+
+    def _count(self, name: str, *labels: str, by: float = 1) -> None:
+        counter = self._counters[name]
+        folded = [_fold(label, value) for label, value in zip(_BY_NAME[name].labels, labels, strict=True)]
+        (counter.labels(*folded) if folded else counter).inc(max(0, by))
 
     def build_info(self, version: str) -> None:
         """Set the versions that run, where this node is a process of its own."""
         self._gauges["build_info"].labels(version, platform.python_version(), "+".join(_VERSIONS)).set(1)
 
-    def message(self, *, sent: bool, protocol: int, byte_count: int) -> None:
+    def message(self, direction: str, protocol: int, byte_count: int) -> None:
         """Count a message to or from a peer."""
-        version = str(protocol)
-        count, size = self._messages[_OUT if sent else _IN, version if version in _VERSIONS else OTHER]
-        count.inc()
-        size.inc(max(0, byte_count))
+        self._count("lcp_messages_total", direction, str(protocol))
+        self._count("lcp_message_bytes_total", direction, str(protocol), by=byte_count)
 
-    def job_ended(self, *, role: str, end: str, model: str, paid_msat: int = 0, fee_msat: int = 0) -> None:
-        """Count a job that ended, and its money where the payment settled."""
-        if (counter := self._jobs.get((role, end))) is None:
-            return
-        counter.inc()
-        paid_msat, fee_msat = max(0, paid_msat), max(0, fee_msat)
-        if role == _SELLER:
-            self._earned[self._models.fold(model)].inc(paid_msat)
-            if end in _UNDELIVERED:
-                self._undelivered.inc(paid_msat)
-        else:
-            self._spent.inc(paid_msat)
-            self._fees.inc(fee_msat)
+    def message_dropped(self, reason: str) -> None:
+        """Count a message of a peer that was not taken."""
+        self._count("lcp_messages_dropped_total", reason)
+
+    def job_ended(self, role: str, outcome: str) -> None:
+        """Count a job that ended."""
+        self._count("lcp_jobs_total", role, outcome)
+
+    def job_refused(self, code: str) -> None:
+        """Count a request for a quote that was refused."""
+        self._count("lcp_refused_total", code)
+
+    def earned(self, price_msat: int, model: str) -> None:
+        """Count the price of a sale that was paid."""
+        self._count("lcp_earned_msat_total", self._models.fold(model), by=price_msat)
+
+    def spent(self, price_msat: int, fee_msat: int) -> None:
+        """Count the price and the routing fee of a purchase that was paid."""
+        self._count("lcp_spent_msat_total", by=price_msat)
+        self._count("lcp_fees_msat_total", by=fee_msat)
+
+    def payment_ended(self, outcome: str) -> None:
+        """Count a payment that ended."""
+        self._count("lcp_payments_total", outcome)
+
+    def problem(self, part: str) -> None:
+        """Count an error of a part that goes on."""
+        self._count("lcp_problems_total", part)
 
     def set_figures(self, figures: Figures) -> None:
         """Set the figures of this moment."""
@@ -151,3 +164,8 @@ class NodeMetrics:
     async def expose(self, accept: str = "") -> tuple[bytes, str]:
         """Return the body of ``/metrics`` and its content type, rendered in a thread."""
         return await asyncio.to_thread(exposition, Exposed(self._registry), accept)
+
+
+def _fold(label: str, value: str) -> str:
+    words = _VERSIONS if label == "protocol" else LABEL_WORDS.get(label)
+    return value if words is None or value in words else OTHER
