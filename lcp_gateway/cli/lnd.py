@@ -83,7 +83,8 @@ async def opened_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIss
             "lnd_invoice_macaroon_file (see the documentation of lnd), or use --embedded"
         )
     from lcp_gateway.app.wiring.lnd import invoice_address  # noqa: PLC0415 - imports the whole gateway
-    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer, LndInvoices  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer  # noqa: PLC0415 - an optional extra
+    from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - as above
 
     node = "" if settings.lnd_grpc_addr else own_node(settings)
     with _opening_fails():

@@ -198,7 +198,10 @@ class Invoices(Interface):
         ...
 
     def paid(self, settle_index: int) -> AsyncIterator[InvoicePaid]:
-        """Return invoices as they are settled after that index, and hold invoices made here as they are accepted.
+        """Return invoices as they are settled after that index, and hold invoices as they are accepted.
+
+        Those are the hold invoices that were made here, and after a restart those whose ``state`` was asked for. An
+        acceptance may come twice. Indexes are those of one Lightning node: with another one, the caller begins with 0.
 
         The iterator raises ``LightningAway`` when it breaks, also after a clean end; the caller asks again from its last index.
         """

@@ -6,7 +6,8 @@ import pytest
 
 from lcp_gateway.lightning.lnd.channel import LndAddress
 from lcp_gateway.lightning.lnd.demo import make_invoice
-from lcp_gateway.lightning.lnd.payouts import LndPayer, LndPayouts
+from lcp_gateway.lightning.lnd.payer import LndPayer
+from lcp_gateway.lightning.lnd.payouts import LndPayouts
 from lcp_gateway.lightning.lnd.records import LndError, PaymentState
 from lcp_gateway.node.config import NodeConfig, WalletConfig
 from lcp_gateway.node.server import Node

@@ -23,7 +23,8 @@ from lcp_gateway.accounts.models import Balance
 from lcp_gateway.accounts.payouts import Payouts
 from lcp_gateway.accounts.withdrawals import Withdrawal, WithdrawalRules
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd.payouts import LndPayer, LndPayouts
+from lcp_gateway.lightning.lnd.payer import LndPayer
+from lcp_gateway.lightning.lnd.payouts import LndPayouts
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.accounts.withdrawals import Withdrawals

@@ -93,7 +93,7 @@ def channel(local_sat, *, reserve_sat=0, active=True, pending_htlcs=0):
 
 @dataclass
 class Trouble:
-    """The fault of every call while it is set: a status with its text, a delay, or both."""
+    """The fault of every call, or of calls of one name, while it is set: a status with its text, a delay, or both."""
 
     status: grpc.StatusCode | None = None
     text: str = ""
@@ -118,8 +118,10 @@ class LndStandin:
     forged: dict = field(default_factory=dict)
     run: Callable[[Coroutine], object] | None = None
     trouble: Trouble = field(default_factory=Trouble)
+    troubles: dict[str, Trouble] = field(default_factory=dict)
     # How the next payments go: "settle", "no_route", "hold" until ``finish``, "refuse" with an error of the call,
-    # "hang" with no answer to the call and no payment. A function chooses for each invoice.
+    # "hang" with no answer to the call and no payment, "answer_lost" as "settle" with a call that breaks off at its end. A
+    # function chooses for each invoice.
     payments_go: Callable[[bytes], str] = lambda _hash: "settle"
     payment_fee_msat: int = 7
     payment_delay_s: float = 0.0
@@ -168,18 +170,23 @@ class LndStandin:
 
     async def start(self) -> None:
         """Listen, on the port of the last start if there was one."""
-        self._server = grpc.aio.server()
-        STUBS.lightning_grpc.add_LightningServicer_to_server(
-            type("Lightning", (_Lightning, STUBS.lightning_grpc.LightningServicer), {})(self), self._server
-        )
-        if self.with_router:
-            STUBS.router_grpc.add_RouterServicer_to_server(
-                type("Router", (_Router, STUBS.router_grpc.RouterServicer), {})(self), self._server
-            )
+        # As lnd: a client that pings more often is told to go away.
+        self._server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 5_000)])
+        self.add_services(self._server)
         credentials = grpc.ssl_server_credentials([(self._tls_key.read_bytes(), self._certificate.read_bytes())])
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self._server.start()
         self._running = True
+
+    def add_services(self, server) -> None:
+        """Add what it serves."""
+        STUBS.lightning_grpc.add_LightningServicer_to_server(
+            type("Lightning", (LightningCalls, STUBS.lightning_grpc.LightningServicer), {})(self), server
+        )
+        if self.with_router:
+            STUBS.router_grpc.add_RouterServicer_to_server(
+                type("Router", (RouterCalls, STUBS.router_grpc.RouterServicer), {})(self), server
+            )
 
     async def stop(self) -> None:
         """Stop as lnd does: subscriptions end as if they were complete, other calls are cut off."""
@@ -222,14 +229,18 @@ class LndStandin:
                 return invoice
         return None
 
-    async def add(self, request):
-        """Make an invoice as AddInvoice does, and return it; raises ``InvoiceError`` for an invoice that cannot be encoded."""
-        preimage = request.r_preimage or secrets.token_bytes(32)
+    async def add(self, request, *, held_hash: bytes = b""):
+        """Make an invoice as AddInvoice does, and return it; raises ``InvoiceError`` for an invoice that cannot be encoded.
+
+        With ``held_hash`` it is a hold invoice, whose preimage it does not know.
+        """
+        preimage = b"" if held_hash else getattr(request, "r_preimage", b"") or secrets.token_bytes(32)
+        payment_hash = held_hash or hashlib.sha256(preimage).digest()
         says = {
             "key": self.key,
             "network": "bcrt",
             "timestamp": int(time.time()),
-            "payment_hash": hashlib.sha256(preimage).digest(),
+            "payment_hash": payment_hash,
             "payment_secret": secrets.token_bytes(32),
             "amount_msat": request.value_msat or request.value * 1_000 or None,
             "description": None if request.description_hash else request.memo,
@@ -241,7 +252,7 @@ class LndStandin:
         invoice = LN.Invoice(
             memo=request.memo,
             r_preimage=preimage,
-            r_hash=hashlib.sha256(preimage).digest(),
+            r_hash=payment_hash,
             value_msat=request.value_msat or request.value * 1_000,
             creation_date=says["timestamp"],
             payment_request=bolt11.encode(key, **says),
@@ -278,9 +289,10 @@ class LndStandin:
             ended = unfinished(payment_hash, status=FAILED, failure_reason=4, value_msat=held.value_msat)
         self.payments[payment_hash] = ended
 
-    async def _go(self, payment_hash: bytes, way: str) -> None:
+    async def _go(self, asked: bolt11.Invoice, way: str) -> None:
+        payment_hash = asked.payment_hash
         await asyncio.sleep(self.payment_delay_s)
-        if way == "settle":
+        if way in {"settle", "answer_lost"}:
             self.finish(payment_hash, settle=True)
         elif way == "no_route":
             self.payments[payment_hash] = unfinished(payment_hash, status=FAILED, failure_reason=2)
@@ -302,13 +314,14 @@ class LndStandin:
         allows = self._baked[given[0]]
         if allows is not None and name not in allows:
             await context.abort(grpc.StatusCode.UNKNOWN, "permission denied")
-        if self.trouble.delay_s:
-            await asyncio.sleep(self.trouble.delay_s)
-        if self.trouble.status:
-            await context.abort(self.trouble.status, self.trouble.text)
+        for trouble in (self.trouble, self.troubles.get(name, Trouble())):
+            if trouble.delay_s:
+                await asyncio.sleep(trouble.delay_s)
+            if trouble.status:
+                await context.abort(trouble.status, trouble.text)
 
 
-class _Lightning:
+class LightningCalls:
     def __init__(self, lnd: LndStandin):
         self._lnd = lnd
 
@@ -449,7 +462,7 @@ class _Lightning:
                     await lnd._changed.wait()
 
 
-class _Router:
+class RouterCalls:
     def __init__(self, lnd: LndStandin):
         self._lnd = lnd
 
@@ -471,18 +484,26 @@ class _Router:
             await context.abort(grpc.StatusCode.UNKNOWN, "unable to find a path")
         if way == "hang":
             await asyncio.sleep(3_600)
-        if way == "settle" and request.fee_limit_msat < lnd.payment_fee_msat:
+        if way in {"settle", "answer_lost"} and request.fee_limit_msat < lnd.payment_fee_msat:
             way = "no_route"
         payment_hash = asked.payment_hash
         lnd.sent.append(payment_hash)
         amount_msat = asked.amount_msat or request.amt_msat
         lnd.payments[payment_hash] = unfinished(payment_hash, value_msat=amount_msat)
-        going = asyncio.ensure_future(lnd._go(payment_hash, way))
+        going = asyncio.ensure_future(lnd._go(asked, way))
         lnd._under_way.add(going)
         going.add_done_callback(lnd._under_way.discard)
         while (payment := lnd.payments[payment_hash]).status not in {SUCCEEDED, FAILED}:
-            await asyncio.sleep(0.01)
+            await self._wait(context)
+        if way == "answer_lost":
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         yield payment
+
+    async def _wait(self, context):
+        """Wait a moment for a payment; when lnd stops, the stream of one that is under way ends with an error."""
+        await asyncio.sleep(0.01)
+        if not self._lnd._running:
+            await context.abort(grpc.StatusCode.UNKNOWN, "routerrpc server shutting down")
 
     def _refusal(self, request, asked):
         """Return the status and the text with which lnd refuses a payment; None where it begins one."""
@@ -513,7 +534,7 @@ class _Router:
                 return
             before = payment
             while payment is before:
-                await asyncio.sleep(0.01)
+                await self._wait(context)
                 payment = lnd.payments[request.payment_hash]
 
 

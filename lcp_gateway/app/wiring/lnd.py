@@ -68,7 +68,8 @@ async def open_invoice_issuer(settings: Settings) -> "AsyncIterator[InvoiceIssue
     if not (settings.embedded or settings.lnd_grpc_addr):
         yield None
         return
-    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer, LndInvoices  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.lightning.lnd.invoice_issuer import InvoiceIssuer  # noqa: PLC0415 - few gateways sell
+    from lcp_gateway.lightning.lnd.invoices import LndInvoices  # noqa: PLC0415 - as above
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     try:
@@ -90,7 +91,8 @@ async def open_payouts(settings: Settings) -> "AsyncIterator[LndPayouts | None]"
         yield None
         return
     from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - few gateways pay out
-    from lcp_gateway.lightning.lnd.payouts import LndPayer, LndPayouts  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.payer import LndPayer  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.payouts import LndPayouts  # noqa: PLC0415 - as above
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     address = LndAddress(settings.lcpd_grpc_addr)

@@ -23,19 +23,17 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_reconnect_backoff_ms", 5_000),
     ("grpc.use_local_subchannel_pool", 1),
 )
-_KEEPALIVE: tuple[tuple[str, Any], ...] = (
-    # Also bounds how long a connection may live whose other end vanished without closing it. lnd allows a ping every 5
-    # s.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-)
+KEEPALIVE_S: Final = 60.0
+"""How often a connection is checked. With ``_PING_ANSWER_S`` it bounds how long one may live whose other end vanished."""
+_PING_ANSWER_S: Final = 20.0
 _MAX_MESSAGE_CHARS = 300
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]+")
 NOT_READY: Final = re.compile(r"wallet locked|wallet not created|starting up|not yet ready", re.IGNORECASE)
 """lnd's texts while it starts or waits for its wallet to be unlocked: it has checked no macaroon yet."""
-_NOT_ALLOWED = re.compile(
+NOT_ALLOWED: Final = re.compile(
     r"permission denied|verification failed|cannot get macaroon|expected 1 macaroon|data format of binary-encoded macaroon"
 )
+"""lnd's texts for a call that the macaroon does not allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +55,10 @@ class LndAddress:
             raise ValueError("a macaroon is sent over TLS only: name lnd's certificate")
 
 
-def open_channel(address: LndAddress) -> grpc.aio.Channel:
+def open_channel(address: LndAddress, *, keepalive_s: float = KEEPALIVE_S) -> grpc.aio.Channel:
     """Open a channel. It connects on first use, and again by itself after lnd was away.
+
+    ``keepalive_s`` is how often the connection is checked while calls are open; lnd allows a ping every 5 seconds.
 
     Raises:
         OSError: the certificate cannot be read.
@@ -67,10 +67,19 @@ def open_channel(address: LndAddress) -> grpc.aio.Channel:
     if address.tls_cert is None:
         # No keepalive: our own node, as every gRPC server by default, closes a quiet stream that is pinged each minute.
         return grpc.aio.insecure_channel(address.target, options=options)
+    answer_ms = round(min(keepalive_s, _PING_ANSWER_S) * 1_000)
+    keepalive = (
+        ("grpc.keepalive_time_ms", round(keepalive_s * 1_000)),
+        ("grpc.keepalive_timeout_ms", answer_ms),
+        # gRPC pings for its own measurements too, and while one of those is not answered, keepalive waits for it.
+        ("grpc.http2.ping_timeout_ms", answer_ms),
+        # A subscription may be quiet for days: without this, gRPC stops to ping after the second time.
+        ("grpc.http2.max_pings_without_data", 0),
+    )
     return grpc.aio.secure_channel(
         address.target,
         grpc.ssl_channel_credentials(address.tls_cert.read_bytes().removeprefix(codecs.BOM_UTF8)),
-        options=(*options, *_KEEPALIVE),
+        options=(*options, *keepalive),
     )
 
 
@@ -81,9 +90,9 @@ class LndChannel:
         OSError: the certificate or the macaroon cannot be read.
     """
 
-    def __init__(self, address: LndAddress) -> None:
+    def __init__(self, address: LndAddress, *, keepalive_s: float = KEEPALIVE_S) -> None:
         self._metadata = call_metadata(address)
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, keepalive_s=keepalive_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -117,5 +126,5 @@ async def lnd_errors() -> AsyncIterator[None]:
     except grpc.aio.AioRpcError as error:
         status = UpstreamStatus[error.code().name]
         text = _UNPRINTABLE.sub(" ", error.details() or "").strip()[:_MAX_MESSAGE_CHARS]
-        retryable = status.may_pass and not _NOT_ALLOWED.search(text)
+        retryable = status.may_pass and not NOT_ALLOWED.search(text)
         raise LndError(status, text or "no reason given", retryable=retryable) from error

@@ -13,7 +13,7 @@ from typing import Any
 import grpc.aio
 
 from lcp_gateway.constants import MSAT_PER_SAT
-from lcp_gateway.lightning.lnd.channel import LndAddress, LndChannel, lnd_errors
+from lcp_gateway.lightning.lnd.channel import KEEPALIVE_S, LndAddress, LndChannel, lnd_errors
 from lcp_gateway.lightning.lnd.records import (
     FailureReason,
     LndBalance,
@@ -87,10 +87,10 @@ class LndClient(LndChannel):
         OSError: the certificate or the macaroon cannot be read.
     """
 
-    def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
+    def __init__(self, address: LndAddress, *, timeout_s: float = 5.0, keepalive_s: float = KEEPALIVE_S) -> None:
         self._stubs = _load_stubs()
         self._timeout_s = timeout_s
-        super().__init__(address)
+        super().__init__(address, keepalive_s=keepalive_s)
         self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
         self._router = self._stubs.router_grpc.RouterStub(self._channel)
 

@@ -1,8 +1,6 @@
 """Pays withdrawals at an lnd, or at our own node, which serves the same calls.
 
-The only client here that can spend: it has a macaroon of its own, which needs ``info:read offchain:read
-offchain:write``. A payment is begun by ``SendPaymentV2``, never twice for an invoice, and what became of it is learnt
-from ``TrackPaymentV2``.
+A payment is begun by ``SendPaymentV2``, never twice for an invoice, and its outcome is read from ``TrackPaymentV2``.
 """
 
 import contextlib
@@ -10,9 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Any, Final
-
-import grpc.aio
+from typing import Final
 
 from lcp_gateway.accounts.withdrawals import (
     FailedBecause,
@@ -24,8 +20,7 @@ from lcp_gateway.accounts.withdrawals import (
     PayoutsUnavailable,
 )
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd.channel import lnd_errors
-from lcp_gateway.lightning.lnd.client import LndClient, payment_record
+from lcp_gateway.lightning.lnd.payer import LndPayer
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
 from lcp_gateway.purchase.money import Msat
 
@@ -42,35 +37,6 @@ _REASONS = MappingProxyType(
         FailureReason.CANCELLED: FailedBecause.CANCELLED,
     }
 )
-
-
-class LndPayer(LndClient):
-    """An lnd that may be made to pay."""
-
-    async def send(
-        self, payment_request: str, *, amount_msat: int | None, fee_limit_msat: int, timeout_s: int
-    ) -> PaymentRecord | None:
-        """Make lnd pay an invoice, and return how it ended; None where the stream ended before the payment.
-
-        ``amount_msat`` is for an invoice that names none. Needs ``offchain:write``.
-
-        Raises:
-            LndError: lnd refused it, or did not answer: it may be paid all the same.
-        """
-        request = self._stubs.router.SendPaymentRequest(
-            payment_request=payment_request,
-            amt_msat=amount_msat or 0,
-            fee_limit_msat=fee_limit_msat,
-            timeout_seconds=timeout_s,
-            no_inflight_updates=True,
-        )
-        async with lnd_errors():
-            call = self._router.SendPaymentV2(request, timeout=timeout_s + _LONGER_THAN_LND_S, metadata=self._metadata)
-            try:
-                update: Any = await call.read()
-            finally:
-                call.cancel()
-        return None if update is grpc.aio.EOF else payment_record(update)
 
 
 class LndPayouts:
@@ -113,7 +79,11 @@ class LndPayouts:
         """Make the one call that pays, and wait for its end; never raises."""
         try:
             record = await self._payer.send(
-                payment_request, amount_msat=amount_msat, fee_limit_msat=fee_limit_msat, timeout_s=timeout_s
+                payment_request,
+                amount_msat=amount_msat,
+                fee_limit_msat=fee_limit_msat,
+                timeout_s=timeout_s,
+                waits_s=timeout_s + _LONGER_THAN_LND_S,
             )
         except LndError as error:
             return Payout(PayoutState.UNCLEAR if error.status.is_unanswered else PayoutState.REFUSED)

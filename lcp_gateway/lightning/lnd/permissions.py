@@ -9,6 +9,7 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress, LndChannel, lnd_errors
@@ -18,6 +19,7 @@ from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
 _HASH_BYTES = 32
 _NO_SUCH_SETTLEMENT = 1 << 62
 _LISTENS_S = 1.0
+_PACKAGES: Final = MappingProxyType({"Lightning": "lnrpc", "Router": "routerrpc", "Invoices": "invoicesrpc"})
 # lnd's texts for a macaroon of another node, of a root key that was deleted, for none, for a file that holds none, and
 # for one whose time is over. Observed, but for the last.
 _NOT_ACCEPTED: Final = (
@@ -40,8 +42,8 @@ class Permission:
     @property
     def uri(self) -> str:
         """The call as ``lncli bakemacaroon`` takes it."""
-        package = "routerrpc" if self.call.startswith("Router.") else "lnrpc"
-        return f"uri:/{package}.{self.call.replace('.', '/')}"
+        service, _, method = self.call.partition(".")
+        return f"uri:/{_PACKAGES[service]}.{service}/{method}"
 
 
 READING: Final = (
@@ -71,6 +73,38 @@ PAYING: Final = (
 )
 """The calls that ``lnd_withdrawal_macaroon_file`` has to allow."""
 
+NODE_CONNECTING: Final = (
+    Permission("Lightning.GetInfo", "info:read", "the node's id and network"),
+    Permission("Lightning.ListPeers", "peers:read", "the peers that are connected"),
+    Permission("Lightning.SubscribePeerEvents", "peers:read", "peers that come and go"),
+    Permission("Lightning.SubscribeCustomMessages", "offchain:read", "messages of peers"),
+    Permission("Lightning.SendCustomMessage", "offchain:write", "messages to peers"),
+    Permission("Lightning.DisconnectPeer", "peers:write", "ending the connection with a peer that breaks the protocol"),
+)
+"""The calls that the macaroon of every node of our own over lnd has to allow."""
+
+NODE_BUYING: Final = (
+    Permission("Router.SendPaymentV2", "offchain:write", "paying jobs"),
+    Permission("Router.TrackPaymentV2", "offchain:read", "the outcome of payments after an interruption"),
+)
+"""The calls that a node which buys needs beside ``NODE_CONNECTING``."""
+
+NODE_SELLING: Final = (
+    Permission("Lightning.AddInvoice", "invoices:write", "invoices of jobs"),
+    Permission("Lightning.LookupInvoice", "invoices:read", "whether a job was paid while the node was away"),
+    Permission("Lightning.ListInvoices", "invoices:read", "the first settlement"),
+    Permission("Lightning.SubscribeInvoices", "invoices:read", "settlements as they happen"),
+    Permission("Invoices.CancelInvoice", "invoices:write", "invoices of jobs that are not wanted any more"),
+)
+"""The calls that a node which sells needs beside ``NODE_CONNECTING``."""
+
+NODE_HOLDING: Final = (
+    Permission("Invoices.AddHoldInvoice", "invoices:write", "invoices whose payment is returned if the job fails"),
+    Permission("Invoices.SettleInvoice", "invoices:write", "taking such a payment"),
+    Permission("Invoices.SubscribeSingleInvoice", "invoices:read", "such payments as they arrive"),
+)
+"""The calls that a node which sells with hold invoices needs beside ``NODE_SELLING``."""
+
 
 class MacaroonNotAccepted(LndError):
     """lnd does not accept this macaroon for any call."""
@@ -90,6 +124,7 @@ class MacaroonProbe(LndChannel):
         super().__init__(address)
         self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
         self._router = self._stubs.router_grpc.RouterStub(self._channel)
+        self._invoices = self._stubs.invoices_grpc.InvoicesStub(self._channel)
 
     async def missing(self, wanted: Sequence[Permission]) -> Sequence[Permission]:
         """Return the calls that the macaroon does not allow.
@@ -98,7 +133,8 @@ class MacaroonProbe(LndChannel):
             MacaroonNotAccepted: lnd accepts it for no call at all.
             LndError: lnd does not answer.
         """
-        return [it for it in wanted if not await self._is_allowed(it.call)]
+        allowed = await asyncio.gather(*(self._is_allowed(it.call) for it in wanted))
+        return [it for it, is_allowed in zip(wanted, allowed, strict=True) if not is_allowed]
 
     async def may_pay(self) -> bool:
         """Return whether the macaroon is known to allow spending; a macaroon that may not ask is assumed not to.
@@ -164,6 +200,35 @@ class MacaroonProbe(LndChannel):
                 await self._listen(stream, _LISTENS_S)
             case "Router.TrackPaymentV2" | "Router.SendPaymentV2":
                 await self._listen(self._router_stream(call), self._timeout_s)
+            case _:
+                await self._try_of_node(call)
+
+    async def _try_of_node(self, call: str) -> None:
+        """Try a call of a node of our own: peers and hashes are too short for lnd to do anything with them."""
+        messages, lightning, invoices = self._stubs.lightning, self._lightning, self._invoices
+        match call:
+            case "Lightning.ListPeers":
+                await self._ask(lightning.ListPeers, messages.ListPeersRequest())
+            case "Lightning.SubscribePeerEvents":
+                stream = lightning.SubscribePeerEvents(messages.PeerEventSubscription(), metadata=self._metadata)
+                await self._listen(stream, _LISTENS_S)
+            case "Lightning.SubscribeCustomMessages":
+                request = messages.SubscribeCustomMessagesRequest()
+                await self._listen(lightning.SubscribeCustomMessages(request, metadata=self._metadata), _LISTENS_S)
+            case "Lightning.SendCustomMessage":
+                await self._ask(lightning.SendCustomMessage, messages.SendCustomMessageRequest())
+            case "Lightning.DisconnectPeer":
+                await self._ask(lightning.DisconnectPeer, messages.DisconnectPeerRequest())
+            case "Invoices.CancelInvoice":
+                await self._ask(invoices.CancelInvoice, self._stubs.invoices.CancelInvoiceMsg(payment_hash=b"\0"))
+            case "Invoices.SettleInvoice":
+                await self._ask(invoices.SettleInvoice, self._stubs.invoices.SettleInvoiceMsg(preimage=b"\0"))
+            case "Invoices.AddHoldInvoice":
+                request = self._stubs.invoices.AddHoldInvoiceRequest(hash=b"\0", value=1, value_msat=1)
+                await self._ask(invoices.AddHoldInvoice, request)
+            case "Invoices.SubscribeSingleInvoice":
+                request = self._stubs.invoices.SubscribeSingleInvoiceRequest(r_hash=b"\0")
+                await self._listen(invoices.SubscribeSingleInvoice(request, metadata=self._metadata), _LISTENS_S)
             case _:
                 raise ValueError(f"no harmless form of {call} is known")
 

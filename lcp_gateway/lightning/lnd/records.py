@@ -129,6 +129,8 @@ class InvoiceStatus(enum.StrEnum):
 
     OPEN = "open"
     """Not paid. Money may be on its way until lnd cancels the invoice."""
+    ACCEPTED = "accepted"
+    """A hold invoice whose payment has arrived, and waits to be settled or cancelled."""
     SETTLED = "settled"
     CANCELED = "canceled"
     """It has expired or was withdrawn, and can no longer be paid."""

@@ -15,12 +15,14 @@ class LndNotInstalled(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Stubs:
-    """The four generated modules, which have no types."""
+    """The generated modules, which have no types."""
 
     lightning: Any
     lightning_grpc: Any
     router: Any
     router_grpc: Any
+    invoices: Any
+    invoices_grpc: Any
 
 
 def load_stubs() -> Stubs:
@@ -32,7 +34,14 @@ def load_stubs() -> Stubs:
     name = "GRPC_SSL_CIPHER_SUITES"
     before = os.environ.get(name)
     try:
-        from lndgrpc.compiled import lightning_pb2, lightning_pb2_grpc, router_pb2, router_pb2_grpc  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and optional
+        from lndgrpc.compiled import (  # type: ignore[import-untyped]  # noqa: PLC0415 - heavy, and optional
+            invoices_pb2,
+            invoices_pb2_grpc,
+            lightning_pb2,
+            lightning_pb2_grpc,
+            router_pb2,
+            router_pb2_grpc,
+        )
     except ImportError as error:
         raise LndNotInstalled("to ask lnd, install lcp-gateway[lnd]") from error
     finally:
@@ -41,4 +50,4 @@ def load_stubs() -> Stubs:
             os.environ.pop(name, None)
         else:
             os.environ[name] = before
-    return Stubs(lightning_pb2, lightning_pb2_grpc, router_pb2, router_pb2_grpc)
+    return Stubs(lightning_pb2, lightning_pb2_grpc, router_pb2, router_pb2_grpc, invoices_pb2, invoices_pb2_grpc)

@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from lcp_gateway.accounts.withdrawals import FailedBecause, InvalidInvoice, PayoutState, PayoutsUnavailable
-from lcp_gateway.lightning.lnd.payouts import LndPayer, LndPayouts
+from lcp_gateway.lightning.lnd.payer import LndPayer
+from lcp_gateway.lightning.lnd.payouts import LndPayouts
 from tests.support.lnd_standin import ELSEWHERE, LndStandin, Trouble, channel, settled, unfinished
 
 PAY = {"fee_limit_msat": 1_000, "timeout_s": 5}

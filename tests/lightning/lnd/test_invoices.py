@@ -11,7 +11,7 @@ from coincurve import PrivateKey
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd import demo
 from lcp_gateway.lightning.lnd.channel import LndAddress
-from lcp_gateway.lightning.lnd.invoice_issuer import LndInvoices
+from lcp_gateway.lightning.lnd.invoices import LndInvoices
 from lcp_gateway.lightning.lnd.records import (
     InvoiceFlaw,
     InvoiceState,
@@ -239,7 +239,7 @@ class TestLookingUp:
 
         assert (state.state, state.preimage) == (InvoiceStatus.SETTLED, None)
 
-    @pytest.mark.parametrize(("number", "state"), [(2, "canceled"), (3, "open"), (77, "open")])
+    @pytest.mark.parametrize(("number", "state"), [(2, "canceled"), (3, "accepted"), (77, "open")])
     async def test_other_states_are_read_with_care(self, lnd, invoices, number, state):
         created = await invoices.create(5_000, "", HOUR)
         lnd.invoice(created.payment_hash).state = number
