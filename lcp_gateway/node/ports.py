@@ -322,10 +322,10 @@ class Store(Interface):
         """Return the sales that have not ended."""
         ...
 
-    async def settle_index(self) -> int:
-        """Return the index of the last settled invoice that was taken in; 0 at first."""
+    async def settle_index(self, node_id: str) -> int:
+        """Return the index of the last settled invoice of that Lightning node that was taken in; 0 at first."""
         ...
 
-    async def keep_settle_index(self, index: int) -> None:
+    async def keep_settle_index(self, node_id: str, index: int) -> None:
         """Keep that index."""
         ...

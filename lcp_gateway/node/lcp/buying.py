@@ -103,7 +103,8 @@ class Buying:
         self._quote: QuoteResponse | None = None
         self._deadline: float | None = None
         self._reader: StreamReader | None = None
-        self._result: Result | None = None
+        self.result: Result | None = None
+        """The seller's result, as it came; None while there is none, and where an error took its place."""
         self._early: Ended | None = None
         self._gap: Ended | None = None
         self._restored = False
@@ -164,7 +165,8 @@ class Buying:
     def _ask(self, now: float) -> list[BuyingEffect]:
         order, peer = self._order, self._manifest
         if len(order.request) > min(peer.max_stream_bytes, peer.max_job_bytes):
-            return self._end(Outcome.NOT_ASKED, "input stream exceeds peer max_stream_bytes/max_job_bytes")
+            words = ("input", "job") if self._protocol is Protocol.V02 else ("request", "call")
+            return self._end(Outcome.NOT_ASKED, f"{words[0]} stream exceeds peer max_stream_bytes/max_{words[1]}_bytes")
         self._expiry = int(now) + MESSAGE_LIFE_S
         try:
             self._params_sha256 = hash_params(self._protocol, order.params)
@@ -228,7 +230,8 @@ class Buying:
     def _broken(self, now: float, message: JobMessage, error: StreamError) -> list[BuyingEffect]:
         """End with a stream's fault; but one that only lacks chunks is asked for again, and may still become whole."""
         number = error.code.number(self._protocol)
-        ended = Ended(Outcome.ERROR, paid=True, message=error.message, number=number, code=error.code)
+        text = error.message if self._protocol is Protocol.V02 else error.message.replace("result", "response")
+        ended = Ended(Outcome.ERROR, paid=True, message=text, number=number, code=error.code)
         received = self._reader.received_bytes if self._reader is not None else 0
         cut_short = isinstance(message, StreamEnd) and message.total_len > received
         if not cut_short and error.code is not ErrorCode.CHUNK_OUT_OF_ORDER:
@@ -286,12 +289,13 @@ class Buying:
         if now >= quote.quote_expiry:
             return self._end(Outcome.EXPIRED, "quote expired")
         problems = {
+            "invalid request: description_hash is empty": not invoice.description_hash,
             "invoice description_hash does not match terms_hash": invoice.description_hash != quote.terms_hash,
             "invoice destination does not match peer_id": invoice.payee != self._peer_id,
             "price_msat must be > 0": quote.price_msat < 1,
             "invoice amount does not match price": invoice.amount_msat != quote.price_msat,
             "invoice expiry exceeds quote_expiry": invoice.expires_at > quote.quote_expiry + EXPIRY_SLACK_S,
-            f"invoice is not of the network {accept.network}": invoice.network != accept.network,
+            f"invoice network does not match {accept.network}": invoice.network != accept.network,
             "invoice expired": now >= invoice.expires_at,
             f"price_msat exceeds the limit of {accept.max_price_msat}": quote.price_msat > accept.max_price_msat,
         }
@@ -324,12 +328,13 @@ class Buying:
                 effects = []
                 self._reader.end(message)
             case Result(status=Status.OK):
-                self._result = self._result or message
+                self.result = self.result or message
             case Result():
+                self.result = message
                 outcome = Outcome.FAILED if message.status is Status.FAILED else Outcome.CANCELLED
                 return self._over(Ended(outcome, paid=True, message=message.message or ""))
-        if self._result is not None and self._reader is not None and self._reader.ended:
-            self._reader.check_result(self._result)
+        if self.result is not None and self._reader is not None and self._reader.ended:
+            self._reader.check_result(self.result)
             return [*effects, *self._over(Ended(Outcome.DELIVERED, paid=True))]
         if self.phase is Phase.RECEIVING:
             effects.append(self._wait(now + self._patience.idle_s))

@@ -35,13 +35,25 @@ class ManifestMissed:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamBroken:
+    """Messages cannot be received for now; whether the connection with the peer has ended is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewManifest:
+    """The peer gets this manifest from now on."""
+
+    own: Manifest
+
+
+@dataclass(frozen=True, slots=True)
 class KeepManifest:
     """Make the peer's manifest durable, for the next start; None removes it."""
 
     manifest: Manifest | None
 
 
-LinkEvent = PeerUp | PeerDown | MessageCame | ManifestMissed | TimerFired
+LinkEvent = PeerUp | PeerDown | StreamBroken | NewManifest | MessageCame | ManifestMissed | TimerFired
 LinkEffect = KeepManifest | Send | SetTimer
 
 
@@ -86,6 +98,12 @@ class Link:
                 if isinstance(message, Manifest):
                     effects = [*self._took(now, message), *effects]
                 return effects
+            case StreamBroken():
+                self.connected, self.stale, self._sent_at = False, self.manifest is not None, None
+                self._due.clear()
+                return []
+            case NewManifest(own):
+                return self._changed(now, own)
             case ManifestMissed():
                 self.stale = self.manifest is not None
                 return self._say(now) if self.connected else []
@@ -120,6 +138,13 @@ class Link:
         if self._due:
             effects.append(SetTimer(self._due[0]))
         return effects
+
+    def _changed(self, now: float, own: Manifest) -> list[LinkEffect]:
+        written = write_message(self._protocol, own)
+        if written == self._own:
+            return []
+        self._own = written
+        return self._say(now) if self.connected else []
 
     def _say(self, now: float) -> list[LinkEffect]:
         self._sent_at = now

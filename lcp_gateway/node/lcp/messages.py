@@ -161,14 +161,5 @@ class Error(JobMessage):
     message: str | None = None
 
 
-Message = (
-    Manifest
-    | QuoteRequest
-    | QuoteResponse
-    | Result
-    | StreamBegin
-    | StreamChunk
-    | StreamEnd
-    | Cancel
-    | Error
-)  # fmt: skip
+AnyJobMessage = QuoteRequest | QuoteResponse | Result | StreamBegin | StreamChunk | StreamEnd | Cancel | Error
+Message = Manifest | AnyJobMessage

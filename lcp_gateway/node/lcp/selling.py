@@ -5,7 +5,6 @@ back. What has to survive a restart comes as a ``Keep…`` effect before what de
 result that was sent can be sent again, with the same stream and the same cuts.
 """
 
-import enum
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -43,35 +42,33 @@ from lcp_gateway.node.lcp.selling_events import (
     ComputeData,
     ComputeEnded,
     ComputeFailed,
+    InvoiceAccepted,
     InvoiceFailed,
+    InvoiceLost,
     InvoiceMade,
     InvoiceSettled,
     KeepSale,
     KeepSent,
     MakeInvoice,
     PeerBack,
+    QuoteExpired,
     SaleEffect,
     SaleEvent,
+    SaleOutcome,
+    SalePhase,
     SaleTerms,
+    SettleInvoice,
     StopCompute,
 )
 from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, hash_params, read_message, write_message
 
 TOO_LONG: Final = "result exceeds remote stream limits"
 
-
-class SalePhase(enum.StrEnum):
-    """Where a job is."""
-
-    AWAITING_INPUT = "awaiting_input"
-    PRICED = "priced"
-    """Its invoice is being made."""
-    QUOTED = "quoted"
-    RUNNING = "running"
-    """It is paid: it is finished, whatever the time."""
-    DELIVERED = "delivered"
-    ENDED = "ended"
-    """Cancelled, or failed: nothing more is sent but the same answer again."""
+_OUTCOMES: Final = {
+    Status.OK: SaleOutcome.DELIVERED,
+    Status.FAILED: SaleOutcome.FAILED,
+    Status.CANCELLED: SaleOutcome.CANCELLED,
+}
 
 
 class Selling:
@@ -96,7 +93,11 @@ class Selling:
         new_id: Callable[[], bytes],
     ) -> None:
         self.phase = SalePhase.AWAITING_INPUT
+        self.outcome: SaleOutcome | None = None
+        self.paid = False
+        """Whether the payment is ours. One that is held is not yet."""
         self.peer = peer
+        self._held = False
         self._protocol = protocol
         self._request = request
         self._model = model
@@ -158,6 +159,8 @@ class Selling:
         last = read_message(sent[-1].message_type, sent[-1].payload) if sent else None
         if last is not None and isinstance(last[1], Result | Error):
             made.phase = SalePhase.DELIVERED
+            status = last[1].status if isinstance(last[1], Result) else Status.FAILED
+            made.outcome = _OUTCOMES[status]
         return made
 
     @property
@@ -175,19 +178,21 @@ class Selling:
                     return self._came(now, message)
                 except (RequestRefused, StreamError) as error:
                     return [self._error(error.code, error.message, message, now)]
-            case InvoiceMade() | InvoiceFailed() | InvoiceSettled():
+            case InvoiceMade() | InvoiceFailed():
                 return self._invoice(now, event)
+            case InvoiceSettled() | InvoiceAccepted() | InvoiceLost():
+                return self._payment(event)
+            case ComputeData(b""):
+                return []
             case ComputeData() | ComputeEnded() | ComputeFailed() if self.phase is SalePhase.RUNNING:
-                try:
-                    return self._computed(now, event)
-                except StreamError:
-                    # The peer takes no message that could carry it.
-                    return [StopCompute(), *self._result(now, Status.FAILED, TOO_LONG)]
+                return self._computed(now, event)
+            case QuoteExpired():
+                return self._expired()
             case PeerBack():
                 return list(self._sent)
         return []
 
-    def _invoice(self, now: float, event: InvoiceMade | InvoiceFailed | InvoiceSettled) -> list[SaleEffect]:
+    def _invoice(self, now: float, event: InvoiceMade | InvoiceFailed) -> list[SaleEffect]:
         match event:
             case InvoiceMade() if self.phase is SalePhase.PRICED:
                 return self._quoted(now, event)
@@ -196,14 +201,39 @@ class Selling:
             case InvoiceFailed(reason) if self.phase is SalePhase.PRICED:
                 self.phase = SalePhase.AWAITING_INPUT
                 return [self._error(ErrorCode.PAYMENT_REQUIRED, reason, self._asked, now)]
-            case InvoiceSettled() if self.phase is SalePhase.QUOTED:
-                return self._settled()
+        return []
+
+    def _payment(self, event: InvoiceSettled | InvoiceAccepted | InvoiceLost) -> list[SaleEffect]:
+        quoted = self.phase is SalePhase.QUOTED
+        match event:
+            case InvoiceSettled():
+                self.paid = True
+                self._held = False
+                return self._run() if quoted else []
+            case InvoiceAccepted() if quoted:
+                self._held = True
+                return self._run()
+            case InvoiceLost() if self.phase is SalePhase.RUNNING and not self.paid:
+                return [StopCompute(), *self._failed(ErrorCode.PAYMENT_REQUIRED, "the payment was not settled")]
         return []
 
     def _computed(self, now: float, event: ComputeData | ComputeEnded | ComputeFailed) -> list[SaleEffect]:
+        """Take what the backend says. Its first byte decides where a payment that is held goes."""
+        held, self._held = self._held, False
+        try:
+            effects = self._of_backend(now, event)
+        except StreamError:
+            # The peer takes no message that could carry it.
+            effects = [StopCompute(), *self._result(now, Status.FAILED, TOO_LONG)]
+        if not held:
+            return effects
+        failed = self.phase is SalePhase.ENDED
+        return [CancelInvoice(self._payment_hash) if failed else SettleInvoice(), *effects]
+
+    def _of_backend(self, now: float, event: ComputeData | ComputeEnded | ComputeFailed) -> list[SaleEffect]:
         match event:
             case ComputeData(data):
-                return self._data(now, data) if data else []
+                return self._data(now, data)
             case ComputeEnded():
                 return self._finished(now)
             case ComputeFailed(code, message):
@@ -261,7 +291,7 @@ class Selling:
         digest = hash_terms(self._protocol, terms)
         self._stream, self._draft, self._asked = judged.stream, (price, expiry, digest), end
         self.phase = SalePhase.PRICED
-        return [MakeInvoice(digest, price, self._terms.invoice_expiry_s)]
+        return [MakeInvoice(digest, price, self._terms.invoice_expiry_s, self._terms.hold)]
 
     def _quoted(self, now: float, invoice: InvoiceMade) -> list[SaleEffect]:
         if self._draft is None:
@@ -286,7 +316,7 @@ class Selling:
         kept = KeepSale(self._request, self._model, bytes(self._body), self._stream, quote, invoice.payment_hash)
         return [kept, message]
 
-    def _settled(self) -> list[SaleEffect]:
+    def _run(self) -> list[SaleEffect]:
         self.phase = SalePhase.RUNNING
         if self._sent:
             return self._failed(ErrorCode.RATE_LIMITED, "backend unavailable: interrupted by a restart")
@@ -314,24 +344,23 @@ class Selling:
             begin = self._begin(now, JSON).begin(total_len=len(whole), sha256=sha256(whole).digest())
             messages += [Send(*begin), *self._cut(whole)]
         writer = self._opened
-        digest = writer.digest
         messages.append(Send(*writer.end()))
         result = Result(
             **self._envelope(self._result_expiry),
             status=Status.OK,
             stream_id=self._stream_id,
-            sha256=digest,
+            sha256=writer.digest,
             total_len=writer.sent_bytes,
             content_type=SSE if self._stream else JSON,
             content_encoding=IDENTITY,
         )
-        self.phase = SalePhase.DELIVERED
+        self.phase, self.outcome = SalePhase.DELIVERED, SaleOutcome.DELIVERED
         self._whole.clear()
         return self._keep([*messages, self._message(result)])
 
     def _failed(self, code: ErrorCode, message: str) -> list[SaleEffect]:
         """Tell the peer that its paid job failed: the error lives as long as the quote."""
-        self.phase = SalePhase.ENDED
+        self.phase, self.outcome = SalePhase.ENDED, SaleOutcome.FAILED
         expiry = self._quote.quote_expiry if self._quote is not None else self._request.expiry
         return self._keep(
             [self._message(Error(**self._envelope(expiry), code=code.number(self._protocol), message=message))]
@@ -342,14 +371,21 @@ class Selling:
         phase = self.phase
         if phase in {SalePhase.DELIVERED, SalePhase.ENDED}:
             return []
-        self.phase = SalePhase.ENDED
-        if phase is SalePhase.AWAITING_INPUT:
+        self.phase, self.outcome = SalePhase.ENDED, SaleOutcome.CANCELLED
+        if phase in {SalePhase.AWAITING_INPUT, SalePhase.PRICED}:
             self._reader = None
             return []
-        if phase is SalePhase.PRICED:
+        stop: list[SaleEffect] = [StopCompute()] if phase is SalePhase.RUNNING else []
+        if phase is SalePhase.QUOTED or self._held:
+            stop.append(CancelInvoice(self._payment_hash))
+        return [*stop, *self._result(now, Status.CANCELLED, "cancelled")]
+
+    def _expired(self) -> list[SaleEffect]:
+        phase = self.phase
+        if phase in {SalePhase.RUNNING, SalePhase.DELIVERED, SalePhase.ENDED}:
             return []
-        stop: SaleEffect = CancelInvoice(self._payment_hash) if phase is SalePhase.QUOTED else StopCompute()
-        return [stop, *self._result(now, Status.CANCELLED, "cancelled")]
+        self.phase, self.outcome, self._reader = SalePhase.ENDED, SaleOutcome.EXPIRED, None
+        return [CancelInvoice(self._payment_hash)] if phase is SalePhase.QUOTED else []
 
     def _repeated(self, now: float, request: QuoteRequest) -> list[SaleEffect]:
         """Answer a repeated request with the stored quote, and with what was sent of the result: nothing runs twice."""
@@ -363,6 +399,7 @@ class Selling:
 
     def _result(self, now: float, status: Status, message: str) -> list[SaleEffect]:
         self.phase = SalePhase.ENDED
+        self.outcome = _OUTCOMES[status]
         expiry = self._result_expiry or int(now) + self._terms.ttl_s
         return self._keep([self._message(Result(**self._envelope(expiry), status=status, message=message))])
 

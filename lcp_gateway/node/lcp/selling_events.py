@@ -1,11 +1,36 @@
 """Events and effects of a job that is sold."""
 
+import enum
 from dataclasses import dataclass
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.messages import QuoteRequest, QuoteResponse
 from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge
+
+
+class SalePhase(enum.StrEnum):
+    """Where a job is."""
+
+    AWAITING_INPUT = "awaiting_input"
+    PRICED = "priced"
+    """Its invoice is being made."""
+    QUOTED = "quoted"
+    RUNNING = "running"
+    """It is paid, or the payment is held: it is finished, whatever the time."""
+    DELIVERED = "delivered"
+    ENDED = "ended"
+    """Cancelled, failed or expired: nothing more is sent but the same answer again."""
+
+
+class SaleOutcome(enum.StrEnum):
+    """How a job ended for its seller."""
+
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    """It was not paid in time, or its request never came whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +40,8 @@ class SaleTerms:
     ttl_s: int = 300
     invoice_slack_s: int = 5
     surge: Surge = NO_SURGE
+    hold: bool = False
+    """Whether payments are held until the backend's first byte, and go back where there is none."""
 
     @property
     def invoice_expiry_s(self) -> int:
@@ -40,6 +67,21 @@ class InvoiceFailed:
 @dataclass(frozen=True, slots=True)
 class InvoiceSettled:
     """The job's invoice is paid."""
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceAccepted:
+    """The job's hold invoice is paid: the payment waits to be settled or cancelled."""
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceLost:
+    """The payment that was held went back to the peer before it was settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteExpired:
+    """The quote's time has passed, and its invoice is not paid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +116,17 @@ class MakeInvoice:
     description_hash: bytes
     price_msat: int
     expiry_s: int
+    hold: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SettleInvoice:
+    """Take the payment that is held, before the next effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelInvoice:
-    """Make an unpaid invoice unpayable."""
+    """Make an unpaid invoice unpayable; a payment that is held goes back."""
 
     payment_hash: bytes
 
@@ -118,6 +166,16 @@ class StopCompute:
 
 
 SaleEvent = (
-    MessageCame | InvoiceMade | InvoiceFailed | InvoiceSettled | ComputeData | ComputeEnded | ComputeFailed | PeerBack
+    MessageCame
+    | InvoiceMade
+    | InvoiceFailed
+    | InvoiceSettled
+    | InvoiceAccepted
+    | InvoiceLost
+    | QuoteExpired
+    | ComputeData
+    | ComputeEnded
+    | ComputeFailed
+    | PeerBack
 )
-SaleEffect = Send | MakeInvoice | CancelInvoice | KeepSale | KeepSent | Compute | StopCompute
+SaleEffect = Send | MakeInvoice | SettleInvoice | CancelInvoice | KeepSale | KeepSent | Compute | StopCompute

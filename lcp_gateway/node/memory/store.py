@@ -15,7 +15,7 @@ class MemoryStore:
         self._manifests: dict[tuple[str, Protocol], Manifest] = {}
         self._purchases: dict[bytes, StoredPurchase] = {}
         self._sales: dict[tuple[str, bytes], StoredSale] = {}
-        self._settle_index = 0
+        self._settle_indexes: dict[str, int] = {}
 
     async def manifests(self) -> dict[tuple[str, Protocol], Manifest]:
         """Return the last manifest of each peer in each version."""
@@ -71,10 +71,10 @@ class MemoryStore:
         """Return the sales that have not ended."""
         return list(self._sales.values())
 
-    async def settle_index(self) -> int:
+    async def settle_index(self, node_id: str) -> int:
         """Return the index of the last settled invoice that was taken in."""
-        return self._settle_index
+        return self._settle_indexes.get(node_id, 0)
 
-    async def keep_settle_index(self, index: int) -> None:
+    async def keep_settle_index(self, node_id: str, index: int) -> None:
         """Keep that index."""
-        self._settle_index = index
+        self._settle_indexes[node_id] = index

@@ -184,7 +184,7 @@ def test_a_job_is_bought_from_request_to_result():
         ({"amount_msat": None}, "amount"),
         ({"expires_at": NOW + 306}, "expiry exceeds"),
         ({"expires_at": NOW}, "invoice expired"),
-        ({"network": "bc"}, "network bcrt"),
+        ({"network": "bc"}, "network does not match bcrt"),
         ({"max_price_msat": 999}, "limit of 999"),
     ],
 )

@@ -27,7 +27,7 @@ from lcp_gateway.node.lcp.messages import (
     StreamKind,
 )
 from lcp_gateway.node.lcp.pricing import TokenPrice
-from lcp_gateway.node.lcp.selling import SalePhase, Selling
+from lcp_gateway.node.lcp.selling import Selling
 from lcp_gateway.node.lcp.selling_events import (
     CancelInvoice,
     Compute,
@@ -41,6 +41,7 @@ from lcp_gateway.node.lcp.selling_events import (
     KeepSent,
     MakeInvoice,
     PeerBack,
+    SalePhase,
     SaleTerms,
     StopCompute,
 )

@@ -1,0 +1,261 @@
+"""A node of the Lightning Compute Protocol: it buys and sells jobs over the ports of ``node/ports.py``."""
+
+import os
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from typing import Final
+
+from lcp_gateway.node.lcp.buying import Phase
+from lcp_gateway.node.lcp.buying_events import Order
+from lcp_gateway.node.lcp.judging import SoldModel
+from lcp_gateway.node.lcp.manifests import Limits, own_manifest
+from lcp_gateway.node.lcp.messages import (
+    AnyJobMessage,
+    Error,
+    Manifest,
+    Protocol,
+    QuoteResponse,
+    Result,
+    StreamBegin,
+    StreamChunk,
+    StreamEnd,
+    StreamKind,
+)
+from lcp_gateway.node.lcp.selling_events import SalePhase, SaleTerms
+from lcp_gateway.node.ports import Compute, Invoices, LightningAway, Payments, Store, Transport
+from lcp_gateway.node.runtime import statuses
+from lcp_gateway.node.runtime.bounds import Bounds, Delays, PaymentLimits
+from lcp_gateway.node.runtime.calls import LocalInfo, PurchaseItem, ReadyPeer
+from lcp_gateway.node.runtime.log import NodeLog
+from lcp_gateway.node.runtime.observer import NodeFigures, NodeObserver, Role, Unobserved
+from lcp_gateway.node.runtime.peer import Peer
+from lcp_gateway.node.runtime.peers import Peers
+from lcp_gateway.node.runtime.purchase import BuyerParts
+from lcp_gateway.node.runtime.purchases import Purchases, seller_manifest
+from lcp_gateway.node.runtime.sales import Sales
+from lcp_gateway.node.runtime.tasks import Tasks
+
+_ID_BYTES: Final = 32
+_TERMS: Final = SaleTerms()
+_LIMITS: Final = Limits()
+_BOUNDS: Final = Bounds()
+_PAYMENT_LIMITS: Final = PaymentLimits()
+_DELAYS: Final = Delays()
+
+
+def new_id() -> bytes:
+    """Return 32 random bytes."""
+    return os.urandom(_ID_BYTES)
+
+
+class LcpNode:
+    """A node; it implements ``NodeCalls``.
+
+    ``models`` is what it sells, none to sell nothing; then no ``compute`` is needed. ``allowed`` are the ids of the peers that
+    may buy, None for all of them but those of ``denied``. ``clock`` returns Unix seconds, ``ids`` 32 random bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        payments: Payments,
+        invoices: Invoices,
+        store: Store,
+        compute: Compute | None = None,
+        models: Mapping[str, SoldModel] | None = None,
+        terms: SaleTerms = _TERMS,
+        allowed: Collection[str] | None = None,
+        denied: Collection[str] = (),
+        limits: Limits = _LIMITS,
+        bounds: Bounds = _BOUNDS,
+        payment_limits: PaymentLimits = _PAYMENT_LIMITS,
+        delays: Delays = _DELAYS,
+        observer: NodeObserver | None = None,
+        log: NodeLog | None = None,
+        clock: Callable[[], float] = time.time,
+        ids: Callable[[], bytes] = new_id,
+    ) -> None:
+        if models and compute is None:
+            raise ValueError("a node that sells models needs a backend to compute them")
+        self._models = dict(models or {})
+        self._allowed = None if allowed is None else frozenset(allowed)
+        self._denied = frozenset(denied)
+        self._limits = limits
+        # Peers from which this node buys: lcpd-grpcd refuses what a requester's own manifest does not list.
+        self._bought_from: set[str] = set()
+        observer, log = observer or Unobserved(), log or NodeLog()
+        self._tasks = Tasks(log)
+        self._peers = Peers(
+            transport=transport,
+            store=store,
+            tasks=self._tasks,
+            observer=observer,
+            log=log,
+            clock=clock,
+            bounds=bounds,
+            delays=delays,
+            own=self._own_manifest,
+            on_message=self._on_message,
+            on_link=self._on_link,
+            on_gone=lambda peer: self._purchases.peer_gone(peer.peer_id),
+            on_lost=lambda peer, job_id: self._purchases.send_lost(peer.peer_id, job_id),
+        )
+        self._purchases = Purchases(
+            BuyerParts(
+                peers=self._peers,
+                payments=payments,
+                store=store,
+                tasks=self._tasks,
+                log=log,
+                clock=clock,
+                delays=delays,
+            ),
+            observer=observer,
+            own=limits,
+            bounds=bounds,
+            limits=payment_limits,
+            new_id=ids,
+            before_buying=self._before_buying,
+        )
+        self._sales = Sales(
+            peers=self._peers,
+            invoices=invoices,
+            backend=compute,
+            store=store,
+            tasks=self._tasks,
+            observer=observer,
+            log=log,
+            bounds=bounds,
+            clock=clock,
+            models=self._sold_to,
+            terms=terms,
+            own=limits,
+            delays=delays,
+            new_id=ids,
+        )
+
+    async def start(self) -> None:
+        """Take up what an earlier run left, and begin to listen; the Lightning node may still be away.
+
+        Raises:
+            OSError: the store cannot be read.
+        """
+        await self._purchases.start()
+        await self._sales.start()
+        await self._peers.start()
+
+    async def stop(self) -> None:
+        """End all tasks. Callers that wait get UNAVAILABLE; payments go on in the Lightning node, and the next run sees to them."""
+        self._purchases.stop()
+        self._peers.stop()
+        await self._tasks.close()
+
+    def ready_peers(self, protocol: Protocol) -> list[ReadyPeer]:
+        """Return the peers that are ready in a version, by id."""
+        return [
+            ReadyPeer(peer.peer_id, peer.address, manifest)
+            for peer in self._peers.ready(protocol)
+            if (manifest := peer.links[protocol].manifest) is not None
+        ]
+
+    async def local_info(self, protocol: Protocol) -> LocalInfo:
+        """Return this node's id and manifest.
+
+        Raises:
+            CallFailed: UNAVAILABLE while the Lightning node is away.
+        """
+        try:
+            node_id, _ = await self._peers.identity()
+        except LightningAway as error:
+            raise statuses.unavailable(f"GetInfo: {error}") from None
+        return LocalInfo(node_id, own_manifest(protocol, self._limits, self._models), self._limits)
+
+    async def request_quote(self, protocol: Protocol, peer_id: str, order: Order) -> QuoteResponse:
+        """Ask a peer for a quote. Cancelling the call cancels the job at the peer.
+
+        Raises:
+            CallFailed: the peer is not ready, takes no such request, or refused.
+        """
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            raise statuses.not_found("peer")
+        seller_manifest(peer, protocol)
+        return await self._purchases.quote(protocol, peer, order)
+
+    def accept(
+        self, peer_id: str, job_id: bytes, *, max_price_msat: int | None = None, fee_limit_msat: int | None = None
+    ) -> AsyncGenerator[PurchaseItem, None]:
+        """Pay a quote, at most once, and return its result as it comes; the iterator raises ``CallFailed``."""
+        return self._purchases.accept(peer_id, job_id, max_price_msat, fee_limit_msat)
+
+    def cancel(self, peer_id: str, job_id: bytes, reason: str) -> None:
+        """Tell a peer that a job is not wanted any more.
+
+        Raises:
+            CallFailed: the peer is unknown or away.
+        """
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            raise statuses.not_found("peer")
+        if not peer.connected:
+            raise statuses.refused("peer is not connected with custom messages enabled")
+        protocol = self._purchases.protocol_of(peer_id, job_id)
+        if protocol is None:
+            spoken = [one for one in Protocol if peer.links[one].manifest is not None]
+            protocol = spoken[0] if spoken else Protocol.V02
+        self._purchases.cancel(peer, protocol, job_id, reason)
+
+    def figures(self) -> NodeFigures:
+        """Return what is under way at this moment."""
+        waiting = []
+        links: Counter[tuple[str, int]] = Counter()
+        for peer in self._peers.all():
+            waiting.append(peer.outbox.waiting)
+            for protocol, link in peer.links.items():
+                if link.connected:
+                    links["ready" if link.ready else "connected", protocol.value] += 1
+        return NodeFigures(
+            lightning_up=self._peers.is_listening,
+            invoices_up=self._sales.is_following if self._models else None,
+            links=links,
+            quoted={Role.BUYER: self._purchases.count(Phase.QUOTED), Role.SELLER: self._sales.count(SalePhase.QUOTED)},
+            running={
+                Role.BUYER: self._purchases.count(Phase.PAYING, Phase.RECEIVING),
+                Role.SELLER: self._sales.count(SalePhase.RUNNING),
+            },
+            queued_messages=sum(messages for messages, _ in waiting),
+            queued_bytes=sum(size for _, size in waiting),
+            deepest_queue_messages=max((messages for messages, _ in waiting), default=0),
+        )
+
+    def _sold_to(self, peer_id: str) -> Mapping[str, SoldModel]:
+        may_buy = peer_id not in self._denied and (self._allowed is None or peer_id in self._allowed)
+        return self._models if may_buy else {}
+
+    def _own_manifest(self, peer_id: str, protocol: Protocol) -> Manifest:
+        buys = protocol is Protocol.V02 and peer_id in self._bought_from
+        return own_manifest(protocol, self._limits, () if buys else self._sold_to(peer_id))
+
+    def _before_buying(self, peer: Peer, protocol: Protocol) -> None:
+        if protocol is Protocol.V02 and self._models and peer.peer_id not in self._bought_from:
+            self._bought_from.add(peer.peer_id)
+            peer.show(protocol)
+
+    def _on_message(self, peer: Peer, protocol: Protocol, message: AnyJobMessage) -> None:
+        match message:
+            case StreamBegin(stream_kind=StreamKind.RESULT) | QuoteResponse() | Result() | Error():
+                self._purchases.on_message(peer.peer_id, message)
+            case StreamChunk() | StreamEnd():
+                # Neither says whose stream it is of.
+                if not self._purchases.on_message(peer.peer_id, message):
+                    self._sales.on_message(peer, protocol, message)
+            case _:
+                self._sales.on_message(peer, protocol, message)
+
+    def _on_link(self, peer: Peer, protocol: Protocol, became_ready: bool) -> None:
+        self._sales.manifest_came(peer, protocol)
+        if became_ready:
+            self._purchases.peer_ready(peer.peer_id)
+            self._sales.peer_ready(peer, protocol)

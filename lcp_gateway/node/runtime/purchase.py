@@ -1,0 +1,317 @@
+"""One job that is bought: the machine of ``lcp/buying``, its messages, its payment, and the items that its caller reads.
+
+The payment runs in a task of its own: a caller that goes away does not end it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from lcp_gateway.node.lcp.buying import Buying, Phase
+from lcp_gateway.node.lcp.buying_events import (
+    BuyingEffect,
+    BuyingEvent,
+    CancelJob,
+    Ended,
+    KeepPurchase,
+    Order,
+    Outcome,
+    Pay,
+    PaymentFailed,
+    PaymentSettled,
+    Quoted,
+    ResultData,
+    ResultHead,
+)
+from lcp_gateway.node.lcp.effects import Send, SetTimer, TimerFired
+from lcp_gateway.node.lcp.messages import Manifest, Protocol, QuoteResponse
+from lcp_gateway.node.ports import PaymentEnd, PaymentRefused, Payments, PaymentSucceeded, Store, StoredPurchase
+from lcp_gateway.node.runtime.bounds import Delays
+from lcp_gateway.node.runtime.calls import Paid, PaymentReport, PaymentState
+from lcp_gateway.node.runtime.log import NodeLog
+from lcp_gateway.node.runtime.observer import JobEnd
+from lcp_gateway.node.runtime.peers import Peers
+from lcp_gateway.node.runtime.tasks import Tasks, Timer
+
+_UNSENT: Final = 8
+"""How many messages of a job are held while its peer is away: after the quote there are only cancels and repeated requests."""
+
+
+_ENDS: Final = {
+    Outcome.DELIVERED: (JobEnd.DELIVERED, JobEnd.DELIVERED),
+    Outcome.FAILED: (JobEnd.FAILED, JobEnd.REFUSED),
+    Outcome.ERROR: (JobEnd.FAILED, JobEnd.REFUSED),
+    Outcome.CANCELLED: (JobEnd.CANCELLED, JobEnd.CANCELLED),
+    Outcome.SILENT: (JobEnd.LOST, JobEnd.REFUSED),
+    Outcome.NOT_PAID: (JobEnd.UNPAID, JobEnd.UNPAID),
+    Outcome.EXPIRED: (JobEnd.EXPIRED, JobEnd.EXPIRED),
+    Outcome.NOT_ASKED: (JobEnd.REFUSED, JobEnd.REFUSED),
+    Outcome.NOT_PAYABLE: (JobEnd.REFUSED, JobEnd.REFUSED),
+}
+"""How an outcome counts: of a job that was paid, and of one that was not."""
+
+
+def how_ended(ended: Ended) -> JobEnd:
+    """Return how the end of a job that was bought counts."""
+    paid, unpaid = _ENDS[ended.outcome]
+    return paid if ended.paid else unpaid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuyerParts:
+    """What all purchases of a node share."""
+
+    peers: Peers
+    payments: Payments
+    store: Store
+    tasks: Tasks
+    log: NodeLog
+    clock: Callable[[], float]
+    delays: Delays
+
+
+class Purchase:
+    """A job at one seller. ``order`` and ``manifest`` are those with which the machine was made.
+
+    ``on_end`` is called once, when the job is over.
+    """
+
+    def __init__(
+        self,
+        machine: Buying,
+        parts: BuyerParts,
+        *,
+        protocol: Protocol,
+        peer_id: str,
+        order: Order,
+        manifest: Manifest,
+        on_end: Callable[["Purchase"], None],
+        restored: KeepPurchase | None = None,
+    ) -> None:
+        self.machine = machine
+        self.protocol = protocol
+        self.peer_id = peer_id
+        self.quote: QuoteResponse | None = restored.quote if restored else None
+        self.ended: Ended | None = None
+        self.payment = PaymentReport(state=PaymentState.NONE)
+        self.refusal: str | None = None
+        """Why the payment was not begun; None where it was, or where nothing was to be paid."""
+        self.claimed = False
+        """Whether a caller has accepted the quote: a second one gets nothing."""
+        self.restored = restored is not None
+        """Whether an earlier run of this node began to pay it: a caller may still fetch its result."""
+        self.send_failed = False
+        self.fee_limit_msat = 0
+        self._parts = parts
+        self._order = order
+        self._manifest = manifest
+        self._on_end = on_end
+        self._kept = restored
+        self._abandoned = False
+        self._stopped = False
+        self._stored = restored is not None
+        self._items: deque[ResultHead | ResultData] = deque()
+        self._unsent: deque[Send] = deque(maxlen=_UNSENT)
+        self._changed = asyncio.Event()
+        self._timer = Timer(parts.clock, self._timed_out)
+
+    @property
+    def job_id(self) -> bytes:
+        """The job's id."""
+        return self.machine.job_id
+
+    def on(self, event: BuyingEvent) -> None:
+        """Take an event, and carry out its effects in their order."""
+        effects = self.machine.on(self._parts.clock(), event)
+        if self.ended is None and any(isinstance(effect, Ended) for effect in effects):
+            self._drop_unsent()
+        for effect in effects:
+            self._carry_out(effect)
+        self._changed.set()
+
+    async def quoted(self) -> None:
+        """Return once there is a quote, or an end in its place, or the node stops."""
+        while self.quote is None and self.ended is None and not self._stopped:
+            await self._change()
+
+    async def items(self) -> AsyncGenerator[Paid | ResultHead | ResultData, None]:
+        """Return ``Paid`` once the payment has settled, then the result as it comes, until the job has ended."""
+        told = False
+        while True:
+            settled = self.payment.state is PaymentState.SETTLED
+            if settled and not told:
+                told = True
+                yield Paid(self.payment)
+            while self._items and settled:
+                yield self._items.popleft()
+            if self.ended is not None or self._stopped:
+                return
+            await self._change()
+
+    def stop(self) -> None:
+        """End the caller's wait: the node stops."""
+        self._stopped = True
+        self._timer.cancel()
+        self._changed.set()
+
+    def abandon(self, reason: str) -> None:
+        """Take it that no caller wants the job: before the payment has begun nothing is paid, afterwards the peer is told."""
+        self._abandoned = True
+        self._items.clear()
+        if self.ended is None and not self._stopped:
+            self.on(CancelJob(reason))
+
+    def track(self) -> None:
+        """Follow a payment that an earlier run of this node began."""
+        self.payment = self._report(PaymentState.UNKNOWN)
+        self._parts.tasks.once("track", self._track())
+
+    def peer_ready(self) -> None:
+        """Send what waited for the peer."""
+        waiting = tuple(self._unsent)
+        self._unsent.clear()
+        for message in waiting:
+            self._send(message)
+
+    def send_lost(self) -> bool:
+        """Return whether the job ends because a message could not be sent: before the quote it does, and nothing was paid."""
+        if self.machine.phase is not Phase.ASKED:
+            return False
+        self.send_failed = True
+        self.abandon("")
+        return True
+
+    def _carry_out(self, effect: BuyingEffect) -> None:
+        match effect:
+            case Send():
+                self._send(effect)
+            case SetTimer(at):
+                self._timer.set(at)
+            case Quoted(quote):
+                self.quote = quote
+            case KeepPurchase():
+                self._kept = effect
+            case Pay():
+                self._parts.tasks.once("pay", self._pay(effect), self._unexpected)
+            case ResultHead() | ResultData() if not self._abandoned:
+                self._items.append(effect)
+            case Ended():
+                self._end(effect)
+
+    def _send(self, message: Send) -> None:
+        peer = self._parts.peers.get(self.peer_id)
+        if peer is None or not peer.put(self.job_id, [message]):
+            self._unsent.append(message)
+
+    def _drop_unsent(self) -> None:
+        """Drop messages that wait: those of a request of which nothing is wanted any more."""
+        self._unsent.clear()
+        if (peer := self._parts.peers.get(self.peer_id)) is not None:
+            peer.outbox.drop(self.job_id)
+
+    def _timed_out(self) -> None:
+        peer = self._parts.peers.get(self.peer_id)
+        if self.machine.phase is Phase.ASKED and peer is not None and peer.outbox.waiting_bytes(self.job_id):
+            # The request is still on its way: the peer's silence has not begun.
+            self._timer.set(self._parts.clock() + self._parts.delays.patience.quote_s)
+            return
+        self.on(TimerFired())
+
+    async def _pay(self, pay: Pay) -> None:
+        kept, parts = self._kept, self._parts
+        if kept is None:
+            raise AssertionError("a purchase is kept before it is paid")
+        stored = StoredPurchase(
+            peer_id=self.peer_id, protocol=self.protocol, order=self._order, kept=kept, manifest=self._manifest
+        )
+        # From here on a stop of the node may leave the purchase on disk, to be tracked by the next run.
+        self._stored = True
+        try:
+            await parts.store.keep_purchase(stored)
+        except OSError as error:
+            parts.log.problem("keep_purchase", error)
+            self._not_begun("the purchase could not be recorded")
+            return
+        if self._abandoned:
+            self._not_begun("the caller is gone")
+            return
+        self.payment = self._report(PaymentState.UNKNOWN)
+        try:
+            end = await parts.payments.pay(
+                pay.payment_request,
+                kept.payment_hash,
+                amount_msat=pay.price_msat,
+                fee_limit_msat=self.fee_limit_msat,
+                timeout_s=parts.delays.payment_timeout_s,
+            )
+        except PaymentRefused as error:
+            if not error.already_paid:
+                self._not_begun(str(error))
+                return
+        except Exception as error:  # noqa: BLE001 - whatever it was, the payment may be under way
+            parts.log.problem("pay", error)
+        else:
+            self._paid(end)
+            return
+        await self._track()
+
+    async def _track(self) -> None:
+        """Learn the end of a payment that may have been begun; nothing is paid again."""
+        payment_hash = self._kept.payment_hash if self._kept else b""
+
+        async def step() -> None:
+            self._paid(await self._parts.payments.track(payment_hash))
+
+        await self._parts.tasks.persist("track", step, Exception)
+
+    def _paid(self, end: PaymentEnd) -> None:
+        if isinstance(end, PaymentSucceeded):
+            self.payment = self._report(PaymentState.SETTLED, end)
+            self.on(PaymentSettled())
+        else:
+            self.payment = self._report(PaymentState.NONE)
+            self.on(PaymentFailed(end.reason))
+
+    def _not_begun(self, reason: str) -> None:
+        self.payment, self.refusal = self._report(PaymentState.NONE), reason
+        self.on(PaymentFailed(reason))
+
+    def _unexpected(self) -> None:
+        """Go on after an error that no part of this program should raise: the payment may be under way."""
+        if self.machine.phase is Phase.PAYING:
+            self.track()
+
+    def _report(self, state: PaymentState, end: PaymentSucceeded | None = None) -> PaymentReport:
+        return PaymentReport(
+            state=state,
+            payment_hash=self._kept.payment_hash if self._kept else None,
+            preimage=end.preimage if end else None,
+            fee_msat=end.fee_msat if end else None,
+        )
+
+    def _end(self, ended: Ended) -> None:
+        self.ended = ended
+        self._timer.cancel()
+        if self._stored:
+            self._parts.tasks.once("end_purchase", self._forget_stored(ended))
+        self._on_end(self)
+
+    async def _forget_stored(self, ended: Ended) -> None:
+        async def step() -> None:
+            await self._parts.store.end_purchase(
+                self.job_id,
+                outcome=how_ended(ended).value,
+                paid=ended.paid,
+                ended_at=ended_at,
+                fee_msat=self.payment.fee_msat,
+                preimage=self.payment.preimage,
+            )
+
+        ended_at = int(self._parts.clock())
+        await self._parts.tasks.persist("end_purchase", step, OSError)
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()

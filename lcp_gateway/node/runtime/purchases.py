@@ -1,0 +1,318 @@
+"""The jobs that this node buys: quotes asked for, quotes accepted once, and what an earlier run left unpaid or undelivered."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from lcp_gateway.lightning import bolt11
+from lcp_gateway.node.lcp.buying import Buying, Phase
+from lcp_gateway.node.lcp.buying_events import Accept, Ask, CancelJob, Ended, Order, Outcome
+from lcp_gateway.node.lcp.effects import MessageCame, Send
+from lcp_gateway.node.lcp.link import ManifestMissed
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import AnyJobMessage, Cancel, Manifest, Protocol, QuoteResponse
+from lcp_gateway.node.lcp.table import write_message
+from lcp_gateway.node.ports import LightningAway, StoredPurchase
+from lcp_gateway.node.runtime import statuses
+from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
+from lcp_gateway.node.runtime.calls import CallFailed, Delivered, PaymentState, PurchaseItem
+from lcp_gateway.node.runtime.gate import ByteGate
+from lcp_gateway.node.runtime.observer import NodeObserver, Role
+from lcp_gateway.node.runtime.peer import Peer
+from lcp_gateway.node.runtime.purchase import BuyerParts, Purchase, how_ended
+from lcp_gateway.upstream_status import UpstreamStatus
+
+_LONG_REQUEST_BYTES: Final = 64 * 1024
+_NO_LIMIT: Final = 2**63
+_CANCEL_LIFE_S: Final = 300
+_KEEP_ENDED_S: Final = 60
+_PAID_OUTCOMES: Final = frozenset({Outcome.DELIVERED, Outcome.FAILED, Outcome.CANCELLED})
+
+_Key = tuple[str, bytes]
+
+
+def seller_manifest(peer: Peer, protocol: Protocol) -> Manifest:
+    """Return the manifest of a peer from which jobs can be bought now.
+
+    Raises:
+        CallFailed: FAILED_PRECONDITION: it is away, its manifest has not come, or it speaks another version.
+    """
+    link = peer.links[protocol]
+    if not peer.connected:
+        raise statuses.refused("peer is not connected with custom messages enabled")
+    if not link.ready or link.manifest is None:
+        raise statuses.refused("peer is not ready for lcp")
+    if not link.sells:
+        raise statuses.refused("peer protocol_version mismatch")
+    return link.manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """What is remembered of a job that has ended, until its quote has expired."""
+
+    failure: CallFailed
+    forget_at: float
+
+
+class Purchases:
+    """All jobs that are bought. ``own`` are this node's limits, ``before_buying`` prepares a peer for a request."""
+
+    def __init__(
+        self,
+        parts: BuyerParts,
+        *,
+        observer: NodeObserver,
+        own: Limits,
+        bounds: Bounds,
+        limits: PaymentLimits,
+        new_id: Callable[[], bytes],
+        before_buying: Callable[[Peer, Protocol], None],
+    ) -> None:
+        self._parts = parts
+        self._observer = observer
+        self._own = own
+        self._bounds = bounds
+        self._limits = limits
+        self._new_id = new_id
+        self._before_buying = before_buying
+        self._gate = ByteGate(bounds.cut_input_bytes)
+        self._live: dict[_Key, Purchase] = {}
+        self._over: dict[_Key, _Over] = {}
+
+    async def start(self) -> None:
+        """Go on with the purchases that an earlier run began to pay."""
+        for stored in await self._parts.store.purchases():
+            self._restore(stored)
+
+    def has(self, peer_id: str, job_id: bytes) -> bool:
+        """Return whether a job is, or was lately, bought from that peer."""
+        return (peer_id, job_id) in self._live or (peer_id, job_id) in self._over
+
+    def on_message(self, peer_id: str, message: AnyJobMessage) -> bool:
+        """Take a message of a seller; False for a job that is not known."""
+        purchase = self._live.get((peer_id, message.job_id))
+        if purchase is not None:
+            purchase.on(MessageCame(message))
+        return purchase is not None
+
+    def peer_ready(self, peer_id: str) -> None:
+        """Send what waited for a peer."""
+        for purchase in [one for (its_peer, _), one in self._live.items() if its_peer == peer_id]:
+            purchase.peer_ready()
+
+    def peer_gone(self, peer_id: str) -> None:
+        """Give up the jobs of a peer that are not quoted: their messages are lost."""
+        for purchase in [one for (its_peer, _), one in self._live.items() if its_peer == peer_id]:
+            purchase.send_lost()
+
+    def send_lost(self, peer_id: str, job_id: bytes) -> bool:
+        """Return whether a job is given up because a message of it could not be sent."""
+        purchase = self._live.get((peer_id, job_id))
+        return purchase is not None and purchase.send_lost()
+
+    async def quote(self, protocol: Protocol, peer: Peer, order: Order) -> QuoteResponse:
+        """Ask a peer that is ready for a quote; a second time where it had no manifest of this node.
+
+        Raises:
+            CallFailed: there is no quote.
+        """
+        if len(self._live) >= self._bounds.purchases:
+            raise CallFailed(
+                UpstreamStatus.RESOURCE_EXHAUSTED,
+                f"too many jobs are under way ({len(self._live)})",
+                payment=statuses.NOTHING_PAID,
+            )
+        self._before_buying(peer, protocol)
+        purchase = await self._ask(protocol, peer, order)
+        if purchase.ended is not None and purchase.ended.manifest_missed:
+            peer.on(protocol, ManifestMissed())
+            purchase = await self._ask(protocol, peer, order)
+        ended = purchase.ended
+        if ended is None and purchase.quote is not None:
+            return purchase.quote
+        if purchase.send_failed or ended is None:
+            raise statuses.unavailable("SendCustomMessage: the peer did not get the request")
+        if ended.outcome is Outcome.SILENT:
+            # The peer may have restarted, without a manifest of this node.
+            peer.on(protocol, ManifestMissed())
+        raise statuses.of_end(protocol, ended, statuses.NOTHING_PAID, quoted=False)
+
+    async def accept(
+        self, peer_id: str, job_id: bytes, max_price_msat: int | None, fee_limit_msat: int | None
+    ) -> AsyncGenerator[PurchaseItem, None]:
+        """Pay a quote and return its result; the iterator raises ``CallFailed``."""
+        purchase = self._claim((peer_id, job_id))
+        purchase.claimed = True
+        try:
+            if purchase.machine.phase is Phase.QUOTED:
+                await self._begin(purchase, max_price_msat, fee_limit_msat)
+            async with contextlib.aclosing(purchase.items()) as items:
+                async for item in items:
+                    yield item
+            yield self._delivered(purchase)
+        finally:
+            if purchase.ended is None:
+                purchase.abandon("the caller is gone")
+            else:
+                self._live.pop((peer_id, job_id), None)
+
+    def cancel(self, peer: Peer, protocol: Protocol, job_id: bytes, reason: str) -> None:
+        """Tell a peer that a job is not wanted, one of which nothing is known too."""
+        purchase = self._live.get((peer.peer_id, job_id))
+        if purchase is not None:
+            purchase.on(CancelJob(reason))
+            return
+        message = Cancel(
+            protocol_version=protocol.value,
+            job_id=job_id,
+            msg_id=self._new_id(),
+            expiry=int(self._parts.clock()) + _CANCEL_LIFE_S,
+            reason=reason.strip() or None,
+        )
+        peer.put(job_id, [Send(*write_message(protocol, message))])
+
+    def protocol_of(self, peer_id: str, job_id: bytes) -> Protocol | None:
+        """Return the version of a job that is under way."""
+        purchase = self._live.get((peer_id, job_id))
+        return purchase.protocol if purchase is not None else None
+
+    def count(self, *phases: Phase) -> int:
+        """Return how many jobs are in one of those phases."""
+        return sum(one.machine.phase in phases for one in self._live.values())
+
+    def sweep(self) -> None:
+        """Forget jobs whose time is over."""
+        now = self._parts.clock()
+        for key in [key for key, over in self._over.items() if over.forget_at <= now]:
+            del self._over[key]
+            # A job that was restored, and that no caller has asked for.
+            self._live.pop(key, None)
+
+    def stop(self) -> None:
+        """Fail the callers that wait: the node stops, and its next run goes on with what was begun to be paid."""
+        for purchase in tuple(self._live.values()):
+            purchase.stop()
+
+    async def _ask(self, protocol: Protocol, peer: Peer, order: Order) -> Purchase:
+        size = len(order.request)
+        async with self._gate.taken(size if size > _LONG_REQUEST_BYTES else 0):
+            manifest = seller_manifest(peer, protocol)
+            machine = Buying(
+                protocol,
+                order,
+                peer_id=peer.peer_id,
+                manifest=manifest,
+                own=self._own,
+                patience=self._parts.delays.patience,
+                new_id=self._new_id,
+            )
+            purchase = self._add(machine, protocol, peer.peer_id, order, manifest)
+            try:
+                purchase.on(Ask())
+                await peer.outbox.until_below(purchase.job_id, 0)
+            except BaseException:
+                purchase.abandon("the caller is gone")
+                raise
+        try:
+            await purchase.quoted()
+        except BaseException:
+            purchase.abandon("the caller is gone")
+            raise
+        return purchase
+
+    def _add(self, machine: Buying, protocol: Protocol, peer_id: str, order: Order, manifest: Manifest) -> Purchase:
+        purchase = Purchase(
+            machine, self._parts, protocol=protocol, peer_id=peer_id, order=order, manifest=manifest, on_end=self._ended
+        )
+        self._live[peer_id, machine.job_id] = purchase
+        return purchase
+
+    def _restore(self, stored: StoredPurchase) -> None:
+        machine = Buying.restore(
+            stored.protocol,
+            stored.order,
+            stored.kept,
+            peer_id=stored.peer_id,
+            manifest=stored.manifest,
+            own=self._own,
+            patience=self._parts.delays.patience,
+            new_id=self._new_id,
+        )
+        purchase = Purchase(
+            machine,
+            self._parts,
+            protocol=stored.protocol,
+            peer_id=stored.peer_id,
+            order=stored.order,
+            manifest=stored.manifest,
+            on_end=self._ended,
+            restored=stored.kept,
+        )
+        self._live[stored.peer_id, machine.job_id] = purchase
+        purchase.track()
+
+    def _claim(self, key: _Key) -> Purchase:
+        purchase = self._live.get(key)
+        if purchase is not None and not purchase.claimed:
+            return purchase
+        if purchase is not None:
+            raise CallFailed(UpstreamStatus.FAILED_PRECONDITION, "the job is being executed", payment=purchase.payment)
+        if key in self._over:
+            raise self._over[key].failure
+        raise statuses.not_found("job")
+
+    async def _begin(self, purchase: Purchase, max_price_msat: int | None, fee_limit_msat: int | None) -> None:
+        quote = purchase.quote
+        if quote is None:
+            raise AssertionError("a job that is quoted has a quote")
+        try:
+            network = self._parts.peers.network or (await self._parts.peers.identity())[1]
+            invoice = bolt11.decode(quote.payment_request)
+        except (LightningAway, bolt11.InvoiceError) as error:
+            purchase.abandon("")
+            raise statuses.unavailable(f"DecodePayReq: {error}") from None
+        limits = [one for one in (max_price_msat, self._limits.max_price_msat) if one is not None]
+        purchase.fee_limit_msat = self._limits.max_fee_msat if fee_limit_msat is None else fee_limit_msat
+        purchase.on(Accept(invoice, min(limits, default=_NO_LIMIT), network))
+
+    def _delivered(self, purchase: Purchase) -> Delivered:
+        ended = purchase.ended
+        if ended is None:
+            raise statuses.unavailable("the node stops", purchase.payment)
+        if ended.paid and ended.outcome in _PAID_OUTCOMES:
+            return Delivered(ended, purchase.machine.result, purchase.payment)
+        raise self._failure(purchase, ended)
+
+    def _failure(self, purchase: Purchase, ended: Ended) -> CallFailed:
+        if purchase.refusal is not None:
+            return statuses.unavailable(f"SendPaymentV2: {purchase.refusal}", purchase.payment)
+        return statuses.of_end(purchase.protocol, ended, purchase.payment, quoted=purchase.quote is not None)
+
+    def _ended(self, purchase: Purchase) -> None:
+        ended, key = purchase.ended, (purchase.peer_id, purchase.job_id)
+        if ended is None:
+            return
+        self._observer.job_ended(
+            role=Role.BUYER,
+            end=how_ended(ended),
+            model="",
+            paid_msat=purchase.quote.price_msat if ended.paid and purchase.quote else 0,
+            fee_msat=purchase.payment.fee_msat or 0,
+        )
+        if ended.paid:
+            payment = replace(purchase.payment, state=PaymentState.SETTLED)
+            failure = statuses.unavailable("SendPaymentV2: invoice is already paid", payment)
+        else:
+            failure = self._failure(purchase, ended)
+        now = self._parts.clock()
+        expiry = purchase.quote.quote_expiry if purchase.quote else now
+        if purchase.quote is not None:
+            self._over[key] = _Over(failure, max(now, expiry) + _KEEP_ENDED_S)
+        if not purchase.claimed and not (purchase.restored and ended.paid):
+            self._live.pop(key, None)
+        if len(self._over) > self._bounds.purchases:
+            oldest = next(iter(self._over))
+            del self._over[oldest]
+            self._live.pop(oldest, None)

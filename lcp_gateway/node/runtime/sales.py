@@ -1,0 +1,390 @@
+"""The jobs that this node sells: which requests it takes, their invoices, and when it forgets them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import Final, cast
+
+from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.node.lcp.effects import MessageCame, Send
+from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel, judge_request
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import (
+    AnyJobMessage,
+    Cancel,
+    Error,
+    JobMessage,
+    Manifest,
+    Protocol,
+    QuoteRequest,
+    StreamBegin,
+    StreamChunk,
+    StreamEnd,
+    StreamKind,
+)
+from lcp_gateway.node.lcp.pricing import TokenPrice
+from lcp_gateway.node.lcp.replay import ReplayWindow, is_expired
+from lcp_gateway.node.lcp.selling import Selling
+from lcp_gateway.node.lcp.selling_events import (
+    InvoiceAccepted,
+    InvoiceSettled,
+    PeerBack,
+    QuoteExpired,
+    SalePhase,
+    SaleTerms,
+)
+from lcp_gateway.node.lcp.table import write_message
+from lcp_gateway.node.ports import Compute, InvoicePaid, Invoices, InvoiceState, LightningAway, Store, StoredSale
+from lcp_gateway.node.runtime.bounds import Bounds, Delays
+from lcp_gateway.node.runtime.log import NodeLog
+from lcp_gateway.node.runtime.observer import JobEnd, NodeObserver, Role
+from lcp_gateway.node.runtime.peer import Peer
+from lcp_gateway.node.runtime.peers import Peers
+from lcp_gateway.node.runtime.sale import Sale, SellerParts
+from lcp_gateway.node.runtime.tally import Tally
+from lcp_gateway.node.runtime.tasks import Tasks
+
+_UNPAID: Final = frozenset({SalePhase.AWAITING_INPUT, SalePhase.PRICED, SalePhase.QUOTED})
+_REPLAYS: Final = 16_384
+_REFUSED: Final = 4_096
+_INVOICE_GRACE_S: Final = 5
+"""How long after its quote's end a job waits for the news of a payment that came in time."""
+
+_SENT_IS_SURE_S: Final = 30
+"""A message that was handed over this long before a connection ended has arrived."""
+
+_UNKNOWN_MANIFEST: Final = Limits()
+
+_Key = tuple[str, bytes]
+
+
+class Sales:
+    """All jobs that are sold. ``models`` returns what a peer may buy; an empty mapping sells nothing to it."""
+
+    def __init__(
+        self,
+        *,
+        peers: Peers,
+        invoices: Invoices,
+        backend: Compute | None,
+        store: Store,
+        tasks: Tasks,
+        observer: NodeObserver,
+        log: NodeLog,
+        bounds: Bounds,
+        clock: Callable[[], float],
+        models: Callable[[str], Mapping[str, SoldModel]],
+        terms: SaleTerms,
+        own: Limits,
+        delays: Delays,
+        new_id: Callable[[], bytes],
+    ) -> None:
+        self.is_following = False
+        """Whether settled invoices are reported now."""
+        self._tally = Tally(bounds)
+        self._parts = SellerParts(
+            peers=peers,
+            invoices=invoices,
+            backend=backend,
+            store=store,
+            tasks=tasks,
+            observer=observer,
+            log=log,
+            bounds=bounds,
+            clock=clock,
+            watch=self._watch,
+            moved=self._tally.moved,
+        )
+        self._models = models
+        self._terms = terms
+        self._own = own
+        self._delays = delays
+        self._new_id = new_id
+        self._sales: dict[_Key, Sale] = {}
+        self._by_hash: dict[bytes, Sale] = {}
+        self._replays = ReplayWindow(max_entries=_REPLAYS)
+        # Jobs that were refused: the rest of their messages gets no further error.
+        self._refused: dict[_Key, None] = {}
+
+    async def start(self) -> None:
+        """Go on with the jobs of an earlier run, and follow the invoices."""
+        restored = [self._restore(stored) for stored in await self._parts.store.sales()]
+        self._parts.tasks.once("look_up", self._look_up(restored))
+        self._parts.tasks.keep("invoices", self._follow_invoices)
+        self._parts.tasks.keep("sweep", self._sweep_again)
+
+    def count(self, phase: SalePhase) -> int:
+        """Return how many jobs are in a phase."""
+        return self._tally.count(phase)
+
+    def on_message(self, peer: Peer, protocol: Protocol, message: AnyJobMessage) -> None:
+        """Take a message of a requester."""
+        match message:
+            case QuoteRequest():
+                self._requested(peer, protocol, message)
+            case StreamBegin(stream_kind=StreamKind.INPUT):
+                self._begun(peer, protocol, message)
+            case StreamChunk():
+                # Their numbers tell repeats.
+                sale = self._sales.get((peer.peer_id, message.job_id))
+                if sale is not None:
+                    sale.on(MessageCame(message))
+            case StreamEnd() | Cancel():
+                sale = self._sales.get((peer.peer_id, message.job_id))
+                if sale is None:
+                    self._parts.log.message_dropped(peer.peer_id, "unknown job")
+                elif self._fresh(peer.peer_id, message):
+                    sale.on(MessageCame(message))
+            case _:
+                # Errors and results about jobs that this node did not ask for.
+                self._parts.log.message_dropped(peer.peer_id, "unknown job")
+
+    def peer_ready(self, peer: Peer, protocol: Protocol) -> None:
+        """Send again what may be lost, now that a peer is back."""
+        for sale in self._of(peer.peer_id, protocol):
+            lately = sale.handed_at >= peer.lost_at - _SENT_IS_SURE_S
+            if lately or not sale.handed_at or sale.job_id in peer.unsent:
+                sale.on(PeerBack())
+
+    def manifest_came(self, peer: Peer, protocol: Protocol) -> None:
+        """Take it that a peer has sent a manifest."""
+        manifest = peer.links[protocol].manifest
+        if manifest is not None:
+            for sale in self._of(peer.peer_id, protocol):
+                sale.machine.peer = manifest
+
+    def _requested(self, peer: Peer, protocol: Protocol, request: QuoteRequest) -> None:
+        try:
+            model = judge_request(protocol, request, self._models(peer.peer_id))
+            if not self._fresh(peer.peer_id, request):
+                return
+            manifest = _manifest_of(peer, protocol)
+            sale = self._sales.get((peer.peer_id, request.job_id))
+            if sale is not None:
+                sale.on(MessageCame(request))
+                return
+            self._check_bounds(peer.peer_id)
+        except RequestRefused as refusal:
+            self._refuse(peer, protocol, request, refusal)
+            return
+        self._refused.pop((peer.peer_id, request.job_id), None)
+        machine = Selling(
+            protocol,
+            request,
+            model=model,
+            sold=self._models(peer.peer_id)[model],
+            peer=manifest,
+            own=self._own,
+            terms=self._terms,
+            inflight=lambda: self._tally.in_flight,
+            new_id=self._new_id,
+        )
+        expires_at = min(request.expiry, self._parts.clock() + self._terms.ttl_s)
+        self._add(
+            Sale(
+                machine,
+                self._parts,
+                protocol=protocol,
+                peer_id=peer.peer_id,
+                job_id=request.job_id,
+                model=model,
+                expires_at=expires_at,
+            )
+        )
+
+    def _begun(self, peer: Peer, protocol: Protocol, begin: StreamBegin) -> None:
+        key = (peer.peer_id, begin.job_id)
+        if not self._models(peer.peer_id) or key in self._refused or not self._fresh(peer.peer_id, begin):
+            return
+        sale = self._sales.get(key)
+        try:
+            _manifest_of(peer, protocol)
+            if sale is None:
+                raise _unknown(protocol)
+            if sale.phase is SalePhase.AWAITING_INPUT and begin.total_len is not None:
+                self._tally.reserve(sale, min(begin.total_len, self._own.max_stream_bytes))
+        except RequestRefused as refusal:
+            if sale is not None:
+                self._forget(sale)
+            self._refuse(peer, protocol, begin, refusal)
+            return
+        sale.on(MessageCame(begin))
+
+    def _watch(self, payment_hash: bytes, sale: Sale) -> None:
+        self._by_hash[payment_hash] = sale
+
+    def _add(self, sale: Sale) -> Sale:
+        self._sales[sale.peer_id, sale.job_id] = sale
+        self._tally.add(sale)
+        return sale
+
+    def _check_bounds(self, peer_id: str) -> None:
+        self._tally.check(peer_id)
+        if len(self._sales) >= self._parts.bounds.sales and not self._forget_oldest():
+            raise RequestRefused(ErrorCode.RATE_LIMITED, "too many jobs")
+
+    def _refuse(self, peer: Peer, protocol: Protocol, asked: JobMessage, refusal: RequestRefused) -> None:
+        key = (peer.peer_id, asked.job_id)
+        self._parts.log.job_refused(peer.peer_id, protocol, refusal.code.name.lower())
+        if key not in self._refused:
+            self._parts.observer.job_ended(role=Role.SELLER, end=JobEnd.REFUSED, model="")
+        if key in self._refused and not self._models(peer.peer_id):
+            return
+        self._refused[key] = None
+        if len(self._refused) > _REFUSED:
+            del self._refused[next(iter(self._refused))]
+        if not asked.protocol_version > 0:
+            return
+        error = Error(
+            protocol_version=asked.protocol_version,
+            job_id=asked.job_id,
+            msg_id=self._new_id(),
+            expiry=asked.expiry or int(self._parts.clock()) + self._terms.ttl_s,
+            code=refusal.code.number(protocol),
+            message=refusal.message,
+        )
+        peer.put(asked.job_id, [Send(*write_message(protocol, error))])
+
+    def _fresh(self, peer_id: str, message: JobMessage) -> bool:
+        now = int(self._parts.clock())
+        if is_expired(now, message.expiry):
+            self._parts.log.message_dropped(peer_id, "expired")
+            return False
+        if not self._replays.is_new(now, peer_id, message.job_id, message.msg_id, message.expiry):
+            self._parts.log.message_dropped(peer_id, "repeated")
+            return False
+        return True
+
+    def _of(self, peer_id: str, protocol: Protocol) -> list[Sale]:
+        return [one for one in self._sales.values() if one.peer_id == peer_id and one.protocol is protocol]
+
+    def _restore(self, stored: StoredSale) -> Sale:
+        kept = stored.kept
+        machine = Selling.restore(
+            stored.protocol,
+            kept,
+            stored.sent,
+            sold=SoldModel(TokenPrice(0, 0), 0),
+            peer=self._parts.peers.kept(stored.peer_id, stored.protocol) or _manifest(stored.protocol),
+            own=self._own,
+            terms=self._terms,
+            inflight=lambda: self._tally.in_flight,
+            new_id=self._new_id,
+        )
+        sale = Sale(
+            machine,
+            self._parts,
+            protocol=stored.protocol,
+            peer_id=stored.peer_id,
+            job_id=kept.request.job_id,
+            model=kept.model,
+            expires_at=kept.quote.quote_expiry,
+            restored=stored,
+        )
+        self._by_hash[kept.payment_hash] = sale
+        return self._add(sale)
+
+    async def _look_up(self, restored: list[Sale]) -> None:
+        """Learn what was paid while this node was not running."""
+        for sale in restored:
+            await self._parts.tasks.persist("look_up", partial(self._ask_invoice, sale), LightningAway)
+
+    async def _ask_invoice(self, sale: Sale) -> None:
+        self._paid(sale, await self._parts.invoices.state(sale.payment_hash))
+
+    def _paid(self, sale: Sale, state: InvoiceState) -> None:
+        match state:
+            case InvoiceState.SETTLED:
+                sale.on(InvoiceSettled())
+            case InvoiceState.ACCEPTED:
+                sale.on(InvoiceAccepted())
+            case _:
+                pass
+
+    async def _follow_invoices(self) -> None:
+        try:
+            await self._follow()
+        finally:
+            self.is_following = False
+
+    async def _follow(self) -> None:
+        store = self._parts.store
+        # An index counts for the Lightning node that gave it.
+        node_id, _ = await self._parts.peers.identity()
+        index = await store.settle_index(node_id)
+        paid = self._parts.invoices.paid(index)
+        # The port is an iterator; each of them can be closed.
+        async with contextlib.aclosing(cast("AsyncGenerator[InvoicePaid, None]", paid)) as events:
+            self.is_following = True
+            async for event in events:
+                sale = self._by_hash.get(event.payment_hash)
+                if sale is not None:
+                    self._paid(sale, event.state)
+                if event.settle_index is not None and event.settle_index > index:
+                    index = event.settle_index
+                    await store.keep_settle_index(node_id, index)
+
+    async def _sweep_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._delays.sweep_s)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """End quotes that were not paid in time, and forget jobs whose time is over."""
+        now = self._parts.clock()
+        for sale in list(self._sales.values()):
+            if sale.phase in _UNPAID and now > sale.expires_at + _INVOICE_GRACE_S:
+                await self._expire(sale)
+            elif sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED}:
+                unpaid = not sale.machine.paid
+                if sale.is_idle and now > sale.expires_at + (_INVOICE_GRACE_S if unpaid else self._delays.keep_sale_s):
+                    await sale.end_stored()
+                    self._forget(sale)
+
+    async def _expire(self, sale: Sale) -> None:
+        if sale.phase is SalePhase.QUOTED:
+            try:
+                await self._ask_invoice(sale)
+            except LightningAway:
+                # Whether it is paid is not known: it is looked at again.
+                return
+        sale.on(QuoteExpired())
+
+    def _forget(self, sale: Sale) -> None:
+        sale.stop()
+        if self._sales.pop((sale.peer_id, sale.job_id), None) is not None:
+            self._tally.remove(sale)
+        if self._by_hash.get(sale.payment_hash) is sale:
+            del self._by_hash[sale.payment_hash]
+
+    def _forget_oldest(self) -> bool:
+        """Make room: the result that was delivered first cannot be sent again any more."""
+        for sale in self._sales.values():
+            if sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED} and sale.is_idle:
+                self._forget(sale)
+                self._parts.tasks.once("end_sale", sale.end_stored())
+                return True
+        return False
+
+
+def _manifest_of(peer: Peer, protocol: Protocol) -> Manifest:
+    manifest = peer.links[protocol].manifest
+    if manifest is None:
+        raise RequestRefused(ErrorCode.INVALID_STATE, "manifest not exchanged")
+    return manifest
+
+
+def _unknown(protocol: Protocol) -> RequestRefused:
+    name = "quote_request" if protocol is Protocol.V02 else "call"
+    return RequestRefused(ErrorCode.INVALID_STATE, f"no {name} for job")
+
+
+def _manifest(protocol: Protocol) -> Manifest:
+    limits = _UNKNOWN_MANIFEST
+    return Manifest(
+        protocol_version=protocol.value,
+        max_payload_bytes=limits.max_payload_bytes,
+        max_stream_bytes=limits.max_stream_bytes,
+        max_job_bytes=limits.max_job_bytes,
+    )
