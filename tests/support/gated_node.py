@@ -1,40 +1,59 @@
-"""Runs `lcp-gateway node` whose answers wait after their first token until the file named by ``GATE`` exists."""
+"""Runs `lcp-gateway node` whose answers wait after their first token while the file named by ``GATE`` does not exist."""
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
-from functools import cache
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lcp_gateway.cli import main
 from lcp_gateway.node.compute import echo, echo_reply
+from tests.support.journaled import TestedNode, money_node
 
 GATE = "TEST_NODE_GATE"
 _LOOK_EVERY_S = 0.05
 
 
-@cache
-def _opening() -> asyncio.Task[None]:
-    """Return the shared task that waits for the file."""
+@contextmanager
+def gated_node(folder: Path, *, toml: str = "") -> Iterator[tuple[TestedNode, Path]]:
+    """Run a node, and return it with its file: what waits goes on when it is made, and new answers wait once it is removed."""
+    gate = folder / "gate"
+    with money_node(folder, toml=toml, module=__name__, **{GATE: str(gate)}) as node:
+        yield node, gate
 
-    gate = Path(os.environ[GATE])
 
-    async def look() -> None:
-        while not await asyncio.to_thread(gate.exists):
+class _Gate:
+    """The file, which one task looks for while answers wait, however many they are."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._opening: asyncio.Task[None] | None = None
+
+    async def opened(self) -> None:
+        """Wait until the file exists."""
+        if self._file.exists():
+            return
+        if self._opening is None or self._opening.done():
+            self._opening = asyncio.create_task(self._look())
+        await asyncio.shield(self._opening)
+
+    async def _look(self) -> None:
+        while not await asyncio.to_thread(self._file.exists):
             await asyncio.sleep(_LOOK_EVERY_S)
 
-    return asyncio.create_task(look())
 
+def _hold_answers(gate: _Gate) -> None:
+    async def gated(tokens: Sequence[str], tokens_per_second: float) -> AsyncIterator[str]:
+        if tokens:
+            yield tokens[0]
+            await gate.opened()
+        async for token in echo_reply.paced(tokens[1:], tokens_per_second):
+            yield token
 
-async def _gated(tokens: Sequence[str], tokens_per_second: float) -> AsyncIterator[str]:
-    if tokens:
-        yield tokens[0]
-        await asyncio.shield(_opening())
-    async for token in echo_reply.paced(tokens[1:], tokens_per_second):
-        yield token
+    echo.paced = gated
 
 
 if __name__ == "__main__":
-    echo.paced = _gated
+    _hold_answers(_Gate(Path(os.environ[GATE])))
     sys.exit(main())

@@ -152,6 +152,10 @@ def gateway(
                     process.wait(60)
             for reader in readers:
                 reader.join(60)
+            # To close a pipe that is being read would wait for its writer.
+            assert not any(reader.is_alive() for reader in readers), (
+                f"a process that it started still runs:\n{running.logs}"
+            )
             for pipe in (process.stdout, process.stderr):
                 pipe.close()
 

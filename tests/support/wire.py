@@ -70,10 +70,14 @@ class Wire:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
 
-    def read_until(self, mark: bytes) -> bytes:
+    def await_bytes(self, mark: bytes) -> None:
+        """Wait until these bytes have come; they stay to be read."""
         while mark not in self._held:
             if not self._more():
                 raise EOFError(f"the connection ended before {mark!r}: {self._held[:500]!r}")
+
+    def read_until(self, mark: bytes) -> bytes:
+        self.await_bytes(mark)
         found, _, self._held = self._held.partition(mark)
         return found + mark
 

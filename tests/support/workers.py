@@ -9,7 +9,7 @@ from contextlib import suppress
 import psutil
 
 from tests.support.gateway import RunningGateway
-from tests.support.wire import Answer, get
+from tests.support.wire import Answer, Wire, get
 
 UNTIL_S = 60.0
 
@@ -27,6 +27,15 @@ def children(gateway: RunningGateway, mark: str) -> list[psutil.Process]:
 def worker_processes(gateway: RunningGateway) -> list[psutil.Process]:
     """Return the processes of the workers."""
     return children(gateway, "lcp_gateway.cli.serve.worker")
+
+
+def worker_of(gateway: RunningGateway, connection: Wire) -> psutil.Process:
+    """Return the worker that accepted a connection, which must be open still."""
+    ours = connection.socket.getsockname()
+    for worker in worker_processes(gateway):
+        if any(found.raddr == ours for found in worker.net_connections("tcp")):
+            return worker
+    raise AssertionError("no worker has the connection")
 
 
 def until(happened: Callable[[], object], what: str) -> None:

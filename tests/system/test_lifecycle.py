@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import socket
-import time
 
 import psutil
 
 from tests.support.daemon import daemon, free_address
+from tests.support.gated_node import gated_node
 from tests.support.gateway import gateway, run_command
+from tests.support.journaled import on_node
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
@@ -37,16 +38,19 @@ def is_draining(port):
     return answer.status == 503 and "shutting down" in json.dumps(answer.json["reasons"])
 
 
-def test_a_stream_that_runs_may_end_after_sigterm_and_nothing_new_may_begin():
-    with serving(20) as served, wire(served.port, 20) as connection:
+def test_a_stream_that_runs_may_end_after_sigterm_and_nothing_new_may_begin(tmp_path):
+    with (
+        gated_node(tmp_path) as (node, gate),
+        gateway(embedded=False, env=on_node(node, shutdown_grace_s=60)) as served,
+        wire(served.port) as connection,
+    ):
         assert get(served.port, "/readyz").status == 200
-        start_job(connection, served, stream=True, text="one two three four five six seven")
-        node_pids = served.node_pids()
-        assert node_pids
+        body = json.dumps(document(stream=True, text="one two three")).encode()
+        connection.send(request_bytes("POST", CHAT, body))
         connection.read_until(b"\n\n")
         served.process.send_signal(signal.SIGTERM)
         eventually(lambda: is_draining(served.port))
-        quoted = len(served.events("quote"))
+        quoted = len(node.events("quote"))
         for path in (CHAT, RESPONSES):
             refused = post(served.port, path, document(path))
             assert refused.status == 503
@@ -54,13 +58,13 @@ def test_a_stream_that_runs_may_end_after_sigterm_and_nothing_new_may_begin():
             assert refused.error["type"] == "server_error"
             assert refused.verdict == "none"
             assert refused.headers["x-should-retry"] == "true" and refused.headers["retry-after"]
-        assert len(served.events("quote")) == quoted
+        assert len(node.events("quote")) == quoted
         assert get(served.port, "/healthz").status == 200
+        gate.touch()
         rest = connection.read_until(b"data: [DONE]\n\n")
         assert b'"error"' not in rest
         connection.read_until(b"0\r\n\r\n")
         assert served.process.wait(60) == 0
-        eventually(lambda: not any(psutil.pid_exists(pid) for pid in node_pids))
 
 
 def test_past_the_grace_time_jobs_are_ended_with_an_error():
@@ -78,8 +82,10 @@ def test_past_the_grace_time_jobs_are_ended_with_an_error():
         start_job(unbegun, served, model="fault/execute-hangs", stream=True)
         body = json.dumps(document(model="fault/quote-slow")).encode()
         unquoted.send(request_bytes("POST", CHAT, body))
+        # No event tells that its quote was asked for; in flight it is from its admission.
         eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 5)
-        time.sleep(0.3)
+        for connection in (chat, responses):
+            connection.await_bytes(b"data: ")
         served.process.send_signal(signal.SIGTERM)
         for connection, name in ((chat, ""), (responses, "error")):
             answer = connection.answer()
@@ -118,9 +124,12 @@ def test_without_jobs_it_ends_at_once_even_with_idle_connections():
     with serving(60) as served, wire(served.port) as connection:
         connection.send(request_bytes("GET", "/healthz"))
         assert connection.answer().status == 200
+        node_pids = served.node_pids()
+        assert node_pids
         # Less than the time of grace.
         assert served.stop(timeout_s=50) == 0
         assert connection.ended()
+        eventually(lambda: not any(psutil.pid_exists(pid) for pid in node_pids))
 
 
 def test_the_embedded_node_does_not_outlive_a_gateway_that_is_killed():
