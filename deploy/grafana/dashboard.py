@@ -395,22 +395,22 @@ def lightning_node() -> list[stat.Panel | timeseries.Panel]:
     seller, buyer, ready = 'role="seller"', 'role="buyer"', 'link_state="ready"'
     jobs, open_jobs = "lcp_jobs_total", "lcp_jobs_open"
     delivered = f'{seller}, job_end="delivered"'
-    worked = f'{seller}, job_end=~"delivered|failed"'
-    for_nothing = f'{buyer}, job_end=~"error|failed|silent"'
+    worked = f'{seller}, job_end=~"delivered|failed|lost"'
+    for_nothing = f'{buyer}, job_end=~"failed|lost"'
     share = f"{total(jobs, extra=delivered)} / clamp_min({total(jobs, extra=worked)}, 1e-9)"
     return [
         number("lnd, for the node", "Whether lnd delivers peers and messages to every node. Down: nothing is bought or sold until it is back. No data: no node over lnd is scraped.", f"min({own('lcp_lnd_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
         number("Invoices followed", "Whether lnd reports settled invoices to every node that sells. Down: paid jobs wait, and run once it is back. No data: nothing is sold.", f"min({own('lcp_invoices_up')})", steps=ZERO_IS_BAD, words={"0": "down", "1": "up"}),
         number("Peers ready to trade", "Peers whose manifest and ours were exchanged, in either version. A peer of both versions counts twice.", f"sum({own('lcp_links', ready)})"),
-        number("Earned by the node", "Invoices of jobs that were paid in the time shown.", f"{total('lcp_earned_msat_total')} / 1000", unit=SAT, decimals=0),
-        number("Paid by the node", "Payments that arrived in the time shown, routing fees not included.", f"{total('lcp_spent_msat_total')} / 1000", unit=SAT, decimals=0),
-        number("Sold jobs delivered", "Of the jobs that ran to an end in the time shown, the share that was delivered; the backend failed the others.", share, unit="percentunit", decimals=1, steps=((None, RED), (0.95, YELLOW), (0.99, GREEN))),
-        lines("Earnings by model", "Invoices that were paid, a minute.", [(f"{rate('lcp_earned_msat_total', 'model')} * 60 / 1000", "{{model}}")], unit=SAT_PER_MINUTE, stacked=True),
+        number("Earned by the node", "Paid invoices of jobs that ended in the time shown.", f"{total('lcp_earned_msat_total')} / 1000", unit=SAT, decimals=0),
+        number("Paid by the node", "Settled payments of jobs that ended in the time shown, routing fees not included.", f"{total('lcp_spent_msat_total')} / 1000", unit=SAT, decimals=0),
+        number("Sold jobs delivered", "Of the paid jobs that ran to an end in the time shown, the share that was delivered; those that a buyer cancelled do not count.", share, unit="percentunit", decimals=1, steps=((None, RED), (0.95, YELLOW), (0.99, GREEN))),
+        lines("Earnings by model", "Paid invoices of jobs that ended, a minute.", [(f"{rate('lcp_earned_msat_total', 'model')} * 60 / 1000", "{{model}}")], unit=SAT_PER_MINUTE, stacked=True),
         lines("Spent by the node", "Payments and their routing fees, a minute.", [(f"{rate('lcp_spent_msat_total')} * 60 / 1000", "prices"), (f"{rate('lcp_fees_msat_total')} * 60 / 1000", "routing fees")], unit=SAT_PER_MINUTE),
-        lines("Payments of the node", "Payments a minute. failed: no route, or turned down: nothing was paid.", [(f"{rate('lcp_payments_total', 'payment_end')} * 60", "{{payment_end}}")], unit="cpm"),
-        lines("Jobs sold, by how they ended", "Jobs a minute. expired: quotes that were not paid. failed: the backend had no result.", [(f"{rate(jobs, 'job_end', seller)} * 60", "{{job_end}}")], unit="cpm", stacked=True),
-        lines("Jobs bought, by how they ended", "Jobs a minute. expired: quotes that were not taken. not_paid: the payment failed. error: the seller refused, or failed.", [(f"{rate(jobs, 'job_end', buyer)} * 60", "{{job_end}}")], unit="cpm", stacked=True),
-        lines("Bought without a result", "Jobs a minute that ended with an error, with a result that says so, or in silence: refused before they were paid, or paid for nothing.", [(f"{rate(jobs, 'job_end', for_nothing)} * 60", "{{job_end}}")], unit="cpm"),
+        lines("Earned without a result", "The part of the earnings whose buyer got no whole result: backends that failed, and buyers that cancelled. With hold_invoices a job that fails before its first byte is not paid.", [(f"{rate('lcp_undelivered_msat_total')} * 60 / 1000", "earned, not delivered")], unit=SAT_PER_MINUTE),
+        lines("Jobs sold, by how they ended", "Jobs a minute. expired: quotes that were not paid. refused: requests for what is not sold, or beyond a limit. failed: the backend had no result.", [(f"{rate(jobs, 'job_end', seller)} * 60", "{{job_end}}")], unit="cpm", stacked=True),
+        lines("Jobs bought, by how they ended", "Jobs a minute. expired: quotes that were not taken. unpaid: the payment failed. failed and lost: paid, without a whole result.", [(f"{rate(jobs, 'job_end', buyer)} * 60", "{{job_end}}")], unit="cpm", stacked=True),
+        lines("Paid for nothing", "Bought jobs a minute that were paid and brought no whole result.", [(f"{rate(jobs, 'job_end', for_nothing)} * 60", "{{job_end}}")], unit="cpm", steps=((None, GREEN), (0.0001, RED))),
         lines("Open jobs", "quoted: neither paid nor expired, they raise the price where a surcharge is set. running: paid.", [(f"sum by (role, job_state) ({own(open_jobs)})", "{{role}} {{job_state}}")]),
         lines("Requests refused", "Requests for a quote a minute that got an error: unsupported_task for what is not sold, rate_limited beyond a limit.", [(f"{rate('lcp_refused_total', 'lcp_error')} * 60 > 0", "{{lcp_error}}")], unit="cpm"),
         lines("Links", "Peers by version and state. connected: the peer's manifest has not come, as of a peer that does not speak that version.", [(f"sum by (link_state, protocol) ({own('lcp_links')})", "{{link_state}} {{protocol}}")]),

@@ -67,7 +67,7 @@ def _row(spec: MetricSpec) -> str:
 
 _EXPLAINED = {
     "cause": "; its quote was refused, or it gave none or, a node, no answer",
-    "job_end": "; delivered: whole; failed, cancelled: the seller's result says so, or it was cancelled before it was paid; error: the seller sent an error, or a wrong stream; silent: a paid result did not come; expired: not paid in its time; not_asked: more than the seller takes; not_payable: a check refused the quote; not_paid: the payment failed, or was given back",
+    "job_end": "; refused: before it was paid, by either side; unpaid: the payment failed, or was given back; failed: paid, and the seller says that there is no result; lost: paid, and no whole result came",
     "part": "; a task of the node",
     "how": "; it waits for the purchase under way, got the answer again, or got the error that the answer is lost",
     "outcome": "; as known when the call ended",

@@ -159,10 +159,10 @@ NODE_SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("lcp", _C, "lcp_jobs_total", "Jobs that ended, by the node's side of them and by how: see the values of job_end.", ("role", "job_end")),
     MetricSpec("lcp", _G, "lcp_jobs_open", "Jobs that have not ended, by side: quoted (neither paid nor expired) or running (paid).", ("role", "job_state")),
     MetricSpec("lcp", _C, "lcp_refused_total", "Requests for a quote that were refused, by the name of the error that the peer got.", ("lcp_error",)),
-    MetricSpec("lcp", _C, "lcp_earned_msat_total", "Millisatoshi of the node's invoices that were paid, by model.", ("model",)),
-    MetricSpec("lcp", _C, "lcp_spent_msat_total", "Millisatoshi of the node's payments that arrived, routing fees not included."),
+    MetricSpec("lcp", _C, "lcp_earned_msat_total", "Millisatoshi of paid invoices of jobs that ended, by model.", ("model",)),
+    MetricSpec("lcp", _C, "lcp_undelivered_msat_total", "The part of the earnings whose buyer got no whole result."),
+    MetricSpec("lcp", _C, "lcp_spent_msat_total", "Millisatoshi of settled payments of jobs that ended, routing fees not included."),
     MetricSpec("lcp", _C, "lcp_fees_msat_total", "Millisatoshi of their routing fees."),
-    MetricSpec("lcp", _C, "lcp_payments_total", "Payments of the node that ended, by how.", ("payment_end",)),
     MetricSpec("lcp", _C, "lcp_messages_total", "Custom messages of LCP to and from peers, by version.", ("direction", "protocol")),
     MetricSpec("lcp", _C, "lcp_message_bytes_total", "Bytes of their payloads.", ("direction", "protocol")),
     MetricSpec("lcp", _C, "lcp_messages_dropped_total", "Messages of peers that were not taken, by the reason.", ("why_dropped",)),
@@ -298,9 +298,8 @@ GRPC_METHODS = (
 )
 GRPC_CODES = tuple(UpstreamStatus)
 ROLES = ("buyer", "seller")
-JOB_ENDS = ("delivered", "failed", "cancelled", "error", "silent", "expired", "not_asked", "not_payable", "not_paid")
-PAYMENT_ENDS = ("settled", "failed")
-WHY_DROPPED = ("undecodable", "unknown_type", "unknown_job", "expired", "repeated")
+JOB_ENDS = ("delivered", "refused", "expired", "unpaid", "cancelled", "failed", "lost")
+WHY_DROPPED = ("undecodable", "unknown type", "unknown job", "expired", "repeated")
 LCP_ERRORS = (
     "unsupported_version",
     "unsupported_task",
@@ -359,7 +358,6 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "outcome": OUTCOMES,
         "part": NODE_PARTS,
         "payment": VERDICTS,
-        "payment_end": PAYMENT_ENDS,
         "period": PERIODS,
         "phase": PHASES,
         "reason": REASONS,
@@ -388,7 +386,6 @@ WITHOUT_OTHER = frozenset(
         "link_state",
         "method",
         "outcome",
-        "payment_end",
         "role",
         "source",
         "stage",

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from lcp_gateway.telemetry.metric_families import ABSENT, Exposed, Families, KnownLabels, exposition
 from lcp_gateway.telemetry.metric_table import (
     BY_NAME,
+    DIRECTIONS,
+    JOB_ENDS,
     JOB_STATES,
     LABEL_WORDS,
     LINK_STATES,
@@ -23,6 +25,9 @@ from lcp_gateway.telemetry.metric_table import (
 
 MAX_MODELS = 200
 _VERSIONS = ("2", "3")
+_, _SELLER = ROLES
+_IN, _OUT = DIRECTIONS
+_DELIVERED = JOB_ENDS[0]
 _BY_NAME = {spec.name: spec for spec in NODE_SPECS}
 
 
@@ -71,7 +76,7 @@ class Figures(Protocol):
 
 
 class NodeMetrics:
-    """Counts a node's events. No method raises, and all are called on the event loop's thread.
+    """Counts a node's events: it is a ``NodeObserver``, and counts for a node's log. No method raises, and all are called on the event loop's thread.
 
     ``registry`` is that of a gateway in the same process; without one the node has its own, with ``build_info`` and the
     metrics of its process. ``models`` are those that are sold: others are counted as ``other``.
@@ -113,35 +118,30 @@ class NodeMetrics:
         """Set the versions that run, where this node is a process of its own."""
         self._gauges["build_info"].labels(version, platform.python_version(), "+".join(_VERSIONS)).set(1)
 
-    def message(self, direction: str, protocol: int, byte_count: int) -> None:
+    def message(self, *, sent: bool, protocol: int, byte_count: int) -> None:
         """Count a message to or from a peer."""
+        direction = _OUT if sent else _IN
         self._count("lcp_messages_total", direction, str(protocol))
         self._count("lcp_message_bytes_total", direction, str(protocol), by=byte_count)
+
+    def job_ended(self, *, role: str, end: str, model: str, paid_msat: int = 0, fee_msat: int = 0) -> None:
+        """Count a job that ended, and its money where the payment settled."""
+        self._count("lcp_jobs_total", role, end)
+        if role == _SELLER:
+            self._count("lcp_earned_msat_total", self._models.fold(model), by=paid_msat)
+            if end != _DELIVERED:
+                self._count("lcp_undelivered_msat_total", by=paid_msat)
+        else:
+            self._count("lcp_spent_msat_total", by=paid_msat)
+            self._count("lcp_fees_msat_total", by=fee_msat)
 
     def message_dropped(self, reason: str) -> None:
         """Count a message of a peer that was not taken."""
         self._count("lcp_messages_dropped_total", reason)
 
-    def job_ended(self, role: str, outcome: str) -> None:
-        """Count a job that ended."""
-        self._count("lcp_jobs_total", role, outcome)
-
     def job_refused(self, code: str) -> None:
         """Count a request for a quote that was refused."""
         self._count("lcp_refused_total", code)
-
-    def earned(self, price_msat: int, model: str) -> None:
-        """Count the price of a sale that was paid."""
-        self._count("lcp_earned_msat_total", self._models.fold(model), by=price_msat)
-
-    def spent(self, price_msat: int, fee_msat: int) -> None:
-        """Count the price and the routing fee of a purchase that was paid."""
-        self._count("lcp_spent_msat_total", by=price_msat)
-        self._count("lcp_fees_msat_total", by=fee_msat)
-
-    def payment_ended(self, outcome: str) -> None:
-        """Count a payment that ended."""
-        self._count("lcp_payments_total", outcome)
 
     def problem(self, part: str) -> None:
         """Count an error of a part that goes on."""

@@ -1,20 +1,23 @@
 """The metrics of a node over lnd, and what its observer counts and logs."""
 
+import ast
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+import lcp_gateway.node.runtime
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.lcp.buying_events import Outcome
-from lcp_gateway.node.runtime.observer import NodeFigures, Role
-from lcp_gateway.telemetry.metric_table import JOB_ENDS, LCP_ERRORS, NODE_PARTS, NODE_SPECS, PAYMENT_ENDS, ROLES
+from lcp_gateway.node.runtime.log import NodeLog
+from lcp_gateway.node.runtime.observer import JobEnd, NodeFigures, NodeObserver, Role
+from lcp_gateway.telemetry.metric_table import JOB_ENDS, LCP_ERRORS, NODE_PARTS, NODE_SPECS, ROLES
 from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.node_log import LcpNodeLog
 from lcp_gateway.telemetry.node_metrics import NodeMetrics
-from lcp_gateway.telemetry.node_observer import LcpNodeObserver
 
 PEER = "02" + 32 * "ab"
 FIGURES = NodeFigures(
@@ -40,12 +43,12 @@ def lines():
 
 
 @pytest.fixture
-def observer(metrics, lines):
-    log = structlog.wrap_logger(
+def log(metrics, lines):
+    written = structlog.wrap_logger(
         structlog.PrintLogger(lines),
         processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer(default=str)],
     )
-    return LcpNodeObserver(metrics, log)
+    return LcpNodeLog(metrics, written)
 
 
 def logged(lines):
@@ -62,10 +65,31 @@ async def read(metrics):
     }
 
 
-def test_its_words_are_those_of_the_node():
+RUNTIME = Path(lcp_gateway.node.runtime.__file__).parent
+
+
+def named_parts():
+    """Return the names under which the runtime's tasks, steps and problems are reported."""
+    for file in RUNTIME.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
+                continue
+            first = node.args[0]
+            if node.func.attr in {"once", "keep", "persist", "problem"} and isinstance(first, ast.Constant):
+                yield first.value
+
+
+def test_its_words_are_those_of_the_node(metrics, log):
+    observer: NodeObserver = metrics
+    assert observer is metrics
     assert tuple(role.value for role in Role) == ROLES
-    assert {outcome.value for outcome in Outcome} == set(JOB_ENDS)
+    assert {end.value for end in JobEnd} == set(JOB_ENDS)
     assert {code.name.lower() for code in ErrorCode} == set(LCP_ERRORS)
+    parts = set(named_parts())
+    assert len(parts) > 10
+    assert parts <= set(NODE_PARTS)
+    reports = {name for name in vars(NodeLog) if not name.startswith("_")}
+    assert {name for name in reports if callable(getattr(log, name, None))} == reports
 
 
 async def test_counts_begin_at_zero(metrics):
@@ -73,59 +97,54 @@ async def test_counts_begin_at_zero(metrics):
     for role in ROLES:
         for end in JOB_ENDS:
             assert samples["jobs_total", end, role] == 0
-    assert all(samples["payments_total", end] == 0 for end in PAYMENT_ENDS)
     assert all(samples["problems_total", part] == 0 for part in NODE_PARTS)
     assert samples["earned_msat_total", "m"] == samples["earned_msat_total", "other"] == 0
     assert samples["messages_total", "in", "3"] == 0
 
 
-async def test_jobs_are_counted_by_side_and_end(observer, metrics, lines):
-    observer.job_ended(Role.SELLER, 2, "delivered", model="m")
-    observer.job_ended(Role.SELLER, 2, "expired", model="m")
-    observer.job_ended(Role.BUYER, 3, "silent")
-    observer.job_refused(2, "rate_limited")
+async def test_a_sold_job_counts_its_price_by_model(metrics):
+    metrics.job_ended(role=Role.SELLER, end=JobEnd.DELIVERED, model="m", paid_msat=5_000)
+    metrics.job_ended(role=Role.SELLER, end=JobEnd.FAILED, model="m", paid_msat=2_000)
+    metrics.job_ended(role=Role.SELLER, end=JobEnd.DELIVERED, model="no longer sold", paid_msat=1_000)
+    metrics.job_ended(role=Role.SELLER, end=JobEnd.EXPIRED, model="m")
 
     samples = await read(metrics)
-    assert samples["jobs_total", "delivered", "seller"] == 1
-    assert samples["jobs_total", "expired", "seller"] == 1
-    assert samples["jobs_total", "silent", "buyer"] == 1
-    assert samples["refused_total", "rate_limited"] == 1
-    first = {"level": "info", "event": "a job ended", "role": "seller", "outcome": "delivered", "protocol": 2}
-    assert logged(lines)[0] == {**first, "model": "m"}
-
-
-async def test_earnings_are_counted_by_the_models_that_are_sold(observer, metrics):
-    observer.earned(5_000, model="m")
-    observer.earned(1_000, model="one that is no longer sold")
-
-    samples = await read(metrics)
-    assert samples["earned_msat_total", "m"] == 5_000
+    assert samples["earned_msat_total", "m"] == 7_000
     assert samples["earned_msat_total", "other"] == 1_000
+    assert samples["undelivered_msat_total",] == 2_000
+    assert samples["jobs_total", "delivered", "seller"] == 2
+    assert samples["jobs_total", "expired", "seller"] == 1
     assert samples["spent_msat_total",] == 0
 
 
-async def test_payments_are_counted_with_their_fees(observer, metrics, lines):
-    observer.payment_ended("settled")
-    observer.spent(5_000, 12)
-    observer.payment_ended("failed")
+async def test_a_bought_job_counts_its_price_and_its_fee(metrics):
+    metrics.job_ended(role=Role.BUYER, end=JobEnd.LOST, model="", paid_msat=5_000, fee_msat=12)
 
     samples = await read(metrics)
     assert (samples["spent_msat_total",], samples["fees_msat_total",]) == (5_000, 12)
-    assert (samples["payments_total", "settled"], samples["payments_total", "failed"]) == (1, 1)
-    assert [line["event"] for line in logged(lines)] == ["a purchase was paid"]
+    assert samples["jobs_total", "lost", "buyer"] == 1
+    assert samples["undelivered_msat_total",] == 0
 
 
-async def test_messages_are_counted_by_direction_and_version(observer, metrics):
-    observer.message("out", 2, "quote_request", 100)
-    observer.message("in", 3, "call", 50)
-    observer.message("in", 9, "another", 1)
-    observer.message_dropped("expired")
+async def test_messages_are_counted_by_direction_and_version(metrics):
+    metrics.message(sent=True, protocol=2, byte_count=100)
+    metrics.message(sent=False, protocol=3, byte_count=50)
+    metrics.message(sent=False, protocol=9, byte_count=1)
 
     samples = await read(metrics)
     assert (samples["messages_total", "out", "2"], samples["message_bytes_total", "out", "2"]) == (1, 100)
     assert (samples["messages_total", "in", "3"], samples["message_bytes_total", "in", "3"]) == (1, 50)
     assert samples["messages_total", "in", "other"] == 1
-    assert samples["messages_dropped_total", "expired"] == 1
+
+
+async def test_what_is_refused_or_dropped_is_counted_and_logged(log, metrics, lines):
+    log.job_refused(PEER, 2, "rate_limited")
+    log.message_dropped(PEER, "unknown type")
+
+    samples = await read(metrics)
+    assert samples["refused_total", "rate_limited"] == 1
+    assert samples["messages_dropped_total", "unknown type"] == 1
+    assert [line["peer_id"] for line in logged(lines)] == [PEER, PEER]
 
 
 async def test_figures_are_those_of_the_last_call(metrics):
@@ -145,11 +164,11 @@ async def test_figures_are_those_of_the_last_call(metrics):
     assert ("invoices_up",) not in samples
 
 
-def test_changes_of_lnd_and_of_links_are_logged_once(observer, lines):
+def test_changes_of_lnd_and_of_links_are_logged_once(log, lines):
     for connected in (True, True, False, False, True):
-        observer.lightning(connected=connected)
-    observer.link(PEER, 2, ready=True)
-    observer.link(PEER, 2, ready=False)
+        log.lightning(connected=connected)
+    log.link(PEER, 2, ready=True)
+    log.link(PEER, 2, ready=False)
 
     assert [(line["level"], line["event"]) for line in logged(lines)] == [
         ("info", "lnd delivers messages"),
@@ -160,9 +179,9 @@ def test_changes_of_lnd_and_of_links_are_logged_once(observer, lines):
     ]
 
 
-async def test_a_problem_is_counted_and_logged_with_its_cause(observer, metrics, lines):
-    observer.problem("send", OSError("away"), restart_in_s=0.5)
-    observer.problem("a part that the table does not list", OSError("away"))
+async def test_a_problem_is_counted_and_logged_with_its_cause(log, metrics, lines):
+    log.problem("send", OSError("away"), again_in_s=0.5)
+    log.problem("a part that the table does not list", OSError("away"))
 
     samples = await read(metrics)
     assert (samples["problems_total", "send"], samples["problems_total", "other"]) == (1, 1)
@@ -170,9 +189,8 @@ async def test_a_problem_is_counted_and_logged_with_its_cause(observer, metrics,
     assert logged(lines)[0]["exc_info"] == "away"
 
 
-async def test_words_and_numbers_that_are_out_of_range_are_no_error(observer, metrics):
-    observer.job_ended("another", 7, "another")
-    observer.earned(-1, model="\udc80")
+async def test_words_and_numbers_that_are_out_of_range_are_no_error(metrics):
+    metrics.job_ended(role="another", end="another", model="\udc80", paid_msat=-1)
 
     assert (await read(metrics))["jobs_total", "other", "other"] == 1
 

@@ -39,9 +39,11 @@ class HistoryLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryTotal:
-    """The lines of one kind, model and outcome together."""
+    """The lines of one kind, day (UTC, "2026-11-30"), peer, model and outcome together."""
 
     kind: Kind
+    day: str
+    peer_id: str
     model: str
     outcome: str
     paid: bool
@@ -75,9 +77,10 @@ _OPEN_JOBS = """
     ORDER BY began_at, kind, job_id
 """
 _TOTALS = """
-    SELECT kind, model, outcome, paid, count(*) AS jobs, CAST(total(price_msat) AS INTEGER) AS price_msat,
-           CAST(total(fee_msat) AS INTEGER) AS fee_msat
-    FROM history WHERE ended_at >= ? GROUP BY kind, model, outcome, paid ORDER BY kind, model, outcome, paid
+    SELECT kind, date(ended_at, 'unixepoch') AS day, peer_id, model, outcome, paid, count(*) AS jobs,
+           sum(price_msat) AS price_msat, coalesce(sum(fee_msat), 0) AS fee_msat
+    FROM history WHERE ended_at >= ? GROUP BY kind, day, peer_id, model, outcome, paid
+    ORDER BY kind, day, peer_id, model, outcome, paid
 """
 
 

@@ -1,6 +1,7 @@
 import os
 import sqlite3
 from contextlib import closing
+from dataclasses import astuple
 from subprocess import PIPE
 
 import pytest
@@ -69,25 +70,39 @@ async def test_a_line_has_what_accounting_needs(store, path):
         assert [line.outcome for line in history.lines("sale")] == ["lost"]
 
 
-async def test_totals_are_by_kind_model_and_outcome(store, path):
-    for number in range(3):
+async def test_totals_are_by_kind_day_peer_model_and_outcome(store, path):
+    for number in (0, 0, 1):
         await bought(store, number, 1_010)
-    await bought(store, 3, 1_010, paid=False, outcome="unpaid", fee_msat=None)
+    await bought(store, 0, 1_010, paid=False, outcome="unpaid", fee_msat=None)
     await sold(store, 4, 900)
     await sold(store, 5, 1_010)
+    await sold(store, 5, 1_010 + 86_400)
+
+    def total(kind, day, number, outcome, jobs, fee_msat, *, paid=True):
+        return HistoryTotal(
+            kind=kind,
+            day=f"1970-01-0{day}",
+            peer_id=peer(number),
+            model="model-a",
+            outcome=outcome,
+            paid=paid,
+            jobs=jobs,
+            price_msat=1_000 * jobs,
+            fee_msat=fee_msat,
+        )
 
     with open_history(path) as history:
-        assert history.totals(since=1_000) == [
-            HistoryTotal(
-                kind="purchase", model="model-a", outcome="delivered", paid=True, jobs=3, price_msat=3_000, fee_msat=15
-            ),
-            HistoryTotal(
-                kind="purchase", model="model-a", outcome="unpaid", paid=False, jobs=1, price_msat=1_000, fee_msat=0
-            ),
-            HistoryTotal(
-                kind="sale", model="model-a", outcome="delivered", paid=True, jobs=1, price_msat=1_000, fee_msat=0
-            ),
-        ]
+        totals = history.totals(since=1_000)
+
+    expected = [
+        total("purchase", 1, 0, "delivered", 2, 10),
+        total("purchase", 1, 0, "unpaid", 1, 0, paid=False),
+        total("purchase", 1, 1, "delivered", 1, 5),
+        total("sale", 1, 5, "delivered", 1, 0),
+        total("sale", 2, 5, "delivered", 1, 0),
+    ]
+    assert totals == sorted(expected, key=astuple)
+    assert all(type(one.price_msat) is type(one.fee_msat) is int for one in totals)
 
 
 async def test_open_jobs_are_those_that_have_not_ended(store, path):
