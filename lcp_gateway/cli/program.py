@@ -24,6 +24,7 @@ _COMMAND_MODULES: Mapping[str, str] = MappingProxyType(
         "status": "lcp_gateway.cli.service.status",
         "logs": "lcp_gateway.cli.service.logs",
         "node": "lcp_gateway.cli.serve.node",
+        "sell": "lcp_gateway.cli.sell.sell",
         "join": "lcp_gateway.cli.join.join",
         "models": "lcp_gateway.cli.market.models",
         "route": "lcp_gateway.cli.market.route",

@@ -1,0 +1,1 @@
+"""Commands about what a node over lnd sells."""

@@ -1,0 +1,135 @@
+"""``lcp-gateway sell``, beside a node whose store is open."""
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from lcp_gateway.cli.sell.earnings import Earnings, GroupBy, add_up, outcomes, whole
+from lcp_gateway.node.runtime.observer import JobEnd
+from lcp_gateway.node.storage.history import HistoryTotal
+from lcp_gateway.node.storage.store import SqliteStore
+from tests.support.node_records import peer, piece, sale
+
+NOW = int(datetime.now(UTC).timestamp())
+DAY_S = 86_400
+TODAY = datetime.fromtimestamp(NOW, UTC).strftime("%Y-%m-%d")
+
+
+@pytest.fixture
+async def store(tmp_path):
+    opened = await SqliteStore.open(tmp_path / "state" / "lcp-gateway" / "node.db")
+    yield opened
+    await opened.close()
+
+
+async def sold(store, number, *, ended_at=NOW, outcome=JobEnd.DELIVERED, model="model-a", paid=True):
+    await store.keep_sale(sale(number))
+    job_id = sale(number).kept.request.job_id
+    await store.end_sale(
+        peer(number), job_id, outcome=outcome, price_msat=1_500, paid=paid, model=model, ended_at=ended_at
+    )
+
+
+@pytest.fixture
+async def busy(store):
+    await sold(store, 1)
+    await sold(store, 2, model="model-b")
+    await sold(store, 1, outcome=JobEnd.FAILED)
+    # It was not paid: no line is kept of it.
+    await sold(store, 1, outcome=JobEnd.EXPIRED, paid=False)
+    await sold(store, 1, ended_at=NOW - 40 * DAY_S)
+    await store.keep_sale(sale(3))
+    await store.keep_sale(sale(4))
+    await store.keep_sent(peer(4), sale(4).kept.request.job_id, (piece(4),))
+    return store
+
+
+async def test_status_says_what_is_open_ended_and_earned(busy, run):
+    done = run("sell", "status")
+
+    assert done.code == 0, done.err
+    assert "open    2 for " in done.out
+    assert "sat: 1 quoted or running, 1 with a result under way" in done.out
+    assert "ended   2 delivered, 1 failed\n" in done.out
+    assert "earned  4.500 sat for 3 jobs, of them 1.500 sat for 1 without a whole result\n" in done.out
+    row = next(line for line in done.out.splitlines() if line.startswith(TODAY))
+    assert row.split() == [TODAY, "3", "2", "1", "4500", "1500", "4.500", "sat"]
+
+
+async def test_status_adds_up_by_what_is_asked_for(busy, run):
+    done = run("sell", "status", "--by", "model", "--by", "peer", "--since", "60d", "--json")
+
+    document = json.loads(done.out)
+    assert [(one["model"], one["peer"], one["jobs"], one["earned_msat"]) for one in document["earnings"]] == [
+        ("model-a", peer(1), 3, 4_500),
+        ("model-b", peer(2), 1, 1_500),
+    ]
+    assert (document["jobs"], document["delivered"], document["undelivered_msat"]) == (4, 3, 1_500)
+    assert document["ended"] == {"delivered": 3, "failed": 1}
+    assert {one["peer_id"]: one["sending"] for one in document["open"]} == {peer(3): False, peer(4): True}
+
+
+async def test_status_of_a_node_that_has_sold_nothing(store, run):
+    done = run("sell", "status")
+
+    assert done.code == 0, done.err
+    assert "open    none\n" in done.out
+    assert "ended   none\n" in done.out
+    assert "earned  0.000 sat for 0 jobs\n" in done.out
+    assert json.loads(run("sell", "status", "--json").out)["earnings"] == []
+
+
+async def test_jobs_are_listed_the_newest_first(busy, run):
+    done = run("sell", "jobs", "--limit", "2", "--json")
+
+    lines = json.loads(done.out)
+    assert [(line["outcome"], line["price_msat"]) for line in lines] == [("delivered", 1_500), ("failed", 1_500)]
+    assert len(json.loads(run("sell", "jobs", "--json").out)) == 4
+    assert peer(1) in run("sell", "jobs").out
+
+
+def test_without_a_store_the_error_says_where_it_was_looked_for(run, tmp_path):
+    for command in ("status", "jobs"):
+        done = run("sell", command)
+        assert done.code == 1
+        assert done.err == f"lcp-gateway: {tmp_path}/state/lcp-gateway/node.db: no node has kept anything here yet\n"
+
+
+def test_another_store_can_be_named(run, tmp_path):
+    place = tmp_path / "other.db"
+    place.write_text("no database")
+    done = run("sell", "status", "--store", str(place))
+
+    assert done.code == 1
+    assert done.err.startswith(f"lcp-gateway: {place}: ")
+
+
+def total(outcome=JobEnd.DELIVERED, *, kind="sale", paid=True, jobs=1, model="m"):
+    return HistoryTotal(
+        kind=kind,
+        day="2026-01-01",
+        peer_id="p",
+        model=model,
+        outcome=outcome,
+        paid=paid,
+        jobs=jobs,
+        price_msat=10 * jobs,
+        fee_msat=0,
+    )
+
+
+def test_earnings_are_paid_sales_alone():
+    totals = [total(jobs=2), total(JobEnd.LOST), total(kind="purchase"), total(JobEnd.UNPAID, paid=False)]
+
+    assert whole(totals) == Earnings(3, 2, 1, 30, 10)
+    assert outcomes(totals) == {"delivered": 2, "lost": 1, "unpaid": 1}
+
+
+def test_earnings_are_added_up_in_the_order_of_the_ways():
+    totals = [total(model="b"), total(model="a"), total(model="a", jobs=3)]
+
+    assert add_up(totals, [GroupBy.MODEL, GroupBy.DAY]) == {
+        ("a", "2026-01-01"): Earnings(4, 4, 0, 40, 0),
+        ("b", "2026-01-01"): Earnings(1, 1, 0, 10, 0),
+    }
