@@ -79,7 +79,7 @@ class Transport(Interface):
         """End the connection with a peer.
 
         Raises:
-            LightningAway: the Lightning node does not answer.
+            LightningAway: the Lightning node does not answer, or has channels with the peer, which stays connected.
         """
         ...
 

@@ -42,10 +42,10 @@ LONGEST_MESSAGE = 65_533
 
 @dataclass
 class LndNode(LndStandin):
-    """One lnd of a network; ``has_channels`` keeps it from ending the connection with a peer, as lnd does then."""
+    """One lnd of a network; ``channel_peers`` are the ids of the peers that it has channels with."""
 
     network: "LndNetwork | None" = None
-    has_channels: bool = False
+    channel_peers: set[str] = field(default_factory=set)
 
     def __post_init__(self):
         super().__post_init__()
@@ -174,9 +174,11 @@ class LndNetwork:
             self._tell(one, other, online=True)
             self._tell(other, one, online=True)
 
-    def disconnect(self, one: LndNode, other: LndNode) -> None:
-        """Drop their connection, until ``connect`` or a restart of one of them."""
+    def disconnect(self, one: LndNode, other: LndNode, *, forever: bool = False) -> None:
+        """Drop their connection, until ``connect`` or, unless ``forever``, a restart of one of them."""
         link = frozenset((one.identity, other.identity))
+        if forever:
+            self.wanted.discard(link)
         if link in self.connected:
             self.connected.remove(link)
             self._tell(one, other, online=False)
@@ -242,6 +244,11 @@ class _Lightning(LightningCalls):
                 inbox.put_nowait(message)
         return LN.SendCustomMessageResponse()
 
+    async def ListChannels(self, request, context):  # noqa: N802 - lnd's name
+        await self._lnd.admit("ListChannels", context)
+        peers = [it for it in self._lnd.channel_peers if request.peer.hex() in {"", it}]
+        return LN.ListChannelsResponse(channels=[LN.Channel(remote_pubkey=it, active=True) for it in peers])
+
     async def ConnectPeer(self, request, context):  # noqa: N802 - lnd's name
         lnd = self._lnd
         await lnd.admit("ConnectPeer", context)
@@ -260,10 +267,8 @@ class _Lightning(LightningCalls):
         if peer is None:
             text = f"unable to disconnect peer: peer {request.pub_key} is not connected"
             await context.abort(grpc.StatusCode.UNKNOWN, text)
-        if lnd.has_channels:
-            text = f"cannot disconnect from peer({request.pub_key}), still has 1 active channels"
-            await context.abort(grpc.StatusCode.UNKNOWN, text)
-        lnd.network.disconnect(lnd, peer)
+        # Channels or not: and it does not connect again by itself.
+        lnd.network.disconnect(lnd, peer, forever=True)
         return LN.DisconnectPeerResponse()
 
 
@@ -308,8 +313,10 @@ class _Invoices:
         lnd = self._lnd
         await lnd.admit("SubscribeSingleInvoice", context)
         await _check_hash(request.r_hash, context)
-        invoice = await self._find(request.r_hash, context)
         state = None
+        async with lnd._changed:
+            while lnd._running and (invoice := lnd.invoice(request.r_hash)) is None:
+                await lnd._changed.wait()
         while lnd._running:
             if invoice.state != state:
                 state = invoice.state

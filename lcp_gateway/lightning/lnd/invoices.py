@@ -171,7 +171,7 @@ class LndInvoices(LndChannel):
         try:
             invoice = await self._ask(self._lightning.LookupInvoice, request)
         except LndError as error:
-            if is_no_such_invoice(error):
+            if _is_no_such_invoice(error):
                 return None
             raise
         if invoice.r_hash != payment_hash:
@@ -236,7 +236,7 @@ class LndInvoices(LndChannel):
             return await method(request, timeout=self._timeout_s, metadata=self._metadata)
 
 
-def is_no_such_invoice(error: LndError) -> bool:
+def _is_no_such_invoice(error: LndError) -> bool:
     """Return whether lnd says that it has no such invoice; the text counts too, as earlier lnds have no status for it."""
     return error.status == UpstreamStatus.NOT_FOUND or any(text in str(error) for text in _NO_SUCH_INVOICE)
 

@@ -79,6 +79,7 @@ NODE_CONNECTING: Final = (
     Permission("Lightning.SubscribePeerEvents", "peers:read", "peers that come and go"),
     Permission("Lightning.SubscribeCustomMessages", "offchain:read", "messages of peers"),
     Permission("Lightning.SendCustomMessage", "offchain:write", "messages to peers"),
+    Permission("Lightning.ListChannels", "offchain:read", "whether a peer may be disconnected"),
     Permission("Lightning.DisconnectPeer", "peers:write", "ending the connection with a peer that breaks the protocol"),
 )
 """The calls that the macaroon of every node of our own over lnd has to allow."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 import grpc.aio
 
 from lcp_gateway.lightning.lnd.channel import LndAddress, lnd_errors
-from lcp_gateway.lightning.lnd.invoices import LndInvoices, is_no_such_invoice
+from lcp_gateway.lightning.lnd.invoices import LndInvoices
 from lcp_gateway.lightning.lnd.records import LndError, WrongInvoice
 from lcp_gateway.node.lnd.transport import KEEPALIVE_S, away, ended, stop_all
 from lcp_gateway.node.ports import InvoicePaid, InvoiceState, LightningAway, MadeInvoice
@@ -163,6 +163,10 @@ class LndJobInvoices(LndInvoices):
         request = self._stubs.invoices.SubscribeSingleInvoiceRequest(r_hash=payment_hash)
         stream = self._holds.SubscribeSingleInvoice(request, metadata=self._metadata)
         try:
+            # lnd may remove invoices that have ended, and waits silently for one that it does not have.
+            if await self._find(payment_hash) is None:
+                self._held.discard(payment_hash)
+                return
             async with lnd_errors():
                 while (update := await stream.read()) is not grpc.aio.EOF:
                     if update.state == _ACCEPTED:
@@ -172,10 +176,7 @@ class LndJobInvoices(LndInvoices):
                         return
             await inbox.put(ended())
         except LndError as error:
-            if is_no_such_invoice(error):
-                self._held.discard(payment_hash)
-            else:
-                await inbox.put(error)
+            await inbox.put(error)
         finally:
             stream.cancel()
             self._watches.pop(payment_hash, None)

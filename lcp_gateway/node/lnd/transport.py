@@ -91,10 +91,18 @@ class LndTransport(LndClient):
                 await self._lightning.SendCustomMessage(request, timeout=_SEND_TIMEOUT_S, metadata=self._metadata)
 
     async def disconnect(self, peer_id: str) -> None:
-        """End the connection with a peer. lnd refuses it for a peer that it has channels with."""
-        request = self._stubs.lightning.DisconnectPeerRequest(pub_key=peer_id)
+        """End the connection with a peer, unless lnd has channels with it.
+
+        lnd would not connect with it again by itself, and its channels could not be used.
+        """
+        messages = self._stubs.lightning
         with away():
-            await self._ask(self._lightning.DisconnectPeer, request)
+            channels = await self._ask(
+                self._lightning.ListChannels, messages.ListChannelsRequest(peer=bytes.fromhex(peer_id))
+            )
+            if channels.channels:
+                raise LightningAway("lnd has channels with the peer: it stays connected")
+            await self._ask(self._lightning.DisconnectPeer, messages.DisconnectPeerRequest(pub_key=peer_id))
 
     async def _addresses(self) -> dict[str, str]:
         answer = await self._ask(self._lightning.ListPeers, self._stubs.lightning.ListPeersRequest())

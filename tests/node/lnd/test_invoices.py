@@ -219,3 +219,13 @@ async def test_hold_invoices_that_have_ended_are_not_watched(invoices, seller):
         assert expiring.state == CANCELED
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
+
+
+async def test_a_hold_invoice_that_lnd_has_removed_is_not_watched(invoices, seller):
+    await make(invoices, hold_preimage=PREIMAGE)
+    seller.invoices.clear()
+    async with aclosing(invoices.paid(1)) as paid:
+        first = asyncio.create_task(next_of(paid))
+        await until(lambda: not invoices._held and not invoices._watches)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)

@@ -63,6 +63,7 @@ def test_the_uris_are_those_that_lncli_takes():
         "uri:/lnrpc.Lightning/SubscribePeerEvents",
         "uri:/lnrpc.Lightning/SubscribeCustomMessages",
         "uri:/lnrpc.Lightning/SendCustomMessage",
+        "uri:/lnrpc.Lightning/ListChannels",
         "uri:/lnrpc.Lightning/DisconnectPeer",
     ]
     assert "uri:/invoicesrpc.Invoices/CancelInvoice" in [it.uri for it in needed(buys=False, sells=True, holds=False)]

@@ -10,7 +10,7 @@ from lcp_gateway.lightning.lnd.channel import LndAddress
 from lcp_gateway.node.lnd.transport import LndTransport
 from lcp_gateway.node.ports import LightningAway, MessageReceived, PeerConnected, PeerDisconnected
 from tests.support.frozen_proxy import FreezingProxy
-from tests.support.lnd_standin import Trouble
+from tests.support.lnd_standin import ELSEWHERE, Trouble
 
 MANIFEST = 42_081
 
@@ -80,10 +80,11 @@ async def test_a_message_for_a_peer_that_is_away_is_not_taken(transport, network
 
 
 async def test_a_peer_is_disconnected_unless_lnd_has_channels_with_it(transport, network, buyer, seller):
-    buyer.has_channels = True
-    with pytest.raises(LightningAway, match="active channels"):
+    buyer.channel_peers = {seller.identity}
+    with pytest.raises(LightningAway, match="has channels"):
         await transport.disconnect(seller.identity)
-    buyer.has_channels = False
+    assert network.peers(buyer) == [seller]
+    buyer.channel_peers = {ELSEWHERE.public_key.format().hex()}
     await transport.disconnect(seller.identity)
     assert not network.peers(buyer)
 
