@@ -1,1 +1,1 @@
-"""The settings of a node over lnd: read of flags, a TOML file, lcpd-grpcd's environment and its provider YAML."""
+"""The settings of a node over lnd: flags, a TOML file, and the environment and the provider YAML of lcpd-grpcd."""

@@ -3,6 +3,7 @@
 Amounts are msat, durations seconds, ids of peers 66 lower-case hex digits.
 """
 
+import base64
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge, TokenPrice
 from lcp_gateway.node.lcp.selling_events import SaleTerms
+from lcp_gateway.node.runtime.bounds import Bounds, Delays, PaymentLimits
 from lcp_gateway.node.toml import ConfigError
 
 _MIB: Final = 1024 * 1024
@@ -22,7 +24,6 @@ _U32_MAX: Final = 0xFFFF_FFFF
 _AT_LEAST_ONE: Final = (
     "max_output_tokens",
     "ttl_s",
-    "max_running_jobs",
     "max_jobs_per_peer",
     "max_unpaid_quotes_per_peer",
     "max_input_bytes",
@@ -71,11 +72,17 @@ class BuySettings:
     idle_timeout_s: float = 60.0
 
     @property
-    def patience(self) -> Patience:
-        """How long a seller may be silent."""
-        return Patience(
+    def payment_limits(self) -> PaymentLimits:
+        """What a purchase may cost, where its caller says nothing else."""
+        return PaymentLimits(max_price_msat=self.max_price_msat or None, max_fee_msat=self.fee_limit_msat)
+
+    @property
+    def delays(self) -> Delays:
+        """How long sellers may be silent, and lnd may look for ways to pay."""
+        patience = Patience(
             quote_s=self.quote_timeout_s, first_byte_s=self.first_byte_timeout_s, idle_s=self.idle_timeout_s
         )
+        return Delays(patience=patience, payment_timeout_s=self.payment_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,15 +135,24 @@ class BackendSettings:
                 raise ConfigError("url: must be an http(s) URL")
         if self.api_key and self.api_key_file is not None:
             raise ConfigError("api_key and api_key_file exclude each other")
+        try:
+            base64.b64decode(self.output_base64, validate=True)
+        except ValueError:
+            raise ConfigError("output_base64: must be base64") from None
+
+    @property
+    def output(self) -> bytes:
+        """What the kind "deterministic" answers with."""
+        return base64.b64decode(self.output_base64) or b"deterministic-output"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SellSettings:
     """Sales: models, their backends, and bounds. A node with no models does not sell, nor one with ``enabled`` false.
 
-    ``allow`` names the peers that may buy (empty: all), ``deny`` those that may not. ``max_running_jobs`` is how many the backends
-    run at once; ``max_jobs_per_peer`` how many a peer may have, asked for, quoted or running, of which
-    ``max_unpaid_quotes_per_peer`` unpaid; the last two bound the bytes of inputs that are kept.
+    ``allow`` names the peers that may buy (empty: all), ``deny`` those that may not. ``max_jobs_per_peer`` is how many paid jobs of a
+    peer run at once; ``max_unpaid_quotes_per_peer`` how many quotes it may leave unpaid; the last two bound the bytes of requests
+    that are held.
     ``hold_invoices``: payments are accepted, settled at the backend's first byte, and given back where it fails.
     """
 
@@ -150,11 +166,10 @@ class SellSettings:
     hold_invoices: bool = False
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
-    max_running_jobs: int = 64
-    max_jobs_per_peer: int = 64
-    max_unpaid_quotes_per_peer: int = 32
-    max_input_bytes: int = 256 * _MIB
-    max_input_bytes_per_peer: int = 64 * _MIB
+    max_jobs_per_peer: int = 256
+    max_unpaid_quotes_per_peer: int = 1_024
+    max_input_bytes: int = 512 * _MIB
+    max_input_bytes_per_peer: int = 128 * _MIB
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -179,7 +194,9 @@ class SellSettings:
             if model.backend and model.backend not in known:
                 raise ConfigError(f'models[{at}].backend: no backend is named "{model.backend}"')
         if self.active and not self.backends:
-            raise ConfigError("backends: missing: models are sold and no backend runs them")
+            raise ConfigError(
+                "backends: missing: models are sold, and no backend runs them (sell.backends in TOML, or LCPD_BACKEND)"
+            )
 
     @property
     def active(self) -> bool:
@@ -201,8 +218,20 @@ class SellSettings:
 
     @property
     def terms(self) -> SaleTerms:
-        """How long quotes live, and the surcharge."""
-        return SaleTerms(ttl_s=self.ttl_s, invoice_slack_s=self.invoice_slack_s, surge=self.surge)
+        """How long quotes live, the surcharge, and whether payments are held."""
+        return SaleTerms(
+            ttl_s=self.ttl_s, invoice_slack_s=self.invoice_slack_s, surge=self.surge, hold=self.hold_invoices
+        )
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the node holds for its peers at most."""
+        return Bounds(
+            input_bytes_per_peer=self.max_input_bytes_per_peer,
+            input_bytes=self.max_input_bytes,
+            jobs_per_peer=self.max_jobs_per_peer,
+            quotes_per_peer=self.max_unpaid_quotes_per_peer,
+        )
 
     def backend_of(self, model: ModelSettings) -> BackendSettings:
         """Return the backend that runs a model."""

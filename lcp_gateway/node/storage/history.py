@@ -78,7 +78,7 @@ _OPEN_JOBS = """
 """
 _TOTALS = """
     SELECT kind, date(ended_at, 'unixepoch') AS day, peer_id, model, outcome, paid, count(*) AS jobs,
-           sum(price_msat) AS price_msat, coalesce(sum(fee_msat), 0) AS fee_msat
+           CAST(total(price_msat) AS INTEGER) AS price_msat, CAST(total(fee_msat) AS INTEGER) AS fee_msat
     FROM history WHERE ended_at >= ? GROUP BY kind, day, peer_id, model, outcome, paid
     ORDER BY kind, day, peer_id, model, outcome, paid
 """

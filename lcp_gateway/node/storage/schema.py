@@ -16,7 +16,7 @@ APPLICATION_ID: Final = 0x4C43504E
 
 STEPS: Final[Sequence[Sequence[str]]] = (
     (
-        # ``settle_index``: the last settled invoice that was taken in; ``key_check``: decrypts with the right key alone.
+        # ``settle_index NODE_ID``: the last settled invoice that was taken in; ``key_check``: decrypts with the right key alone.
         """CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID""",
         """CREATE TABLE manifests (
             peer_id TEXT NOT NULL, protocol INTEGER NOT NULL, manifest BLOB NOT NULL,

@@ -26,6 +26,7 @@ from lcp_gateway.node.storage.sealing import open_sealer
 T = TypeVar("T")
 
 _DAY_S: Final = 86_400
+_SETTLE_INDEX: Final = "settle_index "
 _LONGEST_MODEL: Final = 200
 """Of a name in a line of history: a client may have asked for any."""
 
@@ -233,14 +234,19 @@ class SqliteStore:
 
         return await self._all("SELECT * FROM sales ORDER BY number", read)
 
-    async def settle_index(self) -> int:
-        """Return the index of the last settled invoice that was taken in; 0 at first."""
-        found = await self._all("SELECT value FROM facts WHERE name = 'settle_index'", lambda _, row: int(row["value"]))
-        return found[0] if found else 0
+    async def settle_index(self, node_id: str) -> int:
+        """Return the index of the last settled invoice of that Lightning node that was taken in; 0 at first."""
 
-    async def keep_settle_index(self, index: int) -> None:
+        def work(connection: sqlite3.Connection) -> int:
+            values = (_SETTLE_INDEX + node_id,)
+            found = connection.execute("SELECT value FROM facts WHERE name = ?", values).fetchone()
+            return int(found[0]) if found else 0
+
+        return await self._database.run(work)
+
+    async def keep_settle_index(self, node_id: str, index: int) -> None:
         """Keep that index."""
-        await self._run("INSERT OR REPLACE INTO facts VALUES ('settle_index', ?)", (index,))
+        await self._run("INSERT OR REPLACE INTO facts VALUES (?, ?)", (_SETTLE_INDEX + node_id, index))
 
     async def _run(self, statement: str, values: tuple[object, ...]) -> None:
         def work(connection: sqlite3.Connection) -> None:

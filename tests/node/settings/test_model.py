@@ -2,6 +2,7 @@ import pytest
 
 from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.pricing import Surge, TokenPrice
+from lcp_gateway.node.runtime.bounds import Bounds, Delays, PaymentLimits
 from lcp_gateway.node.settings.model import BackendSettings, NodeSettings
 from lcp_gateway.node.toml import ConfigError, read_dataclass
 
@@ -42,9 +43,26 @@ def test_a_node_that_is_told_not_to_sell_sells_no_model():
     assert settings.sold == {}
 
 
-def test_terms_and_surcharge_are_those_of_the_table():
-    terms = sell(ttl_s=60, invoice_slack_s=2, surge={"threshold": 1, "per_job_bps": 500}).terms
+def test_nothing_set_gives_the_bounds_and_delays_of_the_runtime():
+    settings = NodeSettings()
 
+    assert settings.sell.bounds == Bounds()
+    assert settings.buy.delays == Delays()
+    assert settings.buy.payment_limits == PaymentLimits()
+
+
+def test_purchases_have_the_limits_of_the_table():
+    settings = read(buy={"max_price_msat": 7, "fee_limit_msat": 3, "idle_timeout_s": 2, "payment_timeout_s": 9})
+
+    assert settings.buy.payment_limits == PaymentLimits(max_price_msat=7, max_fee_msat=3)
+    assert settings.buy.delays.patience.idle_s == 2
+    assert settings.buy.delays.payment_timeout_s == 9
+
+
+def test_terms_and_surcharge_are_those_of_the_table():
+    terms = sell(ttl_s=60, invoice_slack_s=2, surge={"threshold": 1, "per_job_bps": 500}, hold_invoices=True).terms
+
+    assert terms.hold
     assert terms.invoice_expiry_s == 58
     assert terms.surge == Surge(threshold=1, per_job_bps=500)
 

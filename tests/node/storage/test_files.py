@@ -14,6 +14,8 @@ from lcp_gateway.node.storage.store import SqliteStore
 from tests.support.forked import start_module
 from tests.support.node_records import PREIMAGE, peer, piece, purchase, sale
 
+NODE = peer(9)
+
 
 def modes(folder):
     return {one.name: stat.S_IMODE(one.stat().st_mode) for one in folder.iterdir()}
@@ -126,7 +128,7 @@ async def test_a_database_of_a_newer_program_is_refused(open_store, path):
 
 async def test_older_tables_are_brought_to_the_next_version_and_keep_their_rows(open_store, path):
     store = await open_store()
-    await store.keep_settle_index(5)
+    await store.keep_settle_index(NODE, 5)
     await store.close()
     later = (*STEPS, ("ALTER TABLE history ADD COLUMN note TEXT", "INSERT INTO facts VALUES ('note', 1)"))
 
@@ -134,7 +136,7 @@ async def test_older_tables_are_brought_to_the_next_version_and_keep_their_rows(
         migrate(connection, later)
         assert read_version(connection) == len(STEPS) + 1
         facts = dict(connection.execute("SELECT name, value FROM facts WHERE name != 'key_check'"))
-    assert facts == {"settle_index": 5, "note": 1}
+    assert facts == {f"settle_index {NODE}": 5, "note": 1}
 
 
 async def test_a_step_that_fails_leaves_the_tables_as_they_were(open_store, path):
@@ -163,15 +165,15 @@ async def test_a_file_that_is_replaced_while_the_node_runs_is_noticed_before_the
     store = await open_store()
     path.rename(path.with_name("moved.db"))
     with pytest.raises(StoreUnavailable, match=r"node.db: no such file"):
-        await store.keep_settle_index(1)
+        await store.keep_settle_index(NODE, 1)
 
     path.with_name("moved.db").rename(path.with_name("node.db"))
-    await store.keep_settle_index(2)
+    await store.keep_settle_index(NODE, 2)
 
     path.with_name("copy.db").write_bytes(path.read_bytes())
     path.with_name("copy.db").rename(path)
     with pytest.raises(StoreUnavailable, match="was replaced while the node runs"):
-        await store.keep_settle_index(3)
+        await store.keep_settle_index(NODE, 3)
 
 
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -1,7 +1,7 @@
 import os
 import sqlite3
 from contextlib import closing
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from subprocess import PIPE
 
 import pytest
@@ -103,6 +103,17 @@ async def test_totals_are_by_kind_day_peer_model_and_outcome(store, path):
     ]
     assert totals == sorted(expected, key=astuple)
     assert all(type(one.price_msat) is type(one.fee_msat) is int for one in totals)
+
+
+async def test_prices_that_no_peer_can_pay_do_not_break_the_totals(store, path):
+    dear = purchase(1)
+    dear = replace(dear, kept=replace(dear.kept, quote=replace(dear.kept.quote, price_msat=2**64 - 1)))
+    for _ in range(2):
+        await store.keep_purchase(dear)
+        await store.end_purchase(quote(1).job_id, outcome="not_paid", paid=False, ended_at=1_010)
+
+    with open_history(path) as history:
+        assert history.totals()[0].price_msat == 2**63 - 1
 
 
 async def test_open_jobs_are_those_that_have_not_ended(store, path):

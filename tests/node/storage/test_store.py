@@ -26,6 +26,8 @@ from tests.support.node_records import (
 BOTH = pytest.mark.parametrize("at_rest", ["encrypted", "memory"])
 PARAMS_OF_A_CLIENT = b"params that a client wrote by itself"
 
+NODE = peer(9)
+
 
 def without_request(kept):
     return replace(kept, order=replace(kept.order, request=b""))
@@ -47,7 +49,7 @@ async def test_a_new_database_is_empty(open_store):
     assert await store.manifests() == {}
     assert await store.purchases() == []
     assert await store.sales() == []
-    assert await store.settle_index() == 0
+    assert await store.settle_index(NODE) == 0
 
 
 @BOTH
@@ -219,10 +221,10 @@ async def test_a_paid_sale_that_ended_is_a_line_and_an_unpaid_one_is_none(open_s
 
 async def test_the_settle_index_is_there_after_a_restart(open_store):
     store = await open_store()
-    await store.keep_settle_index(7)
-    await store.keep_settle_index(2**40)
+    await store.keep_settle_index(NODE, 7)
+    await store.keep_settle_index(NODE, 2**40)
 
-    assert await (await open_store()).settle_index() == 2**40
+    assert await (await open_store()).settle_index(NODE) == 2**40
 
 
 @pytest.mark.parametrize(("bounds", "left"), [({"history_lines": 3}, [5, 6, 7]), ({"history_days": 1}, [6, 7])])
@@ -317,7 +319,7 @@ async def test_a_full_disk_is_said_and_nothing_of_the_works_that_waited_is_half_
 
     await store._database.run(fill)
     made = await asyncio.gather(
-        store.keep_sale(sale(2, body=b"x" * 100_000)), store.keep_settle_index(5), return_exceptions=True
+        store.keep_sale(sale(2, body=b"x" * 100_000)), store.keep_settle_index(NODE, 5), return_exceptions=True
     )
     assert isinstance(made[0], StoreUnavailable)
     assert str(made[0]) == f"{path}: database or disk is full"
@@ -334,7 +336,7 @@ async def test_after_the_close_every_call_fails(open_store):
     await store.close()
 
     with pytest.raises(StoreUnavailable, match="the database is closed"):
-        await store.keep_settle_index(1)
+        await store.keep_settle_index(NODE, 1)
 
 
 async def test_a_caller_that_is_cancelled_does_not_undo_what_it_began(open_store):
@@ -342,11 +344,11 @@ async def test_a_caller_that_is_cancelled_does_not_undo_what_it_began(open_store
     held = threading.Event()
     holding = asyncio.create_task(store._database.run(lambda _: held.wait(60)))
     await asyncio.sleep(0)
-    keeping = asyncio.create_task(store.keep_settle_index(9))
+    keeping = asyncio.create_task(store.keep_settle_index(NODE, 9))
     await asyncio.sleep(0)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
     held.set()
     await holding
 
-    assert await store.settle_index() == 9
+    assert await store.settle_index(NODE) == 9

@@ -89,9 +89,9 @@ class StoreMachine(RuleBasedStateMachine):
             "end_sale", peer(number), job_id, outcome="done", price_msat=1, paid=paid, model="model-a", ended_at=1_000
         )
 
-    @rule(index=st.integers(0, 2**50))
-    def keep_settle_index(self, index):
-        self.call("keep_settle_index", index)
+    @rule(node=st.sampled_from([peer(8), peer(9)]), index=st.integers(0, 2**50))
+    def keep_settle_index(self, node, index):
+        self.call("keep_settle_index", node, index)
 
     @rule()
     def open_again(self):
@@ -102,7 +102,8 @@ class StoreMachine(RuleBasedStateMachine):
     def they_hold_the_same(self):
         run = self.runner.run
         assert run(self.store.manifests()) == run(self.model.manifests())
-        assert run(self.store.settle_index()) == run(self.model.settle_index())
+        for node in (peer(8), peer(9)):
+            assert run(self.store.settle_index(node)) == run(self.model.settle_index(node))
         assert by_id(run(self.store.purchases())) == by_id(run(self.model.purchases()))
         assert by_id(run(self.store.sales())) == by_id(map(self.expected, run(self.model.sales())))
 
