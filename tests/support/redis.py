@@ -5,9 +5,10 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 import pytest
 from redis.asyncio import Redis
@@ -22,6 +23,17 @@ def binary() -> str:
         pytest.skip("Redis is not installed (Debian's package: redis-server)")
     assert found, "Redis must be installed where CI=true"
     return found
+
+
+@dataclass
+class Commands:
+    """The commands that Redis executed, those of scripts included, by name."""
+
+    by_name: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return self.by_name.total()
 
 
 @dataclass
@@ -57,6 +69,17 @@ class RunningRedis:
         """Delete everything."""
         client = Redis.from_url(self.url)
         await client.flushdb()
+        await client.aclose()
+
+    @asynccontextmanager
+    async def counting(self) -> AsyncIterator[Commands]:
+        """Count the commands of the block; they are known after it."""
+        client, commands = Redis.from_url(self.url), Commands()
+        await client.config_resetstat()
+        yield commands
+        for name, stats in (await client.info("commandstats")).items():
+            commands.by_name[name.removeprefix("cmdstat_").partition("|")[0]] += stats["calls"]
+        del commands.by_name["config"]
         await client.aclose()
 
     def stop(self) -> None:

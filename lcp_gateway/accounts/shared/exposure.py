@@ -11,56 +11,66 @@ from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 
-_OUT: Final = f"{REDIS_KEY_PREFIX}:out:"
+_PRICES: Final = f"{REDIS_KEY_PREFIX}:out:"
+_ENDS: Final = f"{REDIS_KEY_PREFIX}:out-until:"
+# Those that ended before and are many go a part at a time: no check takes long.
+_ENDED_AT_ONCE: Final = 1_000
 _MS_PER_S: Final = 1_000
 # What is known of an ended job reaches the other workers by message; until then it counts here.
 _SETTLES_MS: Final = 2_000
 # The journal knows of it, and a gateway that starts counts it again.
 _UNKNOWN_S: Final = 30 * 86_400.0
 _STRANGERS: Final = ""
-_ENDS: Final = frozenset({"resolved", "released"})
+_ENDINGS: Final = frozenset({"resolved", "released"})
 _UNKNOWN: Final = frozenset({State.UNKNOWN.value, State.PAYING.value})
 
-# A hash holds what is out by job: the price, and when it ends to count by Redis's own clock.
-# KEYS: the hashes. ARGV: the job, its price, how long it counts, then for each hash what may be out in all, -1 for no limit.
-# Returns 0, or what is out with others in the first hash that is too full, and its place.
-_RESERVE = """
+# Of each group a hash holds the prices that are out, by job, and their sum; a sorted set holds when each ends to count, by
+# Redis's own clock. A check reads the sum: its cost does not grow with the number of jobs that are out.
+_READ = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function lasts_at_least(key, lasts)
+  if redis.call('PTTL', key) < lasts then redis.call('PEXPIRE', key, lasts + 86400000) end
+end
+local function set_end(prices, ends, job, lasts)
+  redis.call('ZADD', ends, now + lasts, job)
+  lasts_at_least(prices, lasts)
+  lasts_at_least(ends, lasts)
+end
+"""
+# KEYS: of each group the prices, then the ends. ARGV: the job, its price, how long it counts, then for each group what may
+# be out in all, -1 for no limit. Returns 0, or the place of the first group that is too full, and what is out there with others.
+_RESERVE = f"""{_READ}
 local job, price, lasts = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-for i, key in ipairs(KEYS) do
-  local out, held = 0, redis.call('HGETALL', key)
-  for at = 1, #held, 2 do
-    local amount, ends = string.match(held[at + 1], '(%d+) (%d+)')
-    if tonumber(ends) <= now then
-      redis.call('HDEL', key, held[at])
-    elseif held[at] ~= job then
-      out = out + amount
-    end
+local own = {{}}
+for at = 1, #KEYS, 2 do
+  local prices, ends, place = KEYS[at], KEYS[at + 1], (at + 1) / 2
+  local gone = redis.call('ZRANGEBYSCORE', ends, '-inf', now, 'LIMIT', 0, {_ENDED_AT_ONCE})
+  for _, ended in ipairs(gone) do
+    redis.call('HINCRBY', prices, 'sum', -(redis.call('HGET', prices, ended) or 0))
+    redis.call('HDEL', prices, ended)
+    redis.call('ZREM', ends, ended)
   end
-  local most = tonumber(ARGV[3 + i])
-  if most >= 0 and out + price > most then return {i, out} end
+  own[at] = tonumber(redis.call('HGET', prices, job) or 0)
+  local out, most = tonumber(redis.call('HGET', prices, 'sum') or 0) - own[at], tonumber(ARGV[3 + place])
+  if most >= 0 and out + price > most then return {{place, out}} end
 end
-for _, key in ipairs(KEYS) do
-  redis.call('HSET', key, job, string.format('%d %d', price, now + lasts))
-  redis.call('PEXPIRE', key, lasts + 86400000)
+for at = 1, #KEYS, 2 do
+  local prices, ends = KEYS[at], KEYS[at + 1]
+  redis.call('HSET', prices, job, string.format('%d', price))
+  redis.call('HINCRBY', prices, 'sum', string.format('%d', price - own[at]))
+  set_end(prices, ends, job, lasts)
 end
-return {0, 0}
+return {{0, 0}}
 """
 # What ended within this time goes to Redis in one call.
 _TOGETHER_S: Final = 0.05
 
-# KEYS: the hashes. ARGV: for each its job, and how long that counts from now.
-_UNTIL = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i, key in ipairs(KEYS) do
-  local job, lasts = ARGV[2 * i - 1], ARGV[2 * i]
-  local held = redis.call('HGET', key, job)
-  if held then
-    redis.call('HSET', key, job, string.format('%d %d', string.match(held, '%d+'), now + lasts))
-    if redis.call('PTTL', key) < tonumber(lasts) then redis.call('PEXPIRE', key, lasts + 86400000) end
-  end
+# KEYS: of each group the prices, then the ends. ARGV: for each its job, and how long that counts from now.
+_UNTIL = f"""{_READ}
+for at = 1, #KEYS, 2 do
+  local job, lasts = ARGV[at], tonumber(ARGV[at + 1])
+  if redis.call('HEXISTS', KEYS[at], job) == 1 then set_end(KEYS[at], KEYS[at + 1], job, lasts) end
 end
 """
 
@@ -99,7 +109,7 @@ class RedisExposure:
         self._reserve: Any = redis.register_script(_RESERVE)
         self._until: Any = redis.register_script(_UNTIL)
         self._calls = ShieldedCalls()
-        self._ended: list[tuple[str, bytes, int]] = []
+        self._ended: list[tuple[str, str, bytes, int]] = []
         self._flushing: asyncio.TimerHandle | None = None
 
     async def reserve(
@@ -112,10 +122,11 @@ class RedisExposure:
             ExposureUnavailable: it is not known.
         """
         arguments = [self._job(job_id), price_msat, round(lasts_s * _MS_PER_S), *most_msat]
+        keys = [key for group in groups for key in self._keys(group)]
         if self._outage.is_on:
             raise ExposureUnavailable
         try:
-            place, out_msat = await self._calls.run(_awaited(self._reserve, self._keys(groups), arguments))
+            place, out_msat = await self._calls.run(_awaited(self._reserve, keys, arguments))
         except self._errors as error:
             self._outage.begin(error)
             raise ExposureUnavailable from error
@@ -140,7 +151,7 @@ class RedisExposure:
 
     def _set_until(self, groups: Sequence[str], job_id: bytes, lasts_ms: int) -> None:
         job = self._job(job_id)
-        self._ended.extend((key, job, lasts_ms) for key in self._keys(groups))
+        self._ended.extend((prices, ends, job, lasts_ms) for prices, ends in map(self._keys, groups))
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_later(_TOGETHER_S, self._flush)
 
@@ -148,17 +159,20 @@ class RedisExposure:
         ended, self._ended, self._flushing = self._ended, [], None
         self._calls.start(self._send(ended))
 
-    async def _send(self, ended: Sequence[tuple[str, bytes, int]]) -> None:
+    async def _send(self, ended: Sequence[tuple[str, str, bytes, int]]) -> None:
         if self._outage.is_on:
             return
         try:
-            await self._until([key for key, _, _ in ended], [value for _, *values in ended for value in values])
+            await self._until(
+                [key for prices, ends, _, _ in ended for key in (prices, ends)],
+                [value for _, _, *values in ended for value in values],
+            )
         except self._errors as error:
             self._outage.begin(error)
 
-    def _keys(self, groups: Sequence[str]) -> list[str]:
-        name = self._encryption.keyed_name
-        return [_OUT + name(b"out", self._run_id, group.encode()).hex() for group in groups]
+    def _keys(self, group: str) -> tuple[str, str]:
+        name = self._encryption.keyed_name(b"out", self._run_id, group.encode()).hex()
+        return _PRICES + name, _ENDS + name
 
     def _job(self, job_id: bytes) -> bytes:
         return self._encryption.keyed_name(b"out job", job_id)
@@ -215,7 +229,7 @@ class SharedExposure:
 
         ``job_id`` is in hex, ``state`` a value of ``State``; ``what`` else changes nothing.
         """
-        if what not in _ENDS:
+        if what not in _ENDINGS:
             return
         groups, job = [peer_id, _STRANGERS], bytes.fromhex(job_id)
         if state in _UNKNOWN:

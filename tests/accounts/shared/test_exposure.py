@@ -105,6 +105,30 @@ async def test_the_check_names_the_peer_or_all_unproven_ones_and_lets_nodes_pass
     await check.reserve(replace(first, job_id=job(5)))
 
 
+async def test_a_check_reads_what_is_out_in_all_and_not_every_job(workers, server):
+    """Regression: each payment read all jobs that were out or had just ended, most of the work of a busy Redis."""
+    for number in range(50):
+        assert await reserved(workers[0], number, [-1]) is None
+    async with server.counting() as commands:
+        assert (await reserved(workers[1], 50, [50 * PRICE])).out_msat == 50 * PRICE
+    assert commands.total < 10
+    assert "hgetall" not in commands.by_name
+
+
+async def test_what_ended_before_and_after_a_check_is_counted_off_once(workers, monkeypatch):
+    monkeypatch.setattr("lcp_gateway.accounts.shared.exposure._SETTLES_MS", 0)
+    for number in range(4):
+        assert await reserved(workers[number], number, [4 * PRICE]) is None
+    for number in range(4):
+        # Twice, as where a worker and the message of another say it.
+        workers[0].release(["peer"], job(number))
+        workers[1].release(["peer"], job(number))
+    await sent(workers[0])
+    await sent(workers[1])
+    assert await reserved(workers[2], 4, [PRICE]) is None
+    assert (await reserved(workers[3], 5, [PRICE])).out_msat == PRICE
+
+
 async def test_without_redis_each_worker_is_on_its_own():
     made = RedisExposure("redis://127.0.0.1:1/0", "run", Encryption(b"s" * 32), Outage())
     with pytest.raises(ExposureUnavailable):
