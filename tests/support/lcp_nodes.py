@@ -67,7 +67,7 @@ class Problems(NodeLog, Unobserved):
 
     def __init__(self):
         self.problems, self.ended, self.dropped, self.refused, self.ready = [], [], [], [], []
-        self.earned_msat = self.spent_msat = self.messages = 0
+        self.earned_msat = self.spent_msat = self.sent = 0
 
     def problem(self, part, error, *, again_in_s=None):
         self.problems.append((part, error))
@@ -83,7 +83,7 @@ class Problems(NodeLog, Unobserved):
         self.refused.append(code)
 
     def message(self, *, sent, protocol, byte_count):
-        self.messages += 1
+        self.sent += sent
 
     def message_dropped(self, peer_id, reason):
         self.dropped.append(reason)

@@ -7,7 +7,7 @@ result that was sent can be sent again, with the same stream and the same cuts.
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.lightning.terms import Terms, hash_terms
@@ -37,6 +37,9 @@ from lcp_gateway.node.lcp.messages import (
 from lcp_gateway.node.lcp.pricing import PriceTooHigh, price_msat
 from lcp_gateway.node.lcp.replay import is_expired
 from lcp_gateway.node.lcp.selling_events import (
+    INTERRUPTED,
+    OUTCOMES,
+    TOO_LONG,
     CancelInvoice,
     Compute,
     ComputeData,
@@ -61,14 +64,6 @@ from lcp_gateway.node.lcp.selling_events import (
     StopCompute,
 )
 from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, hash_params, read_message, write_message
-
-TOO_LONG: Final = "result exceeds remote stream limits"
-
-_OUTCOMES: Final = {
-    Status.OK: SaleOutcome.DELIVERED,
-    Status.FAILED: SaleOutcome.FAILED,
-    Status.CANCELLED: SaleOutcome.CANCELLED,
-}
 
 
 class Selling:
@@ -137,7 +132,7 @@ class Selling:
         """Go on with a job after a restart; ``sent`` are the messages of its result that were kept.
 
         The caller looks its invoice up, and reports ``InvoiceSettled`` if it is paid. A job that had begun to stream cannot be
-        run from its middle: it ends with an error.
+        run from its middle: it ends with an error; so does one without its body, which was not kept.
         """
         made = cls(
             protocol,
@@ -160,7 +155,10 @@ class Selling:
         if last is not None and isinstance(last[1], Result | Error):
             made.phase = SalePhase.DELIVERED
             status = last[1].status if isinstance(last[1], Result) else Status.FAILED
-            made.outcome = _OUTCOMES[status]
+            made.outcome = OUTCOMES[status]
+            if not kept.body and status is Status.OK:
+                # Only the last message was kept: the result cannot be sent again.
+                made._sent = []
         return made
 
     @property
@@ -211,8 +209,9 @@ class Selling:
                 self._held = False
                 return self._run() if quoted else []
             case InvoiceAccepted() if quoted:
-                self._held = True
-                return self._run()
+                effects = self._run()
+                self._held = self.phase is SalePhase.RUNNING
+                return effects if self._held else [CancelInvoice(self._payment_hash), *effects]
             case InvoiceLost() if self.phase is SalePhase.RUNNING and not self.paid:
                 return [StopCompute(), *self._failed(ErrorCode.PAYMENT_REQUIRED, "the payment was not settled")]
         return []
@@ -318,8 +317,8 @@ class Selling:
 
     def _run(self) -> list[SaleEffect]:
         self.phase = SalePhase.RUNNING
-        if self._sent:
-            return self._failed(ErrorCode.RATE_LIMITED, "backend unavailable: interrupted by a restart")
+        if self._sent or not self._body:
+            return self._failed(ErrorCode.RATE_LIMITED, INTERRUPTED)
         return [Compute(self._request.task_kind, self._model, bytes(self._body), self._stream)]
 
     def _data(self, now: float, data: bytes) -> list[SaleEffect]:
@@ -375,10 +374,9 @@ class Selling:
         if phase in {SalePhase.AWAITING_INPUT, SalePhase.PRICED}:
             self._reader = None
             return []
-        stop: list[SaleEffect] = [StopCompute()] if phase is SalePhase.RUNNING else []
-        if phase is SalePhase.QUOTED or self._held:
-            stop.append(CancelInvoice(self._payment_hash))
-        return [*stop, *self._result(now, Status.CANCELLED, "cancelled")]
+        stop = [StopCompute()] if phase is SalePhase.RUNNING else []
+        back = [CancelInvoice(self._payment_hash)] if phase is SalePhase.QUOTED or self._held else []
+        return [*stop, *back, *self._result(now, Status.CANCELLED, "cancelled")]
 
     def _expired(self) -> list[SaleEffect]:
         phase = self.phase
@@ -395,11 +393,13 @@ class Selling:
             raise RequestRefused(ErrorCode.PAYMENT_INVALID, "quote_request mismatch for job")
         if self._quote is None:
             return []
+        if self.phase is SalePhase.DELIVERED and not self._sent:
+            return [self._message(self._quote), *self._failed(ErrorCode.RATE_LIMITED, INTERRUPTED)]
         return [self._message(self._quote), *self._sent]
 
     def _result(self, now: float, status: Status, message: str) -> list[SaleEffect]:
         self.phase = SalePhase.ENDED
-        self.outcome = _OUTCOMES[status]
+        self.outcome = OUTCOMES[status]
         expiry = self._result_expiry or int(now) + self._terms.ttl_s
         return self._keep([self._message(Result(**self._envelope(expiry), status=status, message=message))])
 

@@ -2,10 +2,11 @@
 
 import enum
 from dataclasses import dataclass
+from typing import Final
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
-from lcp_gateway.node.lcp.messages import QuoteRequest, QuoteResponse
+from lcp_gateway.node.lcp.messages import QuoteRequest, QuoteResponse, Status
 from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge
 
 
@@ -31,6 +32,17 @@ class SaleOutcome(enum.StrEnum):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     """It was not paid in time, or its request never came whole."""
+
+
+OUTCOMES: Final = {
+    Status.OK: SaleOutcome.DELIVERED,
+    Status.FAILED: SaleOutcome.FAILED,
+    Status.CANCELLED: SaleOutcome.CANCELLED,
+}
+"""The outcome of a job by the status of its result."""
+
+TOO_LONG: Final = "result exceeds remote stream limits"
+INTERRUPTED: Final = "backend unavailable: interrupted by a restart"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A node of the Lightning Compute Protocol: it buys and sells jobs over the ports of ``node/ports.py``."""
 
+import asyncio
 import os
 import time
 from collections import Counter
@@ -83,9 +84,11 @@ class LcpNode:
         self._allowed = None if allowed is None else frozenset(allowed)
         self._denied = frozenset(denied)
         self._limits = limits
+        self._sweep_s = delays.sweep_s
         # Peers from which this node buys: lcpd-grpcd refuses what a requester's own manifest does not list.
         self._bought_from: set[str] = set()
         observer, log = observer or Unobserved(), log or NodeLog()
+        self._log = log
         self._tasks = Tasks(log)
         self._peers = Peers(
             transport=transport,
@@ -130,6 +133,7 @@ class LcpNode:
             bounds=bounds,
             clock=clock,
             models=self._sold_to,
+            sells=bool(self._models),
             terms=terms,
             own=limits,
             delays=delays,
@@ -144,6 +148,7 @@ class LcpNode:
         """
         await self._purchases.start()
         await self._sales.start()
+        self._tasks.keep("sweep", self._sweep)
         await self._peers.start()
 
     async def stop(self) -> None:
@@ -218,7 +223,7 @@ class LcpNode:
                     links["ready" if link.ready else "connected", protocol.value] += 1
         return NodeFigures(
             lightning_up=self._peers.is_listening,
-            invoices_up=self._sales.is_following if self._models else None,
+            invoices_up=self._sales.is_following if self._sales.follows else None,
             links=links,
             quoted={Role.BUYER: self._purchases.count(Phase.QUOTED), Role.SELLER: self._sales.count(SalePhase.QUOTED)},
             running={
@@ -229,6 +234,12 @@ class LcpNode:
             queued_bytes=sum(size for _, size in waiting),
             deepest_queue_messages=max((messages for messages, _ in waiting), default=0),
         )
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self._sweep_s)
+            self._purchases.sweep()
+            await self._sales.sweep()
 
     def _sold_to(self, peer_id: str) -> Mapping[str, SoldModel]:
         may_buy = peer_id not in self._denied and (self._allowed is None or peer_id in self._allowed)
@@ -246,7 +257,9 @@ class LcpNode:
     def _on_message(self, peer: Peer, protocol: Protocol, message: AnyJobMessage) -> None:
         match message:
             case StreamBegin(stream_kind=StreamKind.RESULT) | QuoteResponse() | Result() | Error():
-                self._purchases.on_message(peer.peer_id, message)
+                if not self._purchases.on_message(peer.peer_id, message):
+                    # Among them each error of a requester about a job that is sold to it, which lcpd-grpcd sends at the end.
+                    self._log.message_dropped(peer.peer_id, "unknown job")
             case StreamChunk() | StreamEnd():
                 # Neither says whose stream it is of.
                 if not self._purchases.on_message(peer.peer_id, message):

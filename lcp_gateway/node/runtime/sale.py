@@ -96,6 +96,8 @@ class Sale:
         self.model = model
         self.reserved_bytes = len(restored.kept.body) if restored else 0
         self.expires_at = expires_at
+        self.is_runnable = restored is None or bool(restored.kept.body)
+        """Whether the request is there: where nothing of it was kept, no payment may come any more."""
         self.price_msat = restored.kept.quote.price_msat if restored else 0
         self.payment_hash = restored.kept.payment_hash if restored else b""
         self.handed_at = 0.0

@@ -1,6 +1,5 @@
 """The jobs that this node sells: which requests it takes, their invoices, and when it forgets them."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
@@ -75,11 +74,14 @@ class Sales:
         bounds: Bounds,
         clock: Callable[[], float],
         models: Callable[[str], Mapping[str, SoldModel]],
+        sells: bool,
         terms: SaleTerms,
         own: Limits,
         delays: Delays,
         new_id: Callable[[], bytes],
     ) -> None:
+        self.follows = False
+        """Whether this node follows its invoices: it sells, or has sold."""
         self.is_following = False
         """Whether settled invoices are reported now."""
         self._tally = Tally(bounds)
@@ -97,6 +99,7 @@ class Sales:
             moved=self._tally.moved,
         )
         self._models = models
+        self._sells = sells
         self._terms = terms
         self._own = own
         self._delays = delays
@@ -110,9 +113,12 @@ class Sales:
     async def start(self) -> None:
         """Go on with the jobs of an earlier run, and follow the invoices."""
         restored = [self._restore(stored) for stored in await self._parts.store.sales()]
+        self.follows = self._sells or bool(restored)
+        if not self.follows:
+            # A Lightning node may let a buyer see no invoices.
+            return
         self._parts.tasks.once("look_up", self._look_up(restored))
         self._parts.tasks.keep("invoices", self._follow_invoices)
-        self._parts.tasks.keep("sweep", self._sweep_again)
 
     def count(self, phase: SalePhase) -> int:
         """Return how many jobs are in a phase."""
@@ -291,7 +297,10 @@ class Sales:
             await self._parts.tasks.persist("look_up", partial(self._ask_invoice, sale), LightningAway)
 
     async def _ask_invoice(self, sale: Sale) -> None:
-        self._paid(sale, await self._parts.invoices.state(sale.payment_hash))
+        state = await self._parts.invoices.state(sale.payment_hash)
+        self._paid(sale, state)
+        if state is InvoiceState.OPEN and not sale.is_runnable:
+            sale.on(QuoteExpired())
 
     def _paid(self, sale: Sale, state: InvoiceState) -> None:
         match state:
@@ -324,11 +333,6 @@ class Sales:
                 if event.settle_index is not None and event.settle_index > index:
                     index = event.settle_index
                     await store.keep_settle_index(node_id, index)
-
-    async def _sweep_again(self) -> None:
-        while True:
-            await asyncio.sleep(self._delays.sweep_s)
-            await self.sweep()
 
     async def sweep(self) -> None:
         """End quotes that were not paid in time, and forget jobs whose time is over."""

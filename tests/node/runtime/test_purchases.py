@@ -1,0 +1,441 @@
+"""A node that buys: what its callers are told, and what is paid."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import Protocol
+from lcp_gateway.node.memory.hooks import Hooks
+from lcp_gateway.node.ports import ComputeError
+from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
+from lcp_gateway.node.runtime.calls import CallFailed, PaymentState
+from lcp_gateway.upstream_status import UpstreamStatus
+from tests.support import virtual_time
+from tests.support.lcp_nodes import RESULT, Pair, bought, order, settle
+
+V02, V03 = Protocol
+
+
+class HeldPayments(Hooks):
+    """Payments wait for ``arrive``, and their payers for ``learn``; ``reason`` fails them."""
+
+    def __init__(self):
+        self.arrive, self.learn, self.reason, self.fee = asyncio.Event(), asyncio.Event(), None, 0
+        self.arrive.set()
+        self.learn.set()
+
+    async def before_payment(self, payer, invoice):
+        await self.arrive.wait()
+        return self.reason
+
+    async def after_payment(self, payer, invoice):
+        await self.learn.wait()
+
+    def fee_msat(self, payer, invoice):
+        return self.fee
+
+
+async def _failure(awaitable):
+    with pytest.raises(CallFailed) as failed:
+        await awaitable
+    return failed.value
+
+
+def _is(failure, status, details, state=PaymentState.NONE):
+    return (failure.status, failure.details, failure.payment.state) == (status, details, state)
+
+
+def test_a_peer_that_is_unknown_or_away_or_not_ready_gives_no_quote():
+    async def scenario():
+        async with Pair() as pair:
+            ask = pair.buyer.node.request_quote
+            failure = await _failure(ask(V02, "02" + "ab" * 32, order()))
+            assert _is(failure, UpstreamStatus.NOT_FOUND, "peer not found")
+
+            await pair.seller.stop()
+            pair.disconnect()
+            await settle()
+            failure = await _failure(ask(V02, pair.seller.node_id, order()))
+            away = "peer is not connected with custom messages enabled"
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, away)
+            with pytest.raises(CallFailed) as failed:
+                pair.buyer.node.cancel(pair.seller.node_id, b"j" * 32, "")
+            assert _is(failed.value, UpstreamStatus.FAILED_PRECONDITION, away)
+
+            pair.connect()
+            await settle()
+            failure = await _failure(ask(V02, pair.seller.node_id, order()))
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, "peer is not ready for lcp")
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "details"),
+    [
+        (V02, "input stream exceeds peer max_stream_bytes/max_job_bytes"),
+        (V03, "request stream exceeds peer max_stream_bytes/max_call_bytes"),
+    ],
+)
+def test_a_request_that_the_peer_does_not_take_is_not_sent(protocol, details):
+    async def scenario():
+        async with Pair(seller={"limits": Limits(max_stream_bytes=1_000)}) as pair:
+            failure = await _failure(pair.quote(protocol, padding=1_000))
+            assert _is(failure, UpstreamStatus.RESOURCE_EXHAUSTED, details)
+
+    virtual_time.run(scenario())
+
+
+def test_an_error_of_the_seller_is_the_callers():
+    async def scenario():
+        async with Pair() as pair:
+            failure = await _failure(
+                pair.buyer.node.request_quote(V02, pair.seller.node_id, replace(order(), request=b"{}"))
+            )
+            details = "lcp_error code=8: request_json.model is required"
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, details)
+
+    virtual_time.run(scenario())
+
+
+def test_a_silent_seller_ends_in_a_deadline_and_its_link_is_renewed():
+    class Deaf(Hooks):
+        def deliveries(self, message):
+            return (0.0,) if message.message_type in {42081, 42101} else ()
+
+    async def scenario():
+        async with Pair(hooks=Deaf()) as pair:
+            before = pair.buyer.seen.sent
+            failure = await _failure(pair.quote())
+            assert _is(failure, UpstreamStatus.DEADLINE_EXCEEDED, "deadline exceeded waiting for peer response")
+            await settle()
+            # The request and its input (four messages), a cancel, and the manifest.
+            assert pair.buyer.seen.sent == before + 6
+
+    virtual_time.run(scenario())
+
+
+def test_a_caller_that_leaves_before_the_quote_cancels_the_job():
+    class Held(HeldPayments):
+        def deliveries(self, message):
+            return () if message.message_type == 42085 else (0.0,)
+
+    async def scenario():
+        async with Pair(hooks=Held()) as pair:
+            asking = asyncio.create_task(pair.quote())
+            await settle()
+            asking.cancel()
+            await asyncio.wait([asking])
+            await settle()
+            assert pair.seller.seen.ended == [("seller", "cancelled")]
+
+    virtual_time.run(scenario())
+
+
+def test_a_price_above_the_cap_is_not_paid_and_the_seller_is_told():
+    async def scenario():
+        async with Pair(buyer={"payment_limits": PaymentLimits(max_price_msat=20_000)}) as pair:
+            for limits, cap in (({"max_price_msat": 10}, 10), ({}, 20_000)):
+                quote = await pair.quote(padding=0 if limits else 200_000)
+                failure = await _failure(bought(pair.accept(quote, **limits)))
+                details = f"price_msat exceeds the limit of {cap}"
+                assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, details)
+            await settle()
+            assert pair.buyer.lightning.payments.begun == 0
+            assert pair.seller.seen.ended == [("seller", "cancelled")] * 2
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize(("limit", "paid"), [(None, True), (9, False), (10, True)])
+def test_the_fee_limit_of_a_purchase_holds(limit, paid):
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.fee = 10
+        async with Pair(hooks=hooks) as pair:
+            items = pair.accept(await pair.quote(), fee_limit_msat=limit)
+            if paid:
+                assert (await bought(items))[2].payment.fee_msat == 10
+            else:
+                failure = await _failure(bought(items))
+                details = "payment failed: FAILURE_REASON_NO_ROUTE"
+                assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, details)
+            await settle()
+            assert await pair.buyer.store.purchases() == []
+
+    virtual_time.run(scenario())
+
+
+def test_a_job_is_accepted_once():
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.arrive.clear()
+        async with Pair(hooks=hooks) as pair:
+            quote = await pair.quote()
+            first = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            second = await _failure(bought(pair.accept(quote)))
+            details = "the job is being executed"
+            assert _is(second, UpstreamStatus.FAILED_PRECONDITION, details, PaymentState.UNKNOWN)
+            hooks.arrive.set()
+            assert (await first)[1] == RESULT
+            third = await _failure(bought(pair.accept(quote)))
+            details = "SendPaymentV2: invoice is already paid"
+            assert _is(third, UpstreamStatus.UNAVAILABLE, details, PaymentState.SETTLED)
+            assert third.payment.preimage is not None
+            assert pair.buyer.lightning.payments.begun == 1
+
+    virtual_time.run(scenario())
+
+
+def test_a_job_that_is_unknown_or_whose_quote_expired_is_not_paid():
+    async def scenario():
+        async with Pair() as pair:
+            quote = await pair.quote()
+            failure = await _failure(bought(pair.buyer.node.accept(pair.seller.node_id, b"?" * 32)))
+            assert _is(failure, UpstreamStatus.NOT_FOUND, "job not found")
+            await settle(301)
+            failure = await _failure(bought(pair.accept(quote)))
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, "quote expired")
+            await settle(120)
+            failure = await _failure(bought(pair.accept(quote)))
+            assert _is(failure, UpstreamStatus.NOT_FOUND, "job not found")
+
+    virtual_time.run(scenario())
+
+
+def test_a_quote_that_the_seller_took_back_is_not_paid():
+    async def scenario():
+        async with Pair() as pair:
+            quote = await pair.quote()
+            pair.buyer.node.cancel(pair.seller.node_id, quote.job_id, " too dear ")
+            await settle()
+            failure = await _failure(bought(pair.accept(quote)))
+            assert _is(failure, UpstreamStatus.CANCELLED, " too dear ")
+            assert pair.buyer.lightning.payments.begun == 0
+            assert pair.seller.seen.ended == [("seller", "cancelled")]
+
+    virtual_time.run(scenario())
+
+
+def test_an_error_after_the_payment_is_told_with_it():
+    async def scenario():
+        async with Pair() as pair:
+            pair.compute.error = ComputeError(ErrorCode.RATE_LIMITED, "backend unavailable: http 500")
+            failure = await _failure(pair.buy())
+            details = "lcp_error code=7: backend unavailable: http 500"
+            assert _is(failure, UpstreamStatus.RESOURCE_EXHAUSTED, details, PaymentState.SETTLED)
+            failure = await _failure(pair.buy(V03))
+            assert failure.details == "lcp_error code=8: backend unavailable: http 500"
+            assert pair.seller.seen.ended == [("seller", "failed")] * 2
+
+    virtual_time.run(scenario())
+
+
+def test_a_caller_that_leaves_while_it_is_paid_ends_the_sellers_work_and_the_payment_is_recorded():
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.learn.clear()
+        async with Pair(hooks=hooks) as pair:
+            pair.compute.gate.clear()
+            items = pair.accept(await pair.quote())
+            taking = asyncio.create_task(anext(items))
+            await settle()
+            assert len(pair.compute.runs) == 1
+            taking.cancel()
+            await asyncio.wait([taking])
+            await items.aclose()
+            await settle()
+            assert pair.compute.stopped == 1
+            assert len(await pair.buyer.store.purchases()) == 1
+            hooks.learn.set()
+            await settle()
+            assert pair.buyer.seen.ended == [("buyer", "cancelled")]
+            assert pair.buyer.seen.spent_msat > 0
+            assert await pair.buyer.store.purchases() == []
+
+    virtual_time.run(scenario())
+
+
+def test_a_caller_that_leaves_before_the_payment_has_begun_pays_nothing():
+    async def scenario():
+        async with Pair() as pair:
+            stored, go_on = asyncio.Event(), asyncio.Event()
+            keep = pair.buyer.store.keep_purchase
+
+            async def slowly(purchase):
+                stored.set()
+                await go_on.wait()
+                await keep(purchase)
+
+            pair.buyer.store.keep_purchase = slowly
+            items = pair.accept(await pair.quote())
+            taking = asyncio.create_task(anext(items))
+            await stored.wait()
+            taking.cancel()
+            await asyncio.wait([taking])
+            await items.aclose()
+            go_on.set()
+            await settle()
+            assert pair.buyer.lightning.payments.begun == 0
+            assert await pair.buyer.store.purchases() == []
+            assert pair.seller.seen.ended == [("seller", "cancelled")]
+
+    virtual_time.run(scenario())
+
+
+def test_a_purchase_that_cannot_be_recorded_is_not_paid():
+    async def scenario():
+        async with Pair() as pair:
+
+            async def fail(purchase):
+                raise OSError("disk full")
+
+            pair.buyer.store.keep_purchase = fail
+            failure = await _failure(pair.buy())
+            details = "SendPaymentV2: the purchase could not be recorded"
+            assert _is(failure, UpstreamStatus.UNAVAILABLE, details)
+            assert pair.buyer.lightning.payments.begun == 0
+
+    virtual_time.run(scenario())
+
+
+def test_a_restart_while_paying_pays_once_and_fetches_the_result():
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.arrive.clear()
+        async with Pair(hooks=hooks) as pair:
+            quote = await pair.quote()
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            await pair.buyer.stop()
+            failure = await _failure(buying)
+            assert _is(failure, UpstreamStatus.UNAVAILABLE, "the node stops", PaymentState.UNKNOWN)
+            hooks.arrive.set()
+            await settle()
+            await pair.buyer.start()
+            _, data, delivered = await bought(pair.accept(quote))
+            assert data == RESULT and delivered.payment.state is PaymentState.SETTLED
+            assert pair.buyer.lightning.payments.begun == 1 and len(pair.compute.runs) == 1
+            await settle()
+            assert await pair.buyer.store.purchases() == []
+
+    virtual_time.run(scenario())
+
+
+def test_a_restart_of_a_payment_that_fails_is_told_to_the_next_caller():
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.arrive.clear()
+        hooks.reason = "FAILURE_REASON_TIMEOUT"
+        async with Pair(hooks=hooks) as pair:
+            quote = await pair.quote()
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            await pair.buyer.restart()
+            await _failure(buying)
+            hooks.arrive.set()
+            failure = await _failure(bought(pair.accept(quote)))
+            details = "payment failed: FAILURE_REASON_TIMEOUT"
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, details)
+            await settle()
+            assert await pair.buyer.store.purchases() == []
+
+    virtual_time.run(scenario())
+
+
+def test_an_error_of_the_payments_port_is_not_taken_for_unpaid():
+    async def scenario():
+        async with Pair() as pair:
+            pay = pair.buyer.lightning.payments.pay
+
+            async def pay_and_break(*arguments, **named):
+                await pay(*arguments, **named)
+                raise RuntimeError("no part should raise this")
+
+            pair.buyer.lightning.payments.pay = pay_and_break
+            _, data, delivered = await pair.buy()
+            assert data == RESULT and delivered.payment.state is PaymentState.SETTLED
+            assert pair.buyer.lightning.payments.begun == 1
+            assert [part for part, _ in pair.buyer.seen.problems] == ["pay"]
+
+    virtual_time.run(scenario())
+
+
+def test_a_link_that_is_lost_in_mid_result_loses_nothing():
+    async def scenario():
+        async with Pair() as pair:
+            pair.compute.gate.clear()
+            quote = await pair.quote(stream=True)
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            pair.disconnect()
+            await settle(1)
+            pair.compute.gate.set()
+            await settle(1)
+            assert not buying.done()
+            pair.connect()
+            assert (await buying)[1] == RESULT
+            assert len(pair.compute.runs) == 1
+
+    virtual_time.run(scenario())
+
+
+def test_a_link_that_is_lost_before_the_quote_fails_at_once():
+    class Held(Hooks):
+        def deliveries(self, message):
+            return () if message.message_type == 42085 else (0.0,)
+
+    async def scenario():
+        async with Pair(hooks=Held()) as pair:
+            asking = asyncio.create_task(pair.quote())
+            await settle()
+            pair.disconnect()
+            failure = await _failure(asking)
+            assert _is(failure, UpstreamStatus.UNAVAILABLE, "SendCustomMessage: the peer did not get the request")
+
+    virtual_time.run(scenario())
+
+
+def test_jobs_that_are_bought_are_bounded():
+    async def scenario():
+        async with Pair(buyer={"bounds": Bounds(purchases=2)}) as pair:
+            await pair.quote()
+            await pair.quote()
+            failure = await _failure(pair.quote())
+            assert failure.status is UpstreamStatus.RESOURCE_EXHAUSTED
+            await settle(301)
+            await pair.quote()
+
+    virtual_time.run(scenario())
+
+
+def test_long_requests_wait_their_turn_and_short_ones_do_not():
+    async def scenario():
+        async with Pair(buyer={"bounds": Bounds(cut_input_bytes=1_000_000)}) as pair:
+            long = [asyncio.create_task(pair.quote(padding=900_000)) for _ in range(5)]
+            await asyncio.sleep(0)
+            short = asyncio.create_task(pair.quote())
+            done, _ = await asyncio.wait([short, *long], return_when=asyncio.FIRST_COMPLETED)
+            assert short in done
+            assert {quote.price_msat for quote in await asyncio.gather(*long)} == {(await long[0]).price_msat}
+
+    virtual_time.run(scenario())
+
+
+def test_a_node_that_stops_ends_its_callers_and_tells_the_peer_nothing():
+    async def scenario():
+        async with Pair() as pair:
+            pair.compute.gate.clear()
+            buying = asyncio.create_task(bought(pair.accept(await pair.quote())))
+            await settle()
+            sent = pair.buyer.seen.sent
+            await pair.buyer.stop()
+            failure = await _failure(buying)
+            assert failure.payment.state is PaymentState.SETTLED
+            assert pair.buyer.seen.sent == sent
+
+    virtual_time.run(scenario())
