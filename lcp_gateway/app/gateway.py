@@ -53,7 +53,7 @@ from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PurchaseObserver
-from lcp_gateway.upstreams.lcpd.adapter import SUPPORTED_VERSIONS
+from lcp_gateway.upstreams.lcpd.adapter import DIALECTS
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.sources import MergedCatalog
 
@@ -122,7 +122,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, runtime: Runtime) -> None:
         metrics = runtime.metrics
-        metrics.build_info(__version__, ",".join(str(v) for v in sorted(SUPPORTED_VERSIONS)))
+        metrics.build_info(__version__, ",".join(str(v) for v in sorted(DIALECTS)))
         metrics.lcpd_transport(runtime.peers.transport)
         metrics.concurrency_limit(settings.max_concurrent_requests)
         self.runtime = runtime

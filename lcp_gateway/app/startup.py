@@ -34,7 +34,8 @@ from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
-from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.sources import AllNodes, MergedCatalog, NodeUpstreams, UpstreamBySource
 

@@ -7,7 +7,7 @@ from aiohttp import web
 _ALLOW_METHODS = "GET, POST, PATCH, DELETE, OPTIONS"
 _EXPOSED = (
     "x-request-id, openai-processing-ms, retry-after, x-should-retry, X-Lcp-Payment, X-Lcp-Peer-Id, "
-    "X-Lcp-Job-Id, X-Lcp-Price-Msat, X-Lcp-Terms-Hash, X-Lcp-Runner-Up-Msat, X-Lcp-Routing, X-Lcp-Adapter, "
+    "X-Lcp-Job-Id, X-Lcp-Call-Id, X-Lcp-Price-Msat, X-Lcp-Terms-Hash, X-Lcp-Runner-Up-Msat, X-Lcp-Routing, X-Lcp-Adapter, "
     "X-Lcp-Charged-Msat, X-Lcp-Balance-Msat, WWW-Authenticate, x-ratelimit-limit-requests, "
     "x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
     "x-ratelimit-reset-requests, x-ratelimit-reset-tokens"

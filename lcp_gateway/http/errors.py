@@ -93,14 +93,22 @@ class ApiError(Exception):
         )
 
 
+_CALLS_SINCE = 3
+
+
 def quote_headers(quote: Quote) -> dict[str, str]:
     """Return the headers of the quote that a response belongs to."""
-    return {
+    job_id = quote.job_id.hex()
+    headers = {
         "X-Lcp-Peer-Id": quote.peer_id,
-        "X-Lcp-Job-Id": quote.job_id.hex(),
+        "X-Lcp-Job-Id": job_id,
         "X-Lcp-Price-Msat": str(quote.price_msat),
         "X-Lcp-Terms-Hash": quote.terms_hash.hex(),
     }
+    if quote.protocol_version == _CALLS_SINCE:
+        # Version 3 calls a job a call. Clients of the earlier version read the other header.
+        headers["X-Lcp-Call-Id"] = job_id
+    return headers
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

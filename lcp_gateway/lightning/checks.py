@@ -109,6 +109,8 @@ def recompute_terms_hash(
             request_sha256=request_sha256,
             request_bytes=request_bytes,
             params_sha256=sha256(model_params(model)).digest(),
+            response_content_type=quote.response_content_type,
+            response_content_encoding=quote.response_content_encoding,
         )
         return hash_terms(quote.protocol_version, terms)
     except ValueError:

@@ -32,7 +32,8 @@ class Peer:
         """
         model = self.models.get(task.model)
         if model is None:
-            raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, "model is not offered")
+            supported = ", ".join(sorted(self.models))
+            raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, f'unsupported model: "{task.model}" (supported: {supported})')
         if not (model.chat if task.kind is TaskKind.CHAT else model.responses):
             raise lcp_error(ErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model")
         return model

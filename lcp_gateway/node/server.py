@@ -19,11 +19,13 @@ from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import FaultInjector, FaultScript
 from lcp_gateway.node.invoices import InvoiceBook
 from lcp_gateway.node.jobs import Jobs
+from lcp_gateway.node.lcp.messages import Protocol
 from lcp_gateway.node.lnd_service import LndService, LndServiceHandler
 from lcp_gateway.node.payments import Payments
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.service import LcpdService
+from lcp_gateway.node.service_v03 import handler_v03
 from lcp_gateway.node.toml import ConfigError
 from lcp_gateway.node.wallets import CustomerWallet, Wallet
 
@@ -103,7 +105,10 @@ class Node:
             events=self.events,
         )
         server = grpc.aio.server(options=_SERVER_OPTIONS)
-        lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
+        if config.protocol_version == Protocol.V03:
+            server.add_generic_rpc_handlers((handler_v03(service),))
+        else:
+            lcpd_pb2_grpc.add_LCPDServiceServicer_to_server(service, server)
         lnd = LndService(
             config.network,
             book=self.invoices,

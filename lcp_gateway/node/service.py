@@ -75,7 +75,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         try:
             return await self._quote(request)
         except CallError as error:
-            await _abort(context, error)
+            await abort(context, error, self._config.protocol_version)
 
     async def AcceptAndExecute(  # noqa: N802 - named by the protocol
         self, request: lcpd_pb2.AcceptAndExecuteRequest, context: Context
@@ -85,7 +85,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         try:
             end = await self._accept(request, sink)
         except CallError as error:
-            await _abort(context, error)
+            await abort(context, error, self._config.protocol_version)
         if end is None or not end.sent:
             return lcpd_pb2.AcceptAndExecuteResponse()
         ok = end.status == lcpd_pb2.Result.STATUS_OK
@@ -98,7 +98,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         try:
             end = await self._accept(request, _StreamSink(context))
         except CallError as error:
-            await _abort(context, error)
+            await abort(context, error, self._config.protocol_version)
         if end is None or not end.sent:
             return
         await context.write(
@@ -117,7 +117,7 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
                 raise invalid("reason is longer than 256 characters")
             job = self._jobs.find(self._peers.connected(request.peer_id), request.job_id)
         except CallError as error:
-            await _abort(context, error)
+            await abort(context, error, self._config.protocol_version)
         self._events.record_job(EventKind.CANCEL, job)
         job.cancelled = True
         if job.runner is not None:
@@ -218,8 +218,9 @@ class _StreamSink:
         await self._write(lcpd_pb2.AcceptAndExecuteStreamResponse(result_chunk=lcpd_pb2.ResultStreamChunk(data=data)))
 
 
-async def _abort(context: Context, error: CallError) -> NoReturn:
-    await context.abort(error.code, error.details)
+async def abort(context: Context, error: CallError, protocol_version: int) -> NoReturn:
+    """End a call with an error, in the words of a version of the protocol."""
+    await context.abort(error.code, error.text(protocol_version))
     raise AssertionError  # abort does not return
 
 

@@ -94,6 +94,8 @@ class Quote:
     bytes, ``expires_at`` is aware UTC, ``payment_request`` is BOLT11, and empty where the provider is a node. A node's
     ``price_msat`` is the most that it can come to. ``on_delivery`` says that its provider is paid for a whole result only:
     a node that dialled in, whose owner is the ``payee`` unless it is the operator's own.
+    ``protocol_version`` is that of the daemon which the quote came through, 0 where the provider is a node; the types of
+    the response are terms of version 3, both there or neither.
     """
 
     peer_id: str
@@ -106,6 +108,8 @@ class Quote:
     source: ProviderSource = ProviderSource.LCP
     on_delivery: bool = False
     payee: Payee | None = None
+    response_content_type: str | None = None
+    response_content_encoding: str | None = None
 
     @property
     def is_free(self) -> bool:

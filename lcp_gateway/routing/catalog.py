@@ -49,7 +49,8 @@ class Provider:
     ``peer_id`` is a peer's public key or a node's ``node:<name>``. ``max_payload_bytes`` and the other limits are the
     provider's own, 0 where it stated none. ``facts`` are those of a node's own list of models. ``list_price_msat`` is
     the price of an ordinary request, where that is known before any quote, and ``price_list`` that of others;
-    ``model_prices`` are those of single models, where they differ.
+    ``model_prices`` are those of single models, where they differ. ``open_kinds`` are the kinds of task that it takes with
+    models which its list does not name: peers of protocol version 3 list no models.
     """
 
     peer_id: str
@@ -66,6 +67,7 @@ class Provider:
     list_price_msat: int | None = None
     price_list: PriceList | None = None
     model_prices: Mapping[str, ModelPrice] = field(default_factory=dict)
+    open_kinds: frozenset[TaskKind] = frozenset()
 
     def listed_msat(self, model: str) -> int | None:
         """Return the price of an ordinary request to a model, None where it is not known before a quote."""

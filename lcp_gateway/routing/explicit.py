@@ -1,4 +1,4 @@
-"""The providers of a model that the client named: the mapped one, the default peer, those that offer it, or the first one."""
+"""The providers of a model that the client named: the mapped one, the default peer, those that offer it, or may, or the first."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -84,11 +84,11 @@ def explicit_providers(
         if not nodes or any(provider.peer_id == default for provider in offering):
             return (_ready(catalog, default, "the default peer is not ready"),)
         offering = nodes
-    if offering:
-        found = tuple(provider for provider in offering if available(provider.peer_id))
-        if not found:
+    if found := offering or _open_to(catalog, task):
+        ready = tuple(provider for provider in found if available(provider.peer_id))
+        if not ready:
             raise NoProvider("every provider of the model has failed lately; try again soon")
-        return found
+        return ready
     peers = [provider for provider in catalog.providers if provider.source is ProviderSource.LCP]
     if peers and task.kind in _OF_PEERS:
         return peers[:1]
@@ -103,6 +103,12 @@ def _offering(catalog: Catalog, task: Task) -> tuple[Provider, ...]:
     return tuple(found.values())
 
 
+def _open_to(catalog: Catalog, task: Task) -> tuple[Provider, ...]:
+    """Return the providers that take such tasks with models which they do not list."""
+    kinds = frozenset(kinds_of(task.kind))
+    return tuple(provider for provider in catalog.providers if not kinds.isdisjoint(provider.open_kinds))
+
+
 def _check_model(
     catalog: Catalog, task: Task, rules: RoutingRules, asked_as: str, offering: Sequence[Provider]
 ) -> None:
@@ -113,7 +119,7 @@ def _check_model(
     if rules.allowlist:
         if task.model not in rules.allowlist and asked_as not in rules.allowlist:
             raise ModelNotFound("the model is not on this gateway's allowlist")
-    elif not offering and any(catalog.advertises(kind) for kind in kinds_of(task.kind)):
+    elif not offering and not _open_to(catalog, task) and any(catalog.advertises(kind) for kind in kinds_of(task.kind)):
         raise ModelNotFound(
             "no connected provider offers the model for this endpoint; see GET /v1/models, or ask for the model auto"
         )

@@ -224,10 +224,11 @@ SHORT = {
     "supervisor/supervisor.py": "the supervisor of the workers: it restarts its own tasks",
     "upstreams/openai/node_watch.py": "a question to a node; the caller waits for it",
     "upstreams/openai/adapter.py": "a connection that is left; bounded by its time-out",
+    "upstreams/lcpd/grpcio_transport.py": "as long as its channel; the next call starts it again where it has ended",
     "upstreams/lcpd/http2_transport.py": "a connection, or a call that waits for one; both bounded by time-outs",
     "upstreams/lcpd/peer_watch.py": "a question to the daemon; the caller waits for it",
 }
-"""The modules that start a task of their own, and why it need not be supervised: none of these lasts."""
+"""The modules that start a task of their own, and why it need not be supervised."""
 
 
 def _starts_tasks(tree: ast.AST) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
-from lcp_gateway._gen.lcpd.lcpd_pb2_grpc import LCPDServiceServicer, add_LCPDServiceServicer_to_server
+from lcp_gateway._gen.lcpd import lcpd_v03_pb2 as v03
 
 PEER = "02" + "ab" * 32
 
@@ -25,8 +25,18 @@ def terms(**changes) -> pb.Terms:
     return made
 
 
+def quote_v03(**changes) -> v03.Quote:
+    made = v03.Quote(
+        protocol_version=3, call_id=b"\x11" * 32, price_msat=5_000, terms_hash=b"\x22" * 32, payment_request="lnbcrt1"
+    )
+    made.quote_expiry.FromJsonString("2100-01-01T00:00:00Z")
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
 @dataclass
-class Daemon(LCPDServiceServicer):
+class Daemon:
     """Answers from ``answers[method]``: messages or (code, text) failures in order, the last one for ever."""
 
     answers: dict[str, list] = field(default_factory=dict)
@@ -52,11 +62,17 @@ class Daemon(LCPDServiceServicer):
         return await self._answer("ListLCPPeers", request, context, pb.ListLCPPeersResponse())
 
     async def RequestQuote(self, request, context):  # noqa: N802 - gRPC's name
-        quote = pb.RequestQuoteResponse(peer_id=request.peer_id, terms=terms())
+        if self.version == 3:
+            quote = v03.RequestQuoteResponse(peer_id=request.peer_id, quote=quote_v03())
+        else:
+            quote = pb.RequestQuoteResponse(peer_id=request.peer_id, terms=terms())
         return await self._answer("RequestQuote", request, context, quote)
 
     async def AcceptAndExecute(self, request, context):  # noqa: N802 - gRPC's name
-        done = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": b"x"})
+        if self.version == 3:
+            done = v03.AcceptAndExecuteResponse(complete={"status": v03.Complete.STATUS_OK, "response_bytes": b"x"})
+        else:
+            done = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": b"x"})
         return await self._answer("AcceptAndExecute", request, context, done)
 
     async def AcceptAndExecuteStream(self, request, context):  # noqa: N802 - gRPC's name
@@ -73,10 +89,24 @@ class Daemon(LCPDServiceServicer):
         return await self._answer("CancelJob", request, context, pb.CancelJobResponse(success=True))
 
 
+def _handler(daemon: Daemon) -> grpc.GenericRpcHandler:
+    messages = v03 if daemon.version == 3 else pb
+
+    def method(name, make):
+        request = getattr(messages, name + "Request")
+        return make(getattr(daemon, name), request.FromString, lambda message: message.SerializeToString())
+
+    names = ["ListLCPPeers", "GetLocalInfo", "RequestQuote", "AcceptAndExecute", "CancelJob"]
+    methods = {name: method(name, grpc.unary_unary_rpc_method_handler) for name in names}
+    stream = "AcceptAndExecuteStream"
+    methods[stream] = method(stream, grpc.unary_stream_rpc_method_handler)
+    return grpc.method_handlers_generic_handler("lcpd.v1.LCPDService", methods)
+
+
 @contextlib.asynccontextmanager
 async def serving(daemon: Daemon, address="127.0.0.1:0", credentials=None) -> AsyncIterator[Daemon]:
     server = grpc.aio.server()
-    add_LCPDServiceServicer_to_server(daemon, server)
+    server.add_generic_rpc_handlers((_handler(daemon),))
     if credentials is None:
         port = server.add_insecure_port(address)
     else:

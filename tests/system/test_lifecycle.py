@@ -198,7 +198,7 @@ def test_a_port_that_is_taken_is_a_clear_error():
 
 
 def test_an_unknown_protocol_version_is_a_clear_error():
-    with daemon("--protocol-version", "3") as node:
+    with daemon("--protocol-version", "9") as node:
         code, said = run("--http-addr", "127.0.0.1:0", "--lcpd-grpc-addr", node.address)
     assert code == 1
-    assert "version 3" in said and "2" in said
+    assert "version 9" in said and "2 and 3" in said

@@ -52,7 +52,8 @@ from lcp_gateway.store.accounts.withdrawals import Withdrawals
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.store.database.schema import HEAD
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
 from lcp_gateway.upstreams.openai.node_watch import NodeState
 
 _SHORT_ID_CHARACTERS = 16

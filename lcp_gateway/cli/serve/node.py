@@ -32,7 +32,8 @@ def node(
     flags: Mapping[str, object],
     *,
     protocol_version: Annotated[
-        int, typer.Option(min=0, metavar="N", hidden=True, help="Version to claim; 0 is the usual.")
+        int,
+        typer.Option(min=0, metavar="N", hidden=True, help="Version of the protocol: 2, 3, or another one to claim."),
     ] = 0,
     exit_with_stdin: Annotated[
         bool, typer.Option("--exit-with-stdin", hidden=True, help="Stop when standard input ends.")

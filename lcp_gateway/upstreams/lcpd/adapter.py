@@ -1,27 +1,26 @@
-"""The adapter to ``lcpd-grpcd``: all code that depends on the messages of protocol version 2."""
+"""The adapter to ``lcpd-grpcd``: its calls, in the version of the protocol that the daemon at the other end speaks."""
 
 import asyncio
 import re
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from typing import Protocol, Self, TypeVar
-
-from google.protobuf.message import DecodeError
+from types import MappingProxyType
+from typing import Final, TypeVar
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.order import Task, TaskKind
-from lcp_gateway.purchase.ports import ChunkSink, Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
+from lcp_gateway.purchase.order import Task
+from lcp_gateway.purchase.ports import Result, StreamBegin, StreamEvent
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
-from lcp_gateway.routing.catalog import Provider, merge_kinds
+from lcp_gateway.routing.catalog import Provider
 from lcp_gateway.upstream_status import UpstreamStatus
+from lcp_gateway.upstreams.lcpd.dialect import Dialect, ListedPeer, UnsupportedVersion, read
 from lcp_gateway.upstreams.lcpd.grpc_status import is_transient, upstream_error
-from lcp_gateway.upstreams.lcpd.payment_report import limits_metadata, read_report, report_of_failure
+from lcp_gateway.upstreams.lcpd.payment_report import limits_metadata, report_of_failure
+from lcp_gateway.upstreams.lcpd.stream_events import Chunks, read_events, too_long
 from lcp_gateway.upstreams.lcpd.transport import (
     MAX_RECEIVE_BYTES,
     LcpdAddress,
@@ -30,9 +29,12 @@ from lcp_gateway.upstreams.lcpd.transport import (
     Transport,
     TransportKind,
 )
+from lcp_gateway.upstreams.lcpd.v02 import Version2
+from lcp_gateway.upstreams.lcpd.v03 import Version3
 
-SUPPORTED_VERSIONS = frozenset({2})
-_HASH_BYTES = 32
+DIALECTS: Final[Mapping[int, Dialect]] = MappingProxyType({one.version: one for one in (Version2(), Version3())})
+"""The versions of the protocol that daemons may speak."""
+
 _MAX_REASON_CHARS = 256
 _MAX_RESULT_BYTES = 32 * 1024 * 1024
 """The largest result in one piece, whatever its peer's manifest allows: it is held in memory."""
@@ -42,45 +44,12 @@ _MAX_MODELS = 512
 # Of all peers together, in equal parts, but for a few that each may have.
 _MAX_MODELS_IN_ALL = 8_192
 _FEW_MODELS = 64
-_MAX_MODEL_CHARS = 256
 _PEER_ID = re.compile(r"0[23][0-9a-f]{64}")
 # The text of gRPC's own library for a message that came and was not accepted.
 _TOO_LARGE = re.compile(rf"\bReceived message larger than max \(\d+ vs\. {MAX_RECEIVE_BYTES}\)")
 _SERVICE = "/lcpd.v1.LCPDService/"
 
-
-class _Message(Protocol):
-    """A generated protobuf message."""
-
-    def SerializeToString(self) -> bytes: ...  # noqa: N802 - protobuf's name
-
-    @classmethod
-    def FromString(cls, data: bytes) -> Self: ...  # noqa: N802 - protobuf's name
-
-
-_Answer = TypeVar("_Answer", bound=_Message)
-
-_STATUSES = {
-    pb.Result.STATUS_OK: ResultStatus.OK,
-    pb.Result.STATUS_FAILED: ResultStatus.FAILED,
-    pb.Result.STATUS_CANCELLED: ResultStatus.CANCELLED,
-}
-_KINDS = {
-    pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1: TaskKind.CHAT_COMPLETIONS,
-    pb.LCP_TASK_KIND_OPENAI_RESPONSES_V1: TaskKind.RESPONSES,
-}
-
-
-class UnsupportedVersion(UpstreamError):
-    """The daemon speaks a protocol version that this adapter does not know."""
-
-    def __init__(self, version: int) -> None:
-        known = ", ".join(str(v) for v in sorted(SUPPORTED_VERSIONS))
-        super().__init__(
-            UpstreamStatus.FAILED_PRECONDITION,
-            f"the daemon speaks LCP protocol version {version}; this gateway knows version {known}",
-        )
-        self.version = version
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +58,15 @@ class LocalInfo:
 
     node_id: str
     protocol_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Daemon:
+    """The daemon at the other end of one connection. After a reconnect it may be another one."""
+
+    connection: object
+    info: LocalInfo
+    dialect: Dialect
 
 
 class LcpdUpstream:
@@ -103,15 +81,17 @@ class LcpdUpstream:
         *,
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
         on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
+        on_version: Callable[[int], None] = lambda _version: None,
         tracing: Tracing = NO_TRACING,
         transport: Transport | None = None,
         fee_limit_msat: int = 0,
     ) -> None:
         """``on_error`` gets the names of the method and the status of every call that fails.
 
-        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason. ``transport`` leads to a daemon
-        in this process, None to the address. A daemon that is a node of lcp-gateway pays no routing fee above ``fee_limit_msat``;
-        0 leaves the limit to it.
+        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason. ``on_version`` gets the
+        version that the daemon speaks, once it is known and after each change. ``transport`` leads to a daemon in this
+        process, None to the address. A daemon that is a node of lcp-gateway pays no routing fee above ``fee_limit_msat``; 0
+        leaves the limit to it.
         """
         self._transport = open_transport(address) if transport is None else transport
         self._fee_limit_msat = fee_limit_msat
@@ -119,6 +99,8 @@ class LcpdUpstream:
         self._own_names = frozenset(name.lower() for name, _ in address.metadata)
         self._on_error = on_error
         self._on_odd_peer = on_odd_peer
+        self._on_version = on_version
+        self._daemon: _Daemon | None = None
         self._odd_peers: frozenset[tuple[str, str]] = frozenset()
         self._result_limits: Mapping[str, int] = {}
         self._tracing = tracing
@@ -135,26 +117,27 @@ class LcpdUpstream:
             UnsupportedVersion: it speaks another version of the protocol.
             UpstreamError: it did not answer.
         """
-        answer = await self._retried("GetLocalInfo", pb.GetLocalInfoResponse, pb.GetLocalInfoRequest(), timeout_s)
-        version = answer.manifest.protocol_version
-        if version not in SUPPORTED_VERSIONS:
-            raise UnsupportedVersion(version)
-        return LocalInfo(answer.node_id, version)
+        return (await self._retried(self._ask_daemon, timeout_s)).info
 
     async def list_peers(self, timeout_s: float) -> tuple[Provider, ...]:
         """Return the peers that are connected and ready, in the daemon's order."""
-        answer = await self._retried("ListLCPPeers", pb.ListLCPPeersResponse, pb.ListLCPPeersRequest(), timeout_s)
+
+        async def ask(left_s: float) -> Sequence[ListedPeer]:
+            daemon = await self._daemon_now(left_s)
+            return daemon.dialect.peers(await self._once("ListLCPPeers", b"", left_s, daemon))
+
+        listed = await self._retried(ask, timeout_s)
         odd: set[tuple[str, str]] = set()
         providers = []
-        most = min(_MAX_MODELS, max(_FEW_MODELS, _MAX_MODELS_IN_ALL // max(1, len(answer.peers))))
-        for number, peer in enumerate(answer.peers, start=1):
+        most = min(_MAX_MODELS, max(_FEW_MODELS, _MAX_MODELS_IN_ALL // max(1, len(listed))))
+        for number, peer in enumerate(listed, start=1):
             if number % _PEERS_AT_ONCE == 0:
                 # Each may have hundreds of models: requests run in between.
                 await asyncio.sleep(0)
             if not _PEER_ID.fullmatch(peer.peer_id):
                 odd.add(("", "its id is no public key (66 hexadecimal digits): it is left out"))
                 continue
-            provider, problems = _provider(peer, most)
+            provider, problems = peer.provider(most)
             providers.append(provider)
             odd.update((peer.peer_id, problem) for problem in problems)
         for peer_id, problem in odd - self._odd_peers:
@@ -173,26 +156,33 @@ class LcpdUpstream:
         Raises:
             UpstreamError: no quote came, or a malformed one.
         """
-        request = pb.RequestQuoteRequest(peer_id=peer_id, task=_task_message(task))
-        answer = await self._retried("RequestQuote", pb.RequestQuoteResponse, request, timeout_s)
-        return _quote(peer_id, answer)
+
+        async def ask(left_s: float) -> Quote:
+            daemon = await self._daemon_now(left_s)
+            request = daemon.dialect.quote_request(task, peer_id)
+            return daemon.dialect.quote(await self._once("RequestQuote", request, left_s, daemon), peer_id)
+
+        return await self._retried(ask, timeout_s)
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:  # noqa: ARG002 - the daemon has kept the task since it was quoted
         """Pay and wait for the whole result. Goes out once."""
+        deadline = time.monotonic() + timeout_s
+        daemon = await self._daemon_of(quote, timeout_s)
         request = pb.AcceptAndExecuteRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         try:
             answer = await self._once(
-                "AcceptAndExecute", pb.AcceptAndExecuteResponse, request, timeout_s, limits=self._limits(quote)
+                "AcceptAndExecute", request.SerializeToString(), _left_s(deadline), daemon, limits=self._limits(quote)
             )
         except UpstreamError as error:
             if _TOO_LARGE.search(error.message):
                 # The daemon answers with a result only once it is paid.
-                raise _too_long(_MAX_RESULT_BYTES) from error
+                raise too_long(_MAX_RESULT_BYTES) from error
             raise
+        result = daemon.dialect.result(answer)
         limit = min(_MAX_RESULT_BYTES, self._result_limits.get(quote.peer_id, _NO_LIMIT))
-        if len(answer.result.result) > limit:
-            raise _too_long(limit)
-        return _result(answer.result)
+        if len(result.body) > limit:
+            raise too_long(limit)
+        return result
 
     async def execute_stream(
         self,
@@ -201,36 +191,40 @@ class LcpdUpstream:
         timeout_s: float,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Goes out once."""
+        deadline = time.monotonic() + timeout_s
+        daemon = await self._daemon_of(quote, timeout_s)
         request = pb.AcceptAndExecuteStreamRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         call = self._transport.stream(
             _SERVICE + "AcceptAndExecuteStream",
             request.SerializeToString(),
-            timeout_s,
+            _left_s(deadline),
             (*self._present_metadata(), *self._limits(quote)),
+            on=daemon.connection,
         )
         begun = False
-        chunks = _Chunks(self._result_limits.get(quote.peer_id, _NO_LIMIT))
+        chunks = Chunks(self._result_limits.get(quote.peer_id, _NO_LIMIT))
         call.hand_to(chunks.take)
         try:
             # More is read when what came has been taken: HTTP/2 flow control stops the daemon for us.
             while messages := await call.read():
                 # What ends the call before it is evidence of the payment; after it the text is for the client.
                 begun = True
-                for event in _joined(messages):
+                for event in read_events(messages, daemon.dialect.last_event):
                     if isinstance(event, bytes):
                         chunks.count(event)
                         yield event
                     else:
                         yield replace(event, hand_to=chunks.hand_to) if isinstance(event, StreamBegin) else event
         except RpcError as error:
-            raise self._failure("AcceptAndExecuteStream", error, for_client=begun) from error
+            raise self._failure("AcceptAndExecuteStream", error, daemon.dialect.version, for_client=begun) from error
         finally:
             call.cancel()
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
         """Tell the peer that the job's result is no longer wanted."""
         request = pb.CancelJobRequest(peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS])
-        await self._once("CancelJob", pb.CancelJobResponse, request, timeout_s)
+        daemon = await self._daemon_now(timeout_s)
+        await self._once("CancelJob", request.SerializeToString(), timeout_s, daemon)
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
@@ -246,28 +240,88 @@ class LcpdUpstream:
     def _limits(self, quote: Quote) -> Metadata:
         return limits_metadata(quote.price_msat, self._fee_limit_msat)
 
+    async def _daemon_now(self, timeout_s: float) -> _Daemon:
+        """Return the daemon of the connection in use, which is asked for its version once a connection.
+
+        Raises:
+            UpstreamError: it cannot be reached, did not answer, or speaks an unknown version.
+        """
+        known = self._daemon
+        if known is not None and known.connection is await self._connect(timeout_s):
+            return known
+        return await self._ask_daemon(timeout_s)
+
+    async def _daemon_of(self, quote: Quote, timeout_s: float) -> _Daemon:
+        """Return the daemon that a quote may be accepted on; the call then goes out on its connection or not at all.
+
+        Raises:
+            UpstreamError: there is none; nothing was paid.
+        """
+        try:
+            daemon = await self._retried(self._daemon_now, timeout_s)
+        except UpstreamError as error:
+            error.evidence = Verdict.NONE
+            raise
+        version = daemon.dialect.version
+        if version != quote.protocol_version:
+            # The calls that accept are the same on the wire: the other version would pay, and its result be misread.
+            raise UpstreamError(
+                UpstreamStatus.ABORTED,
+                f"the quote is of LCP protocol version {quote.protocol_version}, and the daemon was exchanged for one of "
+                f"version {version}; nothing was paid",
+                retryable=True,
+                evidence=Verdict.NONE,
+            )
+        return daemon
+
+    async def _ask_daemon(self, timeout_s: float) -> _Daemon:
+        connection = await self._connect(timeout_s)
+        answer = await self._send("GetLocalInfo", b"", timeout_s, connection, version=0)
+        # What is read here has the same fields in every version.
+        message = read(pb.GetLocalInfoResponse, answer)
+        version = message.manifest.protocol_version
+        dialect = DIALECTS.get(version)
+        if dialect is None:
+            self._daemon = None
+            raise UnsupportedVersion(version, DIALECTS)
+        before, self._daemon = self._daemon, _Daemon(connection, LocalInfo(message.node_id, version), dialect)
+        if before is None or before.dialect is not dialect:
+            self._on_version(version)
+        return self._daemon
+
+    async def _connect(self, timeout_s: float) -> object:
+        try:
+            return await self._transport.connect(timeout_s)
+        except RpcError as error:
+            raise self._failure("GetLocalInfo", error, 0, for_client=True) from error
+
     async def _once(
-        self, method: str, answer: type[_Answer], request: _Message, timeout_s: float, *, limits: Metadata = ()
-    ) -> _Answer:
+        self, method: str, request: bytes, timeout_s: float, daemon: _Daemon, *, limits: Metadata = ()
+    ) -> bytes:
+        version = daemon.dialect.version
+        return await self._send(method, request, timeout_s, daemon.connection, version=version, limits=limits)
+
+    async def _send(
+        self, method: str, request: bytes, timeout_s: float, connection: object, *, version: int, limits: Metadata = ()
+    ) -> bytes:
         """Make a call, one that pays where it has ``limits``."""
         metadata = self._present_metadata()
         if limits:
             metadata = (*metadata, *limits)
         try:
-            received = await self._transport.unary(_SERVICE + method, request.SerializeToString(), timeout_s, metadata)
+            return await self._transport.unary(_SERVICE + method, request, timeout_s, metadata, on=connection)
         except RpcError as error:
-            raise self._failure(method, error, for_client=not limits) from error
-        try:
-            return answer.FromString(received)
-        except DecodeError:
-            raise UpstreamError(UpstreamStatus.INTERNAL, "the daemon's answer is no message of its kind") from None
+            raise self._failure(method, error, version, for_client=not limits) from error
 
-    async def _retried(self, method: str, answer: type[_Answer], request: _Message, timeout_s: float) -> _Answer:
-        """Make a call that costs nothing; what passes quickly is tried again within ``timeout_s``."""
+    async def _retried(self, call: Callable[[float], Awaitable[T]], timeout_s: float) -> T:
+        """Make a call that costs nothing; what passes quickly is tried again within ``timeout_s``.
+
+        ``call`` gets the seconds left.
+        """
         deadline = time.monotonic() + timeout_s
         try:
             # The first try pays for no retrying: most calls succeed.
-            return await self._once(method, answer, request, timeout_s)
+            return await call(timeout_s)
         except UpstreamError as error:
             if not is_transient(error):
                 raise
@@ -282,13 +336,16 @@ class LcpdUpstream:
         )
         async for attempt in again:
             with attempt:
-                left_s = max(deadline - time.monotonic(), 0.001)
-                return await self._once(method, answer, request, left_s)
+                return await call(_left_s(deadline))
         raise AssertionError("tenacity ends by returning or raising")
 
-    def _failure(self, method: str, error: RpcError, *, for_client: bool) -> UpstreamError:
+    def _failure(self, method: str, error: RpcError, version: int, *, for_client: bool) -> UpstreamError:
         self._on_error(method, error.status)
-        return upstream_error(error, for_client=for_client, payment=report_of_failure(error))
+        return upstream_error(error, version, for_client=for_client, payment=report_of_failure(error))
+
+
+def _left_s(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.001)
 
 
 def open_transport(address: LcpdAddress) -> Transport:
@@ -309,180 +366,3 @@ def open_transport(address: LcpdAddress) -> Transport:
     from lcp_gateway.upstreams.lcpd.grpcio_transport import GrpcioTransport  # noqa: PLC0415 - as above
 
     return GrpcioTransport(address)
-
-
-def _task_message(task: Task) -> pb.Task:
-    match task.kind:
-        case TaskKind.CHAT_COMPLETIONS:
-            return pb.Task(
-                openai_chat_completions_v1=pb.OpenAIChatCompletionsV1TaskSpec(
-                    request_json=task.body, params=pb.OpenAIChatCompletionsV1Params(model=task.model)
-                )
-            )
-        case TaskKind.RESPONSES:
-            return pb.Task(
-                openai_responses_v1=pb.OpenAIResponsesV1TaskSpec(
-                    request_json=task.body, params=pb.OpenAIResponsesV1Params(model=task.model)
-                )
-            )
-        case _:
-            # Routing finds no peer for it, unless the operator named one for its model.
-            raise UpstreamError(
-                UpstreamStatus.UNIMPLEMENTED, "Lightning peers do not take tasks of this kind; nothing was paid"
-            )
-
-
-def _quote(peer_id: str, answer: pb.RequestQuoteResponse) -> Quote:
-    terms = answer.terms
-    if terms.protocol_version not in SUPPORTED_VERSIONS:
-        # A daemon that was exchanged for another while we were connected.
-        raise UnsupportedVersion(terms.protocol_version)
-    if len(terms.job_id) != _HASH_BYTES or len(terms.terms_hash) != _HASH_BYTES:
-        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote's job id or terms hash is not 32 bytes long")
-    try:
-        expires_at = datetime.fromtimestamp(terms.quote_expiry.seconds, UTC)
-    except (OverflowError, ValueError, OSError):
-        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote's expiry is no possible time") from None
-    if answer.peer_id not in {"", peer_id}:
-        raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote comes from another peer than the one asked")
-    return Quote(
-        peer_id=peer_id,
-        job_id=terms.job_id,
-        price_msat=Msat(terms.price_msat),
-        expires_at=expires_at,
-        terms_hash=terms.terms_hash,
-        payment_request=terms.payment_request,
-        protocol_version=terms.protocol_version,
-    )
-
-
-def _result(message: pb.Result) -> Result:
-    return Result(
-        status=_STATUSES.get(message.status, ResultStatus.UNSPECIFIED),
-        body=message.result,
-        sha256=message.result_hash,
-        length=message.result_len,
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        message=message.message,
-        payment=read_report(message.payment),
-    )
-
-
-class _Chunks:
-    """The chunks of one result: counted against their peer's limit, and offered to a sink as they come."""
-
-    __slots__ = ("_left", "_limit", "_sink")
-
-    def __init__(self, limit: int) -> None:
-        self._limit = self._left = limit
-        self._sink: ChunkSink | None = None
-
-    def hand_to(self, sink: ChunkSink) -> None:
-        self._sink = sink
-
-    def count(self, chunk: bytes) -> None:
-        """Count a chunk that comes as an event.
-
-        Raises:
-            UpstreamError: the result is too long.
-        """
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise _too_long(self._limit)
-
-    def take(self, messages: list[bytes]) -> bool:
-        """Hand the chunks in ``messages`` to the sink, as one; return False where other events are among them."""
-        sink = self._sink
-        if sink is None:
-            return False
-        parts: list[bytes] = []
-        for message in messages:
-            try:
-                event = pb.AcceptAndExecuteStreamResponse.FromString(message)
-            except DecodeError:
-                return False
-            if not event.HasField("result_chunk"):
-                return False
-            parts.append(event.result_chunk.data)
-        chunk = parts[0] if len(parts) == 1 else b"".join(parts)
-        if len(chunk) > self._left or not sink(chunk):
-            return False
-        self._left -= len(chunk)
-        return True
-
-
-def _joined(messages: Sequence[bytes]) -> Iterator[StreamEvent]:
-    """Return what messages say, in order; neighbouring chunks of the result as one."""
-    chunks: list[bytes] = []
-    for message in messages:
-        try:
-            event = pb.AcceptAndExecuteStreamResponse.FromString(message)
-        except DecodeError:
-            if chunks:
-                yield b"".join(chunks)
-            raise UpstreamError(UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind") from None
-        if event.HasField("result_chunk"):
-            chunks.append(event.result_chunk.data)
-            continue
-        if chunks:
-            yield b"".join(chunks)
-            chunks.clear()
-        yield _stream_event(event)
-    if chunks:
-        yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _stream_event(message: pb.AcceptAndExecuteStreamResponse) -> StreamEvent:
-    match message.WhichOneof("event"):
-        case "result_begin":
-            begin = message.result_begin
-            return StreamBegin(begin.content_type, begin.content_encoding, payment=read_report(begin.payment))
-        case "result_end":
-            return StreamEnd(message.result_end.result_hash, message.result_end.result_len)
-        case "result":
-            return _result(message.result)
-        case _:
-            raise UpstreamError(UpstreamStatus.DATA_LOSS, "the daemon sent a stream event of an unknown kind")
-
-
-def _too_long(limit: int) -> UpstreamError:
-    return UpstreamError(
-        UpstreamStatus.DATA_LOSS,
-        f"the result is longer than its peer may send ({limit} bytes)",
-        evidence=Verdict.SETTLED,
-    )
-
-
-def _provider(peer: pb.LCPPeer, most_models: int) -> tuple[Provider, Sequence[str]]:
-    """Return a peer as a provider, and the parts that were left out."""
-    manifest = peer.remote_manifest
-    offers: list[tuple[TaskKind, str]] = []
-    problems: dict[str, None] = {}
-    names: set[str] = set()
-    for template in manifest.supported_tasks:
-        kind = _KINDS.get(template.kind)
-        if kind is TaskKind.CHAT_COMPLETIONS:
-            model = template.openai_chat_completions_v1.model
-        elif kind is TaskKind.RESPONSES:
-            model = template.openai_responses_v1.model
-        else:
-            continue
-        if len(model) > _MAX_MODEL_CHARS:
-            problems[f"models with names above {_MAX_MODEL_CHARS} characters are left out"] = None
-        elif model not in names and len(names) >= most_models:
-            problems[f"models after the first {most_models} are left out"] = None
-            break
-        elif model:
-            names.add(model)
-            offers.append((kind, model))
-    return Provider(
-        peer_id=peer.peer_id,
-        address=peer.address,
-        protocol_version=manifest.protocol_version,
-        models=merge_kinds(offers),
-        max_payload_bytes=manifest.max_payload_bytes,
-        max_stream_bytes=manifest.max_stream_bytes,
-        max_job_bytes=manifest.max_job_bytes,
-        max_inflight_jobs=manifest.max_inflight_jobs,
-    ), tuple(problems)

@@ -2,6 +2,7 @@
 
 import re
 
+from lcp_gateway.lightning.error_codes import ErrorCode, read_code
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.payment_evidence import PaymentReport
 from lcp_gateway.purchase.states import Verdict
@@ -32,13 +33,27 @@ _ADDRESS = re.compile(
 )
 _SOMEWHERE = "[address]"
 
+# The daemon's words for a peer's error. Its number means another thing in another version of the protocol.
+_PEER_ERROR = re.compile(r"\blcp_error code=(\d{1,5})\b")
 # A daemon that has just started, or a peer that is reconnecting.
-_NOT_READY_YET = re.compile(r"lcp_error code=10\b|manifest not exchanged|not (?:connected|ready)")
-_TOO_LARGE = re.compile(r"lcp_error code=6\b|too large|larger than max")
+_NOT_READY_YET = re.compile(r"manifest not exchanged|not (?:connected|ready)")
+_NOT_READY_CODES = frozenset({ErrorCode.INVALID_STATE, ErrorCode.MANIFEST_REQUIRED})
+_TOO_LARGE = re.compile(r"too large|larger than max|exceeds peer max")
+_TOO_LARGE_CODES = frozenset({ErrorCode.PAYLOAD_TOO_LARGE, ErrorCode.STREAM_LIMIT_EXCEEDED})
 
 
-def upstream_error(error: RpcError, *, for_client: bool = True, payment: PaymentReport | None = None) -> UpstreamError:
+def peer_error(message: str, version: int) -> ErrorCode | None:
+    """Return the meaning of a peer's error in a daemon's text, None where it holds none or ``version`` does not know it."""
+    found = _PEER_ERROR.search(message)
+    return None if found is None else read_code(version, int(found[1]))
+
+
+def upstream_error(
+    error: RpcError, version: int, *, for_client: bool = True, payment: PaymentReport | None = None
+) -> UpstreamError:
     """Return the gateway's error for one of gRPC's; the daemon's text is bounded and made printable.
+
+    ``version`` is the daemon's version of the protocol, 0 while that is not known.
 
     With ``for_client`` the text names no address. The call that pays needs the text as it is, for it is evidence; that
     HTTP/2 calls a stream not processed is better evidence than any text. Where the daemon reported the payment, its text is no
@@ -47,7 +62,7 @@ def upstream_error(error: RpcError, *, for_client: bool = True, payment: Payment
     status = error.status
     text = _UNPRINTABLE.sub(" ", error.details).strip()[:_MAX_MESSAGE_CHARS]
     message = text or f"the daemon answered {status}"
-    retryable = is_retryable(status, message)
+    retryable = is_retryable(status, message, version)
     if payment is None and not for_client:
         evidence = Verdict.NONE if error.not_processed else None
         return UpstreamError(status, message, retryable=retryable, evidence=evidence)
@@ -56,12 +71,13 @@ def upstream_error(error: RpcError, *, for_client: bool = True, payment: Payment
     return UpstreamError(status, _ADDRESS.sub(_SOMEWHERE, message), retryable=retryable, payment=payment)
 
 
-def is_retryable(status: UpstreamStatus, message: str) -> bool:
+def is_retryable(status: UpstreamStatus, message: str, version: int) -> bool:
     """Return whether asking again for a quote may succeed (a payment is never repeated)."""
-    if status == UpstreamStatus.RESOURCE_EXHAUSTED and _TOO_LARGE.search(message):
+    code = peer_error(message, version)
+    if status == UpstreamStatus.RESOURCE_EXHAUSTED and (code in _TOO_LARGE_CODES or _TOO_LARGE.search(message)):
         return False
     if status == UpstreamStatus.FAILED_PRECONDITION:
-        return bool(_NOT_READY_YET.search(message))
+        return code in _NOT_READY_CODES or bool(_NOT_READY_YET.search(message))
     return status.may_pass
 
 

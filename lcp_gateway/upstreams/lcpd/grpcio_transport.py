@@ -1,5 +1,6 @@
 """The transport over grpcio's asyncio channel."""
 
+import asyncio
 import codecs
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,16 @@ from typing import Any
 import grpc.aio
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, LcpdAddress, MessageSink, Metadata, RpcError
+from lcp_gateway.upstreams.lcpd.transport import (
+    CONNECTION_ENDED,
+    MAX_RECEIVE_BYTES,
+    LcpdAddress,
+    MessageSink,
+    Metadata,
+    RpcError,
+)
+
+_State = grpc.ChannelConnectivity
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
@@ -43,9 +53,51 @@ class GrpcioTransport:
         self._channel = _open_channel(address)
         self._unary: dict[str, Any] = {}
         self._stream: dict[str, Any] = {}
+        self._state = _State.IDLE
+        self._token = object()
+        self._changed = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
 
-    async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:
+    async def connect(self, timeout_s: float) -> object:
+        """Return a token of the channel's connection; connect if there is none.
+
+        grpcio reconnects by itself, and no call can be bound to a connection. The token changes once this process has seen
+        the connection end: a call after that is not sent. One that begins in the moment between may be.
+        """
+        if self._watching is None or self._watching.done():
+            self._state, self._token = self._channel.get_state(), object()
+            self._watching = asyncio.create_task(self._watch())
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (
+                    state := self._channel.get_state(try_to_connect=True)
+                ) is not self._state or state is not _State.READY:
+                    if state is _State.TRANSIENT_FAILURE:
+                        raise RpcError(UpstreamStatus.UNAVAILABLE, "failed to connect to all addresses")
+                    await self._changed.wait()
+        except TimeoutError:
+            raise RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded", not_processed=True) from None
+        return self._token
+
+    async def _watch(self) -> None:
+        """Follow the channel's state: only this task changes what is known of it."""
+        while True:
+            await self._channel.wait_for_state_change(self._state)
+            self._state = self._channel.get_state()
+            # Also from ready to ready: the state in between came and went unseen.
+            self._token = object()
+            self._changed.set()
+            self._changed.clear()
+
+    def _check(self, on: object | None) -> None:
+        if on is not None and (on is not self._token or self._channel.get_state() is not _State.READY):
+            raise RpcError(UpstreamStatus.UNAVAILABLE, CONNECTION_ENDED, not_processed=True)
+
+    async def unary(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
+    ) -> bytes:
         """Make a call with one answer."""
+        self._check(on)
         call = self._unary.get(path)
         if call is None:
             call = self._unary[path] = self._channel.unary_unary(path)
@@ -55,8 +107,14 @@ class GrpcioTransport:
             raise _rpc_error(error) from error
         return answer
 
-    def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> "_GrpcioStream":
+    def stream(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
+    ) -> "_GrpcioStream | _NotSent":
         """Start a call with many messages."""
+        try:
+            self._check(on)
+        except RpcError as error:
+            return _NotSent(error)
         call = self._stream.get(path)
         if call is None:
             call = self._stream[path] = self._channel.unary_stream(path)
@@ -64,6 +122,8 @@ class GrpcioTransport:
 
     async def close(self) -> None:
         """End all calls and the channel."""
+        if self._watching is not None:
+            self._watching.cancel()
         await self._channel.close()
 
 
@@ -83,6 +143,22 @@ class _GrpcioStream:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+
+class _NotSent:
+    """A call that was for a connection which has ended."""
+
+    def __init__(self, error: RpcError) -> None:
+        self._error = error
+
+    async def read(self) -> list[bytes]:
+        raise self._error
+
+    def hand_to(self, sink: MessageSink) -> None:
+        """There are no messages."""
+
+    def cancel(self) -> None:
+        """The call has ended."""
 
 
 def _rpc_error(error: grpc.aio.AioRpcError) -> RpcError:

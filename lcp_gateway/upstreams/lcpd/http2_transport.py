@@ -16,7 +16,7 @@ from typing import Final, cast
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd import http2_protocol
 from lcp_gateway.upstreams.lcpd.grpc_call import GrpcCall, reset_error
-from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, Metadata, RpcError, TlsFiles
+from lcp_gateway.upstreams.lcpd.transport import CONNECTION_ENDED, LcpdAddress, Metadata, RpcError, TlsFiles
 
 # grpc-go's servers close a connection that pings more often than every 5 minutes, and a quiet stream that has been
 # paid for would die with it. A daemon that is gone is noticed sooner by the refresh of the peers.
@@ -289,13 +289,25 @@ class DirectTransport:
         self._heads: dict[str, bytes] = {}
         self._starting: set[asyncio.Task[None]] = set()
 
-    async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:
+    async def connect(self, timeout_s: float) -> object:
+        """Return the connection that takes calls; connect if there is none."""
+        connection = self._connection
+        if connection is not None and not connection.is_leaving:
+            return connection
+        try:
+            return await self._connected(asyncio.get_running_loop().time() + timeout_s)
+        except TimeoutError:
+            raise RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded", not_processed=True) from None
+
+    async def unary(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
+    ) -> bytes:
         """Make a call with one answer."""
         call = GrpcCall(asyncio.get_running_loop())
         call.limit(timeout_s)
         try:
-            if not self._begin(call, path, request, timeout_s, metadata):
-                await self._begin_later(call, path, request, timeout_s, metadata)
+            if not self._begin(call, path, request, timeout_s, metadata, on):
+                await self._begin_later(call, path, request, timeout_s, metadata, on)
             answers = await call.read_all()
         finally:
             if not call.is_done:
@@ -304,13 +316,15 @@ class DirectTransport:
             raise RpcError(UpstreamStatus.INTERNAL, "the daemon sent no answer")
         return answers[0]
 
-    def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> GrpcCall:
+    def stream(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
+    ) -> GrpcCall:
         """Start a call with many messages."""
         loop = asyncio.get_running_loop()
         call = GrpcCall(loop)
         call.limit(timeout_s)
-        if not self._begin(call, path, request, timeout_s, metadata):
-            task = loop.create_task(self._begin_later(call, path, request, timeout_s, metadata))
+        if not self._begin(call, path, request, timeout_s, metadata, on):
+            task = loop.create_task(self._begin_later(call, path, request, timeout_s, metadata, on))
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
         return call
@@ -327,24 +341,28 @@ class DirectTransport:
         self._connection = None
         self._leaving.clear()
 
-    def _begin(self, call: GrpcCall, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bool:
-        """Start a call on the connection that is there; False where there is none with room."""
+    def _begin(
+        self, call: GrpcCall, path: str, request: bytes, timeout_s: float, metadata: Metadata, on: object | None
+    ) -> bool:
+        """Start a call on the connection that is there; False where there is none with room, or another than ``on``."""
         connection = self._connection
-        return connection is not None and connection.open(
-            call, self._block(path, timeout_s, metadata), _message(request)
-        )
+        if connection is None or (on is not None and on is not connection):
+            return False
+        return connection.open(call, self._block(path, timeout_s, metadata), _message(request))
 
     async def _begin_later(
-        self, call: GrpcCall, path: str, request: bytes, timeout_s: float, metadata: Metadata
+        self, call: GrpcCall, path: str, request: bytes, timeout_s: float, metadata: Metadata, on: object | None
     ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         try:
             while True:
-                connection = await self._connected(deadline)
+                connection = self._connection if on is not None else await self._connected(deadline)
+                if connection is None or connection.is_leaving or (on is not None and on is not connection):
+                    raise RpcError(UpstreamStatus.UNAVAILABLE, CONNECTION_ENDED, not_processed=True)  # noqa: TRY301 - ends the call below
                 async with asyncio.timeout_at(deadline):
                     await connection.room()
-                if call.is_done or self._begin(call, path, request, deadline - loop.time(), metadata):
+                if call.is_done or self._begin(call, path, request, deadline - loop.time(), metadata, on):
                     return
         except TimeoutError:
             call.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.routing.catalog import Catalog, Provider, empty_catalog
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo, UnsupportedVersion
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo
+from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
 
 _RETRY_S = 1.0
 # A request that finds no provider in a snapshot older than this refreshes it first.

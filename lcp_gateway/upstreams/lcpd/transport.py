@@ -71,6 +71,9 @@ class RpcError(Exception):
         self.trailers = trailers
 
 
+CONNECTION_ENDED = "Connection closed before the call was sent"
+"""The text of a call that was for a connection which has ended."""
+
 MessageSink = Callable[[list[bytes]], bool]
 """Takes messages that have just come, all of them; returns False to leave them all to ``read``."""
 
@@ -106,16 +109,30 @@ class Transport(Protocol):
         """The name in settings, logs and metrics."""
         ...
 
-    async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:
-        """Make a call with one answer. It goes out at most once.
+    async def connect(self, timeout_s: float) -> object:
+        """Return a token of the connection in use, which is another object after each reconnect; connect if there is none.
 
         Raises:
-            RpcError: it failed.
+            RpcError: no connection can be had.
         """
         ...
 
-    def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> ServerStream:
-        """Start a call with many messages. It goes out at most once."""
+    async def unary(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
+    ) -> bytes:
+        """Make a call with one answer. It goes out at most once.
+
+        With ``on``, a token of ``connect``, it goes out on that connection or not at all.
+
+        Raises:
+            RpcError: it failed; ``not_processed`` where the connection of ``on`` had ended before it went out.
+        """
+        ...
+
+    def stream(
+        self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
+    ) -> ServerStream:
+        """Start a call with many messages. It goes out at most once; ``on`` is as in ``unary``."""
         ...
 
     async def close(self) -> None:

@@ -8,7 +8,9 @@ from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd
-from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, UnsupportedVersion, _joined
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
+from lcp_gateway.upstreams.lcpd.stream_events import read_events
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TlsFiles, TransportKind
 from tests.support.scripted_daemon import PEER, Daemon, begin, chunk, serving, terms
 
@@ -201,7 +203,7 @@ async def test_messages_before_a_break_are_returned_before_the_error(daemon, ups
 
 async def test_chunks_before_a_message_that_cannot_be_read_are_given():
     good = chunk(b"half").SerializeToString()
-    events = _joined([good, b"\xff\xff"])
+    events = read_events([good, b"\xff\xff"], pytest.fail)
     assert next(events) == b"half"
     with pytest.raises(UpstreamError, match="unknown kind"):
         next(events)
@@ -233,8 +235,8 @@ async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream
 
 
 async def test_an_unknown_version_is_a_clear_error(daemon, upstream):
-    daemon.version = 3
-    with pytest.raises(UnsupportedVersion, match="version 3; this gateway knows version 2"):
+    daemon.version = 4
+    with pytest.raises(UnsupportedVersion, match="version 4; this gateway knows the versions 2 and 3"):
         await upstream.local_info(30)
 
 

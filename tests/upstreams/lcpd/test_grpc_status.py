@@ -37,7 +37,7 @@ KEPT = [
 
 
 def failed(status, text, **how):
-    return upstream_error(RpcError(UpstreamStatus[status], text), **how)
+    return upstream_error(RpcError(UpstreamStatus[status], text), how.pop("version", 2), **how)
 
 
 @pytest.mark.parametrize("text", AWAY)

@@ -18,6 +18,8 @@ from tests.support.raw_http2 import raw_server
 
 BEGIN = pb.AcceptAndExecuteStreamResponse(result_begin=pb.ResultStreamBegin(content_type="text/event-stream"))
 
+INFO = pb.GetLocalInfoResponse(manifest={"protocol_version": 2})
+
 
 def chunk(data):
     return pb.AcceptAndExecuteStreamResponse(result_chunk=pb.ResultStreamChunk(data=data)).SerializeToString()
@@ -130,6 +132,11 @@ def in_parts(*parts):
 
     def script(stream_id):
         yield raw.head(stream_id)
+        if stream_id == 1:
+            # The first call asks for the daemon's version.
+            yield raw.data(stream_id, INFO.SerializeToString())
+            yield raw.trailers(stream_id)
+            return
         yield raw.data(stream_id, BEGIN.SerializeToString())
         yield from (raw.data(stream_id, *part) for part in parts)
         yield raw.trailers(stream_id)

@@ -54,7 +54,7 @@ async def test_a_daemon_that_restarts_is_noticed_and_its_peers_stay_known(daemon
 
 
 async def test_a_daemon_of_another_version_is_not_used(daemon, watch):
-    daemon.version = 3
+    daemon.version = 4
     async with serving(daemon, daemon.address):
         await watch.refresh()
-    assert "version 3" in watch.problem.message
+    assert "version 4" in watch.problem.message

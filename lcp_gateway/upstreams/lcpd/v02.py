@@ -1,0 +1,124 @@
+"""The messages of protocol version 2."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
+from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.ports import Result, ResultStatus
+from lcp_gateway.purchase.quote import Quote
+from lcp_gateway.routing.catalog import Provider, merge_kinds
+from lcp_gateway.upstreams.lcpd.dialect import (
+    LENGTH_FORM,
+    STATUSES,
+    ListedPeer,
+    check_form_of_result,
+    check_task,
+    quote_of,
+    read,
+)
+from lcp_gateway.upstreams.lcpd.payment_report import read_report
+
+MAX_MODEL_CHARS = 256
+"""The longest name of a model that is listed."""
+
+_KINDS = {
+    pb.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1: TaskKind.CHAT_COMPLETIONS,
+    pb.LCP_TASK_KIND_OPENAI_RESPONSES_V1: TaskKind.RESPONSES,
+}
+
+
+class Version2:
+    """The dialect of version 2."""
+
+    version = 2
+
+    def quote_request(self, task: Task, peer_id: str) -> bytes:
+        """Write RequestQuoteRequest."""
+        check_task(task)
+        if task.kind is TaskKind.CHAT_COMPLETIONS:
+            spec = pb.Task(
+                openai_chat_completions_v1=pb.OpenAIChatCompletionsV1TaskSpec(
+                    request_json=task.body, params=pb.OpenAIChatCompletionsV1Params(model=task.model)
+                )
+            )
+        else:
+            spec = pb.Task(
+                openai_responses_v1=pb.OpenAIResponsesV1TaskSpec(
+                    request_json=task.body, params=pb.OpenAIResponsesV1Params(model=task.model)
+                )
+            )
+        return pb.RequestQuoteRequest(peer_id=peer_id, task=spec).SerializeToString()
+
+    def quote(self, answer: bytes, peer_id: str) -> Quote:
+        """Read RequestQuoteResponse."""
+        message = read(pb.RequestQuoteResponse, answer)
+        terms = message.terms
+        return quote_of(
+            terms, terms.job_id, version=self.version, asked_peer_id=peer_id, stated_peer_id=message.peer_id
+        )
+
+    def result(self, answer: bytes) -> Result:
+        """Read AcceptAndExecuteResponse."""
+        return _result(read(pb.AcceptAndExecuteResponse, answer).result)
+
+    def last_event(self, event: bytes) -> Result:
+        """Read the last event of a stream."""
+        return _result(read(pb.AcceptAndExecuteStreamResponse, event).result)
+
+    def peers(self, answer: bytes) -> Sequence[ListedPeer]:
+        """Read ListLCPPeersResponse."""
+        return [_Peer(peer.peer_id, peer) for peer in read(pb.ListLCPPeersResponse, answer).peers]
+
+
+def _result(message: pb.Result) -> Result:
+    check_form_of_result(message, own_form=LENGTH_FORM)
+    return Result(
+        status=STATUSES.get(message.status, ResultStatus.UNSPECIFIED),
+        body=message.result,
+        sha256=message.result_hash,
+        length=message.result_len,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        message=message.message,
+        payment=read_report(message.payment),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    peer_id: str
+    message: pb.LCPPeer
+
+    def provider(self, most_models: int) -> tuple[Provider, Sequence[str]]:
+        """Return the peer with the models of its task templates."""
+        manifest = self.message.remote_manifest
+        offers: list[tuple[TaskKind, str]] = []
+        problems: dict[str, None] = {}
+        names: set[str] = set()
+        for template in manifest.supported_tasks:
+            kind = _KINDS.get(template.kind)
+            if kind is TaskKind.CHAT_COMPLETIONS:
+                model = template.openai_chat_completions_v1.model
+            elif kind is TaskKind.RESPONSES:
+                model = template.openai_responses_v1.model
+            else:
+                continue
+            if len(model) > MAX_MODEL_CHARS:
+                problems[f"models with names above {MAX_MODEL_CHARS} characters are left out"] = None
+            elif model not in names and len(names) >= most_models:
+                problems[f"models after the first {most_models} are left out"] = None
+                break
+            elif model:
+                names.add(model)
+                offers.append((kind, model))
+        return Provider(
+            peer_id=self.peer_id,
+            address=self.message.address,
+            protocol_version=manifest.protocol_version,
+            models=merge_kinds(offers),
+            max_payload_bytes=manifest.max_payload_bytes,
+            max_stream_bytes=manifest.max_stream_bytes,
+            max_job_bytes=manifest.max_job_bytes,
+            max_inflight_jobs=manifest.max_inflight_jobs,
+        ), tuple(problems)

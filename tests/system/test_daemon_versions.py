@@ -1,0 +1,143 @@
+"""Daemons of version 3: what clients rely on is as with version 2; and a daemon that is exchanged while the gateway runs."""
+
+import hashlib
+import json
+
+import pytest
+
+from lcp_gateway.node.config import NodeConfig
+from tests.support.daemon import daemon
+from tests.support.gateway import gateway, run_command
+from tests.support.node_thread import eventually, threaded_node
+from tests.support.wire import CHAT, RESPONSES, document, get, post
+
+BOTH = pytest.mark.parametrize("path", [CHAT, RESPONSES])
+STREAMED = pytest.mark.parametrize("stream", [False, True])
+
+
+@pytest.fixture(scope="module")
+def node():
+    with threaded_node(NodeConfig(listen="127.0.0.1:0", protocol_version=3)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def served(node, tmp_path_factory):
+    journal = tmp_path_factory.mktemp("journal") / "journal.db"
+    settings = {"OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0", "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address}
+    with gateway(embedded=False, env={**settings, "LCP_GATEWAY_JOURNAL_URL": f"sqlite:///{journal}"}) as running:
+        yield running
+
+
+@pytest.fixture
+def port(served, node):
+    node.received.clear()
+    return served.port
+
+
+@BOTH
+@STREAMED
+def test_bytes_go_through_unchanged_both_ways(port, node, path, stream):
+    body = b"  " + json.dumps(document(path, text="caf\u00e9", stream=stream, odd={"b": 1}), indent=3).encode() + b"\n"
+    answer = post(port, path, body)
+    assert answer.status == 200 and answer.whole
+    assert node.last_body() == body
+    if stream:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.body == bytes(node.received.streams[-1])
+    else:
+        result = node.received.last_answer("AcceptAndExecute").result
+        assert answer.headers["content-type"] == result.content_type
+        assert answer.body == result.result and hashlib.sha256(answer.body).digest() == result.result_hash
+        assert answer.json["object"] == ("chat.completion" if path == CHAT else "response")
+
+
+@BOTH
+@STREAMED
+def test_headers_name_the_call_beside_the_job(port, node, path, stream):
+    headers = post(port, path, document(path, stream=stream)).headers
+    terms = node.received.last_answer("RequestQuote").terms
+    assert headers["x-lcp-call-id"] == headers["x-lcp-job-id"] == terms.job_id.hex()
+    assert headers["x-lcp-peer-id"] == node.peer_id("Alice")
+    assert headers["x-lcp-price-msat"] == str(terms.price_msat)
+    assert headers["x-lcp-terms-hash"] == terms.terms_hash.hex()
+    assert headers["x-lcp-payment"] == "settled"
+
+
+def test_a_model_that_the_peer_does_not_have_is_refused_without_a_payment(port, node):
+    answer = post(port, CHAT, document(model="no-such-model"))
+    assert answer.status == 400 and answer.verdict == "none"
+    assert "lcp_error code=3" in answer.error["message"]
+    assert not node.received.of("AcceptAndExecute")
+
+
+@BOTH
+def test_the_receipt_of_a_purchase_names_its_version_and_verifies(served, port, tmp_path, path):
+    asked = json.dumps(document(path)).encode()
+    job_id = post(port, path, asked).headers["x-lcp-job-id"]
+    eventually(lambda: "delivered" in get(port, f"/v1/receipts/{job_id}").body.decode())
+    receipt = get(port, f"/v1/receipts/{job_id}")
+    assert receipt.json["terms"]["protocol_version"] == 3
+    file, request = tmp_path / "receipt.json", tmp_path / "request"
+    file.write_bytes(receipt.body)
+    request.write_bytes(asked)
+    done = run_command("receipt", "verify", str(file), "--request", str(request))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def events_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("node") / "events.jsonl"
+
+
+@pytest.fixture(scope="module")
+def swapped(events_file):
+    with daemon("--events", str(events_file)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def swapping(swapped):
+    settings = {"LCP_GATEWAY_LCPD_GRPC_ADDR": swapped.address, "LCP_GATEWAY_PEERS_REFRESH_S": "0.5"}
+    with gateway(embedded=False, env=settings) as running:
+        yield running
+
+
+def exchange(swapped, version):
+    swapped.kill()
+    swapped.flags = (*swapped.flags[:2], *(("--protocol-version", "3") if version == 3 else ()))
+    swapped.start()
+
+
+def bought(port, path=CHAT, *, headers=None, **more):
+    """Buy, once the gateway has found the daemon again."""
+    answers = []
+
+    def is_answered():
+        answers.append(post(port, path, document(path, **more), headers))
+        return answers[-1].status != 503
+
+    eventually(is_answered)
+    return answers[-1]
+
+
+@STREAMED
+def test_a_daemon_is_exchanged_and_back_with_quotes_outstanding(swapped, swapping, events_file, stream):
+    """Each quote is taken on a daemon of the other version, which is not paid; a new request is bought in its version."""
+    port = swapping.port
+
+    def events(kind, job_id=""):
+        return [line for line in events_file.read_text().splitlines() if f'"kind":"{kind}"' in line and job_id in line]
+
+    for before, after in ((2, 3), (3, 2)):
+        quote = bought(port, stream=stream, headers={"X-Lcp-Quote-Only": "true"}).json
+        exchange(swapped, after)
+        paid = len(events("paid"))
+        taken = bought(port, stream=stream, headers={"X-Lcp-Quote-Id": quote["id"]})
+        assert (taken.status, taken.verdict) == (409, "none")
+        assert f"version {before}" in taken.error["message"] and f"version {after}" in taken.error["message"]
+        assert not events("accept", quote["job_id"]) and len(events("paid")) == paid
+        fresh = bought(port, stream=stream)
+        assert fresh.status == 200 and fresh.whole and fresh.verdict == "settled"
+        assert ("x-lcp-call-id" in fresh.headers) is (after == 3)
+        assert len(events("paid")) == paid + 1
