@@ -30,7 +30,19 @@ class InProcessTransport:
         self._streams: set[_Stream] = set()
         self._is_closed = False
 
-    async def unary(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> bytes:
+    async def connect(self, timeout_s: float) -> object:  # noqa: ARG002 - the protocol's: the node is here at once
+        """Return the service: it is the same for as long as this process lives."""
+        return self._service
+
+    async def unary(
+        self,
+        path: str,
+        request: bytes,
+        timeout_s: float,
+        metadata: Metadata,
+        *,
+        on: object | None = None,  # noqa: ARG002 - the protocol's: there is one connection
+    ) -> bytes:
         """Make a call with one answer."""
         call = self._service.unary(path)
         if self._is_closed or call is None:
@@ -53,7 +65,15 @@ class InProcessTransport:
             return task.result()
         raise _rpc_error(error) if isinstance(error, CallFailed) else _bug(path, error, self._on_bug) from error
 
-    def stream(self, path: str, request: bytes, timeout_s: float, metadata: Metadata) -> "_Stream":
+    def stream(
+        self,
+        path: str,
+        request: bytes,
+        timeout_s: float,
+        metadata: Metadata,
+        *,
+        on: object | None = None,  # noqa: ARG002 - as above
+    ) -> "_Stream":
         """Start a call with many messages."""
         call = self._service.stream(path)
         stream = _Stream(path, self._on_bug)
