@@ -10,9 +10,19 @@ from lcp_gateway.node.toml import ConfigError
 _MERGE: Final = "tag:yaml.org,2002:merge"
 
 
-class _TextLoader(yaml.SafeLoader):
-    """Resolves no scalar but the merge key, and refuses a key that comes twice, as Go's reader does."""
+def _construct(loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    return node.value
 
+
+class _TextLoader(yaml.SafeLoader):
+    """Makes mappings, lists and texts, whatever the tags, and refuses a key that comes twice, as Go's reader does."""
+
+    yaml_constructors = {None: _construct}  # noqa: RUF012 - its type is the base's
+    # No scalar is resolved but the merge key.
     yaml_implicit_resolvers = {"<": [(_MERGE, re.compile("^<<$"))]}  # noqa: RUF012 - its type is the base's
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -35,7 +45,7 @@ def read_yaml(content: bytes) -> object:
     """
     try:
         return yaml.load(content, _TextLoader)  # noqa: S506 - a child of the safe loader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"no YAML{line}: {getattr(error, 'problem', None) or 'it cannot be read'}") from None

@@ -97,6 +97,7 @@ class Database:
             if not path.exists():
                 made = self._file.new_file()
                 with closing(connect(made)) as connection:
+                    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
                     connection.execute("PRAGMA synchronous=FULL")
                     migrate(connection)
                 self._file.install(made)
@@ -104,6 +105,8 @@ class Database:
                 check_file(connection)
                 connection.execute("PRAGMA journal_mode=WAL")
                 migrate(connection)
+                # What a burst of long requests took is given back here: while the node runs it is used again.
+                connection.executescript("PRAGMA incremental_vacuum")
                 self._file.opened()
         except StoreUnavailable as error:
             raise error if str(path) in str(error) else StoreUnavailable(f"{path}: {error}") from error

@@ -1,6 +1,10 @@
 import builtins
+from contextlib import suppress
 
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lcp_gateway.node.settings.provider_yaml import read_provider_yaml
 from lcp_gateway.node.toml import ConfigError
@@ -175,3 +179,60 @@ def test_without_the_library_the_error_says_what_to_install(read, monkeypatch):
 
     with pytest.raises(ConfigError, match=r"YAML needs PyYAML: pip install 'lcp-gateway\[lnd\]'"):
         read("enabled: true")
+
+
+KEYS = st.sampled_from(
+    [
+        "enabled",
+        "llm",
+        "models",
+        "chat_profiles",
+        "price",
+        "price_table",
+        "supported_models",
+        "max_output_tokens",
+        "input_msat_per_mtok",
+        "output_msat_per_mtok",
+        "quote_ttl_seconds",
+        "pricing",
+        "in_flight_surge",
+        "threshold",
+        "m",
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
+DOCUMENTS = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=6))
+
+
+@given(document=DOCUMENTS)
+def test_whatever_a_document_holds_it_is_read_or_refused_with_the_name_of_the_file(tmp_path_factory, document):
+    path = tmp_path_factory.mktemp("yaml") / "config.yaml"
+    if isinstance(document, dict):
+        document = {**document, "enabled": True}
+    path.write_text(yaml.safe_dump(document))
+
+    refusal = ""
+    try:
+        assert read_provider_yaml(path)["enabled"] in {True, False}
+    except ConfigError as error:
+        refusal = str(error)
+    assert not refusal or refusal.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: !!int x",
+        "a: !!bool x",
+        "a: !!timestamp x",
+        "a: !!python/object:os.system {}",
+        "? [a, b]\n: c",
+        "&a [*a]",
+        "[" * 5_000,
+        "\0",
+        "%YAML 9",
+    ],
+)
+def test_tags_and_odd_documents_are_read_as_text_or_refused(read, text):
+    with suppress(ConfigError):
+        assert read(f"enabled: false\n{text}") == {"enabled": False}

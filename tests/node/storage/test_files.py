@@ -176,6 +176,21 @@ async def test_a_file_that_is_replaced_while_the_node_runs_is_noticed_before_the
         await store.keep_settle_index(NODE, 3)
 
 
+async def test_what_a_burst_of_long_requests_took_is_given_back_at_the_next_start(open_store, path):
+    store = await open_store()
+    for number in range(5):
+        await store.keep_sale(sale(number, body=b"x" * 1_000_000))
+    for number in range(5):
+        ended = {"outcome": "expired", "price_msat": 1, "paid": False, "model": "model-a", "ended_at": 1}
+        await store.end_sale(peer(number), sale(number).kept.request.job_id, **ended)
+    await store.close()
+    assert path.stat().st_size > 5_000_000
+
+    await (await open_store()).close()
+
+    assert path.stat().st_size < 200_000
+
+
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("no folder")
 
