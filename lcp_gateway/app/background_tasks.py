@@ -26,6 +26,10 @@ NEEDED: Final = frozenset({"journal", "keys", "nodes", "peers"})
 """The tasks without which the gateway must not or cannot sell: while one is down, ``/readyz`` is 503."""
 
 
+# Longer than any task needs to clean up.
+_CANCEL_AGAIN_S = 5.0
+
+
 class BackgroundTask(NamedTuple):
     """A task to be run beside the requests. ``name`` is one of ``TASKS``."""
 
@@ -117,8 +121,10 @@ class BackgroundTasks:
         try:
             yield
         finally:
-            started.cancel()
-            await asyncio.wait([started])
+            # Again, since a library may take a cancellation for a lost connection, and the loop around it goes on.
+            while not started.done():
+                started.cancel()
+                await asyncio.wait([started], timeout=_CANCEL_AGAIN_S)
 
     def report(self) -> Mapping[str, object]:
         """Return the state of each task that was started, by its name, for ``/readyz``."""
@@ -148,16 +154,18 @@ class BackgroundTasks:
             instance.is_running = True
             try:
                 await instance.run()
-                if instance.may_return():
+                if instance.may_return() or _is_cancelled():
                     return
                 raise TaskReturned("the task returned although it must run as long as the gateway")  # noqa: TRY301 - as any other error
             except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+                if _is_cancelled():
                     raise
                 # This task was not cancelled, but a future that it awaited.
                 await self._failed(instance, error)
             except Exception as error:  # noqa: BLE001 - the task has to go on after any error
+                if _is_cancelled():
+                    self._log.warning("a background task failed as it was ended", task=instance.name, exc_info=error)
+                    return
                 await self._failed(instance, error)
 
     async def _failed(self, instance: _Instance, error: BaseException) -> None:
@@ -183,6 +191,11 @@ class BackgroundTasks:
             exc_info=error,
         )
         await self._sleep(pause_s)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 _MAX_UNDER_WAY = 1_000

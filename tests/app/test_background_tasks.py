@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 
 import lcp_gateway
+from lcp_gateway.app import background_tasks
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metric_table import TASKS
@@ -198,6 +199,46 @@ async def test_a_task_that_is_told_to_end_may_return(tasks, time, restarts):
     work = Work(time, None)
     await asyncio.wait_for(tasks.start("journal", work, may_return=lambda: True), 60)
     assert restarts == [] and work.runs == 1
+
+
+async def test_a_task_whose_library_swallows_a_cancellation_is_cancelled_again(tasks, monkeypatch):
+    """Regression: Redis went away as its listener was cancelled, and a worker without a supervisor never ended."""
+    monkeypatch.setattr(background_tasks, "_CANCEL_AGAIN_S", 0.01)
+    swallowed = 0
+
+    async def listen():
+        nonlocal swallowed
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if swallowed == 2:
+                    raise
+                swallowed += 1
+
+    async with asyncio.timeout(60), tasks.running(BackgroundTask("shared", listen)):
+        await asyncio.sleep(0)
+    assert swallowed == 2
+
+
+async def test_a_task_that_fails_as_it_is_cancelled_is_logged_and_not_restarted(tasks, restarts):
+    """Libraries turn a cancellation into an error of their own."""
+    begun = asyncio.Event()
+
+    async def fail():
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise ConnectionError("lost") from None
+
+    with capture_logs() as logs:
+        async with asyncio.timeout(60), tasks.running(BackgroundTask("shared", fail)):
+            await begun.wait()
+    assert restarts == []
+    (line,) = logs
+    assert (line["log_level"], line["task"]) == ("warning", "shared")
+    assert isinstance(line["exc_info"], ConnectionError)
 
 
 async def test_a_name_that_the_metrics_do_not_know_is_refused(tasks):
