@@ -37,6 +37,8 @@ _FIELDS = frozenset(
     }
 )
 _TERMS_FIELDS = frozenset({"protocol_version", "quote_expiry", "params", "request_sha256", "request_bytes"})
+# In version 3 only, and there only where the quote states them.
+_RESPONSE_FIELDS = frozenset({"response_content_type", "response_content_encoding"})
 
 _Choice = TypeVar("_Choice", bound=enum.StrEnum)
 
@@ -74,6 +76,16 @@ class Receipt:
 def document(receipt: Receipt) -> dict[str, object]:
     """Return the receipt as a JSON object: hashes as lower-case hex, amounts in msat, times in RFC 3339 and UTC."""
     quote = receipt.quote
+    terms: dict[str, object] = {
+        "protocol_version": quote.protocol_version,
+        "quote_expiry": int(quote.expires_at.timestamp()),
+        "params": {"model": receipt.model},
+        "request_sha256": receipt.request_sha256.hex(),
+        "request_bytes": receipt.request_bytes,
+    }
+    if quote.response_content_type is not None:
+        terms["response_content_type"] = quote.response_content_type
+        terms["response_content_encoding"] = quote.response_content_encoding
     return {
         "object": OBJECT,
         "version": VERSION,
@@ -83,13 +95,7 @@ def document(receipt: Receipt) -> dict[str, object]:
         "task_kind": receipt.kind.value,
         "price_msat": quote.price_msat,
         "fee_msat": receipt.fee_msat,
-        "terms": {
-            "protocol_version": quote.protocol_version,
-            "quote_expiry": int(quote.expires_at.timestamp()),
-            "params": {"model": receipt.model},
-            "request_sha256": receipt.request_sha256.hex(),
-            "request_bytes": receipt.request_bytes,
-        },
+        "terms": terms,
         "terms_hash": quote.terms_hash.hex(),
         "payment_request": quote.payment_request,
         "payment_hash": _hex(receipt.payment_hash),
@@ -116,7 +122,8 @@ def read_receipt(fields: Mapping[str, object]) -> Receipt:
         raise ReceiptError(f"version: only version {VERSION} is known")
     _check_names(fields, _FIELDS, "")
     terms = _object(fields, "terms")
-    _check_names(terms, _TERMS_FIELDS, "terms.")
+    states_response = not _RESPONSE_FIELDS.isdisjoint(terms)
+    _check_names(terms, _TERMS_FIELDS | _RESPONSE_FIELDS if states_response else _TERMS_FIELDS, "terms.")
     params = _object(terms, "params")
     model = _text(fields, "model")
     if dict(params) != {"model": model}:
@@ -133,6 +140,8 @@ def read_receipt(fields: Mapping[str, object]) -> Receipt:
             terms_hash=_hash(fields, "terms_hash"),
             payment_request=_text(fields, "payment_request"),
             protocol_version=_number(terms, "protocol_version"),
+            response_content_type=_text(terms, "response_content_type") if states_response else None,
+            response_content_encoding=_text(terms, "response_content_encoding") if states_response else None,
         ),
         kind=_choice(TaskKind, fields.get("task_kind"), "task_kind"),
         model=model,

@@ -21,6 +21,7 @@ class PurchaseRecord:
     while the purchase is open, and taken once it is settled. ``ended_by`` and ``received`` say how a paid purchase ended
     without a whole result, ``refund`` is the refund of its charge. ``payee_id`` is the account that earns the price without
     the operator's ``commission_ppm``, once it is delivered (``earned_msat``); None where the provider is no node of an account.
+    ``response_content_type`` and ``…_encoding`` are terms of a quote of protocol version 3.
     """
 
     job_id: bytes
@@ -60,6 +61,8 @@ class PurchaseRecord:
     payee_id: str | None = None
     commission_ppm: int | None = None
     earned_msat: int | None = None
+    response_content_type: str | None = None
+    response_content_encoding: str | None = None
 
     @property
     def steps(self) -> "Sequence[StateChange]":

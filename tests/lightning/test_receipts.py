@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bolt11
+from lcp_gateway.lightning.checks import recompute_terms_hash
 from lcp_gateway.lightning.receipts import (
     FindingOutcome,
     FindingSubject,
@@ -119,6 +121,37 @@ def test_a_receipt_reads_back_as_it_was():
     receipt = made()
 
     assert read_receipt(handed_out(receipt)) == receipt
+
+
+def promising(**quoted):
+    """Return a receipt of a purchase of version 3, whose quote states its response's type and encoding."""
+    types = {"response_content_type": "text/plain", "response_content_encoding": "identity"}
+    receipt = made(version=3)
+    quote = replace(receipt.quote, **types)
+    digest = recompute_terms_hash(quote, receipt.kind, receipt.model, receipt.request_sha256, receipt.request_bytes)
+    signed = made(version=3, invoice={"description_hash": digest})
+    return replace(signed, quote=replace(signed.quote, terms_hash=digest, **types, **quoted))
+
+
+def test_a_receipt_of_version_3_holds_in_every_respect():
+    for receipt in (made(version=3), promising()):
+        fields = handed_out(receipt)
+        assert read_receipt(fields) == receipt
+        findings = verify_receipt(fields, request=REQUEST, result=RESULT)
+        assert outcomes(findings) == dict.fromkeys(FindingSubject, FindingOutcome.OK)
+
+
+def test_what_a_quote_promised_of_its_response_is_in_its_receipt_and_cannot_be_changed():
+    fields = handed_out(promising())
+    assert fields["terms"]["response_content_type"] == "text/plain"
+    assert "response_content_type" not in handed_out(made())["terms"]
+    both = {FindingSubject.TERMS_HASH, FindingSubject.DESCRIPTION_HASH}
+    assert failed(altered("terms.response_content_type", "text/html", promising())) == both
+    del fields["terms"]["response_content_encoding"]
+    assert failed(fields) == {FindingSubject.SHAPE}
+    assert failed(altered("terms.response_content_type", 5, promising())) == {FindingSubject.SHAPE}
+    del fields["terms"]["response_content_type"]
+    assert failed(fields) == both
 
 
 def test_a_document_says_what_it_is_and_holds_no_prompt_and_no_output():

@@ -232,6 +232,7 @@ def _packed(order: Order, held: HeldQuote) -> bytes:
                 "terms_hash": quote.terms_hash.hex(),
                 "payment_request": quote.payment_request,
                 "protocol_version": quote.protocol_version,
+                "response": [quote.response_content_type, quote.response_content_encoding],
                 "source": quote.source,
                 "on_delivery": quote.on_delivery,
                 "payee": None if quote.payee is None else list(astuple(quote.payee)),
@@ -265,6 +266,8 @@ def _unpacked(content: bytes) -> HeldQuote:
         candidate = replace(candidate, adapt=partial(_as_quoted, adapted))
         bought = order.for_task(adapted).without_body()
     quote = facts["quote"]
+    # Not there in what a gateway of an earlier version holds.
+    response_type, response_encoding = quote.get("response") or (None, None)
     offer = Offer(
         bought,
         candidate,
@@ -279,6 +282,8 @@ def _unpacked(content: bytes) -> HeldQuote:
             source=ProviderSource(quote["source"]),
             on_delivery=quote["on_delivery"],
             payee=None if quote["payee"] is None else Payee(*quote["payee"]),
+            response_content_type=response_type,
+            response_content_encoding=response_encoding,
         ),
         None,
         runner_up_msat=facts["runner_up_msat"],

@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from lcp_gateway.purchase.states import State
 
-HEAD = "0013"
+HEAD = "0014"
 """The newest migration: the value of ``alembic_version`` for the tables below."""
 
 OPEN_STATES = (State.PAYING, State.UNKNOWN)
@@ -123,6 +123,9 @@ purchases = Table(
     # When it entered these states; the time of the first is ``paying_at``, that of the last ``ended_at``.
     Column("unknown_at", BigInteger),
     Column("settled_at", BigInteger),
+    # Terms of a quote of protocol version 3: together null where it states neither, and in version 2.
+    Column("response_content_type", Text),
+    Column("response_content_encoding", Text),
     Index("uq_purchases_repeat_key", "repeat_key", unique=True, sqlite_where=_HAS_REPEAT_KEY),
     # With the body's hash, so that the first try of a retry is found without reading the rows.
     Index("ix_purchases_paying_at", "paying_at", "job_id", "repeat_body"),

@@ -16,6 +16,8 @@ def receipt_of(record: PurchaseRecord) -> Receipt:
             terms_hash=record.terms_hash,
             payment_request=record.payment_request,
             protocol_version=record.protocol_version,
+            response_content_type=record.response_content_type,
+            response_content_encoding=record.response_content_encoding,
         ),
         kind=record.task_kind,
         model=record.model,

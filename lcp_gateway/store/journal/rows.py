@@ -236,6 +236,8 @@ def values_of(intent: Intent, number: int, owner: str, at: int) -> dict[str, obj
         "terms_hash": quote.terms_hash,
         "payment_request": quote.payment_request,
         "protocol_version": quote.protocol_version,
+        "response_content_type": quote.response_content_type,
+        "response_content_encoding": quote.response_content_encoding,
         "request_sha256": intent.request_sha256,
         "request_bytes": intent.request_bytes,
         "stream": intent.stream,

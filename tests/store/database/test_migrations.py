@@ -250,6 +250,27 @@ def identity_of(connection):
     return connection.execute(text("SELECT value FROM journal_identity WHERE name = 'id'")).scalar_one()
 
 
+# -- from the tables before protocol version 3 ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("revision", ["0011", "0012", "0013"])
+async def test_purchases_of_protocol_version_2_promise_nothing_of_their_response(tmp_path, revision):
+    path = tmp_path / "old.db"
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        upgrade_to(connection, revision)
+        connection.execute(text(OLD_PURCHASE), {"job_id": job(0), "state": "delivered", "number": 0})
+    engine.dispose()
+    database = await open_database(str(path))
+    differences = await database.read(
+        lambda connection: compare_metadata(MigrationContext.configure(connection), metadata)
+    )
+    assert differences == []
+    found = await Books(database).purchase(job(0))
+    assert (found.protocol_version, found.response_content_type, found.response_content_encoding) == (2, None, None)
+    await database.close()
+
+
 # -- the times of states, from every schema there was ---------------------------------------------------
 
 HISTORIES = {

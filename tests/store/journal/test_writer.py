@@ -1,6 +1,7 @@
 """The journal's guarantees: intents are durable and unique, and updates follow the state table."""
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from lcp_gateway.purchase.money import Budget, Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.queries import Books
+from lcp_gateway.store.journal.receipts import receipt_of
 from lcp_gateway.store.journal.transaction import JournalProblemKind
 from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter, NullJournal
 from tests.store.journals import HOUR, NOW, intent, job, key_budget, spent, written
@@ -27,6 +29,18 @@ async def test_an_intent_is_on_the_disk_when_intend_returns(journal, where):
     assert found.payment_request == wanted.quote.payment_request
     assert found.paying_at == NOW and found.expires_at == wanted.quote.expires_at
     assert found.fee_msat is None and found.ended_at is None
+
+
+async def test_the_version_of_a_quote_and_what_it_promises_of_its_response_are_recorded(journal, books):
+    types = {"response_content_type": "text/plain", "response_content_encoding": "identity"}
+    for number, quoted in enumerate(({}, {"protocol_version": 3}, {"protocol_version": 3, **types})):
+        made = intent(number)
+        await journal.intend(replace(made, quote=replace(made.quote, **quoted)))
+    found = [await books.purchase(job(number)) for number in range(3)]
+    assert [record.protocol_version for record in found] == [2, 3, 3]
+    assert [record.response_content_type for record in found] == [None, None, "text/plain"]
+    quote = receipt_of(found[2]).quote
+    assert (quote.response_content_type, quote.response_content_encoding) == ("text/plain", "identity")
 
 
 async def test_a_job_is_never_intended_twice(journal, books):
