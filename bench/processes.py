@@ -56,7 +56,7 @@ def stand_in(folder: Path, pause_s: float, paid: Path | str = "") -> Iterator[st
     """Run the stand-in daemon; yield its address. It writes the preimages of paid jobs to the file ``paid``, if one is named."""
     path = folder / "standin.sock"
     with running("-m", "bench.standin", f"unix:{path}", str(pause_s), str(paid)):
-        _wait_for_socket(path)
+        wait_for_socket(path)
         yield f"unix:{path}"
 
 
@@ -93,7 +93,7 @@ def embedded_node(folder: Path, pause_s: float) -> Iterator[str]:
     pace = ("--tokens-per-second", str(1 / pause_s)) if pause_s else ()
     listen = ("--listen", f"unix:{path}", "--exit-with-stdin")
     with running("-m", "lcp_gateway", "node", *listen, *pace, XDG_CONFIG_HOME=str(folder)):
-        _wait_for_socket(path)
+        wait_for_socket(path)
         yield f"unix:{path}"
 
 
@@ -187,7 +187,7 @@ def load(kind: str, where: str, workload: Workload, under_test: Server | None) -
     return Load.from_json(line.decode()), Used(after - before, peaks[0])
 
 
-def _wait_for_socket(path: Path) -> None:
+def wait_for_socket(path: Path) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
