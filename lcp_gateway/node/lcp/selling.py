@@ -10,10 +10,9 @@ from hashlib import sha256
 from typing import Any
 
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.lightning.terms import Terms, hash_terms
 from lcp_gateway.node.lcp.chunks import StreamError, StreamReader, StreamWriter
 from lcp_gateway.node.lcp.effects import MessageCame, Send
-from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel, judge_begin, judge_input
+from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel, judge_begin
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import (
     IDENTITY,
@@ -34,7 +33,7 @@ from lcp_gateway.node.lcp.messages import (
     StreamEnd,
     StreamKind,
 )
-from lcp_gateway.node.lcp.pricing import PriceTooHigh, price_msat
+from lcp_gateway.node.lcp.offering import Offered, offer
 from lcp_gateway.node.lcp.replay import is_expired
 from lcp_gateway.node.lcp.selling_events import (
     INTERRUPTED,
@@ -63,7 +62,7 @@ from lcp_gateway.node.lcp.selling_events import (
     SettleInvoice,
     StopCompute,
 )
-from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, hash_params, read_message, write_message
+from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, read_message, write_message
 
 
 class Selling:
@@ -104,7 +103,7 @@ class Selling:
         self._reader: StreamReader | None = None
         self._body = bytearray()
         self._stream = False
-        self._draft: tuple[int, int, bytes] | None = None
+        self._offered: Offered | None = None
         self._asked: JobMessage = request
         self._quote: QuoteResponse | None = None
         self._payment_hash = b""
@@ -241,17 +240,13 @@ class Selling:
     def _came(self, now: float, message: JobMessage) -> list[SaleEffect]:
         match message:
             case StreamBegin(stream_kind=StreamKind.INPUT):
-                judge_begin(message, self._own.max_stream_bytes)
-                if self.phase is not SalePhase.AWAITING_INPUT:
-                    raise RequestRefused(ErrorCode.INVALID_STATE, "job not awaiting input")
-                self._reader = StreamReader(message, max_bytes=self._own.max_stream_bytes)
-                self._body.clear()
+                self._begun(message)
             case StreamChunk() if self._reader is not None and self.phase is SalePhase.AWAITING_INPUT:
                 self._body += self._reader.chunk(message)
             case StreamEnd() if self._reader is not None:
                 if self.phase is SalePhase.AWAITING_INPUT and self._reader.end(message):
                     return self._priced(now, message)
-            case StreamEnd():
+            case StreamEnd() if self._quote is None:
                 raise RequestRefused(ErrorCode.INVALID_STATE, "no input stream for job")
             case Cancel():
                 return self._cancelled(now)
@@ -259,48 +254,46 @@ class Selling:
                 return self._repeated(now, message)
         return []
 
+    def _begun(self, begin: StreamBegin) -> None:
+        """Take the head of an input. One that comes twice is no fault: an error would end a job that may be paid."""
+        judge_begin(begin, self._own.max_stream_bytes)
+        if self.phase is SalePhase.AWAITING_INPUT:
+            self._reader = StreamReader(begin, max_bytes=self._own.max_stream_bytes)
+            self._body.clear()
+            return
+        # A job that was restored knows no stream any more.
+        known = self._reader.stream_id if self._reader is not None else begin.stream_id if self._quote else None
+        if begin.stream_id != known:
+            raise RequestRefused(ErrorCode.INVALID_STATE, "job not awaiting input")
+
+    def repeats(self, request: QuoteRequest) -> bool:
+        """Return whether a request asks for the same as this job's."""
+        return (request.task_kind, request.params) == (self._request.task_kind, self._request.params)
+
     def _priced(self, now: float, end: StreamEnd) -> list[SaleEffect]:
-        request, body = self._request, bytes(self._body)
-        judged = judge_input(request.task_kind, self._model, self._sold, body)
-        try:
-            price = price_msat(
-                self._sold.price,
-                request_bytes=len(body),
-                output_tokens=judged.output_tokens,
-                inflight=self._inflight(),
-                surge=self._terms.surge,
-            )
-        except PriceTooHigh:
-            raise RequestRefused(ErrorCode.RATE_LIMITED, "price overflow") from None
-        if price < 1:
-            raise RequestRefused(ErrorCode.PAYMENT_REQUIRED, "price must be > 0")
-        expiry = int(now) + self._terms.ttl_s
-        terms = Terms(
-            protocol_version=request.protocol_version,
-            job_id=request.job_id,
-            price_msat=price,
-            quote_expiry=expiry,
-            task_kind=request.task_kind,
-            request_sha256=sha256(body).digest(),
-            params_sha256=hash_params(self._protocol, request.params),
-            request_bytes=len(body),
-            content_type=JSON,
-            content_encoding=IDENTITY,
+        offered = self._offered = offer(
+            self._protocol,
+            self._request,
+            bytes(self._body),
+            model=self._model,
+            sold=self._sold,
+            terms=self._terms,
+            inflight=self._inflight(),
+            now=now,
         )
-        digest = hash_terms(self._protocol, terms)
-        self._stream, self._draft, self._asked = judged.stream, (price, expiry, digest), end
+        self._stream, self._asked = offered.stream, end
         self.phase = SalePhase.PRICED
-        return [MakeInvoice(digest, price, self._terms.invoice_expiry_s, self._terms.hold)]
+        return [MakeInvoice(offered.terms_hash, offered.price_msat, self._terms.invoice_expiry_s, self._terms.hold)]
 
     def _quoted(self, now: float, invoice: InvoiceMade) -> list[SaleEffect]:
-        if self._draft is None:
+        offered = self._offered
+        if offered is None:
             raise AssertionError("a job that is priced has a price")
-        price, expiry, digest = self._draft
         quote = QuoteResponse(
-            **self._envelope(expiry),
-            price_msat=price,
-            quote_expiry=expiry,
-            terms_hash=digest,
+            **self._envelope(offered.quote_expiry),
+            price_msat=offered.price_msat,
+            quote_expiry=offered.quote_expiry,
+            terms_hash=offered.terms_hash,
             payment_request=invoice.payment_request,
         )
         message = self._message(quote)
@@ -389,7 +382,7 @@ class Selling:
         """Answer a repeated request with the stored quote, and with what was sent of the result: nothing runs twice."""
         if self._quote is not None and self._quote.quote_expiry < now:
             raise RequestRefused(ErrorCode.QUOTE_EXPIRED, "quote expired")
-        if (request.task_kind, request.params) != (self._request.task_kind, self._request.params):
+        if not self.repeats(request):
             raise RequestRefused(ErrorCode.PAYMENT_INVALID, "quote_request mismatch for job")
         if self._quote is None:
             return []

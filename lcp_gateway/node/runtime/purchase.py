@@ -100,6 +100,8 @@ class Purchase:
         """Why the payment was not begun; None where it was, or where nothing was to be paid."""
         self.claimed = False
         """Whether a caller has accepted the quote: a second one gets nothing."""
+        self.abandoned = False
+        """Whether no caller wants the job any more."""
         self.restored = restored is not None
         """Whether an earlier run of this node began to pay it: a caller may still fetch its result."""
         self.send_failed = False
@@ -109,9 +111,9 @@ class Purchase:
         self._manifest = manifest
         self._on_end = on_end
         self._kept = restored
-        self._abandoned = False
         self._stopped = False
         self._stored = restored is not None
+        self._ended_at = 0
         self._items: deque[ResultHead | ResultData] = deque()
         self._unsent: deque[Send] = deque(maxlen=_UNSENT)
         self._changed = asyncio.Event()
@@ -158,7 +160,7 @@ class Purchase:
 
     def abandon(self, reason: str) -> None:
         """Take it that no caller wants the job: before the payment has begun nothing is paid, afterwards the peer is told."""
-        self._abandoned = True
+        self.abandoned = True
         self._items.clear()
         if self.ended is None and not self._stopped:
             self.on(CancelJob(reason))
@@ -195,7 +197,7 @@ class Purchase:
                 self._kept = effect
             case Pay():
                 self._parts.tasks.once("pay", self._pay(effect), self._unexpected)
-            case ResultHead() | ResultData() if not self._abandoned:
+            case ResultHead() | ResultData() if not self.abandoned:
                 self._items.append(effect)
             case Ended():
                 self._end(effect)
@@ -234,7 +236,7 @@ class Purchase:
             parts.log.problem("keep_purchase", error)
             self._not_begun("the purchase could not be recorded")
             return
-        if self._abandoned:
+        if self.abandoned:
             self._not_begun("the caller is gone")
             return
         self.payment = self._report(PaymentState.UNKNOWN)
@@ -294,9 +296,18 @@ class Purchase:
     def _end(self, ended: Ended) -> None:
         self.ended = ended
         self._timer.cancel()
-        if self._stored:
-            self._parts.tasks.once("end_purchase", self._forget_stored(ended))
+        self._ended_at = int(self._parts.clock())
         self._on_end(self)
+
+    def release(self) -> None:
+        """Forget what is stored of a job that has ended: its caller has the result, or no caller wants it.
+
+        Until then a restart of this node fetches the result again.
+        """
+        ended = self.ended
+        if ended is not None and self._stored:
+            self._stored = False
+            self._parts.tasks.once("end_purchase", self._forget_stored(ended))
 
     async def _forget_stored(self, ended: Ended) -> None:
         async def step() -> None:
@@ -304,12 +315,11 @@ class Purchase:
                 self.job_id,
                 outcome=how_ended(ended).value,
                 paid=ended.paid,
-                ended_at=ended_at,
+                ended_at=self._ended_at,
                 fee_msat=self.payment.fee_msat,
                 preimage=self.payment.preimage,
             )
 
-        ended_at = int(self._parts.clock())
         await self._parts.tasks.persist("end_purchase", step, OSError)
 
     async def _change(self) -> None:

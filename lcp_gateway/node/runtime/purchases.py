@@ -156,7 +156,7 @@ class Purchases:
             if purchase.ended is None:
                 purchase.abandon("the caller is gone")
             else:
-                self._live.pop((peer_id, job_id), None)
+                self._drop((peer_id, job_id))
 
     def cancel(self, peer: Peer, protocol: Protocol, job_id: bytes, reason: str) -> None:
         """Tell a peer that a job is not wanted, one of which nothing is known too."""
@@ -188,7 +188,7 @@ class Purchases:
         for key in [key for key, over in self._over.items() if over.forget_at <= now]:
             del self._over[key]
             # A job that was restored, and that no caller has asked for.
-            self._live.pop(key, None)
+            self._drop(key)
 
     def stop(self) -> None:
         """Fail the callers that wait: the node stops, and its next run goes on with what was begun to be paid."""
@@ -310,9 +310,15 @@ class Purchases:
         expiry = purchase.quote.quote_expiry if purchase.quote else now
         if purchase.quote is not None:
             self._over[key] = _Over(failure, max(now, expiry) + _KEEP_ENDED_S)
-        if not purchase.claimed and not (purchase.restored and ended.paid):
-            self._live.pop(key, None)
+        waits = purchase.claimed or (purchase.restored and ended.paid)
+        if purchase.abandoned or not waits:
+            self._drop(key)
         if len(self._over) > self._bounds.purchases:
             oldest = next(iter(self._over))
             del self._over[oldest]
-            self._live.pop(oldest, None)
+            self._drop(oldest)
+
+    def _drop(self, key: _Key) -> None:
+        purchase = self._live.pop(key, None)
+        if purchase is not None:
+            purchase.release()

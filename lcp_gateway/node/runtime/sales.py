@@ -161,12 +161,17 @@ class Sales:
                 sale.machine.peer = manifest
 
     def _requested(self, peer: Peer, protocol: Protocol, request: QuoteRequest) -> None:
+        sale = self._sales.get((peer.peer_id, request.job_id))
+        if sale is not None and sale.machine.repeats(request):
+            # What was checked when it came first ends no job now: it may be paid.
+            if self._fresh(peer.peer_id, request):
+                sale.on(MessageCame(request))
+            return
         try:
             model = judge_request(protocol, request, self._models(peer.peer_id))
             if not self._fresh(peer.peer_id, request):
                 return
             manifest = _manifest_of(peer, protocol)
-            sale = self._sales.get((peer.peer_id, request.job_id))
             if sale is not None:
                 sale.on(MessageCame(request))
                 return
@@ -205,8 +210,8 @@ class Sales:
             return
         sale = self._sales.get(key)
         try:
-            _manifest_of(peer, protocol)
             if sale is None:
+                _manifest_of(peer, protocol)
                 raise _unknown(protocol)
             if sale.phase is SalePhase.AWAITING_INPUT and begin.total_len is not None:
                 self._tally.reserve(sale, min(begin.total_len, self._own.max_stream_bytes))
