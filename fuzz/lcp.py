@@ -33,7 +33,7 @@ _IDS = (b"s" * 32, b"o" * 32)
 _MOST = 60
 
 
-def _seeds() -> tuple[tuple[int, bytes], ...]:
+def seeds() -> tuple[tuple[int, bytes], ...]:
     found: set[tuple[int, bytes]] = set()
     for name in ("wire_vectors", "wire_vectors_v03"):
         with lzma.open(_VECTORS / f"{name}.json.xz", "rt", encoding="utf-8") as file:
@@ -43,7 +43,7 @@ def _seeds() -> tuple[tuple[int, bytes], ...]:
     return tuple(sorted(one for one in found if len(one[1]) < 2_000))
 
 
-def _mutated(rng: random.Random, payload: bytes, other: bytes) -> bytes:
+def mutated(rng: random.Random, payload: bytes, other: bytes) -> bytes:
     work = bytearray(payload)
     for _ in range(rng.choice((0, 1, 1, 2, 6))):
         at = rng.randrange(len(work) + 1)
@@ -68,9 +68,9 @@ def _check(words: str) -> None:
         raise AssertionError(f"an error that cannot be told: {words!r}")
 
 
-def _codec_survives(rng: random.Random, seeds: tuple[tuple[int, bytes], ...]) -> bool:
-    number, payload = rng.choice(seeds)
-    payload = _mutated(rng, payload, rng.choice(seeds)[1])
+def _codec_survives(rng: random.Random, known: tuple[tuple[int, bytes], ...]) -> bool:
+    number, payload = rng.choice(known)
+    payload = mutated(rng, payload, rng.choice(known)[1])
     if rng.random() < 0.1:
         number = rng.choice((*MESSAGE_TYPES, 42082, 42099, 0, 65_535))
     for read, write in ((read_params, lambda made: write_params(made[0])), (BYTES_LIST.read, BYTES_LIST.write),
@@ -135,14 +135,14 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    seeds = _seeds()
+    found = seeds()
     started, messages = time.monotonic(), 0
     for number in range(arguments.inputs):
         seed = arguments.seed + number
         rng = random.Random(seed)
         try:
             if number % 10:
-                messages += _codec_survives(rng, seeds)
+                messages += _codec_survives(rng, found)
             else:
                 _stream_survives(rng)
         except Exception:

@@ -238,6 +238,10 @@ def _response_usage(paid: PaidTask, reply: Reply) -> dict[str, Any]:
     }
 
 
+_READ_BYTES = 4_096
+"""Events that are there at once come together, as in one read of a server: each piece costs messages."""
+
+
 class EchoBackend:
     """A backend without state or connections. ``tokens_per_second`` is the pace of ``run``; 0 means no pause."""
 
@@ -262,9 +266,15 @@ class EchoBackend:
             raise ComputeError(ErrorCode.UNSUPPORTED_PARAMS, error.details) from None
         paid = PaidTask(job_id, replace(task, stream=stream), int(time.time()), self._tokens_per_second)
         result = await self.compute(paid)
+        read = bytearray()
         async with aclosing(result.chunks) as chunks:
             async for chunk in chunks:
-                yield chunk
+                read += chunk
+                if self._tokens_per_second > 0 or len(read) >= _READ_BYTES:
+                    yield bytes(read)
+                    read.clear()
+        if read:
+            yield bytes(read)
 
     async def compute(self, paid: PaidTask) -> ComputeResult:
         """Begin a result at the task's pace; a whole one comes after the time that its tokens take."""

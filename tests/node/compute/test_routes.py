@@ -72,6 +72,18 @@ async def test_the_echo_runs_jobs_of_both_kinds_whole_and_streamed():
     assert b"response.completed" in await result_of(echo, kind=RESPONSES, body=responses, stream=True)
 
 
+async def test_the_echo_gives_what_is_there_at_once_in_one_piece_and_at_a_pace_token_by_token():
+    body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": "one two three"}]})
+
+    async def pieces(echo):
+        return [piece async for piece in echo.run(job_id=bytes(32), task_kind=CHAT, model="m", body=body, stream=True)]
+
+    (at_once,) = await pieces(EchoBackend())
+    paced = await pieces(EchoBackend(10_000))
+    assert len(paced) == at_once.count(b"\n\n")
+    assert len(b"".join(paced)) == len(at_once)
+
+
 async def test_the_echo_refuses_a_request_that_it_cannot_read():
     with pytest.raises(ComputeError) as caught:
         await result_of(EchoBackend(), body=b'{"model":"m","messages":"SECRET')
