@@ -17,7 +17,7 @@ from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.app.reload import Reload
 from lcp_gateway.app.serving import Serving, log_level, open_serving
-from lcp_gateway.app.startup import StartError, open_runtime
+from lcp_gateway.app.startup import LocalDaemon, StartError, open_runtime
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
 from lcp_gateway.config import Loaded, Settings, parse_host_port, serves_console
@@ -46,12 +46,13 @@ def run(
     read_settings: Callable[[], Loaded],
     lost_log_lines: Callable[[], int] = lambda: 0,
     link: WorkerLink | None = None,
+    local_daemon: LocalDaemon | None = None,
 ) -> int:
     """Run the gateway until SIGTERM or SIGINT; return the exit code.
 
     ``read_settings`` is called at each SIGHUP; it raises ``ConfigError`` where the settings cannot be used.
     ``lost_log_lines`` returns how many lines for standard output and error were lost so far. ``link`` leads to the supervisor,
-    where this process is one of several workers.
+    where this process is one of several workers. ``local_daemon`` runs in this process, in place of the daemon of the settings.
     """
     # The start makes hardly any garbage; the garbage collector is turned on again below.
     gc.disable()
@@ -61,7 +62,7 @@ def run(
         log.warning(warning)
     notifier = Notifier.from_environ(os.environ)
     try:
-        uvloop.run(_serve(settings, banner, read_settings, lost_log_lines, notifier, log, link))
+        uvloop.run(_serve(settings, banner, read_settings, lost_log_lines, notifier, log, link, local_daemon))
     except (StartError, CannotListen, BadCertificate) as error:
         sys.stderr.write(f"lcp-gateway: {error}\n")
         return 1
@@ -80,6 +81,7 @@ async def _serve(
     notifier: Notifier,
     log: FilteringBoundLogger,
     link: WorkerLink | None,
+    local_daemon: LocalDaemon | None,
 ) -> None:
     metrics = Metrics()
 
@@ -95,7 +97,7 @@ async def _serve(
             limit_s = settings.slow_callback_ms / 1000
             stack.enter_context(SlowCallbacks(limit_s, partial(_log_slow_callback, log)))
         tasks = BackgroundTasks(log, on_restart=metrics.task_restarted)
-        runtime, background = await open_runtime(settings, stack, metrics, tasks, log, link)
+        runtime, background = await open_runtime(settings, stack, metrics, tasks, log, link, local_daemon)
         try:
             gateway = Gateway(settings, runtime)
             await load_trust(runtime.journal, runtime.trust)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
@@ -37,6 +37,7 @@ from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
 from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+from lcp_gateway.upstreams.lcpd.transport import Transport
 from lcp_gateway.upstreams.sources import AllNodes, MergedCatalog, NodeUpstreams, UpstreamBySource
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class StartError(Exception):
     """The gateway cannot start; the message says why and what to do."""
 
 
+class LocalDaemon(Protocol):
+    """A daemon that runs in this process."""
+
+    def running(self, metrics: Metrics) -> contextlib.AbstractAsyncContextManager[Transport]:
+        """Run it for the block, and yield the transport to it."""
+        ...
+
+
 class _DaemonUnreachable(StartError):
     """The daemon did not answer."""
 
@@ -62,16 +71,19 @@ async def open_runtime(
     tasks: BackgroundTasks,
     log: FilteringBoundLogger,
     link: WorkerLink | None = None,
+    local_daemon: LocalDaemon | None = None,
 ) -> tuple[Runtime, list[BackgroundTask]]:
     """Open everything for as long as the stack; return it with the tasks that have to run beside the requests.
 
-    ``link`` leads to the supervisor, where this process is one of several workers.
+    ``link`` leads to the supervisor, where this process is one of several workers. ``local_daemon`` is used in place of the
+    daemon of the settings.
 
     Raises:
         StartError: a needed part is missing.
     """
     tracing = await _enter(stack, open_tracing(settings, metrics, get_logger("tracing")))
-    daemon = _open_daemon(settings, metrics, tracing)
+    transport = None if local_daemon is None else await stack.enter_async_context(local_daemon.running(metrics))
+    daemon = _open_daemon(settings, metrics, tracing, transport)
     stack.push_async_callback(daemon.close)
     nodes = node_parts(settings, metrics, tracing, tasks.starter("nodes"), log)
     stack.push_async_callback(nodes.upstream.close)
@@ -173,13 +185,14 @@ async def open_runtime(
     return runtime, background
 
 
-def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing) -> LcpdUpstream:
+def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing, transport: Transport | None) -> LcpdUpstream:
     try:
         return LcpdUpstream(
             lcpd_address(settings),
             on_error=metrics.grpc_error,
             on_odd_peer=_log_odd_peer,
             tracing=tracing,
+            transport=transport,
             fee_limit_msat=settings.fee_limit_msat,
         )
     except OSError as error:

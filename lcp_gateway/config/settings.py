@@ -79,9 +79,29 @@ class Settings(BaseModel):
 
     lcpd_grpc_addr: addresses.GrpcTarget = setting(
         "127.0.0.1:50051",
-        'The daemon: "host:port" or "unix:/path". Not used with `embedded`.',
+        'The daemon: "host:port" or "unix:/path". Not used with `embedded` and with `lnd`.',
         Group.DAEMON,
         openai_serve="LCPD_GRPC_ADDR",
+        restart=_DAEMON,
+    )
+    lnd: addresses.OptionalGrpcTarget = setting(
+        "",
+        'An lnd, "host:port", over which the gateway runs a node of its own in place of a daemon, in its own process (needs '
+        "lcp-gateway[lnd]). `lnd_tls_cert` and `lnd_node_macaroon_file` are for it, `node_config` says all else.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    lnd_node_macaroon_file: parsers.OptionalFile = setting(
+        None,
+        "The macaroon with which the node over `lnd` pays, sells and speaks to peers. It is asked for nothing else.",
+        Group.DAEMON,
+        restart=_DAEMON,
+    )
+    node_config: parsers.OptionalFile = setting(
+        None,
+        "TOML file of the node over `lnd`: what it buys, sells and keeps. It is the file of `lcp-gateway node --lnd`; what is said "
+        "of lnd here replaces its table `lnd`, and its table `grpc` has no effect.",
+        Group.DAEMON,
         restart=_DAEMON,
     )
     lcpd_tls: parsers.Switch = setting(False, "Speak TLS to the daemon.", Group.DAEMON, restart=_DAEMON)

@@ -57,6 +57,7 @@ def contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
     if worker_count(settings) > 1 and settings.journal_url == JOURNAL_OFF:
         source = sources.get("workers") or sources["journal_url"]
         yield f"{source}: several workers need a journal, which journal_url turns off: it is what keeps them from paying twice"
+    yield from _node_over_lnd_contradictions(settings, sources)
     if settings.embedded and settings.node_listen.endswith(":0"):
         yield f"{sources['node_listen']}: the embedded node needs a port of its own, not 0"
     if settings.peers_stale_s < settings.peers_refresh_s:
@@ -94,7 +95,7 @@ def _tls_contradictions(settings: Settings, sources: Mapping[str, Source]) -> It
 def _lnd_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     for name in ("lnd_tls_cert", "lnd_macaroon_file"):
         given = getattr(settings, name) is not None
-        if given and not settings.lnd_grpc_addr:
+        if given and not (settings.lnd_grpc_addr or (settings.lnd and name == "lnd_tls_cert")):
             yield f"{sources[name]}: has no effect without lnd_grpc_addr"
         if settings.lnd_grpc_addr and not given:
             yield f"{sources['lnd_grpc_addr']}: lnd is reached with {name} only, which is not set"
@@ -193,6 +194,23 @@ def _console_contradictions(settings: Settings, sources: Mapping[str, Source]) -
         yield f"{sources['registration']}: no account can be opened while console is off"
 
 
+def _node_over_lnd_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+    if not settings.lnd:
+        for name in ("lnd_node_macaroon_file", "node_config"):
+            if getattr(settings, name) is not None:
+                yield f"{sources[name]}: is for the node over lnd: set lnd too"
+        return
+    if settings.embedded:
+        yield f"{sources['lnd']}: either the node over lnd or the embedded one: leave lnd or embedded out"
+    if worker_count(settings) > 1:
+        yield (
+            f"{sources['lnd']}: the node runs in the gateway's one process, and workers are several: set workers = 1, or run "
+            "`lcp-gateway node --lnd` beside the gateway and name it in lcpd_grpc_addr"
+        )
+    if settings.lnd_tls_cert is None:
+        yield f"{sources['lnd']}: lnd speaks TLS: set lnd_tls_cert"
+
+
 def _paying_out_contradictions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     if settings.node_commission_percent > _WHOLE_PERCENT:
         yield f"{sources['node_commission_percent']}: a commission is at most 100 percent"
@@ -225,8 +243,9 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         yield f"{macaroon} can spend and other users may read it: chmod 600"
     yield from _markup_cautions(settings)
     yield from _https_cautions(settings)
-    if settings.embedded and "lcpd_grpc_addr" in sources:
-        yield f"{sources['lcpd_grpc_addr']} has no effect: the embedded node is used"
+    if (settings.embedded or settings.lnd) and "lcpd_grpc_addr" in sources:
+        used = "the embedded node" if settings.embedded else "the node over lnd"
+        yield f"{sources['lcpd_grpc_addr']} has no effect: {used} is used"
     if settings.journal_url == JOURNAL_OFF:
         yield (
             f"{sources['journal_url']}: no journal is kept: payments are forgotten when the gateway stops, "
@@ -343,6 +362,8 @@ def spending_cautions(settings: Settings) -> tuple[str, ...]:
             "no limit on spending is set: a request may cost any price that a peer asks. "
             "See max_total_msat and budget_day_msat"
         )
+    if settings.lnd:
+        return tuple(found)
     found.append(
         f"the daemon pays routing fees of up to {DAEMON_FEE_LIMIT_SAT:,} sat a payment, a fixed limit of its own; "
         f"the estimate is {settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat} msat"

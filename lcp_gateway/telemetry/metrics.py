@@ -55,13 +55,14 @@ class Metrics:
     are counted as ``other``. No method raises, for any value: an error here would cost a client its paid result.
     Methods may be called from the event loop's thread only, but for those that count spans.
 
-    ``clock`` is a monotonic clock in seconds.
+    ``clock`` is a monotonic clock in seconds. ``before_scrape`` sets the figures of other parts in the registry before each scrape.
     """
 
     def __init__(
         self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
+        self.before_scrape: Callable[[], None] = _nothing_to_set
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -507,11 +508,16 @@ class Metrics:
 
     async def expose(self, accept: str = "", of_all: Snapshot | None = None) -> tuple[bytes, str]:
         """Do the same in a thread: with hundreds of peers and models it takes long enough to hold up streams."""
+        self.before_scrape()
         return await asyncio.to_thread(self.render, accept, of_all)
 
     async def families(self) -> Snapshot:
         """Return the families that are exposed as data, for the sum over several workers; from a thread, as above."""
         return await asyncio.to_thread(snapshot_of, self.registry)
+
+
+def _nothing_to_set() -> None:
+    """Set no figures before a scrape."""
 
 
 def _is_peer_counter(spec: MetricSpec) -> bool:

@@ -257,6 +257,7 @@ SHORT = {
     "http/openai/admission.py": "the end waits for them",
     "http/openai/models.py": "one list of models; the clients that asked wait for it",
     "http/openai/sse_relay.py": "as long as its stream, which waits for it",
+    "cli/serve/in_process.py": "as long as its call to the node; its caller waits for it",
     "purchase/quoting.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
     "purchase/service.py": "a purchase; its end is recorded",
@@ -284,8 +285,8 @@ def test_no_module_starts_a_permanent_task_without_the_supervisor():
     found = {
         path.relative_to(root).as_posix() for path in root.rglob("*.py") if _starts_tasks(ast.parse(path.read_text()))
     }
-    # Programs of their own: the simulator, a node that dials in, the process of local models.
-    programs = ("node/", "node_client/", "cli/join/", "local_models/")
+    # Programs of their own: the simulator, a node over lnd, a node that dials in, the process of local models.
+    programs = ("node/", "node_client/", "cli/join/", "cli/node/", "local_models/")
     assert {name for name in found if not name.startswith(programs)} == set(SHORT)
 
 

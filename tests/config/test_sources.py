@@ -152,6 +152,8 @@ def needed_beside(name, existing):
     extra = {"LCP_GATEWAY_LCPD_TLS": "1"} if name.startswith("lcpd_tls_") else {}
     if name in {"lcpd_tls_cert", "lcpd_tls_key"}:
         extra |= {f"LCP_GATEWAY_{other}": existing for other in ("LCPD_TLS_CERT", "LCPD_TLS_KEY")}
+    if name in {"lnd", "lnd_node_macaroon_file", "node_config"}:
+        return {"LCP_GATEWAY_LND": "lnd:10009", "LCP_GATEWAY_LND_TLS_CERT": existing}
     if name.startswith("lnd_"):
         extra |= {"LCP_GATEWAY_LND_GRPC_ADDR": "lnd:10009"} | {
             f"LCP_GATEWAY_{other}": existing for other in ("LND_TLS_CERT", "LND_MACAROON_FILE")
@@ -183,6 +185,7 @@ EXAMPLES = {
     "allowed_hosts": ("Gateway., *.Example.com", ("gateway", "*.example.com")),
     "cors_origins": ("*", ("*",)),
     "lcpd_grpc_addr": ("unix:/run/lcpd.sock", "unix:/run/lcpd.sock"),
+    "lnd": ("127.0.0.1:10009", "127.0.0.1:10009"),
     "lcpd_tls": ("yes", True),
     "lcpd_tls_server_name": ("lcpd.lan", "lcpd.lan"),
     "lcpd_metadata": ("Macaroon=ab=cd; x-team=red", {"macaroon": "ab=cd", "x-team": "red"}),

@@ -233,6 +233,20 @@ def test_an_embedded_node_needs_a_port(problems_of):
     assert problems_of(environ)[0].startswith("LCP_GATEWAY_NODE_LISTEN: ")
 
 
+def test_contradictions_about_the_node_over_lnd_are_a_problem(problems_of, tmp_path, subtests):
+    macaroon = tmp_path / "m"
+    macaroon.touch()
+    cases = {
+        "set lnd too": {"LCP_GATEWAY_LND_NODE_MACAROON_FILE": str(macaroon)},
+        "set lnd_tls_cert": {"LCP_GATEWAY_LND": "127.0.0.1:10009"},
+        "leave lnd or embedded out": {"LCP_GATEWAY_LND": "127.0.0.1:10009", "LCP_GATEWAY_EMBEDDED": "1"},
+        "set workers = 1": {"LCP_GATEWAY_LND": "127.0.0.1:10009", "LCP_GATEWAY_WORKERS": "2"},
+    }
+    for says, environ in cases.items():
+        with subtests.test(says):
+            assert any(says in problem for problem in problems_of(environ))
+
+
 def test_suspicious_settings_are_a_warning(tmp_path, subtests):
     for environ, words in [
         (

@@ -30,7 +30,17 @@ _DAEMON_SETTINGS = (
 
 @contextlib.contextmanager
 def daemon_for(settings: Settings) -> Iterator[Settings]:
-    """Yield settings whose daemon runs for the block: the embedded node's address where that is asked for."""
+    """Yield settings whose daemon runs for the block: the embedded node's address where that is asked for.
+
+    Raises:
+        CommandFailed: the daemon is a node inside ``serve``, which no other process reaches.
+    """
+    if settings.lnd:
+        raise CommandFailed(
+            "lnd: the node runs inside `lcp-gateway serve`, and this command cannot ask it: run `lcp-gateway node --lnd` by itself "
+            "and name it in lcpd_grpc_addr",
+            exit_code=USAGE_ERROR,
+        )
     with children_for(settings, with_models=False) as using_children:
         yield using_children(settings)
 

@@ -38,9 +38,17 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
         # Before the node is started, which writes to the same standard error.
         streams = stack.enter_context(queued_standard_streams())
         using_children = stack.enter_context(children_for(loaded.settings))
+        if loaded.settings.lnd:
+            using_children = _using_node_here(using_children)
         settings = using_children(loaded.settings)
         # Imported after the node's process was started, so that both load at the same time.
         from lcp_gateway.app import run  # noqa: PLC0415 - see above
+
+        local_daemon = None
+        if settings.lnd:
+            from lcp_gateway.cli.serve.local_node import LocalNode  # noqa: PLC0415 - few gateways have a node
+
+            local_daemon = LocalNode.of(settings)
 
         log_settings(loaded)
         warnings = [*loaded.warnings, *spending_cautions(settings)]
@@ -50,7 +58,13 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
             loaded_warnings=warnings,
             read_settings=settings_reader(using_children, flags, config),
             lost_log_lines=streams.lost_lines,
+            local_daemon=local_daemon,
         )
+
+
+def _using_node_here(change: Callable[[Settings], Settings]) -> Callable[[Settings], Settings]:
+    """Have messages say that the daemon is in this process: no address leads to it."""
+    return lambda read: change(read).model_copy(update={"lcpd_grpc_addr": "in this process"})
 
 
 def log_settings(loaded: Loaded) -> None:

@@ -274,7 +274,8 @@ class Purchases:
             purchase.abandon("")
             raise statuses.unavailable(f"DecodePayReq: {error}") from None
         limits = [one for one in (max_price_msat, self._limits.max_price_msat) if one is not None]
-        purchase.fee_limit_msat = self._limits.max_fee_msat if fee_limit_msat is None else fee_limit_msat
+        # A caller can only lower the operator's limits.
+        purchase.fee_limit_msat = min(it for it in (fee_limit_msat, self._limits.max_fee_msat) if it is not None)
         purchase.on(Accept(invoice, min(limits, default=_NO_LIMIT), network))
 
     def _delivered(self, purchase: Purchase) -> Delivered:

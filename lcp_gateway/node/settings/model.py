@@ -42,12 +42,18 @@ class LndSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrpcSettings:
-    """The gRPC port that gateways call: "host:port" or "unix:/path"; TLS and a token, each where its files are set."""
+    """The gRPC port that gateways call: "host:port" or "unix:/path"; TLS and a token, each where its files are set.
+
+    ``protocol_version`` is the version of LCPDService that it speaks. An address beyond this machine needs TLS and a token, unless
+    ``allow_insecure`` says otherwise.
+    """
 
     listen: str = "127.0.0.1:50051"
     tls_cert: Path | None = None
     tls_key: Path | None = None
     token_file: Path | None = None
+    protocol_version: Literal[2, 3] = 2
+    allow_insecure: bool = False
 
     def __post_init__(self) -> None:
         if not self.listen.startswith("unix:") and ":" not in self.listen:

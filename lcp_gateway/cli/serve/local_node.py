@@ -1,0 +1,61 @@
+"""The node over lnd in the gateway's own process: ``serve --lnd``."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from lcp_gateway.cli.node.assembly import running_node, wait_for_lnd
+from lcp_gateway.cli.node.logs import NodeEvents, bug_logger
+from lcp_gateway.cli.node.options import load_node_settings, store_path
+from lcp_gateway.cli.serve.in_process import InProcessTransport
+from lcp_gateway.config import Settings
+from lcp_gateway.node.lcp.messages import Protocol
+from lcp_gateway.node.rpc.service import RpcService
+from lcp_gateway.node.settings.model import NodeSettings
+from lcp_gateway.telemetry.logs import get_logger
+from lcp_gateway.telemetry.metrics import Metrics
+from lcp_gateway.telemetry.node_metrics import NodeMetrics
+from lcp_gateway.upstreams.lcpd.transport import Transport
+
+
+class LocalNode:
+    """A node that runs in the gateway's process, on its event loop."""
+
+    def __init__(self, settings: NodeSettings, store: Path) -> None:
+        self._settings = settings
+        self._store = store
+
+    @classmethod
+    def of(cls, settings: Settings) -> "LocalNode":
+        """Return the node that the gateway's settings describe.
+
+        Raises:
+            CommandFailed: a setting cannot be used.
+        """
+        lnd = {
+            "grpc_addr": settings.lnd,
+            "tls_cert": settings.lnd_tls_cert,
+            "macaroon_file": settings.lnd_node_macaroon_file,
+        }
+        given: dict[str, Any] = {name: str(value) for name, value in lnd.items() if value}
+        node = load_node_settings(settings.node_config, {"lnd": given})
+        return cls(node, store_path(node))
+
+    @contextlib.asynccontextmanager
+    async def running(self, metrics: Metrics) -> AsyncIterator[Transport]:
+        """Run the node for the block, and yield the transport to it.
+
+        Raises:
+            CommandFailed: lnd does not answer, its macaroon allows too little, or the store cannot be used.
+        """
+        settings, log = self._settings, get_logger("node")
+        await wait_for_lnd(settings)
+        counted = NodeMetrics(metrics.registry, models=settings.sell.sold)
+        async with running_node(settings, self._store, observer=counted, log=NodeEvents(counted, log)) as node:
+            transport = InProcessTransport(RpcService(node, Protocol.V02), on_bug=bug_logger(log))
+            metrics.before_scrape = lambda: counted.set_figures(node.figures())
+            try:
+                yield transport
+            finally:
+                await transport.close()
