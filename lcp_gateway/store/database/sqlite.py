@@ -11,6 +11,7 @@ import queue
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,6 +90,9 @@ def _fail(done: asyncio.Future[Any], error: BaseException) -> None:
 
 
 _CLOSE_TIMEOUT_S = 10.0
+# SQLite's own waiting pauses for 0.1 s between its tries: another process that writes all the time leaves it no gap.
+_TRY_AGAIN_S = 0.001
+_pause, _clock = time.sleep, time.monotonic
 _RESERVED_READ_S = 3.0
 
 _OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
@@ -108,6 +112,7 @@ class SqliteDatabase:
     def __init__(self, path: Path, locks: OwnerLocks, owner: str, busy_timeout_s: float) -> None:
         self._locks = locks
         self.owner = owner
+        self._busy_timeout_s = busy_timeout_s
         self._write_engine = _engine(path, busy_timeout_s, begin="BEGIN IMMEDIATE")
         self._read_engine = _engine(path, busy_timeout_s, begin="BEGIN")
         self._file = JournalFile(path)
@@ -210,8 +215,10 @@ class SqliteDatabase:
             is_new = self._write_connection is None
             if self._write_connection is None:
                 self._write_connection = self._write_engine.connect()
+                # The lock is waited for in ``_begin_write``.
+                _driver_of(self._write_connection).execute("PRAGMA busy_timeout=0")
             try:
-                with _Transaction(self._write_connection, "BEGIN IMMEDIATE"):
+                with _Transaction(self._write_connection, self._begin_write):
                     if is_new:
                         self._file.connected(self)
                     return work(self._write_connection)
@@ -224,6 +231,19 @@ class SqliteDatabase:
             if (unavailable := _as_unavailable(error)) is None:
                 raise
             raise unavailable from error
+
+    def _begin_write(self, driver: sqlite3.Connection) -> None:
+        """Wait for the write lock for as long as it may take."""
+        ends_at = _clock() + self._busy_timeout_s
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or _clock() >= ends_at:
+                    raise
+                _pause(_TRY_AGAIN_S)
+            else:
+                return
 
     def _drop_writer(self) -> None:
         connection, self._write_connection = self._write_connection, None
@@ -246,7 +266,7 @@ class _Reader:
             if self._connection is None:
                 self._connection = self._engine.connect()
             try:
-                with _Transaction(self._connection, "BEGIN"):
+                with _Transaction(self._connection, _begin_read):
                     result = work(self._connection)
                     if not self._has_read:
                         # The first statement opens the files beside the journal, not the connection.
@@ -311,6 +331,14 @@ def _engine(path: Path, busy_timeout_s: float, *, begin: str) -> Engine:
     return engine
 
 
+def _driver_of(connection: Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection)
+
+
+def _begin_read(driver: sqlite3.Connection) -> None:
+    driver.execute("BEGIN")
+
+
 class _Transaction:
     """A block in one transaction of the driver: SQLAlchemy's own takes as long as a short statement.
 
@@ -319,13 +347,13 @@ class _Transaction:
 
     __slots__ = ("_begin", "_connection", "_driver")
 
-    def __init__(self, connection: Connection, begin: str) -> None:
+    def __init__(self, connection: Connection, begin: Callable[[sqlite3.Connection], None]) -> None:
         self._connection = connection
         self._begin = begin
-        self._driver = cast("sqlite3.Connection", connection.connection)
+        self._driver = _driver_of(connection)
 
     def __enter__(self) -> None:
-        self._driver.execute(self._begin)
+        self._begin(self._driver)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
