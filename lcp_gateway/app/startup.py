@@ -16,6 +16,7 @@ from lcp_gateway.app.wiring.dialin import dialin_parts
 from lcp_gateway.app.wiring.journal import JournalParts, open_journal
 from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
 from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, model_registry, node_parts, trust_rules
+from lcp_gateway.app.wiring.shared_redis import open_redis
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.shared_trust import open_shared_trust
 from lcp_gateway.app.wiring.telemetry import open_tracing
@@ -96,22 +97,16 @@ async def open_runtime(
         prepare=_read_names,
     )
     journal, lnd = await _prepare(stack, daemon, peers, nodes, settings, metrics, tasks, log)
-    access = await _enter(stack, open_access(settings, journal, metrics, tasks, log))
-    try:
-        console = Console(
-            journal.database, access.customers, access.api_limits, get_logger("console"), redis_url=settings.redis_url
-        )
-    except WiringError as error:
-        raise StartError(str(error)) from error
-    stack.push_async_callback(console.close)
+    redis = await _enter(stack, open_redis(settings.redis_url))
+    access = await _enter(stack, open_access(settings, journal, metrics, tasks, log, redis))
+    console = Console(journal.database, access.customers, access.api_limits, get_logger("console"), redis=redis)
     run_secret = "" if link is None else link.boot.run_secret
-    shared_results = SharedResults(settings.redis_url, run_secret, journal, metrics, tasks.starter("claims"), log)
-    stack.push_async_callback(shared_results.close)
+    shared_results = SharedResults(redis, run_secret, journal, metrics, tasks.starter("claims"), log)
     trust = PeerTrust(trust_rules(settings))
     measurements = Measurements(half_life_s=settings.routing_half_life_s, clock=time.monotonic)
     paid_jobs = PaidJobs()
     shared_trust = await stack.enter_async_context(
-        open_shared_trust(settings, link, trust, measurements, paid_jobs, log)
+        open_shared_trust(settings, link, trust, measurements, paid_jobs, log, redis)
     )
     access.share_keys(shared_trust)
     observer = PurchaseObserver(metrics, measurements, trust, get_logger("purchase"))

@@ -247,6 +247,7 @@ async def test_a_name_that_the_metrics_do_not_know_is_refused(tasks):
 
 
 SHORT = {
+    "accounts/shared/calls.py": "sends the calls of Redis that wait, and ends with them",
     "accounts/shared/outage.py": "asks Redis once; the caller waits for it",
     "accounts/settlements.py": "what a supervised task does while this gateway leads; it waits for both",
     "app/background_tasks.py": "the supervisor itself, and bounded work after a request, its errors logged",

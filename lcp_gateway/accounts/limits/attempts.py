@@ -6,10 +6,11 @@ Both count by the same rule: a bucket holds ``limit`` attempts at first and fill
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from lcp_gateway.accounts.limits.addresses import AddressLimits, networks_of
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 
 _MS_PER_S = 1_000
 # Enough of a hash to tell networks apart; an address itself is not stored.
@@ -47,19 +48,11 @@ return 0
 
 
 class RedisBuckets:
-    """The buckets of all gateways that share a Redis.
+    """The buckets of all gateways that share a Redis."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
-        self.errors = redis_errors()
-        self._take: Any = Redis(connection_pool=self._pool).register_script(_TAKE)
+    def __init__(self, calls: RedisCalls) -> None:
+        self.calls = calls
+        self._take = calls.script(_TAKE)
 
     async def take(self, buckets: Sequence[AttemptLimit]) -> float:
         """Count an attempt in every bucket and return 0, or return the seconds until it fits and count nothing."""
@@ -67,10 +60,6 @@ class RedisBuckets:
         limits = [bucket.limit for bucket in buckets]
         periods_ms = [round(bucket.period_s * _MS_PER_S) for bucket in buckets]
         return int(await self._take(keys, [*limits, *periods_ms])) / _MS_PER_S
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._pool.disconnect()
 
 
 class Attempts:
@@ -84,7 +73,6 @@ class Attempts:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shared = shared
-        self._shielded = ShieldedCalls()
         self._outage = outage or Outage()
         self._clock = clock
         self._own: dict[str, AddressLimits] = {}
@@ -97,9 +85,9 @@ class Attempts:
                 for network, bound in networks_of(address, limit.limit)
             ]
             try:
-                # To its end: a client that leaves must not spare itself the count.
-                return await self._shielded.run(self._shared.take(buckets))
-            except self._shared.errors as error:
+                # Counted also where the client leaves meanwhile.
+                return await self._shared.take(buckets)
+            except self._shared.calls.errors as error:
                 self._outage.begin(error)
         own = self._own.get(limit.name)
         if own is None:
@@ -109,12 +97,6 @@ class Attempts:
     async def take_of_all(self, limit: AttemptLimit) -> float:
         """Count an attempt of any client, as ``take``."""
         return await self.take(_EVERYONE, limit)
-
-    async def close(self) -> None:
-        """Finish the calls under way and close the connections."""
-        await self._shielded.close()
-        if self._shared is not None:
-            await self._shared.aclose()
 
 
 def _digest(network: str) -> str:

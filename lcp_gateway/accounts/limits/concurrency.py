@@ -5,10 +5,11 @@ import contextlib
 import secrets
 from collections import Counter
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 from lcp_gateway.accounts.callers import Caller
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 
@@ -96,23 +97,15 @@ class MemoryLeases:
 
 
 class RedisLeases:
-    """Counts the jobs of all gateways; those of a gateway that died run out by themselves.
+    """Counts the jobs of all gateways; those of a gateway that died run out by themselves."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str, *, lease_s: float = _LEASE_S) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
+    def __init__(self, calls: RedisCalls, *, lease_s: float = _LEASE_S) -> None:
         self.lease_s: float | None = lease_s
-        self.errors = redis_errors()
+        self.errors = calls.errors
         self._lease_ms = int(lease_s * _MS_PER_S)
-        self._redis = Redis(connection_pool=self._pool)
-        self._take: Any = self._redis.register_script(_TAKE)
-        self._renew: Any = self._redis.register_script(_RENEW)
+        self._calls = calls
+        self._take = calls.script(_TAKE)
+        self._renew = calls.script(_RENEW)
 
     async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
         """Take a lease if the key has fewer than the limit, on all gateways together."""
@@ -124,11 +117,7 @@ class RedisLeases:
 
     async def release(self, key_id: str, lease_id: str) -> None:
         """End a lease; one that has run out is no error."""
-        await self._redis.zrem(_redis_key(key_id), lease_id)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._pool.disconnect()
+        await self._calls.command("ZREM", _redis_key(key_id), lease_id)
 
 
 class Lease:

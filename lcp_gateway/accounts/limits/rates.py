@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from lcp_gateway.accounts.callers import Caller
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.values import value
 
@@ -238,21 +239,12 @@ end
 
 
 class RedisCounters:
-    """Keeps the windows of all gateways that share a Redis.
+    """Keeps the windows of all gateways that share a Redis."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
-        self.errors = redis_errors()
-        redis = Redis(connection_pool=self._pool)
-        self._count: Any = redis.register_script(_COUNT)
-        self._add: Any = redis.register_script(_ADD)
+    def __init__(self, calls: RedisCalls) -> None:
+        self.errors = calls.errors
+        self._count = calls.script(_COUNT)
+        self._add = calls.script(_ADD)
 
     async def count(self, limits: Sequence[RateLimit]) -> tuple[bool, Sequence[RateWindow]]:
         """Count a request in every window if it fits into all, at once for all gateways."""
@@ -265,10 +257,6 @@ class RedisCounters:
     async def add(self, amounts: Mapping[str, int]) -> None:
         """Add amounts to windows."""
         await self._add([_redis_key(key) for key in amounts], list(amounts.values()))
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._pool.disconnect()
 
 
 class RateLimits:

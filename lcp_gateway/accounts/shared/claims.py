@@ -3,12 +3,12 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls, Script, unawaited
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 
 _ID_BYTES: Final = 16
 _CLAIMS: Final = f"{REDIS_KEY_PREFIX}:claim:".encode()
@@ -136,38 +136,30 @@ class ClaimsUnavailable(Exception):
 
 @dataclass(slots=True, eq=False)
 class OwnClaim:
-    """A claim of this gateway. ``description`` is encrypted; ``lock`` keeps the calls for it in order."""
+    """A claim of this gateway. ``description`` is encrypted."""
 
     names: ClaimNames
     id: bytes = field(default_factory=lambda: secrets.token_hex(_ID_BYTES).encode())
     description: bytes = b""
     renewed_at: float = -float("inf")
     is_lost: bool = False
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class RedisClaims:
     """The claims that all gateways on one Redis see. While it is unreachable, as ``outage`` remembers, it is not called.
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
+    The calls for one claim reach Redis in the order in which they were made.
     """
 
-    def __init__(self, url: str, outage: Outage, lease_s: float) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
+    def __init__(self, calls: RedisCalls, outage: Outage, lease_s: float) -> None:
         self.lease_s = lease_s
         self._lease_ms = int(lease_s * 1_000)
-        self._errors = redis_errors()
+        self._calls = calls
         self._outage = outage
-        self._redis = Redis(connection_pool=self._pool)
-        self._take: Any = self._redis.register_script(_CLAIM)
-        self._renew: Any = self._redis.register_script(_RENEW)
-        self._end: Any = self._redis.register_script(_END)
-        self._release: Any = self._redis.register_script(_RELEASE)
-        self._calls = ShieldedCalls()
+        self._take = calls.script(_CLAIM)
+        self._renew = calls.script(_RENEW)
+        self._end = calls.script(_END)
+        self._release = calls.script(_RELEASE)
 
     async def take(self, claim: OwnClaim, expired_id: bytes) -> FoundClaim | None:
         """Make a claim, or return the one that exists already; that of ``expired_id`` ran out, and is taken over.
@@ -177,20 +169,16 @@ class RedisClaims:
         """
         names = claim.names
         called_at = time.monotonic()
-        call = self._start(
-            claim.lock,
-            self._take,
-            [*_keys(names.looked_up), *_keys(names.all)],
-            [
-                *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
-                *(names.fingerprint, claim.description, expired_id, _CLAIMS, *names.keep_ms),
-            ],
-        )
+        keys = [*_keys(names.looked_up), *_keys(names.all)]
+        values = [
+            *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
+            *(names.fingerprint, claim.description, expired_id, _CLAIMS, *names.keep_ms),
+        ]
         try:
-            found = await asyncio.shield(call)
+            found = await self._call(self._take, keys, values)
         except asyncio.CancelledError:
-            # The claim may have been made, and no purchase would end it.
-            self._calls.start(self.release(claim))
+            # The claim is made nevertheless, and no purchase would end it.
+            self.release(claim)
             raise
         if found:
             return FoundClaim(*found)
@@ -201,18 +189,10 @@ class RedisClaims:
         """Let a claim run for another whole lease, unless another gateway took it over; no error while Redis is down."""
         names = claim.names
         called_at = time.monotonic()
+        keys = [_CLAIMS + claim.id, *_keys(names.all)]
+        values = [*(claim.id, self._lease_ms, names.claim_ms), *(names.fingerprint, claim.description, *names.keep_ms)]
         try:
-            is_held = await asyncio.shield(
-                self._start(
-                    claim.lock,
-                    self._renew,
-                    [_CLAIMS + claim.id, *_keys(names.all)],
-                    [
-                        *(claim.id, self._lease_ms, names.claim_ms),
-                        *(names.fingerprint, claim.description, *names.keep_ms),
-                    ],
-                )
-            )
+            is_held = await self._call(self._renew, keys, values)
         except ClaimsUnavailable:
             return
         if is_held:
@@ -220,29 +200,19 @@ class RedisClaims:
         else:
             claim.is_lost = True
 
-    async def end(self, claim: OwnClaim, facts: bytes, body: bytes, keep_body_s: float) -> None:
-        """Store a result; without ``body`` the facts alone.
-
-        Raises:
-            ClaimsUnavailable: it is not stored.
-        """
+    def end(self, claim: OwnClaim, facts: bytes, body: bytes, keep_body_s: float) -> None:
+        """Store a result without waiting; without ``body`` the facts alone. While Redis is unreachable nothing is stored."""
         names = claim.names
         keep_ms = int(keep_body_s * 1_000) if body else 0
-        await asyncio.shield(
-            self._start(
-                claim.lock,
-                self._end,
-                [_CLAIMS + claim.id, _BODIES + claim.id, *_keys(names.all)],
-                [claim.id, names.fingerprint, names.claim_ms, facts, keep_ms, body, *names.keep_ms],
-            )
-        )
+        if not self._outage.is_on:
+            keys = [_CLAIMS + claim.id, _BODIES + claim.id, *_keys(names.all)]
+            values = [claim.id, names.fingerprint, names.claim_ms, facts, keep_ms, body, *names.keep_ms]
+            unawaited(self._end(keys, values), self._outage)
 
-    async def release(self, claim: OwnClaim) -> None:
-        """Let another gateway buy. While Redis is unreachable, the claim runs out there."""
-        with suppress(ClaimsUnavailable):
-            await asyncio.shield(
-                self._start(claim.lock, self._release, [_CLAIMS + claim.id, *_keys(claim.names.all)], [claim.id])
-            )
+    def release(self, claim: OwnClaim) -> None:
+        """Let another gateway buy, without waiting. While Redis is unreachable, the claim runs out there."""
+        if not self._outage.is_on:
+            unawaited(self._release([_CLAIMS + claim.id, *_keys(claim.names.all)], [claim.id]), self._outage)
 
     async def body(self, claim_id: bytes) -> bytes | None:
         """Return the bytes of a result, or None when they are no longer kept.
@@ -250,35 +220,19 @@ class RedisClaims:
         Raises:
             ClaimsUnavailable: they cannot be read now.
         """
-        body: bytes | None = await asyncio.shield(
-            self._start(asyncio.Lock(), lambda _keys, _values: self._redis.get(_BODIES + claim_id), [], [])
+        body: bytes | None = await self._call(
+            lambda keys, _values: self._calls.command("GET", *keys, alone=True), [_BODIES + claim_id], []
         )
         return body
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._calls.close()
-        await self._pool.disconnect()
-
-    def _start(
-        self, lock: asyncio.Lock, script: Callable[..., Any], keys: Sequence[bytes], values: Sequence[object]
-    ) -> asyncio.Task[Any]:
-        """Start a call in a task of its own, to be shielded: the client of Redis takes a cancellation for a lost connection.
-
-        A call that its caller left goes on, and the next one for the same claim waits for it.
-        """
-
-        async def call() -> Any:
-            if self._outage.is_on:
-                raise ClaimsUnavailable
-            try:
-                async with lock:
-                    return await script(keys, values)
-            except self._errors as error:
-                self._outage.begin(error)
-                raise ClaimsUnavailable from error
-
-        return self._calls.start(call())
+    async def _call(self, script: Script, keys: Sequence[bytes], values: Sequence[object]) -> Any:
+        if self._outage.is_on:
+            raise ClaimsUnavailable
+        try:
+            return await script(keys, values)
+        except self._calls.errors as error:
+            self._outage.begin(error)
+            raise ClaimsUnavailable from error
 
 
 def _keys(names: Sequence[bytes]) -> Sequence[bytes]:

@@ -3,18 +3,20 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from secrets import token_hex
+from secrets import token_bytes
 from typing import Any, Final
 
 import orjson
 
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls, unawaited
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 
 _CHANNELS: Final = f"{REDIS_KEY_PREFIX}:events:"
 _WAIT_S: Final = 5.0
 _PAUSE_S: Final = 0.5
 _NAME: Final = b"events"
+_SENDER_BYTES: Final = 8
 _LEARNT: Final = b"learnt"
 # Short: another worker should not pay a peer that has just failed.
 _BATCH_S: Final = 0.005
@@ -23,75 +25,50 @@ OnEvent = Callable[[bytes], None]
 
 
 class RedisEvents:
-    """One channel. Messages are kept in the order in which one sender sent them; each goes to all listeners, the sender included.
+    """One channel. Messages are kept in the order in which one sender sent them; each goes to all listeners but its sender."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str, channel: str, encryption: Encryption, outage: Outage) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
-        self._redis: Any = Redis(connection_pool=self._pool)
-        self._errors = redis_errors()
+    def __init__(self, calls: RedisCalls, channel: str, encryption: Encryption, outage: Outage) -> None:
+        self._calls = calls
         self._channel = _CHANNELS + encryption.keyed_name(b"channel", channel.encode()).hex()
+        # Begins each message, so that its sender need not decrypt it, and is authenticated with it.
+        self._sender = token_bytes(_SENDER_BYTES)
         self._encryption = encryption
         self._outage = outage
-        self._calls = ShieldedCalls()
-        self._waiting: list[tuple[bytes, bytes]] = []
-        self._sending: asyncio.Task[None] | None = None
 
     def publish(self, topic: bytes, content: bytes) -> None:
         """Send a message without waiting; while Redis is unreachable it is lost."""
         if self._outage.is_on:
             return
-        self._waiting.append((topic, content))
-        if self._sending is None or self._sending.done():
-            # One at a time keeps the order.
-            self._sending = self._calls.start(self._send())
+        message = self._sender + self._encryption.encrypt(_NAME, topic + b"\n" + content, self._sender)
+        unawaited(self._calls.command("PUBLISH", self._channel, message), self._outage)
 
     async def run(self, handlers: Mapping[bytes, OnEvent]) -> None:
         """Call the handlers, by topic, for each message until cancelled; it listens again after an outage."""
         while True:
-            listening: Any = self._redis.pubsub(ignore_subscribe_messages=True)
+            listening: Any = self._calls.client.pubsub(ignore_subscribe_messages=True)
             try:
                 await listening.subscribe(self._channel)
                 while True:
                     message = await listening.get_message(timeout=_WAIT_S)
                     if message is not None:
                         self._take(message["data"], handlers)
-            except self._errors as error:
+            except self._calls.errors as error:
                 self._outage.begin(error)
             finally:
-                with suppress(*self._errors):
+                with suppress(*self._calls.errors):
                     await listening.aclose()
             await asyncio.sleep(_PAUSE_S)
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._calls.close()
-        await self._pool.disconnect()
-
     def _take(self, data: bytes, handlers: Mapping[bytes, OnEvent]) -> None:
+        sender, encrypted = data[:_SENDER_BYTES], data[_SENDER_BYTES:]
+        if sender == self._sender:
+            return
         try:
-            topic, _, content = self._encryption.decrypt(_NAME, data, _NAME).partition(b"\n")
+            topic, _, content = self._encryption.decrypt(_NAME, encrypted, sender).partition(b"\n")
         except DecryptionFailed:
             return
         if (handler := handlers.get(topic)) is not None:
             handler(content)
-
-    async def _send(self) -> None:
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            try:
-                for topic, content in waiting:
-                    await self._redis.publish(
-                        self._channel, self._encryption.encrypt(_NAME, topic + b"\n" + content, _NAME)
-                    )
-            except self._errors as error:
-                self._outage.begin(error)
 
 
 class BatchedEvents:
@@ -101,7 +78,6 @@ class BatchedEvents:
         """``handlers`` take the values of a message of the others, by its kind."""
         self._events = events
         self._handlers = handlers
-        self._sender = token_hex(8)
         self._batch: list[list[Any]] = []
 
     def tell(self, kind: str, values: Sequence[object] = ()) -> None:
@@ -116,12 +92,9 @@ class BatchedEvents:
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
-        self._events.publish(_LEARNT, orjson.dumps([self._sender, batch]))
+        self._events.publish(_LEARNT, orjson.dumps(batch))
 
     def _take(self, content: bytes) -> None:
-        sender, batch = orjson.loads(content)
-        if sender == self._sender:
-            return
-        for kind, *values in batch:
+        for kind, *values in orjson.loads(content):
             if (handler := self._handlers.get(kind)) is not None:
                 handler(values)

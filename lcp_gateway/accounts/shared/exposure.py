@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls, unawaited
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.quote import Quote
@@ -89,26 +90,16 @@ class ExposureFull(Exception):
 
 
 class RedisExposure:
-    """What is out with groups of peers. Names of groups and jobs are keyed hashes.
+    """What is out with groups of peers. Names of groups and jobs are keyed hashes."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str, run_id: str, encryption: Encryption, outage: Outage) -> None:
+    def __init__(self, calls: RedisCalls, run_id: str, encryption: Encryption, outage: Outage) -> None:
         """``run_id`` names the run of the gateway, which begins with what its journal holds."""
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
-        redis = Redis(connection_pool=self._pool)
         self._run_id = run_id.encode()
         self._encryption = encryption
-        self._errors = redis_errors()
+        self._calls = calls
         self._outage = outage
-        self._reserve: Any = redis.register_script(_RESERVE)
-        self._until: Any = redis.register_script(_UNTIL)
-        self._calls = ShieldedCalls()
+        self._reserve = calls.script(_RESERVE)
+        self._until = calls.script(_UNTIL)
         self._ended: list[tuple[str, str, bytes, int]] = []
         self._flushing: asyncio.TimerHandle | None = None
 
@@ -126,8 +117,8 @@ class RedisExposure:
         if self._outage.is_on:
             raise ExposureUnavailable
         try:
-            place, out_msat = await self._calls.run(_awaited(self._reserve, keys, arguments))
-        except self._errors as error:
+            place, out_msat = await self._reserve(keys, arguments)
+        except self._calls.errors as error:
             self._outage.begin(error)
             raise ExposureUnavailable from error
         if place:
@@ -141,13 +132,11 @@ class RedisExposure:
         """Count a job as out no longer than others need to hear of its end, without waiting."""
         self._set_until(groups, job_id, _SETTLES_MS)
 
-    async def aclose(self) -> None:
-        """Close the connections."""
+    def close(self) -> None:
+        """Send what has ended and was not sent yet."""
         if self._flushing is not None:
             self._flushing.cancel()
             self._flush()
-        await self._calls.close()
-        await self._pool.disconnect()
 
     def _set_until(self, groups: Sequence[str], job_id: bytes, lasts_ms: int) -> None:
         job = self._job(job_id)
@@ -157,18 +146,9 @@ class RedisExposure:
 
     def _flush(self) -> None:
         ended, self._ended, self._flushing = self._ended, [], None
-        self._calls.start(self._send(ended))
-
-    async def _send(self, ended: Sequence[tuple[str, str, bytes, int]]) -> None:
-        if self._outage.is_on:
-            return
-        try:
-            await self._until(
-                [key for prices, ends, _, _ in ended for key in (prices, ends)],
-                [value for _, _, *values in ended for value in values],
-            )
-        except self._errors as error:
-            self._outage.begin(error)
+        if not self._outage.is_on:
+            keys = [key for prices, ends, _, _ in ended for key in (prices, ends)]
+            unawaited(self._until(keys, [value for _, _, *values in ended for value in values]), self._outage)
 
     def _keys(self, group: str) -> tuple[str, str]:
         name = self._encryption.keyed_name(b"out", self._run_id, group.encode()).hex()
@@ -236,7 +216,3 @@ class SharedExposure:
             self._redis.keep(groups, job, _UNKNOWN_S)
         else:
             self._redis.release(groups, job)
-
-
-async def _awaited(script: Any, keys: list[str], arguments: list[Any]) -> Any:
-    return await script(keys, arguments)

@@ -5,11 +5,12 @@ which each later turn has too. Names are keyed hashes and contents are encrypted
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.accounts.shared.calls import RedisCalls, Script
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 
 _PREFIX: Final = f"{REDIS_KEY_PREFIX}:stored:"
@@ -214,25 +215,15 @@ class PutResult:
 
 
 class RedisObjects:
-    """The objects that all gateways on one Redis with one secret share.
+    """The objects that all gateways on one Redis with one secret share."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str, outage: Outage) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
-        redis = Redis(connection_pool=self._pool)
-        self._errors = redis_errors()
+    def __init__(self, calls: RedisCalls, outage: Outage) -> None:
+        self._errors = calls.errors
         self._outage = outage
-        self._put: Any = redis.register_script(_PUT)
-        self._get: Any = redis.register_script(_GET)
-        self._list: Any = redis.register_script(_LIST)
-        self._purge: Any = redis.register_script(_PURGE)
-        self._calls = ShieldedCalls()
+        self._put = calls.script(_PUT, alone=True)
+        self._get = calls.script(_GET, alone=True)
+        self._list = calls.script(_LIST, alone=True)
+        self._purge = calls.script(_PURGE, alone=True)
 
     async def put(
         self,
@@ -322,23 +313,14 @@ class RedisObjects:
         )
         return PutResult(True, {"bytes": sized, "age": aged}, objects, bytes_in_all)
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._calls.close()
-        await self._pool.disconnect()
-
-    async def _call(self, script: Callable[..., Awaitable[Any]], arguments: list[Any]) -> Any:
+    async def _call(self, script: Script, arguments: list[Any]) -> Any:
         if self._outage.is_on:
             raise ObjectsUnavailable
         try:
-            return await self._calls.run(_awaited(script, arguments))
+            return await script([], arguments)
         except self._errors as error:
             self._outage.begin(error)
             raise ObjectsUnavailable from error
-
-
-async def _awaited(script: Callable[..., Awaitable[Any]], arguments: list[Any]) -> Any:
-    return await script([], arguments)
 
 
 def _name(encryption: Encryption, owner: str, kind: str, object_id: str) -> bytes:

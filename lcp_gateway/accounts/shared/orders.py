@@ -1,5 +1,6 @@
 """Quotes that can be taken, and orders counted by the loop brake, at all gateways and workers that share a Redis."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime
@@ -8,8 +9,9 @@ from typing import Any, Final
 
 import orjson
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.claims import ClaimNames
-from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage, ShieldedCalls, connect, redis_errors
+from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.money import Msat
@@ -74,24 +76,14 @@ class OrdersUnavailable(Exception):
 
 
 class RedisOrders:
-    """Held quotes and counted orders in a Redis. Names are keyed hashes and quotes are encrypted.
+    """Held quotes and counted orders in a Redis. Names are keyed hashes and quotes are encrypted."""
 
-    Raises:
-        RedisNotInstalled: the extra is missing.
-        ValueError: the URL is not one of Redis.
-    """
-
-    def __init__(self, url: str, outage: Outage) -> None:
-        self._pool: Any = connect(url)
-        from redis.asyncio import Redis  # noqa: PLC0415 - an optional extra, and connect() has it
-
-        self._redis: Any = Redis(connection_pool=self._pool)
-        self._errors = redis_errors()
+    def __init__(self, calls: RedisCalls, outage: Outage) -> None:
+        self._calls = calls
         self._outage = outage
-        self._count: Any = self._redis.register_script(_COUNT)
-        self._name_job: Any = self._redis.register_script(_NAME_JOB)
-        self._forget_job: Any = self._redis.register_script(_FORGET_JOB)
-        self._calls = ShieldedCalls()
+        self._count = calls.script(_COUNT)
+        self._name_job = calls.script(_NAME_JOB)
+        self._forget_job = calls.script(_FORGET_JOB)
 
     async def hold(self, encryption: Encryption, order: Order, held: HeldQuote, now: datetime) -> None:
         """Hold a quote; ``order`` still has its body.
@@ -102,7 +94,9 @@ class RedisOrders:
         name = _name(encryption, held.id)
         left_s = max(0.0, (held.offer.quote.expires_at - now).total_seconds()) + _KEPT_AFTER_S
         content = encryption.encrypt(name, _packed(order, held), _CONTEXT)
-        await self._call(lambda: self._redis.set(_QUOTES + name.hex(), content, px=round(left_s * _MS_PER_S)))
+        await self._call(
+            lambda: self._calls.command("SET", _QUOTES + name.hex(), content, "PX", round(left_s * _MS_PER_S))
+        )
 
     async def find(self, encryption: Encryption, quote_name: str) -> HeldQuote | None:
         """Return a held quote, which stays held; None where there is none.
@@ -111,7 +105,7 @@ class RedisOrders:
             OrdersUnavailable: it cannot be read now.
         """
         name = _name(encryption, quote_name)
-        content = await self._call(lambda: self._redis.get(_QUOTES + name.hex()))
+        content = await self._call(lambda: self._calls.command("GET", _QUOTES + name.hex()))
         if content is None:
             return None
         try:
@@ -126,7 +120,7 @@ class RedisOrders:
             OrdersUnavailable: it is not known.
         """
         name = _name(encryption, quote_name)
-        return bool(await self._call(lambda: self._redis.delete(_QUOTES + name.hex())))
+        return bool(await self._call(lambda: self._calls.command("DEL", _QUOTES + name.hex())))
 
     async def count(self, encryption: Encryption, order: Order, most: int, window_s: float) -> float:
         """Count an order of a body and return 0, or return the seconds until one fits and count nothing.
@@ -164,21 +158,12 @@ class RedisOrders:
         mark = encryption.keyed_name(b"job", job_id.encode())
         await self._call(lambda: self._forget_job([*map(_job_key, names.all)], [mark, len(mark)]))
 
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._calls.close()
-        await self._pool.disconnect()
-
-    async def _call(self, call: Callable[[], Any]) -> Any:
+    async def _call(self, call: Callable[[], asyncio.Future[Any]]) -> Any:
         if self._outage.is_on:
             raise OrdersUnavailable
-
-        async def awaited() -> Any:
-            return await call()
-
         try:
-            return await self._calls.run(awaited())
-        except self._errors as error:
+            return await call()
+        except self._calls.errors as error:
             self._outage.begin(error)
             raise OrdersUnavailable from error
 

@@ -298,11 +298,10 @@ class _Claim:
             self._renewing.cancel()
         purchase = answer.purchase
         if purchase is None or (answer.error is not None and answer.verdict is Verdict.NONE):
-            await self._claims.release(self._own)
+            self._claims.release(self._own)
         else:
             # While Redis is unreachable the claim runs out, and the journal decides.
-            with suppress(ClaimsUnavailable):
-                await self._store(answer, purchase)
+            await self._store(answer, purchase)
 
     async def _store(self, answer: ResultBuffer, purchase: Purchase) -> None:
         own = self._own
@@ -313,7 +312,7 @@ class _Claim:
         def encrypt(part: bytes, content: bytes) -> bytes:
             return self._encryption.encrypt(_part(own.id, part), content, own.names.fingerprint)
 
-        await self._claims.end(
+        self._claims.end(
             own,
             encrypt(b"facts", serialize(answer, purchase, is_kept=body is not None)),
             b"" if body is None else encrypt(b"body", body),

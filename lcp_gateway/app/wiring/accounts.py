@@ -17,7 +17,8 @@ from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Leases, MemoryLeases, RedisLeases
 from lcp_gateway.accounts.limits.rates import MemoryCounters, RateCounters, RateLimits, Rates, RedisCounters
 from lcp_gateway.accounts.repositories import KeyRepository, LedgerRepository
-from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled, ShieldedCalls
+from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.outage import Outage, ShieldedCalls
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, TopupRules, Wallet
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks
 from lcp_gateway.app.wiring import WiringError
@@ -81,28 +82,15 @@ def l402_secret(settings: Settings) -> bytes:
 
 
 class Limits:
-    """The counters of rates and jobs, in this process or in Redis; they outlive a change of the limits.
+    """The counters of rates and jobs, in this process or in Redis; they outlive a change of the limits."""
 
-    Raises:
-        WiringError: Redis cannot be used as the settings say.
-    """
-
-    def __init__(self, redis_url: str, start_task: StartTask, log: FilteringBoundLogger) -> None:
+    def __init__(self, redis: RedisCalls | None, start_task: StartTask, log: FilteringBoundLogger) -> None:
         """``start_task`` starts the task that renews the lease of a running job."""
         self._start_task = start_task
-        self._redis_url = redis_url
         self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
-        self._redis_leases: RedisLeases | None = None
-        self._redis_counters: RedisCounters | None = None
-        if redis_url:
-            try:
-                self._redis_leases = RedisLeases(redis_url)
-                self._redis_counters = RedisCounters(redis_url)
-            except (RedisNotInstalled, ValueError) as error:
-                raise WiringError(f"Redis cannot be used: {error}") from error
-        self._shielded = ShieldedCalls() if redis_url else None
-        self._leases: Leases = self._redis_leases or MemoryLeases()
-        self._rate_counters: RateCounters = self._redis_counters or MemoryCounters()
+        self._shielded = None if redis is None else ShieldedCalls()
+        self._leases: Leases = MemoryLeases() if redis is None else RedisLeases(redis)
+        self._rate_counters: RateCounters = MemoryCounters() if redis is None else RedisCounters(redis)
 
     def admission(self, settings: Settings, registry: ModelRegistry) -> Admission:
         """Return the admission of requests within the limits of the settings."""
@@ -116,12 +104,9 @@ class Limits:
         )
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Wait for the calls under way."""
         if self._shielded is not None:
             await self._shielded.close()
-        for redis in (self._redis_leases, self._redis_counters):
-            if redis is not None:
-                await redis.aclose()
 
     def _rate_limits(self, settings: Settings) -> RateLimits | None:
         gateway = Rates(settings.max_requests_per_minute, settings.max_tokens_per_minute)
@@ -291,15 +276,20 @@ class Access:
 
 @contextlib.asynccontextmanager
 async def open_access(
-    settings: Settings, journal: JournalParts, metrics: Metrics, tasks: BackgroundTasks, log: FilteringBoundLogger
+    settings: Settings,
+    journal: JournalParts,
+    metrics: Metrics,
+    tasks: BackgroundTasks,
+    log: FilteringBoundLogger,
+    redis: RedisCalls | None = None,
 ) -> AsyncIterator[Access]:
-    """Open the counters and, with ``auth = "accounts"``, the accounts.
+    """Open the counters and, with ``auth = "accounts"``, the accounts. ``redis`` counts for several gateways together.
 
     Raises:
         WiringError: a part cannot be made as the settings say.
     """
     async with contextlib.AsyncExitStack() as stack:
-        limits = Limits(settings.redis_url, tasks.starter("leases"), log)
+        limits = Limits(redis, tasks.starter("leases"), log)
         stack.push_async_callback(limits.close)
         customers = None
         if auth_mode(settings) == "accounts":

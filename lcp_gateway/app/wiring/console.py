@@ -10,9 +10,9 @@ from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.attempts import Attempts, RedisBuckets
 from lcp_gateway.accounts.repositories import RegistrationRepository, SessionRepository
 from lcp_gateway.accounts.sessions import ConsoleSessions, Role, SettingsKeys, role_of
-from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
+from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.app.background_tasks import BackgroundTask
-from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.customers import CustomerParts
 from lcp_gateway.app.workers import tidy_console
 from lcp_gateway.config import Settings, auth_mode, known_hosts, serves_console
@@ -52,21 +52,14 @@ class Console:
         api_limits: ApiLimits,
         log: FilteringBoundLogger,
         *,
-        redis_url: str = "",
+        redis: RedisCalls | None = None,
     ) -> None:
-        """``redis_url`` is that of the Redis where several gateways count attempts together; empty for this process alone.
-
-        Raises:
-            WiringError: Redis cannot be used.
-        """
+        """``redis`` is where several gateways count attempts together; None for this process alone."""
         self._customers = customers
         self._api_limits = api_limits
         self._log = log
         self._files = AssetFiles()
-        try:
-            shared = RedisBuckets(redis_url) if redis_url else None
-        except (RedisNotInstalled, ValueError) as error:
-            raise WiringError(f"Redis cannot be used: {error}") from error
+        shared = None if redis is None else RedisBuckets(redis)
         outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
         self._attempts = Attempts(shared, outage=outage)
         self._limits = SignInLimits(self._attempts)
@@ -78,10 +71,6 @@ class Console:
             from lcp_gateway.store.accounts.sessions import Sessions  # noqa: PLC0415 - see above
 
             self._sessions, self._registrations = Sessions(database), Registrations(database)
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._attempts.close()
 
     def tasks(self, settings: Settings) -> tuple[BackgroundTask, ...]:
         """Return the task that deletes what is over."""

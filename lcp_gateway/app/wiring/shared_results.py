@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.accounts.shared.outage import Outage, RedisNotInstalled
+from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.config import Settings
@@ -19,9 +19,9 @@ from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from lcp_gateway.accounts.shared.calls import RedisCalls
     from lcp_gateway.accounts.shared.claims import RedisClaims
     from lcp_gateway.accounts.shared.events import RedisEvents
-    from lcp_gateway.accounts.shared.objects import RedisObjects
     from lcp_gateway.accounts.shared.orders import RedisOrders
     from lcp_gateway.app.wiring.shared_items import SharedItems
     from lcp_gateway.encryption import Encryption
@@ -43,7 +43,7 @@ class SharedResults:
 
     def __init__(
         self,
-        redis_url: str,
+        redis: "RedisCalls | None",
         run_secret: str,
         journal: JournalParts,
         metrics: Metrics,
@@ -53,27 +53,27 @@ class SharedResults:
         """``start_task`` starts the task that renews a claim. ``run_secret`` is one that the workers of this run share, if any."""
         self._run_secret = run_secret
         self._start_task = start_task
-        self._redis_url = redis_url
+        self._redis = redis
         self._journal = journal
         self._metrics = metrics
         self._log = log
         self._claims: RedisClaims | None = None
         self._orders: RedisOrders | None = None
-        self._objects: RedisObjects | None = None
-        self._events: RedisEvents | None = None
         self._encryption: Encryption | None = None
 
     def results(self, settings: Settings) -> SharedPurchases | None:
-        """Return the shared results; None without ``redis_url``, or without a secret to encrypt them with.
+        """Return the shared results; None without a Redis, or without a secret to encrypt them with.
 
         Raises:
             WiringError: Redis cannot be used as the settings say.
         """
-        if not self._redis_url:
+        redis = self._redis
+        if redis is None:
             return None
         # Imported where they are used: few gateways share results.
+        from lcp_gateway.accounts.shared.claims import RedisClaims  # noqa: PLC0415 - see above
         from lcp_gateway.accounts.shared.orders import RedisOrders  # noqa: PLC0415 - see above
-        from lcp_gateway.accounts.shared.results import RedisResults  # noqa: PLC0415 - see above
+        from lcp_gateway.accounts.shared.results import LEASE_S, RedisResults  # noqa: PLC0415 - see above
         from lcp_gateway.encryption import MIN_SECRET_BYTES, Encryption, EncryptionNotInstalled  # noqa: PLC0415 - as above
 
         secrets = (settings.l402_secret.encode(), settings.admin_key.encode(), self._run_secret.encode())
@@ -87,12 +87,12 @@ class SharedResults:
             return None
         try:
             self._encryption = encryption = Encryption(secret)
-            claims = self._connect()
-            self._orders = self._orders or RedisOrders(self._redis_url, self._outage())
-        except (EncryptionNotInstalled, RedisNotInstalled, ValueError) as error:
+        except (EncryptionNotInstalled, ValueError) as error:
             raise WiringError(f"Redis cannot be used: {error}") from error
+        self._claims = self._claims or RedisClaims(redis, self._outage(), LEASE_S)
+        self._orders = self._orders or RedisOrders(redis, self._outage())
         return RedisResults(
-            claims,
+            self._claims,
             self._orders,
             encryption,
             state_of=RequestStates(self._journal),
@@ -108,28 +108,20 @@ class SharedResults:
         Raises:
             WiringError: Redis cannot be used as the settings say.
         """
-        if self._encryption is None:
+        if self._redis is None or self._encryption is None:
             return None
         from lcp_gateway.accounts.shared.objects import RedisObjects  # noqa: PLC0415 - as in ``results``
         from lcp_gateway.app.wiring.shared_items import SharedItems  # noqa: PLC0415 - as above
 
-        self._objects = RedisObjects(self._redis_url, self._outage())
-        return SharedItems(self._objects, self._current_encryption, limits, self._metrics)
+        return SharedItems(RedisObjects(self._redis, self._outage()), self._current_encryption, limits, self._metrics)
 
     def job_events(self) -> "RedisEvents | None":
         """Return the channel about background jobs; None where the gateways share nothing. After ``results``."""
-        if self._encryption is None:
+        if self._redis is None or self._encryption is None:
             return None
         from lcp_gateway.accounts.shared.events import RedisEvents  # noqa: PLC0415 - as in ``results``
 
-        self._events = RedisEvents(self._redis_url, _JOBS, self._encryption, self._outage())
-        return self._events
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for opened in (self._claims, self._orders, self._objects, self._events):
-            if opened is not None:
-                await opened.aclose()
+        return RedisEvents(self._redis, _JOBS, self._encryption, self._outage())
 
     def _current_encryption(self) -> "Encryption":
         assert self._encryption is not None  # noqa: S101 - set before there is a store
@@ -138,14 +130,6 @@ class SharedResults:
     def _outage(self) -> Outage:
         log = self._log
         return Outage(report=lambda error: log.warning("Redis is away", problem=error))
-
-    def _connect(self) -> "RedisClaims":
-        from lcp_gateway.accounts.shared.claims import RedisClaims  # noqa: PLC0415 - as above
-        from lcp_gateway.accounts.shared.results import LEASE_S  # noqa: PLC0415 - as above
-
-        if self._claims is None:
-            self._claims = RedisClaims(self._redis_url, self._outage(), LEASE_S)
-        return self._claims
 
 
 class RequestStates:

@@ -17,6 +17,7 @@ from lcp_gateway.routing.peer_trust import PeerTrust, TrustEvent
 from lcp_gateway.supervisor.link import WorkerLink
 
 if TYPE_CHECKING:
+    from lcp_gateway.accounts.shared.calls import RedisCalls
     from lcp_gateway.accounts.shared.events import BatchedEvents
     from lcp_gateway.accounts.shared.exposure import SharedExposure
 
@@ -83,10 +84,11 @@ async def open_shared_trust(
     measurements: Measurements,
     paid_jobs: PaidJobs,
     log: FilteringBoundLogger,
+    redis: "RedisCalls | None",
 ) -> AsyncIterator[SharedTrust]:
     """Connect this worker to the others for the block; where it is the only process, nothing is shared."""
     shared = SharedTrust(trust, measurements)
-    if link is None:
+    if link is None or redis is None:
         yield shared
         return
     from lcp_gateway.accounts.shared.events import BatchedEvents, RedisEvents  # noqa: PLC0415 - as above
@@ -94,19 +96,18 @@ async def open_shared_trust(
     from lcp_gateway.encryption import Encryption  # noqa: PLC0415 - for several workers only
 
     outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
-    boot, url = link.boot, settings.redis_url
+    boot = link.boot
     encryption = Encryption(boot.run_secret.encode())
-    events = RedisEvents(url, boot.run_id, encryption, outage)
-    redis = RedisExposure(url, boot.run_id, encryption, outage)
+    events = RedisEvents(redis, boot.run_id, encryption, outage)
+    exposed = RedisExposure(redis, boot.run_id, encryption, outage)
     shared.events = BatchedEvents(
         events, {"trust": shared.take_trust, "measured": measurements.learn, "keys": shared.take_keys}
     )
-    shared.exposure = SharedExposure(redis, trust.allowance, settings.timeout_execute_s + _SLACK_S)
+    shared.exposure = SharedExposure(exposed, trust.allowance, settings.timeout_execute_s + _SLACK_S)
     trust.on_event, measurements.on_event = shared.tell_trust, shared.tell_measured
     trust.on_paid_elsewhere = paid_jobs.add
     try:
         yield shared
     finally:
         trust.on_event = measurements.on_event = None
-        await events.aclose()
-        await redis.aclose()
+        exposed.close()

@@ -12,6 +12,7 @@ from lcp_gateway.accounts.limits.concurrency import (
     RedisLeases,
     TooManyConcurrentJobs,
 )
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable, Outage, RedisNotInstalled, ShieldedCalls, connect
 from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
 from lcp_gateway.telemetry.logs import get_logger
@@ -33,10 +34,10 @@ async def leases(request):
     if request.param == "memory":
         yield MemoryLeases()
         return
-    kept = RedisLeases(request.getfixturevalue("redis").url)
-    await kept._redis.flushdb()
+    kept = RedisLeases(RedisCalls(request.getfixturevalue("redis").url))
+    await kept._calls.client.flushdb()
     yield kept
-    await kept.aclose()
+    await kept._calls.aclose()
 
 
 async def test_a_key_runs_as_many_jobs_at_once_as_its_rules_say(leases):
@@ -121,8 +122,8 @@ async def test_memory_keeps_nothing_of_keys_that_run_nothing():
 
 
 async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
-    dead, living = (RedisLeases(redis.url, lease_s=0.6) for _ in range(2))
-    await dead._redis.flushdb()
+    dead, living = (RedisLeases(RedisCalls(redis.url), lease_s=0.6) for _ in range(2))
+    await dead._calls.client.flushdb()
     lost = await ConcurrencyLimits(dead, default=1).take(caller())
     jobs = ConcurrencyLimits(living, default=1)
 
@@ -136,12 +137,12 @@ async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
     async with await jobs.take(caller()):
         pass
     for kept in (dead, living):
-        await kept.aclose()
+        await kept._calls.aclose()
 
 
 async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(redis):
-    kept = RedisLeases(redis.url, lease_s=0.3)
-    await kept._redis.flushdb()
+    kept = RedisLeases(RedisCalls(redis.url), lease_s=0.3)
+    await kept._calls.client.flushdb()
     lease = await ConcurrencyLimits(kept, default=1).take(caller())
     script, under_way = kept._renew, asyncio.Event()
 
@@ -157,13 +158,13 @@ async def test_a_job_that_ends_during_its_renewal_is_not_renewed_after_its_end(r
     await under_way.wait()
     await lease.release()
     await asyncio.sleep(0.25)
-    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
-    await kept.aclose()
+    assert await kept._calls.client.zcard("lcp-gateway:jobs:key_1") == 0
+    await kept._calls.aclose()
 
 
 async def test_a_lease_whose_reply_was_lost_is_released_at_the_end_of_its_job(redis):
-    kept = RedisLeases(redis.url)
-    await kept._redis.flushdb()
+    kept = RedisLeases(RedisCalls(redis.url))
+    await kept._calls.client.flushdb()
     take = kept._take
 
     async def lost(*arguments: object) -> None:
@@ -172,33 +173,33 @@ async def test_a_lease_whose_reply_was_lost_is_released_at_the_end_of_its_job(re
 
     kept._take = lost
     async with await ConcurrencyLimits(kept, default=1).take(caller()):
-        assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 1
-    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
-    await kept.aclose()
+        assert await kept._calls.client.zcard("lcp-gateway:jobs:key_1") == 1
+    assert await kept._calls.client.zcard("lcp-gateway:jobs:key_1") == 0
+    await kept._calls.aclose()
 
 
 async def test_a_client_that_disconnects_during_the_redis_call_leaves_no_lease(redis):
-    kept = RedisLeases(redis.url)
-    await kept._redis.flushdb()
+    kept = RedisLeases(RedisCalls(redis.url))
+    await kept._calls.client.flushdb()
     calls = ShieldedCalls()
     jobs = ConcurrencyLimits(kept, default=1)
-    await kept._redis.client_pause(200)
+    await kept._calls.client.client_pause(200)
     taking = asyncio.create_task(calls.run(jobs.take(caller()), Lease.release))
     await asyncio.sleep(0.05)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
     await calls.close()
-    assert await kept._redis.zcard("lcp-gateway:jobs:key_1") == 0
+    assert await kept._calls.client.zcard("lcp-gateway:jobs:key_1") == 0
     async with await jobs.take(caller()):
         pass
-    await kept.aclose()
+    await kept._calls.aclose()
 
 
 async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():
     reports: list[str] = []
     with running_redis() as server:
-        kept = RedisLeases(server.url)
+        kept = RedisLeases(RedisCalls(server.url))
         jobs = ConcurrencyLimits(kept, default=1, outage=Outage(report=reports.append))
         lease = await jobs.take(caller())
         server.stop()
@@ -211,7 +212,7 @@ async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():
         closed = ConcurrencyLimits(kept, default=1, outage=Outage(allows=False))
         with pytest.raises(LimitsUnavailable):
             await closed.take(caller())
-        await kept.aclose()
+        await kept._calls.aclose()
 
 
 def test_without_its_client_redis_is_refused_in_words_that_help(monkeypatch):

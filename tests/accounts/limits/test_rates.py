@@ -22,6 +22,7 @@ from lcp_gateway.accounts.limits.rates import (
     RedisCounters,
     format_reset,
 )
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable, Outage
 from tests.support.redis import RunningRedis, running_redis
 
@@ -56,9 +57,10 @@ async def counters(request):
         return
     server = request.getfixturevalue("redis")
     await server.forget()
-    kept = RedisCounters(server.url)
+    calls = RedisCalls(server.url)
+    kept = RedisCounters(calls)
     yield kept
-    await kept.aclose()
+    await calls.aclose()
 
 
 async def passed(limits: RateLimits, who: Caller | None, times: int, tokens: int = 0) -> int:
@@ -249,20 +251,21 @@ async def test_limits_of_many_keys_cost_no_more_than_those_of_one():
 
 
 async def test_replicas_on_one_redis_share_every_limit(redis):
-    one, two = RedisCounters(redis.url), RedisCounters(redis.url)
+    calls = RedisCalls(redis.url), RedisCalls(redis.url)
     await redis.forget()
-    first, second = RateLimits(one), RateLimits(two)
+    first, second = (RateLimits(RedisCounters(each)) for each in calls)
     who = caller(requests_per_minute=6)
 
     assert await passed(first, who, 4) + await passed(second, who, 4) == 6
-    for kept in (one, two):
-        await kept.aclose()
+    for each in calls:
+        await each.aclose()
 
 
 async def test_while_redis_is_unreachable_requests_pass_and_it_is_reported_once_a_second(clock):
     reports: list[str] = []
     with running_redis() as server:
-        kept = RedisCounters(server.url)
+        calls = RedisCalls(server.url)
+        kept = RedisCounters(calls)
         limits = RateLimits(kept, outage=Outage(report=reports.append, clock=clock))
         who = caller(requests_per_minute=2)
         assert await passed(limits, who, 3) == 2
@@ -282,13 +285,14 @@ async def test_while_redis_is_unreachable_requests_pass_and_it_is_reported_once_
         server.start()
         clock.at += 1.1
         assert await passed(limits, who, 3) == 2
-        await kept.aclose()
+        await calls.aclose()
 
 
 async def test_a_settlement_while_redis_is_unreachable_is_dropped_and_reported(clock):
     reports: list[str] = []
     with running_redis() as server:
-        kept = RedisCounters(server.url)
+        calls = RedisCalls(server.url)
+        kept = RedisCounters(calls)
         limits = RateLimits(kept, outage=Outage(report=reports.append, clock=clock))
         allowance = await limits.check(caller(tokens_per_minute=100), 10)
         server.stop()
@@ -297,12 +301,13 @@ async def test_a_settlement_while_redis_is_unreachable_is_dropped_and_reported(c
         await limits.settle(allowance, 30)
 
         assert len(reports) == 1
-        await kept.aclose()
+        await calls.aclose()
 
 
 async def test_an_operator_may_have_all_requests_refused_while_redis_is_unreachable(clock):
     with running_redis() as server:
-        kept = RedisCounters(server.url)
+        calls = RedisCalls(server.url)
+        kept = RedisCounters(calls)
         server.stop()
         limits = RateLimits(kept, outage=Outage(allows=False, clock=clock))
 
@@ -311,13 +316,13 @@ async def test_an_operator_may_have_all_requests_refused_while_redis_is_unreacha
                 await limits.check(caller(requests_per_minute=2), 0)
         # A caller without a limit needs no Redis.
         await limits.check(caller(), 0)
-        await kept.aclose()
+        await calls.aclose()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "redis://user:secret", "nonsense"])
 def test_a_url_that_is_not_one_of_redis_is_refused_without_being_quoted(url):
     with pytest.raises(ValueError, match="not a URL of Redis") as refused:
-        RedisCounters(url)
+        RedisCalls(url)
     assert refused.value.__suppress_context__
 
 
@@ -447,7 +452,8 @@ async def test_memory_and_redis_count_alike(redis):
     """The same steps at the same times; Redis uses the wall clock, so they are repeated if the minute turns meanwhile."""
     for _ in range(3):
         await redis.forget()
-        kept = RedisCounters(redis.url)
+        calls = RedisCalls(redis.url)
+        kept = RedisCounters(calls)
         memory = MemoryCounters()
         begun = int(time.time() // WINDOW_S)
         results = []
@@ -463,7 +469,7 @@ async def test_memory_and_redis_count_alike(redis):
                     await counts(counters, "a", 0),
                 ]
             )
-        await kept.aclose()
+        await calls.aclose()
         if begun == int(time.time() // WINDOW_S):
             break
     assert results[0] == results[1] == [True, False, True, None, False, True, True]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.claims import RedisClaims
 from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
@@ -51,9 +52,10 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
     upstream.never = how == "never"
     w = world(upstream=upstream, journal=journal)
     w.now[0] = datetime.now(UTC)
+    calls = RedisCalls(url)
     w.service._shared = RedisResults(
-        RedisClaims(url, Outage(report=print), LEASE_S),
-        RedisOrders(url, Outage()),
+        RedisClaims(calls, Outage(report=print), LEASE_S),
+        RedisOrders(calls, Outage()),
         Encryption(SECRET),
         state_of=RequestStates(SimpleNamespace(database=database)),
         limits=CacheLimits(),

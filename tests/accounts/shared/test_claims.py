@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.claims import ClaimNames, OwnClaim, RedisClaims
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import _Claim
@@ -25,11 +26,11 @@ def redis() -> Iterator[RunningRedis]:
 @pytest.fixture
 async def gateways(redis):
     """Two gateways on one empty Redis, with a short lease."""
-    found = [RedisClaims(redis.url, Outage(), 0.05) for _ in range(2)]
-    await found[0]._redis.flushdb()
+    found = [RedisClaims(RedisCalls(redis.url), Outage(), 0.05) for _ in range(2)]
+    await found[0]._calls.client.flushdb()
     yield found
     for claims in found:
-        await claims.aclose()
+        await claims._calls.aclose()
 
 
 def own_claim() -> OwnClaim:
@@ -60,6 +61,16 @@ async def taken_over(a, b) -> tuple[OwnClaim, OwnClaim]:
     return first, second
 
 
+async def ended(claims, *arguments) -> None:
+    claims.end(*arguments)
+    await claims._calls.settled()
+
+
+async def released(claims, claim) -> None:
+    claims.release(claim)
+    await claims._calls.settled()
+
+
 async def what_a_third_finds(claims):
     return await claims.take(own_claim(), b"")
 
@@ -78,11 +89,11 @@ async def test_a_lease_counts_from_the_question_and_not_from_its_answer(gateways
 async def test_a_claim_that_was_taken_over_never_writes_its_end(gateways):
     a, b = gateways
     first, second = await taken_over(a, b)
-    await a.end(first, b"facts of the first", b"answer of the first", 60.0)
+    await ended(a, first, b"facts of the first", b"answer of the first", 60.0)
     found = await what_a_third_finds(b)
     assert (found.claim_id, found.has_ended) == (second.id, False)
     assert await b.body(first.id) is None
-    await b.end(second, b"facts of the second", b"answer of the second", 60.0)
+    await ended(b, second, b"facts of the second", b"answer of the second", 60.0)
     found = await what_a_third_finds(a)
     assert (found.claim_id, found.facts) == (second.id, b"facts of the second")
     assert await a.body(second.id) == b"answer of the second"
@@ -92,7 +103,7 @@ async def test_a_claim_that_was_taken_over_never_writes_its_end(gateways):
 async def test_a_late_call_does_not_change_the_claim_of_the_gateway_that_took_over(gateways, late):
     a, b = gateways
     first, second = await taken_over(a, b)
-    await getattr(a, late)(first)
+    await (a.renew(first) if late == "renew" else released(a, first))
     assert first.is_lost is (late == "renew")
     assert (await what_a_third_finds(b)).claim_id == second.id
 
@@ -118,11 +129,11 @@ async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_o
 
 async def test_a_claim_whose_client_left_while_it_was_made_is_released(gateways):
     a, b = gateways
-    await a._redis.client_pause(100)
+    await a._calls.client.client_pause(100)
     taking = asyncio.create_task(a.take(own_claim(), b""))
     await asyncio.sleep(0.02)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
-    await a._calls.close()
+    await a._calls.settled()
     assert await what_a_third_finds(b) is None

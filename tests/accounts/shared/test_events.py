@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from redis.asyncio import Redis
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.events import BatchedEvents, RedisEvents
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.encryption import Encryption
@@ -34,13 +35,13 @@ async def test_each_worker_hears_all_others_in_order_and_not_itself(server):
     queues, workers, opened, tasks = [], [], [], []
     for _ in range(3):
         queue = asyncio.Queue()
-        redis = RedisEvents(server.url, "run", Encryption(b"s" * 32), Outage())
+        redis = RedisEvents(RedisCalls(server.url), "run", Encryption(b"s" * 32), Outage())
         worker = BatchedEvents(redis, {"told": queue.put_nowait})
         tasks.append(asyncio.create_task(worker.run()))
         queues.append(queue)
         workers.append(worker)
         opened.append(redis)
-    stranger = RedisEvents(server.url, "run", Encryption(b"t" * 32), Outage())
+    stranger = RedisEvents(RedisCalls(server.url), "run", Encryption(b"t" * 32), Outage())
     await subscribed(server, 3)
     stranger.publish(b"learnt", b"[]")
     for number in range(50):
@@ -57,22 +58,22 @@ async def test_each_worker_hears_all_others_in_order_and_not_itself(server):
         task.cancel()
     await asyncio.wait(tasks)
     for redis in (*opened, stranger):
-        await redis.aclose()
+        await redis._calls.aclose()
 
 
 async def test_it_hears_again_after_redis_was_away():
     with running_redis() as server:
         queue, outage = asyncio.Queue(), Outage()
-        listener = RedisEvents(server.url, "run", Encryption(b"s" * 32), outage)
+        listener = RedisEvents(RedisCalls(server.url), "run", Encryption(b"s" * 32), outage)
         task = asyncio.create_task(listener.run({b"a": queue.put_nowait}))
         await subscribed(server, 1)
         server.stop()
         server.start()
         await subscribed(server, 1)
-        teller = RedisEvents(server.url, "run", Encryption(b"s" * 32), Outage())
+        teller = RedisEvents(RedisCalls(server.url), "run", Encryption(b"s" * 32), Outage())
         teller.publish(b"a", b"1")
         assert await heard(queue, 1) == [b"1"]
         task.cancel()
         await asyncio.wait([task])
-        await listener.aclose()
-        await teller.aclose()
+        await listener._calls.aclose()
+        await teller._calls.aclose()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.exposure import ExposureFull, ExposureUnavailable, RedisExposure, SharedExposure
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.encryption import Encryption
@@ -24,10 +25,10 @@ def server():
 @pytest.fixture
 async def workers(server):
     await server.forget()
-    made = [RedisExposure(server.url, "run", Encryption(b"s" * 32), Outage()) for _ in range(4)]
+    made = [RedisExposure(RedisCalls(server.url), "run", Encryption(b"s" * 32), Outage()) for _ in range(4)]
     yield made
     for one in made:
-        await one.aclose()
+        await one._calls.aclose()
 
 
 def job(number):
@@ -62,8 +63,8 @@ async def test_all_groups_have_to_have_room_and_none_is_counted_otherwise(worker
 
 async def sent(worker):
     """Wait until what has ended is in Redis."""
-    while worker._ended or worker._calls._tasks:
-        await asyncio.sleep(0.01)
+    worker.close()
+    await worker._calls.settled()
 
 
 async def test_what_ended_makes_room_once_the_others_know(workers, monkeypatch):
@@ -130,8 +131,8 @@ async def test_what_ended_before_and_after_a_check_is_counted_off_once(workers, 
 
 
 async def test_without_redis_each_worker_is_on_its_own():
-    made = RedisExposure("redis://127.0.0.1:1/0", "run", Encryption(b"s" * 32), Outage())
+    made = RedisExposure(RedisCalls("redis://127.0.0.1:1/0"), "run", Encryption(b"s" * 32), Outage())
     with pytest.raises(ExposureUnavailable):
         await made.reserve(["p"], [1], job(1), PRICE, 60.0)
     await SharedExposure(made, lambda _peer: (0, 0), 60.0).reserve(quote())
-    await made.aclose()
+    await made._calls.aclose()

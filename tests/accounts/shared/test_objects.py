@@ -5,6 +5,7 @@ import random
 import pytest
 from redis.asyncio import Redis
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, ObjectsUnavailable, RedisObjects
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.encryption import Encryption
@@ -34,9 +35,10 @@ def server():
 @pytest.fixture
 async def objects(server):
     await server.forget()
-    made = RedisObjects(server.url, Outage())
+    calls = RedisCalls(server.url)
+    made = RedisObjects(calls, Outage())
     yield made
-    await made.aclose()
+    await calls.aclose()
 
 
 def parts(stored):
@@ -112,7 +114,8 @@ async def test_nothing_is_readable_and_another_secret_finds_nothing(objects, ser
 
 
 async def test_without_redis_it_says_so(server):
-    made = RedisObjects("redis://127.0.0.1:1/0", Outage())
+    calls = RedisCalls("redis://127.0.0.1:1/0")
+    made = RedisObjects(calls, Outage())
     with pytest.raises(ObjectsUnavailable):
         await made.get(Encryption(b"s" * 32), "a", "response", "id", 1.0)
-    await made.aclose()
+    await calls.aclose()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.claims import RedisClaims
 from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
@@ -70,16 +71,15 @@ async def replica(redis, journals):
 
     async def make(*, lease_s=5.0, wait_s=10.0, secret=SECRET, keep=None, max_bytes=1_000, **more):
         reports, joined = [], []
-        claims = RedisClaims(redis.url, Outage(report=reports.append), lease_s)
+        calls = RedisCalls(redis.url)
+        claims = RedisClaims(calls, Outage(report=reports.append), lease_s)
         if not opened:
-            await claims._redis.flushdb()
-        opened.append(claims)
+            await calls.client.flushdb()
+        opened.append(calls)
         w = world(**more)
-        orders = RedisOrders(redis.url, Outage())
-        opened.append(orders)
         w.service._shared = RedisResults(
             claims,
-            orders,
+            RedisOrders(calls, Outage()),
             Encryption(secret),
             state_of=journals,
             limits=keep or CacheLimits(),
@@ -91,8 +91,8 @@ async def replica(redis, journals):
         return w
 
     yield make
-    for claims in opened:
-        await claims.aclose()
+    for calls in opened:
+        await calls.aclose()
 
 
 def spawn(coroutine) -> asyncio.Task:
@@ -114,18 +114,19 @@ async def bought(w, order=None, repeat=KEY, *events):
         return await asked
     finally:
         await w.service.wait_idle()
+        await w.service._shared._claims._calls.settled()
 
 
 async def everything(w) -> bytes:
     """Return everything in Redis, names included."""
     kept = b""
-    async for key in w.claims._redis.scan_iter():
+    async for key in w.claims._calls.client.scan_iter():
         kept += key + b" "
-        if await w.claims._redis.type(key) == b"hash":
-            for field, value in (await w.claims._redis.hgetall(key)).items():
+        if await w.claims._calls.client.type(key) == b"hash":
+            for field, value in (await w.claims._calls.client.hgetall(key)).items():
                 kept += field + value
         else:
-            kept += await w.claims._redis.get(key)
+            kept += await w.claims._calls.client.get(key)
     return kept
 
 
@@ -359,7 +360,7 @@ async def test_a_forged_result_reaches_no_client(replica):
     one, other = await replica(), await replica()
     await bought(one)
     await bought(one, ordered(OTHER_BODY, key_id="victim"), RepeatKeys(key="v"))
-    redis = one.claims._redis
+    redis = one.claims._calls.client
     names = [name async for name in redis.scan_iter("lcp-gateway:repeat:*")]
     answers = [name async for name in redis.scan_iter("lcp-gateway:answer:*")]
     first, second = [await redis.get(name) for name in answers]
@@ -484,7 +485,7 @@ async def test_a_client_that_leaves_while_the_claim_is_made_leaves_nothing_behin
         asked.cancel()
         await asyncio.wait({asked})
         await one.service.wait_idle()
-        await one.claims._calls.close()
+        await one.claims._calls.settled()
         one.upstream.works.clear()
     held = await everything(one)
     # A claim whose payment may have been made stays; every other one is released.
@@ -495,10 +496,11 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
     with running_redis() as server:
         reports = []
         w = world()
-        claims = RedisClaims(server.url, Outage(report=reports.append), 5.0)
+        calls = RedisCalls(server.url)
+        claims = RedisClaims(calls, Outage(report=reports.append), 5.0)
         w.service._shared = RedisResults(
             claims,
-            orders := RedisOrders(server.url, Outage()),
+            RedisOrders(calls, Outage()),
             Encryption(SECRET),
             state_of=journals,
             limits=CacheLimits(),
@@ -512,8 +514,7 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         server.start()
         claims._outage._until = 0
         assert await bought(w, ordered(), RepeatKeys(key="m")) == b"answer"
-        await claims.aclose()
-        await orders.aclose()
+        await calls.aclose()
     assert len(w.upstream.works) == 3
 
 
@@ -521,7 +522,7 @@ async def test_running_orders_are_claimed_again_in_a_redis_that_lost_its_data(re
     one, other = await replica(lease_s=0.15), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
-    await one.claims._redis.flushdb()
+    await one.claims._calls.client.flushdb()
     await asyncio.sleep(0.2)
     waiting = spawn(other.ask(ordered(), KEY))
     await asyncio.sleep(0.1)

@@ -27,7 +27,7 @@ def kept(**settings):
         jobs=JobsInFlight(0, metrics),
         metrics=metrics,
         api_limits=ApiLimits(8, 32),
-        sharing=SharedResults("", "", JournalParts(NullJournal()), metrics, start_unsupervised, get_logger("test")),
+        sharing=SharedResults(None, "", JournalParts(NullJournal()), metrics, start_unsupervised, get_logger("test")),
         log=get_logger("test"),
     )
     return made, metrics

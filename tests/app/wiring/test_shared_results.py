@@ -1,4 +1,3 @@
-from contextlib import aclosing
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -7,6 +6,7 @@ import pytest
 from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring import WiringError
 from lcp_gateway.app.wiring.journal import JournalParts
+from lcp_gateway.app.wiring.shared_redis import open_redis
 from lcp_gateway.app.wiring.shared_results import RequestStates, SharedResults
 from lcp_gateway.config import Settings
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -30,15 +30,10 @@ class Log:
 async def shared(run_secret="", **settings):
     log = Log()
     chosen = Settings(**settings)
-    sharing = SharedResults(
-        chosen.redis_url,
-        run_secret,
-        JournalParts(NullJournal()),
-        SimpleNamespace(joined=print),
-        start_unsupervised,
-        log,
-    )
-    async with aclosing(SimpleNamespace(aclose=sharing.close)):
+    async with open_redis(chosen.redis_url) as redis:
+        sharing = SharedResults(
+            redis, run_secret, JournalParts(NullJournal()), SimpleNamespace(joined=print), start_unsupervised, log
+        )
         made = sharing.results(chosen)
     return made, log.warnings
 
