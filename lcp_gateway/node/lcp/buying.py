@@ -98,6 +98,7 @@ class Buying:
         self._patience = patience
         self._new_id = new_id
         self._request_sha256 = sha256(order.request).digest()
+        self._request_bytes = len(order.request)
         self._params_sha256 = b""
         self._expiry = 0
         self._quote: QuoteResponse | None = None
@@ -281,6 +282,8 @@ class Buying:
         if hash_terms(self._protocol, terms) != quote.terms_hash:
             return self._give_up(now, Outcome.NOT_PAYABLE, "terms_hash mismatch")
         self.phase = Phase.QUOTED
+        # The seller has all of the request: it is not needed any more.
+        self._order = replace(order, request=b"")
         self._quote = quote
         return [Quoted(quote), self._wait(quote.quote_expiry)]
 
@@ -347,7 +350,7 @@ class Buying:
         if self._reader is not None and self._reader.stream_id == begin.stream_id:
             return []
         first = self._reader is None
-        room = min(self._own.max_stream_bytes, max(0, self._own.max_job_bytes - len(self._order.request)))
+        room = min(self._own.max_stream_bytes, max(0, self._own.max_job_bytes - self._request_bytes))
         self._reader = StreamReader(begin, max_bytes=room)
         return [ResultHead(begin.content_type)] if first else []
 

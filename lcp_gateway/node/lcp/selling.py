@@ -155,6 +155,7 @@ class Selling:
             made.phase = SalePhase.DELIVERED
             status = last[1].status if isinstance(last[1], Result) else Status.FAILED
             made.outcome = OUTCOMES[status]
+            made._body.clear()
             if not kept.body and status is Status.OK:
                 # Only the last message was kept: the result cannot be sent again.
                 made._sent = []
@@ -348,11 +349,13 @@ class Selling:
         )
         self.phase, self.outcome = SalePhase.DELIVERED, SaleOutcome.DELIVERED
         self._whole.clear()
+        self._body.clear()
         return self._keep([*messages, self._message(result)])
 
     def _failed(self, code: ErrorCode, message: str) -> list[SaleEffect]:
         """Tell the peer that its paid job failed: the error lives as long as the quote."""
         self.phase, self.outcome = SalePhase.ENDED, SaleOutcome.FAILED
+        self._body.clear()
         expiry = self._quote.quote_expiry if self._quote is not None else self._request.expiry
         return self._keep(
             [self._message(Error(**self._envelope(expiry), code=code.number(self._protocol), message=message))]
@@ -364,6 +367,7 @@ class Selling:
         if phase in {SalePhase.DELIVERED, SalePhase.ENDED}:
             return []
         self.phase, self.outcome = SalePhase.ENDED, SaleOutcome.CANCELLED
+        self._body.clear()
         if phase in {SalePhase.AWAITING_INPUT, SalePhase.PRICED}:
             self._reader = None
             return []
@@ -376,6 +380,7 @@ class Selling:
         if phase in {SalePhase.RUNNING, SalePhase.DELIVERED, SalePhase.ENDED}:
             return []
         self.phase, self.outcome, self._reader = SalePhase.ENDED, SaleOutcome.EXPIRED, None
+        self._body.clear()
         return [CancelInvoice(self._payment_hash)] if phase is SalePhase.QUOTED else []
 
     def _repeated(self, now: float, request: QuoteRequest) -> list[SaleEffect]:
@@ -391,8 +396,8 @@ class Selling:
         return [self._message(self._quote), *self._sent]
 
     def _result(self, now: float, status: Status, message: str) -> list[SaleEffect]:
-        self.phase = SalePhase.ENDED
-        self.outcome = OUTCOMES[status]
+        self.phase, self.outcome = SalePhase.ENDED, OUTCOMES[status]
+        self._body.clear()
         expiry = self._result_expiry or int(now) + self._terms.ttl_s
         return self._keep([self._message(Result(**self._envelope(expiry), status=status, message=message))])
 

@@ -18,12 +18,16 @@ class Bounds:
     """The same of all peers."""
     jobs_per_peer: int = 256
     """Paid jobs of a peer that run at once, and jobs whose request is still coming."""
+    running: int = 256
+    """Paid jobs of all peers that run at once: while there are as many, no quotes are given. What is paid runs all the same."""
     quotes_per_peer: int = 1_024
     """Quotes of a peer that are neither paid nor expired. Clients that compare prices leave most quotes unpaid."""
     sales: int = 10_000
     """Jobs that are sold to all peers, with those that are kept to be sent again."""
     purchases: int = 10_000
     """Jobs that are bought, with ended ones until their quotes expire."""
+    result_bytes: int = 256 * _MIB
+    """Bytes of results that are kept to be sent again; the oldest are forgotten first."""
     window_bytes: int = 256 * 1024
     """Bytes of one job that wait to be sent, before the backend that produces them has to wait."""
     cut_input_bytes: int = 32 * _MIB

@@ -6,7 +6,7 @@ The payment runs in a task of its own: a caller that goes away does not end it.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from lcp_gateway.node.lcp.buying import Buying, Phase
@@ -193,6 +193,7 @@ class Purchase:
                 self._timer.set(at)
             case Quoted(quote):
                 self.quote = quote
+                self._order = replace(self._order, request=b"")
             case KeepPurchase():
                 self._kept = effect
             case Pay():

@@ -58,7 +58,7 @@ class SellerParts:
     """What all sales of a node share.
 
     ``watch`` is told the payment hash of each invoice that is made, with its sale; ``moved`` each sale whose phase has changed,
-    with the one before.
+    with the one before; ``kept`` each sale that keeps more bytes of its result.
     """
 
     peers: Peers
@@ -72,10 +72,11 @@ class SellerParts:
     clock: Callable[[], float]
     watch: Callable[[bytes, "Sale"], None]
     moved: Callable[["Sale", SalePhase], None]
+    kept: Callable[["Sale", int], None]
 
 
 class Sale:
-    """A job of one peer. ``reserved_bytes`` is what its request takes of the bounds, ``expires_at`` Unix seconds."""
+    """A job of one peer. ``reserved_bytes`` and ``result_bytes`` are what it takes of the bounds, ``expires_at`` Unix seconds."""
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class Sale:
         self.job_id = job_id
         self.model = model
         self.reserved_bytes = len(restored.kept.body) if restored else 0
+        self.result_bytes = sum(len(one.payload) for one in restored.sent) if restored else 0
         self.expires_at = expires_at
         self.is_runnable = restored is None or bool(restored.kept.body)
         """Whether the request is there: where nothing of it was kept, no payment may come any more."""
@@ -105,6 +107,7 @@ class Sale:
         self._parts = parts
         self._preimage = restored.hold_preimage if restored else None
         self._stored = restored is not None
+        self._ended_at = 0
         self._told = machine.outcome
         self._effects: deque[SaleEffect] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -119,7 +122,7 @@ class Sale:
     @property
     def is_idle(self) -> bool:
         """Whether nothing of the job is under way here."""
-        return self._worker is None and self._compute is None
+        return not self._effects and self._worker is None and self._compute is None
 
     @property
     def end(self) -> JobEnd:
@@ -136,6 +139,8 @@ class Sale:
                 self._stop_compute()
             else:
                 self._effects.append(effect)
+            if isinstance(effect, KeepSent):
+                self._parts.kept(self, sum(len(one.payload) for one in effect.messages))
         if self.machine.phase is not before:
             self._parts.moved(self, before)
         self._report()
@@ -160,7 +165,7 @@ class Sale:
             price_msat=self.price_msat,
             paid=machine.paid,
             model=self.model,
-            ended_at=int(self._parts.clock()),
+            ended_at=self._ended_at or int(self._parts.clock()),
         )
 
     async def _work(self) -> None:
@@ -293,6 +298,7 @@ class Sale:
         if machine.outcome is None or self._told is not None:
             return
         self._told = machine.outcome
+        self._ended_at = int(self._parts.clock())
         self._parts.observer.job_ended(
             role=Role.SELLER, end=self.end, model=self.model, paid_msat=self.price_msat if machine.paid else 0
         )

@@ -97,6 +97,7 @@ class Sales:
             clock=clock,
             watch=self._watch,
             moved=self._tally.moved,
+            kept=self._kept_more,
         )
         self._models = models
         self._sells = sells
@@ -224,6 +225,12 @@ class Sales:
 
     def _watch(self, payment_hash: bytes, sale: Sale) -> None:
         self._by_hash[payment_hash] = sale
+
+    def _kept_more(self, sale: Sale, size_bytes: int) -> None:
+        sale.result_bytes += size_bytes
+        self._tally.result_bytes += size_bytes
+        while self._tally.result_bytes > self._parts.bounds.result_bytes and self._forget_oldest():
+            pass
 
     def _add(self, sale: Sale) -> Sale:
         self._sales[sale.peer_id, sale.job_id] = sale

@@ -9,6 +9,7 @@ from lcp_gateway.node.runtime.bounds import Bounds
 from lcp_gateway.node.runtime.sale import Sale
 
 _OPEN = (SalePhase.AWAITING_INPUT, SalePhase.PRICED, SalePhase.RUNNING)
+_OVER = frozenset({SalePhase.DELIVERED, SalePhase.ENDED})
 _FLYING = frozenset({SalePhase.QUOTED, SalePhase.RUNNING})
 
 
@@ -18,6 +19,8 @@ class Tally:
     def __init__(self, bounds: Bounds) -> None:
         self.in_flight = 0
         """How many jobs are quoted or run."""
+        self.result_bytes = 0
+        """How many bytes of results are kept."""
         self._bounds = bounds
         self._jobs: Counter[tuple[str, SalePhase]] = Counter()
         self._bytes: Counter[str] = Counter()
@@ -27,16 +30,22 @@ class Tally:
         """Count a job."""
         self._count(sale.peer_id, sale.phase, 1)
         self._hold(sale.peer_id, sale.reserved_bytes)
+        self.result_bytes += sale.result_bytes
 
     def moved(self, sale: Sale, before: SalePhase) -> None:
         """Count a job in its new phase."""
         self._count(sale.peer_id, before, -1)
         self._count(sale.peer_id, sale.phase, 1)
+        if sale.phase in _OVER:
+            # The request is not needed any more.
+            self._hold(sale.peer_id, -sale.reserved_bytes)
+            sale.reserved_bytes = 0
 
     def remove(self, sale: Sale) -> None:
         """Count a job no more."""
         self._count(sale.peer_id, sale.phase, -1)
         self._hold(sale.peer_id, -sale.reserved_bytes)
+        self.result_bytes -= sale.result_bytes
 
     def count(self, phase: SalePhase) -> int:
         """Return how many jobs are in a phase."""
@@ -48,6 +57,8 @@ class Tally:
         Raises:
             RequestRefused: it may not.
         """
+        if self.count(SalePhase.RUNNING) >= self._bounds.running:
+            raise RequestRefused(ErrorCode.RATE_LIMITED, "too many jobs run")
         if sum(self._jobs[peer_id, phase] for phase in _OPEN) >= self._bounds.jobs_per_peer:
             raise RequestRefused(ErrorCode.RATE_LIMITED, "too many jobs under way")
         if self._jobs[peer_id, SalePhase.QUOTED] >= self._bounds.quotes_per_peer:

@@ -24,6 +24,7 @@ _U32_MAX: Final = 0xFFFF_FFFF
 _AT_LEAST_ONE: Final = (
     "max_output_tokens",
     "ttl_s",
+    "max_running_jobs",
     "max_jobs_per_peer",
     "max_unpaid_quotes_per_peer",
     "max_input_bytes",
@@ -156,8 +157,8 @@ class BackendSettings:
 class SellSettings:
     """Sales: models, their backends, and bounds. A node with no models does not sell, nor one with ``enabled`` false.
 
-    ``allow`` names the peers that may buy (empty: all), ``deny`` those that may not. ``max_jobs_per_peer`` is how many paid jobs of a
-    peer run at once; ``max_unpaid_quotes_per_peer`` how many quotes it may leave unpaid; the last two bound the bytes of requests
+    ``allow`` names the peers that may buy (empty: all), ``deny`` those that may not. Above ``max_running_jobs`` paid jobs
+    at the backends no more quotes are given; ``max_jobs_per_peer`` is how many of a peer run at once; ``max_unpaid_quotes_per_peer`` how many quotes it may leave unpaid; the last two bound the bytes of requests
     that are held.
     ``hold_invoices``: payments are accepted, settled at the backend's first byte, and given back where it fails.
     """
@@ -172,6 +173,7 @@ class SellSettings:
     hold_invoices: bool = False
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+    max_running_jobs: int = 256
     max_jobs_per_peer: int = 256
     max_unpaid_quotes_per_peer: int = 1_024
     max_input_bytes: int = 512 * _MIB
@@ -235,6 +237,7 @@ class SellSettings:
         return Bounds(
             input_bytes_per_peer=self.max_input_bytes_per_peer,
             input_bytes=self.max_input_bytes,
+            running=self.max_running_jobs,
             jobs_per_peer=self.max_jobs_per_peer,
             quotes_per_peer=self.max_unpaid_quotes_per_peer,
         )

@@ -218,6 +218,44 @@ def test_running_jobs_of_a_peer_are_bounded():
     virtual_time.run(scenario())
 
 
+def test_no_quotes_are_given_while_as_many_jobs_run_as_may():
+    async def scenario():
+        async with Pair(seller={"bounds": Bounds(running=1)}) as pair:
+            pair.compute.gate.clear()
+            quotes = [await pair.quote(), await pair.quote()]
+            buying = [asyncio.create_task(bought(pair.accept(quote))) for quote in quotes]
+            await settle()
+            assert await _code(pair.quote()) == "lcp_error code=7: too many jobs run"
+            pair.compute.gate.set()
+            # Both were quoted before, and paid: both run.
+            assert [data for _, data, _ in await asyncio.gather(*buying)] == [RESULT] * 2
+
+    virtual_time.run(scenario())
+
+
+def test_bytes_of_requests_count_until_their_jobs_have_ended():
+    async def scenario():
+        async with Pair(seller={"bounds": Bounds(input_bytes_per_peer=5_000)}) as pair:
+            for _ in range(3):
+                await pair.buy(padding=3_000)
+            await pair.quote(padding=3_000)
+            assert await _code(pair.quote(padding=3_000)) == "lcp_error code=7: too many bytes of requests"
+
+    virtual_time.run(scenario())
+
+
+def test_kept_results_are_bounded_and_the_oldest_are_forgotten():
+    async def scenario():
+        async with Pair(seller={"bounds": Bounds(result_bytes=25_000)}) as pair:
+            for _ in range(5):
+                assert (await pair.buy())[1] == RESULT
+            await settle()
+            assert len(await pair.seller.store.sales()) == 2
+            assert 0 < pair.seller.node._sales._tally.result_bytes <= 25_000
+
+    virtual_time.run(scenario())
+
+
 def test_the_oldest_delivered_job_makes_room():
     async def scenario():
         async with Pair(seller={"bounds": Bounds(sales=2)}) as pair:
