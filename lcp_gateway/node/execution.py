@@ -4,10 +4,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from hashlib import sha256
 from typing import Protocol
 
-from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.compute.backend import Backend, ComputeResult, PaidTask, ResultEnd
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.faults import FaultInjector, wait_forever
@@ -17,6 +18,8 @@ from lcp_gateway.node.status import lcp_error
 from lcp_gateway.node.tasks import Task
 
 _UNLIMITED_FAULTS = frozenset({"stream-floods"})
+_FAILED = lcpd_pb2.Result.STATUS_FAILED
+_TOO_LARGE = "result exceeds remote stream limits"
 
 
 class Sink(Protocol):
@@ -43,11 +46,14 @@ class Executor:
     async def run(self, job: Job, task: Task, sink: Sink) -> ResultEnd | None:
         """Run a paid job into a sink, and return its end; None when the call is to end without any result.
 
-        A job that CancelJob has stopped sends nothing more: the call stays open until its caller gives up.
+        A job that CancelJob has stopped, or whose quote expires meanwhile, sends nothing more: as lcpd-grpcd waits for a peer that
+        has fallen silent, the call stays open until its caller gives up.
 
         Raises:
             CallError: the peer fails the job, which stays paid.
         """
+        if job.cancelled:
+            await wait_forever()
         fault = job.fault
         async with self._running(job):
             if fault is not None:
@@ -69,12 +75,13 @@ class Executor:
                         digest.update(chunk)
                         length += len(chunk)
                         if length > limit:
-                            raise lcp_error(ErrorCode.PAYLOAD_TOO_LARGE, "result exceeds max_stream_bytes")
+                            self._events.record_job(EventKind.RESULT, job, "too large")
+                            return replace(_end(result, digest.digest(), length), status=_FAILED, message=_TOO_LARGE)
                         await sink.chunk(chunk)
             except ComputeError as error:
                 self._events.record_job(EventKind.RESULT, job, "failed")
                 raise lcp_error(error.code, error.message) from error
-            end = ResultEnd(result.content_type, result.content_encoding, digest.digest(), length)
+            end = _end(result, digest.digest(), length)
             if fault is not None:
                 end = self._injector.change_end(fault, end)
             self._events.record_job(EventKind.RESULT, job, "ok" if fault is None else fault.name)
@@ -82,26 +89,29 @@ class Executor:
 
     @asynccontextmanager
     async def _running(self, job: Job) -> AsyncIterator[None]:
-        """Count a job as running; end it when its quote expires, and send nothing more when CancelJob stops it."""
+        """Count a job as running; send nothing more once its quote has expired, or CancelJob has stopped it."""
         runner = asyncio.current_task()
         job.runner = runner
         job.peer.inflight += 1
         try:
-            if job.cancelled:
-                await wait_forever()
             async with asyncio.timeout(max(0.0, job.expires_at - time.time())):
                 yield
         except TimeoutError:
             self._events.record_job(EventKind.RESULT, job, "expired")
-            raise lcp_error(ErrorCode.QUOTE_EXPIRED, "quote expired") from None
         except asyncio.CancelledError:
             # CancelJob cancels this task just as a disconnected caller does; only the latter ends the call.
-            if job.cancelled and runner is not None and runner.uncancel() == 0:
-                await wait_forever()
-            raise
+            if not job.cancelled or runner is None or runner.uncancel() > 0:
+                raise
+        else:
+            return
         finally:
             job.peer.inflight -= 1
             job.runner = None
+        await wait_forever()
+
+
+def _end(result: ComputeResult, digest: bytes, length: int) -> ResultEnd:
+    return ResultEnd(result.content_type, result.content_encoding, digest, length)
 
 
 @asynccontextmanager

@@ -76,7 +76,7 @@ class Jobs:
         """
         job = self._jobs.get(job_id)
         if job is None or job.peer is not peer:
-            raise not_found("job is unknown")
+            raise not_found("job not found")
         return job
 
     def take_task(self, job: Job) -> Task:
@@ -87,7 +87,7 @@ class Jobs:
         """
         task, job.task = job.task, None
         if task is None:
-            raise not_found("job is unknown")
+            raise not_found("job not found")
         if job.id in self._jobs:
             self._held_bytes -= len(task.body)
         return task

@@ -33,7 +33,7 @@ class Peer:
         model = self.models.get(task.model)
         if model is None:
             supported = ", ".join(sorted(self.models))
-            raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, f'unsupported model: "{task.model}" (supported: {supported})')
+            raise lcp_error(ErrorCode.UNSUPPORTED_TASK, f'unsupported model: "{task.model}" (supported: {supported})')
         if not (model.chat if task.kind is TaskKind.CHAT else model.responses):
             raise lcp_error(ErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model")
         return model
@@ -113,7 +113,7 @@ class Peers:
         """
         peer = self._by_id.get(peer_id)
         if peer is None:
-            raise not_found("peer is unknown")
+            raise not_found("peer not found")
         if not peer.ready:
             raise failed_precondition("peer is not ready for lcp")
         return peer

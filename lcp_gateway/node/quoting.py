@@ -49,8 +49,8 @@ class _Draft:
 
 
 def price_msat(model: ModelConfig, task: Task) -> int:
-    """Return the price of a task: the output it is allowed is charged in full, for each choice, used or not."""
-    output = (task.max_tokens or model.default_max_tokens) * task.choices
+    """Return the price of a task: the output it is allowed is charged in full, once, however many choices it asks for."""
+    output = task.max_tokens or model.default_max_tokens
     return model.base_msat + model.prompt_token_msat * task.prompt_tokens + model.output_token_msat * output
 
 

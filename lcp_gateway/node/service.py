@@ -15,7 +15,7 @@ from lcp_gateway.node.config import NodeConfig, derive_key, public_id
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.execution import Executor
 from lcp_gateway.node.faults import Fault, FaultScript, Stage, wait_forever
-from lcp_gateway.node.jobs import Job, Jobs
+from lcp_gateway.node.jobs import Job, JobPayment, Jobs
 from lcp_gateway.node.peers import Peers
 from lcp_gateway.node.quoting import Quoter
 from lcp_gateway.node.status import CallError, failed_precondition, invalid, lcp_error
@@ -101,11 +101,12 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
             await abort(context, error, self._config.protocol_version)
         if end is None or not end.sent:
             return
-        await context.write(
-            lcpd_pb2.AcceptAndExecuteStreamResponse(
-                result_end=lcpd_pb2.ResultStreamEnd(result_hash=end.sha256, result_len=end.length)
+        if end.status == lcpd_pb2.Result.STATUS_OK:
+            await context.write(
+                lcpd_pb2.AcceptAndExecuteStreamResponse(
+                    result_end=lcpd_pb2.ResultStreamEnd(result_hash=end.sha256, result_len=end.length)
+                )
             )
-        )
         await context.write(lcpd_pb2.AcceptAndExecuteStreamResponse(result=_result(end, b"")))
 
     async def CancelJob(  # noqa: N802 - named by the protocol
@@ -176,7 +177,8 @@ class LcpdService(lcpd_pb2_grpc.LCPDServiceServicer):
         return await self._executor.run(job, self._jobs.take_task(job), sink)
 
     async def _pay(self, job: Job) -> None:
-        if time.time() >= job.expires_at:
+        # As at lcpd-grpcd, a job that was paid before goes on to lnd, which knows that.
+        if job.payment is JobPayment.NONE and time.time() >= job.expires_at:
             raise failed_precondition("quote expired")
         if job.invoice_problem is not None:
             raise failed_precondition(job.invoice_problem)
@@ -225,6 +227,8 @@ async def abort(context: Context, error: CallError, protocol_version: int) -> No
 
 
 def _result(end: ResultEnd, body: bytes) -> lcpd_pb2.Result:
+    if end.status != lcpd_pb2.Result.STATUS_OK:
+        return lcpd_pb2.Result(status=end.status, message=end.message)
     return lcpd_pb2.Result(
         status=end.status,
         result=body,

@@ -3,6 +3,7 @@ import os
 
 import psutil
 
+from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.config import FaultConfig, ModelConfig, PeerConfig
 from tests.support.node_client import chat_task
 
@@ -41,19 +42,17 @@ async def test_hundreds_of_slow_streams_run_side_by_side_and_stay_apart(make_nod
         assert client.node.wallet.payments == 300
 
 
-async def test_a_result_larger_than_the_peer_allows_fails_after_payment(make_node):
-    import grpc
-    import pytest
-
-    peer = PeerConfig("Tight", (ModelConfig("m"),), max_stream_bytes=2_000)
+async def test_a_result_larger_than_the_peer_allows_is_a_failed_result_after_payment(make_node):
+    failed = lcpd_pb2.Result(status=lcpd_pb2.Result.STATUS_FAILED, message="result exceeds remote stream limits")
+    peer = PeerConfig("Tight", (ModelConfig("m"),), max_stream_bytes=600)
     async with make_node(peers=(peer,)) as client:
-        terms = await client.quote(chat_task(model="m", say="a b c d e f", stream=True), "Tight")
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await client.stream(terms, "Tight")
+        task = chat_task(model="m", say="a b c d e f " * 20)
+        assert (await client.accept(await client.quote(task, "Tight"), "Tight")).result == failed
+        streamed = await client.ask_stream(chat_task(model="m", say="a b c d e f", stream=True), "Tight")
 
-        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert caught.value.details().startswith("lcp_error code=6")
-        assert client.node.wallet.payments == 1
+        assert streamed.begin and streamed.chunks and streamed.end is None
+        assert streamed.result == failed
+        assert client.node.wallet.payments == 2
 
 
 async def test_a_burst_of_calls_is_served_to_the_last(client):

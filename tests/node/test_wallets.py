@@ -98,20 +98,36 @@ async def test_an_expired_quote_is_not_paid(make_node):
         assert client.node.wallet.payments == 0
 
 
-async def test_an_answer_that_takes_longer_than_the_quote_lives_is_paid_and_lost(make_node):
+async def test_a_peer_whose_work_takes_longer_than_the_quote_lives_is_paid_and_falls_silent(make_node):
     peer = PeerConfig("Slow", (ModelConfig("m", tokens_per_second=1.0),))
     async with make_node(quote_ttl_s=1, peers=(peer,)) as client:
         terms = await client.quote(chat_task(model="m"), "Slow")
-        assert await failure(client.accept(terms, "Slow")) == ("FAILED_PRECONDITION", "lcp_error code=3: quote expired")
+        call = asyncio.create_task(client.accept(terms, "Slow", timeout=60))
+        while EventKind.RESULT not in kinds(client):
+            await asyncio.sleep(0.01)
+
+        assert (client.node.events.kept[-1].detail, call.done()) == ("expired", False)
+        assert client.node.peers.named("Slow").inflight == 0
         assert client.node.wallet.payments == 1
+        call.cancel()
+
+
+async def test_a_job_that_was_paid_is_paid_for_lnd_to_refuse_even_past_its_quote(make_node):
+    async with make_node(quote_ttl_s=1) as client:
+        terms = await client.quote(chat_task())
+        await client.accept(terms)
+        await asyncio.sleep(max(0.0, terms.quote_expiry.seconds - time.time()) + 0.02)
+        code, details = await failure(client.accept(terms))
+
+    assert code == "UNAVAILABLE" and details.endswith("invoice is already paid")
 
 
 async def test_an_unknown_job_and_another_peers_job_are_not_found(client):
     terms = await client.quote(chat_task())
 
-    assert await failure(client.accept(terms, "Bob")) == ("NOT_FOUND", "job is unknown")
+    assert await failure(client.accept(terms, "Bob")) == ("NOT_FOUND", "job not found")
     terms.job_id = b"\x00" * 32
-    assert await failure(client.accept(terms)) == ("NOT_FOUND", "job is unknown")
+    assert await failure(client.accept(terms)) == ("NOT_FOUND", "job not found")
 
 
 async def test_an_accept_that_shall_not_pay_is_invalid(client):
