@@ -387,7 +387,7 @@ def process() -> list[timeseries.Panel]:
         lines("Background tasks restarted", "Tasks that ended by an error and were started again: each has its cause in the log, and is named in /readyz while it is down.", [(rate("task_restarts_total", "task"), "{{task}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
         lines("Log lines lost", "Lines that were dropped because standard output or error was not read, or could not be written.", [(rate("log_lines_lost_total", "instance"), "{{instance}}")], unit="cps", steps=((None, GREEN), (0.0001, RED))),
         lines("Open files", "Sockets and files, against the limit of the process.", [(scoped("process_open_fds"), "{{instance}}"), (scoped("process_max_fds"), "limit of {{instance}}")]),
-        lines("Versions", "Versions by instance, over time: did the problem begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}"), (f"sum by (transport) ({own('lcpd_transport')})", "transport {{transport}}")], stacked=True),
+        lines("Versions", "Versions by instance, over time: did the problem begin with a new version?", [(f"sum by (version, python, protocol) ({own('build_info')})", "{{version}} · Python {{python}} · protocol {{protocol}}"), (f"sum by (transport) ({own('lcpd_transport')})", "transport {{transport}}"), (f"count_values(\"protocol\", {own('lcpd_protocol_version')})", "daemon of protocol {{protocol}}")], stacked=True),
     ]  # fmt: skip
 
 

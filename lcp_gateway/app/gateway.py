@@ -46,6 +46,7 @@ from lcp_gateway.purchase.quoting import PaidJobs
 from lcp_gateway.purchase.service import PurchaseService
 from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.measurements import Measurements
+from lcp_gateway.routing.peer_models import PeerModels
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.routing.route_query import explain_no_match, rank_models
 from lcp_gateway.store.database.engines import DatabaseUnavailable
@@ -77,6 +78,7 @@ class Runtime:
     tasks: BackgroundTasks
     short_tasks: ShortTasks
     peers: PeerWatch
+    peer_models: PeerModels
     nodes: NodeParts
     dialin: DialinParts
     catalog: MergedCatalog
@@ -179,6 +181,7 @@ class Gateway:
         """Buy and store by other settings from now on; cannot fail. The listeners have to use their applications."""
         settings, purchase, runtime = configured.settings, configured.purchase, self.runtime
         runtime.peers.use(refresh_s=settings.peers_refresh_s, timeout_s=settings.timeout_quote_s)
+        runtime.peer_models.use(settings.peer_models, settings.model_map)
         runtime.nodes.use(settings, configured.routing.registry)
         runtime.dialin.use(settings, configured.routing.registry)
         runtime.access.use(settings)
@@ -232,6 +235,7 @@ class Gateway:
             catalog=runtime.catalog,
             daemon_problem=lambda: runtime.peers.problem,
             transport=runtime.peers.transport,
+            protocol_version=lambda: runtime.peers.info.protocol_version if runtime.peers.info else None,
             nodes=lambda: {**runtime.nodes.watch.states, **runtime.dialin.hub.own_states},
             jobs=runtime.jobs,
             metrics=runtime.metrics,

@@ -19,7 +19,7 @@ from lcp_gateway.app.reload import Reload
 from lcp_gateway.app.serving import Serving, log_level, open_serving
 from lcp_gateway.app.startup import LocalDaemon, StartError, open_runtime
 from lcp_gateway.app.wiring import WiringError
-from lcp_gateway.app.wiring.journal import journal_tasks, load_trust
+from lcp_gateway.app.wiring.journal import journal_tasks, load_peer_models, load_trust
 from lcp_gateway.config import Loaded, Settings, parse_host_port, serves_console
 from lcp_gateway.http.server.listener import CannotListen
 from lcp_gateway.http.server.tls import BadCertificate
@@ -101,6 +101,7 @@ async def _serve(
         try:
             gateway = Gateway(settings, runtime)
             await load_trust(runtime.journal, runtime.trust)
+            await load_peer_models(runtime.journal, runtime.peer_models)
             await runtime.shared_trust.load()
         except WiringError as error:
             raise StartError(str(error)) from error

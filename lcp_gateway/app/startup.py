@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -15,7 +16,7 @@ from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.dialin import dialin_parts
 from lcp_gateway.app.wiring.journal import JournalParts, open_journal
 from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
-from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, model_registry, node_parts, trust_rules
+from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, model_registry, node_parts, peer_models, trust_rules
 from lcp_gateway.app.wiring.shared_redis import open_redis
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.shared_trust import open_shared_trust
@@ -30,6 +31,7 @@ from lcp_gateway.purchase.tracing import Tracing
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.model_registry import read_name
+from lcp_gateway.routing.peer_models import PeerModels
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import get_logger
@@ -84,7 +86,8 @@ async def open_runtime(
     """
     tracing = await _enter(stack, open_tracing(settings, metrics, get_logger("tracing")))
     transport = None if local_daemon is None else await stack.enter_async_context(local_daemon.running(metrics))
-    daemon = _open_daemon(settings, metrics, tracing, transport)
+    models = peer_models(settings)
+    daemon = _open_daemon(settings, metrics, tracing, transport, models, lambda: peers.refresh_soon())  # noqa: PLW0108 - the watch is made later
     stack.push_async_callback(daemon.close)
     nodes = node_parts(settings, metrics, tracing, tasks.starter("nodes"), log)
     stack.push_async_callback(nodes.upstream.close)
@@ -127,6 +130,7 @@ async def open_runtime(
     )
     stack.push_async_callback(dialin.hub.close)
     observer.on_node_end = dialin.hub.ended
+    observer.on_delivered = lambda it: models.bought(it.quote.peer_id, it.order.task.kind, it.order.task.model)
     access.node_connections = lambda: dialin.hub.states
     background = [
         BackgroundTask("peers", peers.run),
@@ -156,6 +160,7 @@ async def open_runtime(
         tasks=tasks,
         short_tasks=short_tasks,
         peers=peers,
+        peer_models=models,
         nodes=nodes,
         dialin=dialin,
         catalog=MergedCatalog(peers, AllNodes(nodes.watch, dialin.hub)),
@@ -180,12 +185,28 @@ async def open_runtime(
     return runtime, background
 
 
-def _open_daemon(settings: Settings, metrics: Metrics, tracing: Tracing, transport: Transport | None) -> LcpdUpstream:
+def _open_daemon(
+    settings: Settings,
+    metrics: Metrics,
+    tracing: Tracing,
+    transport: Transport | None,
+    models: PeerModels,
+    changed: Callable[[], None],
+) -> LcpdUpstream:
+    """Open the daemon; ``changed`` is called once it speaks another version than before."""
+
+    def speaks(version: int) -> None:
+        metrics.lcpd_protocol_version(version)
+        get_logger("peers").info("the daemon's version is known", protocol_version=version)
+        changed()
+
     try:
         return LcpdUpstream(
             lcpd_address(settings),
             on_error=metrics.grpc_error,
             on_odd_peer=_log_odd_peer,
+            on_version=speaks,
+            models=models,
             tracing=tracing,
             transport=transport,
             fee_limit_msat=settings.fee_limit_msat,

@@ -200,11 +200,15 @@ def _parse_provider(value: object) -> str:
     text = parse_text(value)
     if text.startswith(NODE_PREFIX):
         return NODE_PREFIX + _parse_node_name(text.removeprefix(NODE_PREFIX))
+    try:
+        return _parse_peer_id(text)
+    except ValueError as error:
+        raise ValueError(f'{error}; a node of the configuration is written "{NODE_PREFIX}NAME"') from None
+
+
+def _parse_peer_id(text: str) -> str:
     if not _PEER_ID.fullmatch(text.lower()):
-        raise ValueError(
-            "a peer id is 66 hexadecimal digits (the node's public key); "
-            f'a node of the configuration is written "{NODE_PREFIX}NAME"'
-        )
+        raise ValueError("a peer id is 66 hexadecimal digits (the node's public key)")
     return text.lower()
 
 
@@ -266,6 +270,25 @@ def _parse_model_map(value: object) -> dict[str, str]:
         except ValueError as error:
             raise ValueError(f"the provider of model {model!r:.80}: {error}") from None
     return providers
+
+
+def _parse_peer_models(value: object) -> dict[str, tuple[str, ...]]:
+    pairs: list[tuple[str, object]] = (
+        [(parse_text(key), item) for key, item in value.items()]
+        if isinstance(value, Mapping)
+        else [(key, item) for key, item in _pairs(value, last_equals=False)]
+    )
+    found: dict[str, tuple[str, ...]] = {}
+    for number, (key, item) in enumerate(pairs, start=1):
+        try:
+            peer_id = key if key == "*" else _parse_peer_id(key)
+            models = parse_list(item)
+        except ValueError as error:
+            raise ValueError(f"entry number {number}: {error}") from None
+        if peer_id in found:
+            raise ValueError(f"entry number {number}: the peer occurs twice")
+        found[peer_id] = models
+    return found
 
 
 def _parse_metadata(value: object) -> dict[str, str]:
@@ -368,6 +391,7 @@ OptionalProvider = Annotated[str, Form("provider", "PROVIDER"), read_by(optional
 Names = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(parse_list)]
 BearerKeys = Annotated[tuple[str, ...], Form("list", "A,B"), read_by(_parse_bearer_keys)]
 ModelMap = Annotated[Mapping[str, str], Form("map", "MODEL=PROVIDER;..."), read_by(_parse_model_map)]
+PeerModels = Annotated[Mapping[str, tuple[str, ...]], Form("map", "PEER=MODEL,MODEL;..."), read_by(_parse_peer_models)]
 Metadata = Annotated[Mapping[str, str], Form("map", "KEY=VALUE;..."), read_by(_parse_metadata)]
 OptionalFile = Annotated[Path | None, Form("file", "FILE"), read_by(parse_file)]
 Auth = Annotated[Literal["", "none", "keys", "accounts"], Form("none, keys or accounts", "MODE"), read_by(_lower)]

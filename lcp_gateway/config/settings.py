@@ -172,6 +172,13 @@ class Settings(BaseModel):
         Group.ROUTING,
         openai_serve="MODEL_MAP",
     )
+    peer_models: parsers.PeerModels = setting(
+        {},
+        'The models of peers that list none, as those of protocol version 3 do: a table of lists by peer id, or "peer=model,model;peer=model", where '
+        "`*` is each peer that has no list here. They are then all that such a peer is asked for. A peer without a list is offered with the models that it "
+        "delivered before and those that it named in a refusal, and is asked for any other that a client names.",
+        Group.ROUTING,
+    )
     model_allowlist: parsers.Names = setting(
         (),
         "The only models that may be asked for. All that providers advertise when empty.",

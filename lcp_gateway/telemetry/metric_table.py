@@ -119,6 +119,7 @@ SPECS: tuple[MetricSpec, ...] = (
     MetricSpec("traffic", _G, "jobs_limit", "The most jobs that are admitted at once; 0 when there is no limit."),
     # peers
     MetricSpec("peers", _G, "daemon_up", "1 when the last call to the daemon was answered, else 0."),
+    MetricSpec("peers", _G, "lcpd_protocol_version", "The version of the protocol that the daemon speaks, 2 or 3; 0 until it has said so."),
     MetricSpec("peers", _G, "peers", "Peers that are connected and ready, by the last snapshot."),
     MetricSpec("peers", _G, "models", "Different models that the peers advertise, by the last snapshot."),
     MetricSpec("peers", _G, "snapshot_age_seconds", "Age of the snapshot of peers, computed at each scrape; counted from the start of the gateway while there is none."),

@@ -472,6 +472,10 @@ class Metrics:
         gauge.clear()
         gauge.labels(version, platform.python_version(), protocol).set(1)
 
+    def lcpd_protocol_version(self, version: int) -> None:
+        """Set the version of the protocol that the daemon speaks."""
+        self._set("lcpd_protocol_version", version)
+
     def lcpd_transport(self, name: str) -> None:
         """Set how calls reach the daemon."""
         self._gauges["lcpd_transport"].labels(name).set(1)

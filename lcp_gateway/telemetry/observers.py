@@ -39,7 +39,8 @@ _OUTCOMES = {State.NOT_PAID: "not_paid", State.UNKNOWN: "unknown", State.PAYING:
 class PurchaseObserver(Observer):
     """Counts purchases and their quotes, and measures the providers: work under way, speed, delivery.
 
-    ``on_settled`` gets each purchase that was paid over Lightning, ``on_node_end`` each that is paid on delivery and has ended.
+    ``on_settled`` gets each purchase that was paid over Lightning, ``on_delivered`` each whose result was delivered,
+    ``on_node_end`` each that is paid on delivery and has ended.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PurchaseObserver(Observer):
         self._log = log
         self._shown: View | None = None
         self.on_settled: Callable[[Purchase], None] = lambda _purchase: None
+        self.on_delivered: Callable[[Purchase], None] = lambda _purchase: None
         self.on_node_end: Callable[[Purchase], None] = lambda _purchase: None
 
     def quote_received(self, order: Order, quote: Quote, duration_s: float) -> None:
@@ -109,6 +111,7 @@ class PurchaseObserver(Observer):
         quote, task = purchase.quote, purchase.order.task
         self._measurements.finished(quote.peer_id)
         if purchase.state is State.DELIVERED:
+            self.on_delivered(purchase)
             mode = answer_mode(task)
             first_byte_s, tokens_per_s, tokens = _speed(answer, mode)
             self._measurements.delivered(

@@ -201,6 +201,7 @@ EXAMPLES = {
     "default_peer_id": (PEER.upper(), PEER),
     "default_model": (" gpt-5 ", "gpt-5"),
     "model_map": (f"a=b:7={PEER.upper()};gpt={PEER}", {"a=b:7": PEER, "gpt": PEER}),
+    "peer_models": (f"{PEER.upper()}=qwen, a=b ; * = gpt", {PEER: ("qwen", "a=b"), "*": ("gpt",)}),
     "explicit_choice": ("Score", "score"),
     "list_auto": ("no", False),
     "model_allowlist": ("gpt-5,llama", ("gpt-5", "llama")),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -231,3 +233,33 @@ def test_not_all_of_many_models_are_named():
     catalog = Catalog((provider(ALICE, *((CHAT, f"m{n:02}") for n in range(13))),), taken_at=0.0)
     with pytest.raises(ModelNotFound, match=r"m00, .*m09 and 3 more"):
         all_of("x", EMBEDDINGS, catalog=catalog)
+
+
+def _open(peer_id, *kinds):
+    return replace(provider(peer_id), open_kinds=frozenset(kinds))
+
+
+OPEN = Catalog(
+    (_open(ALICE, RESPONSES), _open(BOB, CHAT, RESPONSES), provider(CAROL), _open("02" + "d" * 64, CHAT)), 0.0
+)
+
+
+def test_where_peers_list_no_models_those_that_take_the_kind_of_task_are_asked():
+    task = Task(CHAT, "whatever", b"{}", stream=False)
+    assert [one.peer_id for one in explicit_providers(OPEN, task, RoutingRules())] == [BOB, "02" + "d" * 64]
+    assert chosen("whatever", catalog=OPEN, kind=RESPONSES) == ALICE
+    assert chosen("whatever", catalog=OPEN, kind=COMPLETIONS) == BOB, "as a chat"
+    assert chosen("whatever", catalog=OPEN, default_peer_id=CAROL) == CAROL
+    assert chosen("whatever", catalog=OPEN, model_peers={"whatever": CAROL}) == CAROL
+    assert chosen("whatever", catalog=OPEN, allowlist=frozenset({"whatever"})) == BOB
+    with pytest.raises(ModelNotFound):
+        chosen("whatever", catalog=OPEN, allowlist=frozenset({"other"}))
+    with pytest.raises(NoProvider, match="failed lately"):
+        explicit_providers(OPEN, task, RoutingRules(), lambda _peer_id: False)
+
+
+def test_a_peer_that_is_known_to_have_the_model_comes_before_those_that_may():
+    catalog = Catalog((*OPEN.providers, replace(provider(CAROL, (CHAT, "known")), open_kinds=frozenset({CHAT}))), 0.0)
+    task = Task(CHAT, "known", b"{}", stream=False)
+    assert [one.peer_id for one in explicit_providers(catalog, task, RoutingRules())] == [CAROL]
+    assert chosen("unknown", catalog=catalog) == BOB, "it need not be unknown to all of them"

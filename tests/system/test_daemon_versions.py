@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -21,11 +22,22 @@ def node():
         yield running
 
 
+@contextmanager
+def serving(node, journal, **settings):
+    env = {
+        "OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0",
+        "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address,
+        "LCP_GATEWAY_JOURNAL_URL": str(journal),
+        "LCP_GATEWAY_PEERS_REFRESH_S": "0.2",
+        **settings,
+    }
+    with gateway(embedded=False, env=env) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def served(node, tmp_path_factory):
-    journal = tmp_path_factory.mktemp("journal") / "journal.db"
-    settings = {"OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0", "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address}
-    with gateway(embedded=False, env={**settings, "LCP_GATEWAY_JOURNAL_URL": f"sqlite:///{journal}"}) as running:
+    with serving(node, tmp_path_factory.mktemp("journal") / "journal.db") as running:
         yield running
 
 
@@ -69,6 +81,49 @@ def test_a_model_that_the_peer_does_not_have_is_refused_without_a_payment(port, 
     assert answer.status == 400 and answer.verdict == "none"
     assert "lcp_error code=3" in answer.error["message"]
     assert not node.received.of("AcceptAndExecute")
+
+
+def test_readyz_metrics_and_doctor_name_the_version(node, port):
+    assert get(port, "/readyz").json["daemon"]["protocol_version"] == 3
+    assert "\nlcpgateway_lcpd_protocol_version 3.0\n" in get(port, "/metrics").body.decode()
+    flags = ("doctor", "--lcpd-grpc-addr", node.address, "--journal-url", "off")
+    silent = run_command(*flags)
+    assert "LCP protocol version 3" in silent.stdout and "list none (see peer_models)" in silent.stdout
+    assert "the peers list no models" in silent.stdout
+    named = run_command(*flags, env={"LCP_GATEWAY_PEER_MODELS": "*=echo-1"})
+    assert "ok    quote" in named.stdout and "echo-1 at" in named.stdout
+    assert "terms and invoice hold" in named.stdout
+
+
+def listed(port):
+    return {model["id"] for model in get(port, "/v1/models").json["data"]} - {"auto"}
+
+
+def test_models_are_those_that_were_bought_or_named_also_after_a_restart(node, tmp_path):
+    journal = tmp_path / "journal.db"
+    with serving(node, journal) as running:
+        assert listed(running.port) == set()
+        assert post(running.port, CHAT, document(model="echo-mini")).verdict == "settled"
+        eventually(lambda: listed(running.port) == {"echo-mini"})
+        assert get(running.port, "/v1/models/echo-mini").json["lcp"]["endpoints"] == ["chat", "completions"]
+        assert post(running.port, CHAT, document(model="nope")).status == 400
+        # The peer has named all of its models.
+        eventually(lambda: {"echo-mini", "echo-1", "echo-slow"} <= listed(running.port))
+        automatic = post(running.port, CHAT, document(model="auto"))
+        assert automatic.status == 200 and automatic.verdict == "settled"
+    with serving(node, journal) as again:
+        eventually(lambda: "echo-mini" in listed(again.port))
+        assert "echo-slow" not in listed(again.port), "what a peer named is a hint, and was not recorded"
+
+
+def test_the_operators_list_is_all_that_peers_are_asked_for(node, tmp_path):
+    node.received.clear()
+    with serving(node, tmp_path / "journal.db", LCP_GATEWAY_PEER_MODELS="*=echo-1") as running:
+        assert listed(running.port) == {"echo-1"}
+        refused = post(running.port, CHAT, document(model="echo-mini"))
+        assert (refused.status, refused.error["code"]) == (404, "model_not_available")
+        assert not node.received.of("RequestQuote")
+        assert post(running.port, RESPONSES, document(RESPONSES)).verdict == "settled"
 
 
 @BOTH
@@ -140,4 +195,5 @@ def test_a_daemon_is_exchanged_and_back_with_quotes_outstanding(swapped, swappin
         fresh = bought(port, stream=stream)
         assert fresh.status == 200 and fresh.whole and fresh.verdict == "settled"
         assert ("x-lcp-call-id" in fresh.headers) is (after == 3)
+        assert get(port, "/readyz").json["daemon"]["protocol_version"] == after
         assert len(events("paid")) == paid + 1

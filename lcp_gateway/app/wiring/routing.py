@@ -21,6 +21,7 @@ from lcp_gateway.routing.auto import AutoChoice, AutoPolicy, Decision
 from lcp_gateway.routing.explicit import RoutingRules
 from lcp_gateway.routing.measurements import Measurements
 from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry, kinds_for
+from lcp_gateway.routing.peer_models import PeerModels
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.routing.preferences import Weights
 from lcp_gateway.routing.route_query import ENDPOINT_NAMES
@@ -104,6 +105,11 @@ def routing_rules(settings: Settings) -> RoutingRules:
         allow_unlisted=settings.allow_unlisted_models,
         by_score=settings.explicit_choice == "score",
     )
+
+
+def peer_models(settings: Settings) -> PeerModels:
+    """Return the operator's lists of the models of peers that list none."""
+    return PeerModels(settings.peer_models, settings.model_map)
 
 
 def model_registry(settings: Settings) -> ModelRegistry:

@@ -248,7 +248,9 @@ async def _examine_peers(report: Report, upstream: LcpdUpstream, settings: Setti
     peers = Catalog(providers=providers, taken_at=time.monotonic())
     names = sorted(peers.models())
     if providers:
-        report.ok("peers", f"{len(providers)} ready, {len(names)} models: {_some(names)}")
+        silent = sum(bool(provider.open_kinds) for provider in providers)
+        without = f"; {silent} of them list none (see peer_models)" if silent else ""
+        report.ok("peers", f"{len(providers)} ready, {len(names)} models{': ' if names else ''}{_some(names)}{without}")
     else:
         report.fail(
             "peers",
@@ -274,6 +276,8 @@ async def _examine_peers(report: Report, upstream: LcpdUpstream, settings: Setti
         text = f"asks {format_sat(Msat(asks))} ({asks} msat)" if asks else "asks nothing"
         where = f"{printable(task.model)} at {provider.peer_id}"
         report.ok("price list", f"{where} {text} for an ordinary request")
+    elif any(provider.open_kinds for provider in providers):
+        report.ok("quote", "not asked for: the peers list no models", "name one in peer_models or model_map")
     else:
         advice = "see model_allowlist, model_map and default_peer_id"
         report.fail("quote", "no model can be asked for", advice)

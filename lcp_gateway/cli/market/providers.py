@@ -35,9 +35,9 @@ _T = TypeVar("_T")
 @contextlib.asynccontextmanager
 async def opened_daemon(settings: Settings) -> AsyncIterator[LcpdUpstream]:
     """Open the daemon that the settings name, and close it after the block."""
-    from lcp_gateway.app import lcpd_address  # noqa: PLC0415 - imports the whole gateway
+    from lcp_gateway.app.wiring.routing import lcpd_address, peer_models  # noqa: PLC0415 - imports the whole gateway
 
-    upstream = LcpdUpstream(lcpd_address(settings))
+    upstream = LcpdUpstream(lcpd_address(settings), models=peer_models(settings))
     try:
         yield upstream
     finally:

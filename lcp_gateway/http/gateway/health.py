@@ -94,6 +94,7 @@ class HealthRoutes:
         stale_s: float,
         daemon_problem: Callable[[], UpstreamError | None],
         transport: str,
+        protocol_version: Callable[[], int | None] = lambda: None,
         nodes: Callable[[], Mapping[str, NodeState]] = dict,
         other_reasons: Callable[[], Iterable[str]] = tuple,
         tasks: Callable[[], Mapping[str, object]] = dict,
@@ -102,7 +103,8 @@ class HealthRoutes:
     ) -> None:
         """A snapshot of the peers older than ``stale_s`` is stale.
 
-        ``transport`` names the transport to the daemon. ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of
+        ``transport`` names the transport to the daemon, ``protocol_version`` returns the version of the protocol that it speaks, None while
+        that is not known. ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of
         each virtual node, ``other_reasons`` further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
         lnd, where one is configured. ``workers`` are those of the gateway, where this process is one of several.
         """
@@ -111,6 +113,7 @@ class HealthRoutes:
         self._other_reasons = other_reasons
         self._daemon_problem = daemon_problem
         self._transport = transport
+        self._protocol_version = protocol_version
         self._nodes = nodes
         self._lnd_report = lnd_report
         self._catalog = catalog
@@ -160,7 +163,11 @@ class HealthRoutes:
         report: dict[str, object] = {
             "status": "unavailable" if reasons else READY,
             "reasons": reasons,
-            "daemon": {"reachable": self._daemon_problem() is None, "transport": self._transport},
+            "daemon": {
+                "reachable": self._daemon_problem() is None,
+                "transport": self._transport,
+                "protocol_version": self._protocol_version(),
+            },
             "peers": peers,
             "snapshot_age_s": round(self._catalog.age_s, 3),
             "jobs_in_flight": len(self._jobs),

@@ -6,7 +6,9 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, TextClause, and_, case, func, not_, or_, select
 
 from lcp_gateway.purchase.money import Budget, Msat, Period, Refund
+from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import RULINGS
+from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.records import (
     BudgetState,
     GroupBy,
@@ -40,6 +42,7 @@ from lcp_gateway.store.journal.purchases import record_of
 from lcp_gateway.store.journal.usage import read_key_use, read_total, read_usage
 
 _JOB_DIGITS = 64
+_LAST_PURCHASES = 10_000
 _OPEN = tuple(state.value for state in OPEN_STATES)
 
 _IS_LOST = and_(
@@ -198,6 +201,29 @@ class Books:
                 PeerTotals(peer_id, *(Msat(int(number)) for number in numbers))
                 for peer_id, *numbers in connection.execute(query)
             ]
+
+        return await self._database.read(work)
+
+    async def models_of_peers(self, protocol_version: int) -> Sequence[tuple[str, TaskKind, str]]:
+        """Return which peers of a version of the protocol delivered which kind of task with which model, lately.
+
+        The last purchases are read, not all of them.
+        """
+        columns = (purchases.c.peer_id, purchases.c.task_kind, purchases.c.model)
+        conditions = (*columns, purchases.c.protocol_version, purchases.c.state, purchases.c.kind)
+        last = select(*conditions).order_by(purchases.c.paying_at.desc()).limit(_LAST_PURCHASES).subquery()
+        query = (
+            select(last.c.peer_id, last.c.task_kind, last.c.model)
+            .where(
+                last.c.protocol_version == protocol_version,
+                last.c.state == State.DELIVERED.value,
+                last.c.kind == ProviderSource.LCP.value,
+            )
+            .distinct()
+        )
+
+        def work(connection: Connection) -> list[tuple[str, TaskKind, str]]:
+            return [(peer_id, TaskKind(kind), model) for peer_id, kind, model in connection.execute(query)]
 
         return await self._database.read(work)
 

@@ -16,6 +16,7 @@ from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.routing.catalog import Provider
+from lcp_gateway.routing.peer_models import PeerModels
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.dialect import Dialect, ListedPeer, UnsupportedVersion, read
 from lcp_gateway.upstreams.lcpd.grpc_status import is_transient, upstream_error
@@ -82,6 +83,7 @@ class LcpdUpstream:
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
         on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
         on_version: Callable[[int], None] = lambda _version: None,
+        models: PeerModels | None = None,
         tracing: Tracing = NO_TRACING,
         transport: Transport | None = None,
         fee_limit_msat: int = 0,
@@ -89,7 +91,7 @@ class LcpdUpstream:
         """``on_error`` gets the names of the method and the status of every call that fails.
 
         ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason. ``on_version`` gets the
-        version that the daemon speaks, once it is known and after each change. ``transport`` leads to a daemon in this
+        version that the daemon speaks, once it is known and after each change. ``models`` completes peers that list none. ``transport`` leads to a daemon in this
         process, None to the address. A daemon that is a node of lcp-gateway pays no routing fee above ``fee_limit_msat``; 0
         leaves the limit to it.
         """
@@ -100,6 +102,7 @@ class LcpdUpstream:
         self._on_error = on_error
         self._on_odd_peer = on_odd_peer
         self._on_version = on_version
+        self._models = PeerModels() if models is None else models
         self._daemon: _Daemon | None = None
         self._odd_peers: frozenset[tuple[str, str]] = frozenset()
         self._result_limits: Mapping[str, int] = {}
@@ -138,7 +141,7 @@ class LcpdUpstream:
                 odd.add(("", "its id is no public key (66 hexadecimal digits): it is left out"))
                 continue
             provider, problems = peer.provider(most)
-            providers.append(provider)
+            providers.append(self._models.complete(provider))
             odd.update((peer.peer_id, problem) for problem in problems)
         for peer_id, problem in odd - self._odd_peers:
             self._on_odd_peer(peer_id, problem)
@@ -159,8 +162,15 @@ class LcpdUpstream:
 
         async def ask(left_s: float) -> Quote:
             daemon = await self._daemon_now(left_s)
-            request = daemon.dialect.quote_request(task, peer_id)
-            return daemon.dialect.quote(await self._once("RequestQuote", request, left_s, daemon), peer_id)
+            dialect = daemon.dialect
+            request = dialect.quote_request(task, peer_id)
+            try:
+                answer = await self._once("RequestQuote", request, left_s, daemon)
+            except UpstreamError as error:
+                if models := dialect.models_in(error.message):
+                    self._models.named(peer_id, models)
+                raise
+            return dialect.quote(answer, peer_id)
 
         return await self._retried(ask, timeout_s)
 

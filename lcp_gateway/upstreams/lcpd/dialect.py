@@ -64,6 +64,10 @@ class Dialect(Protocol):
         """Read ListLCPPeersResponse."""
         ...
 
+    def models_in(self, refusal: str) -> Sequence[str]:
+        """Return the models that a peer names in the text of its error; none where its list names them already."""
+        ...
+
 
 class ListedPeer(Protocol):
     """A peer of the daemon's list."""

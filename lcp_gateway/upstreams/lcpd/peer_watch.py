@@ -1,6 +1,7 @@
 """The catalog of peers: a snapshot that is refreshed in the background, and never with each request."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -45,6 +46,7 @@ class PeerWatch:
             UpstreamStatus.UNAVAILABLE, "the daemon has not been asked yet"
         )
         self._refreshing: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
 
     def use(self, *, refresh_s: float, timeout_s: float) -> None:
         """Apply changed settings from the next refresh on."""
@@ -92,11 +94,21 @@ class PeerWatch:
             self._refreshing.add_done_callback(self._asked)
         await asyncio.shield(self._refreshing)
 
+    def refresh_soon(self) -> None:
+        """Have ``run`` refresh now, unless a refresh is under way."""
+        if self._refreshing is None:
+            self._wanted.set()
+
     async def run(self) -> None:
         """Refresh until cancelled."""
         while True:
+            self._wanted.clear()
             await self.refresh()
-            await asyncio.sleep(self._refresh_s if self._problem is None else min(_RETRY_S, self._refresh_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(
+                    self._refresh_s if self._problem is None else min(_RETRY_S, self._refresh_s)
+                ):
+                    await self._wanted.wait()
 
     def _asked(self, _task: asyncio.Task[None]) -> None:
         self._refreshing = None

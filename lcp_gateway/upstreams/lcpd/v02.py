@@ -70,6 +70,10 @@ class Version2:
         """Read ListLCPPeersResponse."""
         return [_Peer(peer.peer_id, peer) for peer in read(pb.ListLCPPeersResponse, answer).peers]
 
+    def models_in(self, refusal: str) -> Sequence[str]:  # noqa: ARG002 - the protocol's
+        """Return no models: the peer's list names them."""
+        return ()
+
 
 def _result(message: pb.Result) -> Result:
     check_form_of_result(message, own_form=LENGTH_FORM)

@@ -1,10 +1,12 @@
 """The messages of protocol version 3, a draft: the service and its methods keep their names, the messages do not."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from lcp_gateway._gen.lcpd import lcpd_v03_pb2 as pb
+from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.lightning.terms import CONTENT_ENCODING, CONTENT_TYPE, model_params
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -22,11 +24,14 @@ from lcp_gateway.upstreams.lcpd.dialect import (
     quote_of,
     read,
 )
+from lcp_gateway.upstreams.lcpd.grpc_status import peer_error
 from lcp_gateway.upstreams.lcpd.payment_report import read_report
 
 MAX_TYPE_CHARS = 256
 """The longest content type or encoding that a quote may promise: both are kept with the purchase."""
 
+# lcpd-grpcd's: lcp_error code=3: unsupported model: "x" (supported: a, b)
+_SUPPORTED = re.compile(r"unsupported model: .*\(supported: (?P<names>[^()]*)(?P<end>\)\Z)?")
 _KIND_OF_METHOD = {kind.value: kind for kind in KINDS_OF_PEERS}
 _JSON_MEDIA_TYPE = CONTENT_TYPE.partition(";")[0]
 
@@ -83,6 +88,17 @@ class Version3:
     def peers(self, answer: bytes) -> Sequence[ListedPeer]:
         """Read ListLCPPeersResponse."""
         return [_Peer(peer.peer_id, peer) for peer in read(pb.ListLCPPeersResponse, answer).peers]
+
+    def models_in(self, refusal: str) -> Sequence[str]:
+        """Return the models that a seller names where it does not have the one that was asked for."""
+        if peer_error(refusal, self.version) is not ErrorCode.UNSUPPORTED_TASK:
+            return ()
+        found = _SUPPORTED.search(refusal)
+        if found is None:
+            return ()
+        names = [name.strip() for name in found["names"].split(",")]
+        # Without its end the text was cut, and so may be the last name.
+        return names if found["end"] else names[:-1]
 
 
 def _result(message: pb.Complete) -> Result:

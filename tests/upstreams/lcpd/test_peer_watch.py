@@ -53,6 +53,22 @@ async def test_a_daemon_that_restarts_is_noticed_and_its_peers_stay_known(daemon
     assert len(daemon.requests["GetLocalInfo"]) >= 2, "it may be another daemon now"
 
 
+async def test_a_refresh_that_is_wanted_does_not_wait_for_its_time(daemon):
+    upstream = LcpdUpstream(LcpdAddress(daemon.address))
+    watch = PeerWatch(upstream, refresh_s=3_600, timeout_s=30)
+    running = asyncio.create_task(watch.run())
+    async with asyncio.timeout(60), serving(daemon, daemon.address):
+        watch.refresh_soon()
+        while watch.problem is not None:
+            await asyncio.sleep(0.01)
+        asked = len(daemon.requests["ListLCPPeers"])
+        watch.refresh_soon()
+        while len(daemon.requests["ListLCPPeers"]) == asked:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await upstream.close()
+
+
 async def test_a_daemon_of_another_version_is_not_used(daemon, watch):
     daemon.version = 4
     async with serving(daemon, daemon.address):

@@ -169,6 +169,33 @@ async def test_peers_take_the_kinds_whose_methods_they_list(daemon, upstream):
     }
 
 
+NO_MODEL = 'lcp_error code=3: unsupported model: "nope" (supported: model-a, model-b'
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        (f"{NO_MODEL})", ("model-a", "model-b")),
+        (NO_MODEL, ("model-a",)),
+        ('lcp_error code=3: unsupported model: "(supported: x)" (supported: model-a)', ("model-a",)),
+        ('lcp_error code=3: unsupported model: "nope" (supported: )', ()),
+        ("lcp_error code=3: unsupported method", ()),
+        ('lcp_error code=8: unsupported model: "nope" (supported: model-a)', ()),
+    ],
+)
+async def test_the_models_that_a_peer_names_in_a_refusal_are_a_hint(daemon, upstream, text, models):
+    method = {"method": "openai.chat_completions.v1"}
+    daemon.answers["ListLCPPeers"] = [
+        v03.ListLCPPeersResponse(peers=[{"peer_id": PEER, "remote_manifest": {"supported_methods": [method]}}])
+    ]
+    daemon.answers["RequestQuote"] = [(grpc.StatusCode.FAILED_PRECONDITION, text)]
+    with pytest.raises(UpstreamError):
+        await upstream.request_quote(CHAT, PEER, 30)
+    (found,) = await upstream.list_peers(30)
+    assert found.models.get(TaskKind.CHAT_COMPLETIONS, ()) == models
+    assert found.open_kinds == {TaskKind.CHAT_COMPLETIONS}, "it may have others"
+
+
 @pytest.mark.parametrize(
     ("version", "status", "text", "retryable"),
     [
