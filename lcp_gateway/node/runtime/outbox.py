@@ -10,6 +10,9 @@ from typing import Final
 
 from lcp_gateway.node.lcp.effects import Send
 
+_PAUSE_AFTER: Final = 8
+"""How many messages are sent before other tasks get their turn, where sending itself waits for nothing."""
+
 LINK: Final = b""
 """The lane of manifests. It goes before all others."""
 
@@ -78,7 +81,11 @@ class Outbox:
 
         ``send`` returns False where the message was not taken and may be tried again: it stays the first of its lane.
         """
+        count = 0
         while True:
+            count += 1
+            if count % _PAUSE_AFTER == 0:
+                await asyncio.sleep(0)
             while not self._turns:
                 self._filled.clear()
                 await self._filled.wait()
