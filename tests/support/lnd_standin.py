@@ -119,6 +119,8 @@ class LndStandin:
     run: Callable[[Coroutine], object] | None = None
     trouble: Trouble = field(default_factory=Trouble)
     troubles: dict[str, Trouble] = field(default_factory=dict)
+    # The next call of a name waits for its event.
+    gates: dict[str, asyncio.Event] = field(default_factory=dict)
     # How the next payments go: "settle", "no_route", "hold" until ``finish``, "refuse" with an error of the call,
     # "hang" with no answer to the call and no payment, "answer_lost" as "settle" with a call that breaks off at its end. A
     # function chooses for each invoice.
@@ -314,6 +316,8 @@ class LndStandin:
         allows = self._baked[given[0]]
         if allows is not None and name not in allows:
             await context.abort(grpc.StatusCode.UNKNOWN, "permission denied")
+        if (gate := self.gates.pop(name, None)) is not None:
+            await gate.wait()
         for trouble in (self.trouble, self.troubles.get(name, Trouble())):
             if trouble.delay_s:
                 await asyncio.sleep(trouble.delay_s)
