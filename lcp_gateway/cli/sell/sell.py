@@ -1,7 +1,6 @@
 """``lcp-gateway sell``: what a node over lnd sells and has sold, read from its store beside the running node."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -11,10 +10,11 @@ from typing import Annotated, Final
 import typer
 
 from lcp_gateway.cli.books.journal import SinceOption
+from lcp_gateway.cli.node.options import load_node_settings, store_path
 from lcp_gateway.cli.options import JsonOption, command_group
 from lcp_gateway.cli.output import Columns, CommandFailed, format_time, print_json, print_list, print_pairs, print_table
-from lcp_gateway.cli.sell.earnings import SALE, Earnings, GroupBy, add_up, outcomes, whole
-from lcp_gateway.config.paths import state_folder
+from lcp_gateway.cli.sell.earnings import SALE, Earnings, GroupBy, add_up, outcomes, total_of, whole
+from lcp_gateway.node.runtime.observer import JobEnd
 from lcp_gateway.node.storage.files import StoreUnavailable
 from lcp_gateway.node.storage.history import HistoryLine, HistoryReader, OpenJob, open_history
 from lcp_gateway.purchase.money import Msat, format_sat
@@ -34,9 +34,8 @@ _COLUMNS: Columns[HistoryLine] = {
     "outcome": lambda line: line.outcome,
 }
 
-StoreOption = Annotated[
-    Path | None,
-    typer.Option("--store", metavar="FILE", help="The node's database, if it is not node.db in the state folder."),
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="The node's TOML file, if it has one.")
 ]
 ByOption = Annotated[
     list[GroupBy] | None, typer.Option("--by", help="Add up by this; may be repeated. By day if not given.")
@@ -45,14 +44,16 @@ ByOption = Annotated[
 
 @app.command()
 def status(
-    *, by: ByOption = None, since: SinceOption = None, store: StoreOption = None, json: JsonOption = False
+    *, by: ByOption = None, since: SinceOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
     """Show the jobs that are open, how others ended, and what they earned, in the last 30 days if not said otherwise."""
     began_at = since or datetime.now(UTC) - _USUAL_AGE
     ways = list(dict.fromkeys(by or [GroupBy.DAY]))
-    with _opened(store) as history:
-        open_jobs = [job for job in history.open_jobs() if job.kind == SALE]
+    with _opened(config) as history:
+        kept = [job for job in history.open_jobs() if job.kind == SALE]
         totals = history.totals(int(began_at.timestamp()))
+    open_jobs = [job for job in kept if job.delivered_at is None]
+    totals += [total_of(job, at) for job in kept if (at := job.delivered_at) and at >= began_at.timestamp()]
     sums, ended = add_up(totals, ways), outcomes(totals)
     if json:
         print_json(
@@ -84,22 +85,44 @@ def jobs(
     *,
     limit: Annotated[int, typer.Option(min=1, max=10_000, metavar="N", help="At most so many.")] = _USUAL_LIMIT,
     since: SinceOption = None,
-    store: StoreOption = None,
+    config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """List jobs that were paid and have ended, the newest first."""
-    with _opened(store) as history:
-        lines = history.lines(SALE, since=0 if since is None else int(since.timestamp()), limit=limit)
-    print_list(lines, _COLUMNS, _line_document, json=json)
+    began_at = 0 if since is None else int(since.timestamp())
+    with _opened(config) as history:
+        delivered = [_line_of(job, at) for job in history.open_jobs() if (at := job.delivered_at) and at >= began_at]
+        lines = sorted((*delivered, *history.lines(SALE, since=began_at, limit=limit)), key=lambda line: -line.ended_at)
+    print_list(lines[:limit], _COLUMNS, _line_document, json=json)
 
 
 @contextlib.contextmanager
-def _opened(store: Path | None) -> Iterator[HistoryReader]:
+def _opened(config: Path | None) -> Iterator[HistoryReader]:
     try:
-        with open_history(store or state_folder(os.environ) / "node.db") as history:
+        with open_history(store_path(load_node_settings(config))) as history:
             yield history
     except StoreUnavailable as error:
         raise CommandFailed(str(error)) from None
+
+
+def _line_of(job: OpenJob, delivered_at: int) -> HistoryLine:
+    """Return a job that was delivered, and is kept to be sent again, as one of those that have ended."""
+    return HistoryLine(
+        id=0,
+        kind=job.kind,
+        peer_id=job.peer_id,
+        job_id=job.job_id,
+        protocol=job.protocol,
+        model=job.model,
+        price_msat=job.price_msat,
+        fee_msat=None,
+        payment_hash=job.payment_hash,
+        preimage=None,
+        outcome=JobEnd.DELIVERED,
+        paid=True,
+        began_at=job.began_at,
+        ended_at=delivered_at,
+    )
 
 
 def _open_text(jobs: Sequence[OpenJob]) -> str:

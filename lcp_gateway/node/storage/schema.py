@@ -29,12 +29,13 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
             manifest BLOB NOT NULL, began_at INTEGER NOT NULL
         )""",
-        # ``last``: the end of the result, without its text; for sales whose messages are not kept.
+        # ``last``: the end of the result, without its text; for sales whose messages are not kept. ``delivered_at``: when the
+        # whole result was kept; the sale stays a while, to be sent again.
         """CREATE TABLE sales (
             number INTEGER PRIMARY KEY, peer_id TEXT NOT NULL, job_id BLOB NOT NULL, protocol INTEGER NOT NULL,
             request BLOB NOT NULL, model TEXT NOT NULL, stream INTEGER NOT NULL,
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
-            sealed_body BLOB, sealed_preimage BLOB, last BLOB, began_at INTEGER NOT NULL,
+            sealed_body BLOB, sealed_preimage BLOB, last BLOB, began_at INTEGER NOT NULL, delivered_at INTEGER,
             UNIQUE (peer_id, job_id)
         )""",
         """CREATE TABLE sent (

@@ -15,6 +15,7 @@ from lcp_gateway.node.storage.records import (
     Records,
     Row,
     end_without_text,
+    is_delivery,
     read_kept,
     sale_name,
     sent_context,
@@ -180,9 +181,13 @@ class SqliteStore:
         if not messages:
             return
         key = (peer_id, job_id)
+        delivered_at = int(self._clock()) if is_delivery(messages) else None
         if not self._records.seals:
             if (last := end_without_text(messages)) is not None:
-                await self._run("UPDATE sales SET last = ? WHERE peer_id = ? AND job_id = ?", (last, *key))
+                await self._run(
+                    "UPDATE sales SET last = ?, delivered_at = ? WHERE peer_id = ? AND job_id = ?",
+                    (last, delivered_at, *key),
+                )
             return
 
         def work(connection: sqlite3.Connection) -> None:
@@ -195,6 +200,8 @@ class SqliteStore:
                 number, position = found
                 sealed = self._seal_sent(peer_id, job_id, position, messages)
                 connection.execute("INSERT INTO sent VALUES (?, ?, ?)", (number, position, sealed))
+                if delivered_at is not None:
+                    connection.execute("UPDATE sales SET delivered_at = ? WHERE number = ?", (delivered_at, number))
 
         await self._database.run(work)
 
@@ -217,6 +224,12 @@ class SqliteStore:
 
         def work(connection: sqlite3.Connection) -> None:
             if paid:
+                # Of a result that was kept for a while, the line has the time of its delivery.
+                delivered = connection.execute(
+                    "SELECT delivered_at FROM sales WHERE peer_id = ? AND job_id = ?", (peer_id, job_id)
+                ).fetchone()
+                if delivered is not None and delivered[0] is not None:
+                    line["ended_at"] = delivered[0]
                 connection.execute(f"{_ADD_LINE} FROM sales WHERE peer_id = :peer AND job_id = :of", line)
                 self._prune(connection)
             connection.execute("DELETE FROM sales WHERE peer_id = ? AND job_id = ?", (peer_id, job_id))

@@ -9,7 +9,7 @@ from lcp_gateway.cli.sell.earnings import Earnings, GroupBy, add_up, outcomes, w
 from lcp_gateway.node.runtime.observer import JobEnd
 from lcp_gateway.node.storage.history import HistoryTotal
 from lcp_gateway.node.storage.store import SqliteStore
-from tests.support.node_records import peer, piece, sale
+from tests.support.node_records import end, peer, piece, sale
 
 NOW = int(datetime.now(UTC).timestamp())
 DAY_S = 86_400
@@ -70,6 +70,22 @@ async def test_status_adds_up_by_what_is_asked_for(busy, run):
     assert {one["peer_id"]: one["sending"] for one in document["open"]} == {peer(3): False, peer(4): True}
 
 
+async def test_a_job_whose_result_is_kept_to_be_sent_again_has_ended(store, run):
+    await store.keep_sale(sale(1))
+    await store.keep_sent(peer(1), sale(1).kept.request.job_id, (piece(1),))
+    assert "1 with a result under way" in run("sell", "status").out
+    await store.keep_sent(peer(1), sale(1).kept.request.job_id, (end(1),))
+
+    document = json.loads(run("sell", "status", "--json").out)
+    assert document["open"] == []
+    assert document["ended"] == {"delivered": 1}
+    assert document["earnings"] == [
+        {"day": TODAY, "jobs": 1, "delivered": 1, "undelivered": 0, "earned_msat": 1_000, "undelivered_msat": 0}
+    ]
+    (line,) = json.loads(run("sell", "jobs", "--json").out)
+    assert (line["outcome"], line["price_msat"]) == ("delivered", 1_000)
+
+
 async def test_status_of_a_node_that_has_sold_nothing(store, run):
     done = run("sell", "status")
 
@@ -84,7 +100,7 @@ async def test_jobs_are_listed_the_newest_first(busy, run):
     done = run("sell", "jobs", "--limit", "2", "--json")
 
     lines = json.loads(done.out)
-    assert [(line["outcome"], line["price_msat"]) for line in lines] == [("delivered", 1_500), ("failed", 1_500)]
+    assert [(line["outcome"], line["price_msat"]) for line in lines] == [("failed", 1_500), ("delivered", 1_500)]
     assert len(json.loads(run("sell", "jobs", "--json").out)) == 4
     assert peer(1) in run("sell", "jobs").out
 
@@ -96,13 +112,23 @@ def test_without_a_store_the_error_says_where_it_was_looked_for(run, tmp_path):
         assert done.err == f"lcp-gateway: {tmp_path}/state/lcp-gateway/node.db: no node has kept anything here yet\n"
 
 
-def test_another_store_can_be_named(run, tmp_path):
-    place = tmp_path / "other.db"
+def test_the_store_is_that_of_the_nodes_configuration(run, tmp_path):
+    place, config = tmp_path / "other.db", tmp_path / "node.toml"
     place.write_text("no database")
-    done = run("sell", "status", "--store", str(place))
+    config.write_text(f'[store]\npath = "{place}"\n')
+    done = run("sell", "status", "--config", str(config))
 
     assert done.code == 1
     assert done.err.startswith(f"lcp-gateway: {place}: ")
+
+
+def test_a_wrong_configuration_is_a_usage_error(run, tmp_path):
+    config = tmp_path / "node.toml"
+    config.write_text("[sell]\nmodel = 1\n")
+    done = run("sell", "jobs", "--config", str(config))
+
+    assert done.code == 2
+    assert "model" in done.err
 
 
 def total(outcome=JobEnd.DELIVERED, *, kind="sale", paid=True, jobs=1, model="m"):
