@@ -53,8 +53,13 @@ class KeepManifest:
     manifest: Manifest | None
 
 
+@dataclass(frozen=True, slots=True)
+class PeerRestarted:
+    """The peer sent its manifest unasked, though it was connected and had sent one: what was asked of it before is lost."""
+
+
 LinkEvent = PeerUp | PeerDown | StreamBroken | NewManifest | MessageCame | ManifestMissed | TimerFired
-LinkEffect = KeepManifest | Send | SetTimer
+LinkEffect = KeepManifest | PeerRestarted | Send | SetTimer
 
 
 class Link:
@@ -125,6 +130,8 @@ class Link:
 
     def _took(self, now: float, manifest: Manifest) -> list[LinkEffect]:
         effects: list[LinkEffect] = [KeepManifest(manifest)] if manifest != self.manifest else []
+        if self.ready and now - (self._sent_at or now) >= ANSWER_GAP_S:
+            effects.append(PeerRestarted())
         self.manifest, self.stale = manifest, False
         if self._sent_at is None or now - self._sent_at >= ANSWER_GAP_S:
             effects += self._say(now)

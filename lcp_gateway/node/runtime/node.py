@@ -102,6 +102,7 @@ class LcpNode:
             own=self._own_manifest,
             on_message=self._on_message,
             on_link=self._on_link,
+            on_restarted=lambda peer, protocol: self._purchases.peer_restarted(peer.peer_id, protocol),
             on_gone=lambda peer: self._purchases.peer_gone(peer.peer_id),
             on_lost=lambda peer, job_id: self._purchases.send_lost(peer.peer_id, job_id),
         )
@@ -146,10 +147,11 @@ class LcpNode:
         Raises:
             OSError: the store cannot be read.
         """
+        await self._peers.load()
         await self._purchases.start()
         await self._sales.start()
         self._tasks.keep("sweep", self._sweep)
-        await self._peers.start()
+        self._peers.start()
 
     async def stop(self) -> None:
         """End all tasks. Callers that wait get UNAVAILABLE; payments go on in the Lightning node, and the next run sees to them."""

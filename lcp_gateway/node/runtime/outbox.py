@@ -30,6 +30,8 @@ class Outbox:
     """The messages for one peer, in lanes by job id. A lane that is empty takes no memory."""
 
     def __init__(self) -> None:
+        self.messages = 0
+        """How many messages wait."""
         self._lanes: dict[bytes, _Lane] = {}
         self._turns: deque[bytes] = deque()
         self._filled = asyncio.Event()
@@ -42,14 +44,14 @@ class Outbox:
             self._queue(lane_id)
         for message in messages:
             lane.messages.append(message)
+            self.messages += 1
             lane.waiting_bytes += len(message.payload)
         self._filled.set()
 
     @property
     def waiting(self) -> tuple[int, int]:
         """How many messages wait, and how many bytes they have."""
-        lanes = self._lanes.values()
-        return sum(len(lane.messages) for lane in lanes), sum(lane.waiting_bytes for lane in lanes)
+        return self.messages, sum(lane.waiting_bytes for lane in self._lanes.values())
 
     def waiting_bytes(self, lane_id: bytes) -> int:
         """Return how many bytes of a lane wait."""
@@ -67,6 +69,7 @@ class Outbox:
         lane = self._lanes.pop(lane_id, None)
         if lane is not None:
             self._turns.remove(lane_id)
+            self.messages -= len(lane.messages)
             lane.drained.set()
 
     def clear(self) -> set[bytes]:
@@ -97,6 +100,7 @@ class Outbox:
 
     def _sent(self, lane_id: bytes, lane: _Lane) -> None:
         lane.waiting_bytes -= len(lane.messages.popleft().payload)
+        self.messages -= 1
         lane.drained.set()
         self._turns.remove(lane_id)
         if lane.messages:

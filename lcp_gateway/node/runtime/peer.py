@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from lcp_gateway.node.lcp.effects import Send, TimerFired
-from lcp_gateway.node.lcp.link import KeepManifest, Link, LinkEvent, NewManifest
+from lcp_gateway.node.lcp.link import KeepManifest, Link, LinkEvent, NewManifest, PeerRestarted
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
 from lcp_gateway.node.lcp.table import MESSAGE_TYPES
 from lcp_gateway.node.ports import LightningAway, Transport
@@ -15,13 +15,17 @@ from lcp_gateway.node.runtime.observer import NodeObserver
 from lcp_gateway.node.runtime.outbox import LINK, Outbox
 from lcp_gateway.node.runtime.tasks import Backoff, Timer
 
+_MAX_WAITING_ERRORS: Final = 1_000
+"""How many messages may wait when an error is added to them: a peer can ask for errors without end."""
+
 _SEND_BACKOFF: Final = Backoff(first_s=0.05, most_s=1.0)
 
 
 class Peer:
     """A peer that was connected once. ``own`` returns the manifest that it gets in a version.
 
-    ``on_link`` is called when it becomes ready in a version (True) or has sent another manifest, ``on_gone`` when its connection has ended, ``on_lost`` for each job of which a message could not be sent:
+    ``on_link`` is called when it becomes ready in a version (True) or has sent another manifest, ``on_restarted`` when
+    it seems to have forgotten what was asked of it, ``on_gone`` when its connection has ended, ``on_lost`` for each job of which a message could not be sent:
     where that returns True, the job's other messages are dropped; otherwise they are tried again.
     """
 
@@ -37,6 +41,7 @@ class Peer:
         log: NodeLog,
         clock: Callable[[], float],
         on_link: Callable[["Peer", Protocol, bool], None],
+        on_restarted: Callable[["Peer", Protocol], None],
         on_gone: Callable[["Peer"], None],
         on_lost: Callable[["Peer", bytes], bool],
     ) -> None:
@@ -56,6 +61,7 @@ class Peer:
         self._log = log
         self._clock = clock
         self._on_link = on_link
+        self._on_restarted = on_restarted
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._was_ready: set[Protocol] = set()
@@ -64,7 +70,7 @@ class Peer:
 
     def on(self, protocol: Protocol, event: LinkEvent) -> None:
         """Take an event of the link in one version, and carry out its effects."""
-        link, has_news = self.links[protocol], False
+        link, has_news, has_restarted = self.links[protocol], False, False
         for effect in link.on(self._clock(), event):
             match effect:
                 case KeepManifest(manifest):
@@ -72,6 +78,8 @@ class Peer:
                     has_news = manifest is not None
                 case Send():
                     self.outbox.put(LINK, [effect])
+                case PeerRestarted():
+                    has_restarted = True
                 case _:
                     self._timers[protocol].set(effect.at)
         changed = link.ready != (protocol in self._was_ready)
@@ -80,6 +88,8 @@ class Peer:
             self._log.link(self.peer_id, protocol, ready=link.ready)
         if link.ready and (changed or has_news):
             self._on_link(self, protocol, changed)
+        if has_restarted:
+            self._on_restarted(self, protocol)
 
     def show(self, protocol: Protocol) -> None:
         """Send the manifest that this peer gets, if it is another than the last one."""
@@ -91,6 +101,11 @@ class Peer:
             return False
         self.outbox.put(job_id, messages)
         return True
+
+    def answer(self, job_id: bytes, message: Send) -> None:
+        """Send an error, unless so many messages wait that the peer seems to read none."""
+        if self.outbox.messages < _MAX_WAITING_ERRORS:
+            self.put(job_id, [message])
 
     def gone(self) -> None:
         """Drop what waits to be sent: the connection has ended."""

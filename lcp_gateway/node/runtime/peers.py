@@ -32,7 +32,7 @@ _PAUSE_AFTER: Final = 32
 class Peers:
     """All peers that were connected since the start, and those whose manifests were kept.
 
-    ``own`` returns the manifest that a peer gets; ``on_message`` takes each message of a job; ``on_link``, ``on_gone`` and
+    ``own`` returns the manifest that a peer gets; ``on_message`` takes each message of a job; ``on_link``, ``on_restarted``, ``on_gone`` and
     ``on_lost`` are those of ``Peer``.
     """
 
@@ -50,6 +50,7 @@ class Peers:
         own: Callable[[str, Protocol], Manifest],
         on_message: Callable[[Peer, Protocol, AnyJobMessage], None],
         on_link: Callable[[Peer, Protocol, bool], None],
+        on_restarted: Callable[[Peer, Protocol], None],
         on_gone: Callable[[Peer], None],
         on_lost: Callable[[Peer, bytes], bool],
     ) -> None:
@@ -69,6 +70,7 @@ class Peers:
         self._own = own
         self._on_message = on_message
         self._on_link = on_link
+        self._on_restarted = on_restarted
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._peers: dict[str, Peer] = {}
@@ -79,10 +81,13 @@ class Peers:
         # Peers that were connected when the stream broke, or before the start, and were not named since.
         self._missing: set[str] = set()
 
-    async def start(self) -> None:
-        """Read the kept manifests, and begin to listen."""
+    async def load(self) -> None:
+        """Read the kept manifests."""
         self._kept = await self._store.manifests()
         self._missing = {peer_id for peer_id, _ in self._kept}
+
+    def start(self) -> None:
+        """Begin to listen."""
         self._tasks.keep("manifests", self._write_manifests)
         self._tasks.keep("listen", self._listen)
 
@@ -176,6 +181,7 @@ class Peers:
             log=self._log,
             clock=self._clock,
             on_link=self._on_link,
+            on_restarted=self._on_restarted,
             on_gone=self._on_gone,
             on_lost=self._on_lost,
         )

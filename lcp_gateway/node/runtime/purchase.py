@@ -105,6 +105,8 @@ class Purchase:
         self.restored = restored is not None
         """Whether an earlier run of this node began to pay it: a caller may still fetch its result."""
         self.send_failed = False
+        self.was_forgotten = False
+        """Whether the peer restarted before it gave a quote."""
         self.fee_limit_msat = 0
         self._parts = parts
         self._order = order
@@ -202,6 +204,12 @@ class Purchase:
                 self._items.append(effect)
             case Ended():
                 self._end(effect)
+
+    def forgotten(self) -> None:
+        """Give up a job without a quote: the peer has forgotten its request."""
+        if self.machine.phase is Phase.ASKED:
+            self.was_forgotten = True
+            self.abandon("")
 
     def _send(self, message: Send) -> None:
         peer = self._parts.peers.get(self.peer_id)

@@ -107,13 +107,19 @@ class Purchases:
         for purchase in [one for (its_peer, _), one in self._live.items() if its_peer == peer_id]:
             purchase.send_lost()
 
+    def peer_restarted(self, peer_id: str, protocol: Protocol) -> None:
+        """Ask for the quotes that are waited for again: the peer has forgotten the requests."""
+        for purchase in [one for (its_peer, _), one in self._live.items() if its_peer == peer_id]:
+            if purchase.protocol is protocol:
+                purchase.forgotten()
+
     def send_lost(self, peer_id: str, job_id: bytes) -> bool:
         """Return whether a job is given up because a message of it could not be sent."""
         purchase = self._live.get((peer_id, job_id))
         return purchase is not None and purchase.send_lost()
 
     async def quote(self, protocol: Protocol, peer: Peer, order: Order) -> QuoteResponse:
-        """Ask a peer that is ready for a quote; a second time where it had no manifest of this node.
+        """Ask a peer that is ready for a quote; a second time where it had no manifest of this node, or restarted.
 
         Raises:
             CallFailed: there is no quote.
@@ -126,14 +132,18 @@ class Purchases:
             )
         self._before_buying(peer, protocol)
         purchase = await self._ask(protocol, peer, order)
-        if purchase.ended is not None and purchase.ended.manifest_missed:
+        missed = purchase.ended is not None and purchase.ended.manifest_missed
+        if missed:
             peer.on(protocol, ManifestMissed())
+        if missed or purchase.was_forgotten:
             purchase = await self._ask(protocol, peer, order)
         ended = purchase.ended
         if ended is None and purchase.quote is not None:
             return purchase.quote
         if purchase.send_failed or ended is None:
             raise statuses.unavailable("SendCustomMessage: the peer did not get the request")
+        if purchase.was_forgotten:
+            raise statuses.unavailable("the peer restarted before it gave a quote")
         if ended.outcome is Outcome.SILENT:
             # The peer may have restarted, without a manifest of this node.
             peer.on(protocol, ManifestMissed())

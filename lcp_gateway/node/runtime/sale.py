@@ -36,6 +36,7 @@ from lcp_gateway.node.lcp.selling_events import (
     SettleInvoice,
     StopCompute,
 )
+from lcp_gateway.node.lcp.table import MESSAGE_TYPES
 from lcp_gateway.node.ports import Compute as Backend
 from lcp_gateway.node.ports import ComputeError, Invoices, InvoiceState, LightningAway, Store, StoredSale
 from lcp_gateway.node.runtime.bounds import Bounds
@@ -102,6 +103,8 @@ class Sale:
         """Whether the request is there: where nothing of it was kept, no payment may come any more."""
         self.price_msat = restored.kept.quote.price_msat if restored else 0
         self.payment_hash = restored.kept.payment_hash if restored else b""
+        self.repeats = 0
+        """How often the peer has asked again for its quote and result."""
         self.handed_at = 0.0
         """When messages of its result were last handed over for sending, in Unix seconds; 0 for those of an earlier run."""
         self._parts = parts
@@ -204,7 +207,11 @@ class Sale:
 
     def _send(self, message: Send) -> None:
         peer = self._parts.peers.get(self.peer_id)
-        if peer is not None and peer.put(self.job_id, [message]):
+        if peer is None:
+            return
+        if MESSAGE_TYPES[message.message_type][1] == "error" and self.machine.outcome is None:
+            peer.answer(self.job_id, message)
+        elif peer.put(self.job_id, [message]):
             self.handed_at = self._parts.clock()
 
     async def _make_invoice(self, effect: MakeInvoice) -> None:

@@ -50,6 +50,9 @@ _REFUSED: Final = 4_096
 _INVOICE_GRACE_S: Final = 5
 """How long after its quote's end a job waits for the news of a payment that came in time."""
 
+_MAX_REPEATS: Final = 16
+"""How often a peer may ask for the quote and the result of one job again: each time all of the result is sent."""
+
 _SENT_IS_SURE_S: Final = 30
 """A message that was handed over this long before a connection ended has arrived."""
 
@@ -165,7 +168,8 @@ class Sales:
         sale = self._sales.get((peer.peer_id, request.job_id))
         if sale is not None and sale.machine.repeats(request):
             # What was checked when it came first ends no job now: it may be paid.
-            if self._fresh(peer.peer_id, request):
+            if self._fresh(peer.peer_id, request) and sale.repeats < _MAX_REPEATS:
+                sale.repeats += 1
                 sale.on(MessageCame(request))
             return
         try:
@@ -262,7 +266,7 @@ class Sales:
             code=refusal.code.number(protocol),
             message=refusal.message,
         )
-        peer.put(asked.job_id, [Send(*write_message(protocol, error))])
+        peer.answer(asked.job_id, Send(*write_message(protocol, error)))
 
     def _fresh(self, peer_id: str, message: JobMessage) -> bool:
         now = int(self._parts.clock())

@@ -21,7 +21,7 @@ class Backoff:
 
     first_s: float = 0.25
     most_s: float = 5.0
-    reset_s: float = 60.0
+    reset_s: float = 5.0
 
     def pause_s(self, failures: int) -> float:
         """Return the pause after that many failures in a row, the last one included."""

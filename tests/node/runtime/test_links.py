@@ -107,6 +107,21 @@ def test_manifests_are_kept_for_the_next_run_until_the_peer_is_gone():
     virtual_time.run(scenario())
 
 
+def test_a_request_that_a_restarting_seller_did_not_hear_is_made_again():
+    async def scenario():
+        async with Pair() as pair:
+            await settle(60)
+            await pair.seller.stop()
+            asking = asyncio.create_task(pair.quote())
+            await settle(3)
+            await pair.seller.start()
+            before = asyncio.get_running_loop().time()
+            await asking
+            assert asyncio.get_running_loop().time() - before < 1
+
+    virtual_time.run(scenario())
+
+
 def test_a_lightning_node_that_restarts_is_listened_to_again():
     async def scenario():
         async with Pair() as pair:

@@ -6,18 +6,30 @@ from dataclasses import replace
 import pytest
 
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.lcp.messages import Protocol
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import CHAT, Protocol, QuoteRequest
 from lcp_gateway.node.lcp.selling_events import SaleTerms
+from lcp_gateway.node.lcp.table import write_message, write_params
 from lcp_gateway.node.memory.hooks import Hooks
 from lcp_gateway.node.ports import ComputeError, InvoiceState, LightningAway
 from lcp_gateway.node.runtime.bounds import Bounds
 from lcp_gateway.node.runtime.calls import CallFailed, PaymentState
 from lcp_gateway.node.runtime.node import LcpNode
 from tests.support import virtual_time
-from tests.support.lcp_nodes import RESULT, SOLD, Pair, ScriptedCompute, bought, settle
+from tests.support.lcp_nodes import MODEL, RESULT, SOLD, Pair, ScriptedCompute, bought, settle
 
 V02 = Protocol.V02
 HOLD = {"terms": SaleTerms(hold=True)}
+
+
+class Counted(Hooks):
+    """Counts the ends of results."""
+
+    results = 0
+
+    def deliveries(self, message):
+        self.results += message.message_type == 42087
+        return (0.0,)
 
 
 async def _code(awaitable):
@@ -265,6 +277,80 @@ def test_the_oldest_delivered_job_makes_room():
             await pair.quote()
             assert await _code(pair.quote()) == "lcp_error code=7: too many jobs"
             assert len(await pair.seller.store.sales()) == 2
+
+    virtual_time.run(scenario())
+
+
+def test_a_result_that_is_computed_while_its_peer_is_away_fits_the_manifest_that_was_kept():
+    class Sizes(Hooks):
+        longest = 0
+
+        def deliveries(self, message):
+            if message.message_type == 42091:
+                self.longest = max(self.longest, len(message.payload))
+            return (0.0,)
+
+    async def scenario():
+        sizes = Sizes()
+        async with Pair(hooks=sizes, buyer={"limits": Limits(max_payload_bytes=900)}) as pair:
+            pair.compute.gate.clear()
+            buying = asyncio.create_task(bought(pair.accept(await pair.quote())))
+            await settle()
+            sizes.longest = 0
+            await pair.seller.stop()
+            pair.disconnect()
+            await pair.seller.start()
+            pair.compute.gate.set()
+            await settle(1)
+            pair.connect()
+            assert (await buying)[1] == RESULT
+            assert 0 < sizes.longest <= 900
+
+    virtual_time.run(scenario())
+
+
+def test_errors_for_a_peer_that_reads_none_are_bounded():
+    async def scenario():
+        async with Pair() as pair:
+
+            async def hang(peer_id, message_type, payload):
+                await asyncio.Event().wait()
+
+            send, pair.seller.lightning.transport.send = pair.buyer.lightning.transport.send, hang
+            for number in range(3_000):
+                request = QuoteRequest(
+                    protocol_version=2,
+                    job_id=number.to_bytes(32, "big"),
+                    msg_id=b"m" * 32,
+                    expiry=virtual_time.START + 300,
+                    task_kind="unknown",
+                )
+                await send(pair.seller.node_id, *write_message(V02, request))
+            await settle()
+            assert pair.seller.node.figures().queued_messages == 1_000
+
+    virtual_time.run(scenario())
+
+
+def test_a_result_is_not_sent_again_without_end():
+    async def scenario():
+        wire = Counted()
+        async with Pair(hooks=wire) as pair:
+            quote = await pair.quote()
+            await bought(pair.accept(quote))
+            send = pair.buyer.lightning.transport.send
+            for number in range(50):
+                again = QuoteRequest(
+                    protocol_version=2,
+                    job_id=quote.job_id,
+                    msg_id=number.to_bytes(32, "big"),
+                    expiry=virtual_time.START + 300,
+                    task_kind=CHAT,
+                    params=write_params(MODEL),
+                )
+                await send(pair.seller.node_id, *write_message(V02, again))
+            await settle()
+            assert wire.results == 17 and len(pair.compute.runs) == 1
 
     virtual_time.run(scenario())
 
