@@ -2,11 +2,12 @@
 
 import json
 import random
+import select
 import socket
 import struct
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,8 @@ from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
 CLIENTS = 300
+# What a client waits for before it leaves: an event of the node, or bytes of its answer.
+SIGNS = ("quote", "accept", "paid", "bytes")
 MODELS = (
     "echo-1",
     "echo-slow",
@@ -39,28 +42,40 @@ def left():
     }
     with gateway(env=settings) as served:
         with ThreadPoolExecutor(12) as pool:
-            list(pool.map(lambda number: leave(served.port, number), range(CLIENTS)))
+            list(pool.map(lambda number: leave(served, number), range(CLIENTS)))
         eventually(lambda: get(served.port, "/readyz").json["jobs_in_flight"] == 0)
         yield served
 
 
-def leave(port, number):
-    """Send a request or a part of one, wait a moment or not, and disconnect: with a close, a half-close or a reset."""
+def leave(served, number):
+    """Send a request or a part of one, wait for a sign of its progress or not, and disconnect: with a close, a half-close or a reset."""
     chance = random.Random(number)
     path = chance.choice([CHAT, RESPONSES])
     asked = document(path, chance.choice(MODELS), f"n{number}", stream=chance.random() < 0.7)
     raw = request_bytes("POST", path, json.dumps(asked).encode())
+    signs = [None, None, *SIGNS]
     if chance.random() < 0.1:
         raw = raw[: chance.randrange(1, len(raw))]
+        signs = [None]
     manner = chance.choice(["close", "reset", "half"])
-    with wire(port) as connection:
+    sign = chance.choice(signs)
+    with wire(served.port) as connection:
+        before = 0 if sign in {None, "bytes"} else seen(served, sign)
         connection.send(raw)
-        time.sleep(chance.choice([0, 0.002, 0.01, 0.03, 0.1]))
+        if sign is not None:
+            has_come = partial(select.select, [connection.socket], [], [], 0)
+            # Of this request or of another at the same time; an answer is a sign in any case.
+            eventually(lambda: has_come()[0] or (sign != "bytes" and seen(served, sign) > before))
         if manner == "reset":
             at_once = struct.pack("ii", 1, 0)
             connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         elif manner == "half":
             connection.socket.shutdown(socket.SHUT_WR)
+
+
+def seen(served, kind):
+    """Count the node's events of a kind."""
+    return served.events_file.read_text().count(f'"kind":"{kind}"') if served.events_file.exists() else 0
 
 
 def lines(served):
