@@ -1,4 +1,7 @@
-"""Runs `lcp-gateway node` whose answers wait after their first token while the file named by ``GATE`` does not exist."""
+"""Runs `lcp-gateway node` whose answers wait after their first token while the file named by ``GATE`` does not exist.
+
+Where ``GATED_WORD`` is set, only answers to prompts with this word wait.
+"""
 
 import asyncio
 import os
@@ -12,14 +15,18 @@ from lcp_gateway.node.compute import echo, echo_reply
 from tests.support.journaled import TestedNode, money_node
 
 GATE = "TEST_NODE_GATE"
+GATED_WORD = "TEST_NODE_GATED_WORD"
 _LOOK_EVERY_S = 0.05
 
 
 @contextmanager
-def gated_node(folder: Path, *, toml: str = "") -> Iterator[tuple[TestedNode, Path]]:
+def gated_node(
+    folder: Path, *, toml: str = "", faults: bool = False, word: str = ""
+) -> Iterator[tuple[TestedNode, Path]]:
     """Run a node, and return it with its file: what waits goes on when it is made, and new answers wait once it is removed."""
     gate = folder / "gate"
-    with money_node(folder, toml=toml, module=__name__, **{GATE: str(gate)}) as node:
+    variables = {GATE: str(gate), GATED_WORD: word}
+    with money_node(folder, toml=toml, faults=faults, module=__name__, **variables) as node:
         yield node, gate
 
 
@@ -43,11 +50,12 @@ class _Gate:
             await asyncio.sleep(_LOOK_EVERY_S)
 
 
-def _hold_answers(gate: _Gate) -> None:
+def _hold_answers(gate: _Gate, word: str) -> None:
     async def gated(tokens: Sequence[str], tokens_per_second: float) -> AsyncIterator[str]:
         if tokens:
             yield tokens[0]
-            await gate.opened()
+            if word in "".join(tokens):
+                await gate.opened()
         async for token in echo_reply.paced(tokens[1:], tokens_per_second):
             yield token
 
@@ -55,5 +63,5 @@ def _hold_answers(gate: _Gate) -> None:
 
 
 if __name__ == "__main__":
-    _hold_answers(_Gate(Path(os.environ[GATE])))
+    _hold_answers(_Gate(Path(os.environ[GATE])), os.environ[GATED_WORD])
     sys.exit(main())

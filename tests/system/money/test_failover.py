@@ -128,7 +128,7 @@ def test_a_peer_that_fails_repeatedly_is_paused(tmp_path):
         "LCP_GATEWAY_NODE_PEERS_FILE": str(file),
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_BREAKER_FAILURES": "3",
-        "LCP_GATEWAY_BREAKER_PAUSE_S": "1",
+        "LCP_GATEWAY_BREAKER_PAUSE_S": "5",
     }
 
     def code(served):

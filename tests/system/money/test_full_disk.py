@@ -4,7 +4,6 @@ import errno
 import os
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.gated_node import gated_node
 from tests.support.gateway import RunningGateway, gateway, run_command
 from tests.support.journaled import (
     PAID_STATES,
     chat,
     counted_msat,
-    money_node,
     on_node,
     query,
     quoted,
@@ -28,14 +27,27 @@ from tests.support.journaled import (
 from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, RESPONSES, Answer, document, get, post
 
+GATED = "gated"
 HUGE_BUDGET_MSAT = 10**15
 UNAVAILABLE = ("full", "no space", "disk i/o", "readonly", "locked")
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    with money_node(tmp_path_factory.mktemp("node"), faults=True) as running:
+def gated(tmp_path_factory):
+    with gated_node(tmp_path_factory.mktemp("node"), faults=True, word=GATED) as running:
         yield running
+
+
+@pytest.fixture
+def node(gated):
+    return gated[0]
+
+
+@pytest.fixture
+def gate(gated):
+    """The file without which answers to prompts with ``GATED`` wait."""
+    gated[1].unlink(missing_ok=True)
+    return gated[1]
 
 
 @pytest.fixture
@@ -185,15 +197,16 @@ def test_it_is_ready_again_by_itself(node, seen, small_disk):
         assert seen.count("accept") == accepted
 
 
-def test_purchases_paid_before_the_disk_was_full_are_delivered_and_recorded_later(node, seen, small_disk):
+def test_purchases_paid_before_the_disk_was_full_are_delivered_and_recorded_later(node, gate, seen, small_disk):
     journal = small_disk.folder / "journal.db"
-    body = document(CHAT, "echo-slow", "one two three four five six", stream=True, max_tokens=30)
+    body = document(CHAT, "echo-1", f"one two {GATED} four", stream=True, max_tokens=30)
     with running_on(node, journal) as running, ThreadPoolExecutor(1) as client:
         slow = client.submit(post, running.port, CHAT, body)
         eventually(lambda: set(states(journal).values()) == {"settled"})
         small_disk.fill()
         buy_until_refused(running.port)
         assert not slow.done()
+        gate.touch()
         answer = slow.result(60)
         assert answer.status == 200 and answer.whole and answer.blocks[-1][1] == "[DONE]"
         small_disk.make_room()
@@ -252,19 +265,19 @@ def test_a_lock_that_is_short_is_waited_for(node, seen, tmp_path):
         with locked(journal):
             waiting = [clients.submit(post, running.port, CHAT, chat()) for _ in range(4)]
             eventually(lambda: seen.count("quote") == 4)
-            time.sleep(0.3)
             assert seen.count("accept") == 0
         assert [answer.result(60).status for answer in waiting] == [200] * 4
     assert seen.count("paid") == 4
 
 
-def test_a_payment_under_way_while_the_journal_is_locked_is_recorded_afterwards(node, seen, tmp_path):
+def test_a_payment_under_way_while_the_journal_is_locked_is_recorded_afterwards(node, gate, seen, tmp_path):
     journal = tmp_path / "journal.db"
-    body = document(CHAT, "echo-slow", "one two three four five six", stream=True, max_tokens=30)
+    body = document(CHAT, "echo-1", f"one two {GATED} four", stream=True, max_tokens=30)
     with running_on(node, journal) as running, ThreadPoolExecutor(1) as client:
         slow = client.submit(post, running.port, CHAT, body)
         eventually(lambda: set(states(journal).values()) == {"settled"})
         with locked(journal):
+            gate.touch()
             answer = slow.result(60)
             assert answer.status == 200 and answer.whole
             assert set(states(journal).values()) == {"settled"}

@@ -99,7 +99,7 @@ def test_an_owner_earns_by_a_joined_node_and_withdraws_it(seller, lnd):
         assert owner.balance()["balance_msat"] == before_msat + 2_500
         # Revoked at once.
         assert office.delete(f"keys/{token['id']}").status == 200
-        eventually(lambda: [it["up"] for it in owner.get("/api/nodes").json["data"]] == [False], 20)
+        eventually(lambda: [it["up"] for it in owner.get("/api/nodes").json["data"]] == [False])
         assert buyer.ask(MODEL).status in {404, 503}
         office.is_in_order()
     finally:
