@@ -52,12 +52,12 @@ class _Gate:
 
 def _hold_answers(gate: _Gate, word: str) -> None:
     async def gated(tokens: Sequence[str], tokens_per_second: float) -> AsyncIterator[str]:
-        if tokens:
-            yield tokens[0]
-            if word in "".join(tokens):
-                await gate.opened()
-        async for token in echo_reply.paced(tokens[1:], tokens_per_second):
+        waits = word in "".join(tokens)
+        async for token in echo_reply.paced(tokens, tokens_per_second):
             yield token
+            if waits:
+                await gate.opened()
+                waits = False
 
     echo.paced = gated
 

@@ -5,11 +5,13 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tests.support.gated_node import gated_node
 from tests.support.gateway import RunningGateway, gateway
-from tests.support.journaled import TestedNode, money_node, on_node
+from tests.support.journaled import TestedNode, money_node, on_node, query, states
 from tests.support.node_thread import eventually
 from tests.support.stored import (
     begun,
@@ -28,6 +30,7 @@ from tests.support.wire import RESPONSES, document, get, request_bytes, wire
 pytestmark = pytest.mark.slow
 
 LONG = "word " * 200
+GATED = "gated"
 
 
 def node_of(payment_latency_s: float) -> str:
@@ -45,9 +48,21 @@ def slow_paying(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def quick_paying(tmp_path_factory):
-    with money_node(tmp_path_factory.mktemp("quick"), toml=node_of(0.0)) as node:
-        yield node
+def gated(tmp_path_factory):
+    with gated_node(tmp_path_factory.mktemp("quick"), toml=node_of(0.0), word=GATED) as running:
+        yield running
+
+
+@pytest.fixture
+def quick_paying(gated):
+    return gated[0]
+
+
+@pytest.fixture
+def gate(gated):
+    """The file without which answers to prompts with ``GATED`` wait."""
+    gated[1].unlink(missing_ok=True)
+    return gated[1]
 
 
 @contextmanager
@@ -57,6 +72,15 @@ def serving(node: TestedNode, folder, **settings: object) -> Iterator[RunningGat
     env = on_node(node, **settings) | {"XDG_STATE_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
     with gateway(embedded=False, env=env) as running:
         yield running
+
+
+def kept(folder) -> list[tuple]:
+    """Return the rows of the jobs that a restart would find."""
+    return query(journal_of(folder), "SELECT id FROM background_jobs")
+
+
+def journal_of(folder) -> Path:
+    return folder / "lcp-gateway" / "journal.db"
 
 
 def killed(running: RunningGateway) -> None:
@@ -105,6 +129,7 @@ def test_while_it_waits_for_a_quote(quick_paying, tmp_path, end):
     seen = quick_paying.mark()
     with serving(quick_paying, tmp_path) as running:
         response_id = begun(running.port, model="slow-quote", headers=MINE)
+        # No event tells that its quote was asked for; one that was not asked for ends in the same way.
         time.sleep(0.2)
         end(running)
     with serving(quick_paying, tmp_path) as running:
@@ -136,6 +161,8 @@ def test_while_it_streams(quick_paying, tmp_path, end):
     seen = quick_paying.mark()
     with serving(quick_paying, tmp_path) as running:
         response_id = streaming(running, LONG)
+        # Recorded while the stream goes on.
+        eventually(lambda: set(states(journal_of(tmp_path)).values()) == {"settled"})
         end(running)
     with serving(quick_paying, tmp_path) as running:
         reported = is_lost(running.port, response_id, "settled")
@@ -161,7 +188,7 @@ def test_when_it_is_done_it_is_gone_with_the_memory(quick_paying, tmp_path, end)
         response_id = begun(running.port, headers=MINE)
         assert ended(running.port, response_id, headers=MINE).json["status"] == "completed"
         # The row goes when the job has ended, a moment later.
-        time.sleep(0.3)
+        eventually(lambda: kept(tmp_path) == [])
         end(running)
     with serving(quick_paying, tmp_path) as running:
         found = retrieve(running.port, response_id, headers=MINE)
@@ -172,17 +199,17 @@ def test_a_job_cancelled_before_the_restart_is_not_shown_as_failed(quick_paying,
     with serving(quick_paying, tmp_path) as running:
         response_id = begun(running.port, model="slow-quote", headers=MINE)
         assert cancel(running.port, response_id, headers=MINE).json["status"] == "cancelled"
-        time.sleep(0.3)
+        eventually(lambda: kept(tmp_path) == [])
         killed(running)
     with serving(quick_paying, tmp_path) as running:
         assert retrieve(running.port, response_id, headers=MINE).status == 404
 
 
-def test_a_gateway_that_ends_waits_for_its_jobs(quick_paying, tmp_path):
+def test_a_gateway_that_ends_waits_for_its_jobs(quick_paying, gate, tmp_path):
     """SIGTERM: within the grace time a job goes on and can be polled. Its result goes with the gateway's memory."""
     seen = quick_paying.mark()
-    with serving(quick_paying, tmp_path, shutdown_grace_s=10) as running:
-        response_id = begun(running.port, "a b c d e f", model="echo-slow", headers=MINE)
+    with serving(quick_paying, tmp_path, shutdown_grace_s=60) as running:
+        response_id = begun(running.port, GATED, model="echo-slow", headers=MINE)
         wait_for(running.port, response_id, lambda it: it["status"] == "in_progress", headers=MINE)
         running.process.send_signal(signal.SIGTERM)
         eventually(lambda: get(running.port, "/readyz").status == 503)
@@ -190,6 +217,7 @@ def test_a_gateway_that_ends_waits_for_its_jobs(quick_paying, tmp_path):
         assert (refused.status, refused.error["code"]) == (503, "shutting_down")
         found = retrieve(running.port, response_id, headers=MINE)
         assert found.json["status"] == "in_progress"
+        gate.touch()
         assert running.process.wait(60) == 0
         running.wait_for_log("background job ended")
         [end] = [line for line in running.json_logs() if line["event"] == "background job ended"]
@@ -209,11 +237,14 @@ def test_past_the_grace_time_a_job_is_ended(quick_paying, tmp_path):
         assert {end["payment"] for end in ends if end["response_id"] == job} == {"none"}
 
 
-def test_a_gateway_that_ends_finishes_a_stream_that_is_followed(quick_paying, tmp_path):
-    with serving(quick_paying, tmp_path, shutdown_grace_s=10) as running:
-        response_id = streaming(running, "a b c d e")
+def test_a_gateway_that_ends_finishes_a_stream_that_is_followed(quick_paying, gate, tmp_path):
+    with serving(quick_paying, tmp_path, shutdown_grace_s=60) as running, wire(running.port) as follower:
+        response_id = streaming(running, GATED)
         running.process.send_signal(signal.SIGTERM)
-        followed = retrieve(running.port, response_id, "?stream=true", headers=MINE)
+        follower.send(request_bytes("GET", f"{RESPONSES}/{response_id}?stream=true", headers=MINE))
+        follower.await_bytes(b"output_text.delta")
+        gate.touch()
+        followed = follower.answer()
         assert followed.whole
         assert last_response(followed)["status"] == "completed"
         assert running.process.wait(60) == 0
@@ -232,7 +263,8 @@ def test_each_of_many_jobs_is_shown_as_failed(slow_paying, tmp_path):
     seen = slow_paying.mark()
     with serving(slow_paying, tmp_path) as running:
         jobs = [begun(running.port, f"n{n}", headers=MINE) for n in range(20)]
-        time.sleep(0.5)
+        # Some are being paid, some may not be yet.
+        eventually(lambda: seen.count("accept") >= len(jobs) // 2)
         killed(running)
     with serving(slow_paying, tmp_path) as running:
         reported = [retrieve(running.port, job, headers=MINE).json for job in jobs]
@@ -263,18 +295,20 @@ def test_prompts_and_outputs_are_not_in_the_state_folder(quick_paying, tmp_path)
             assert marker.encode() not in file.read_bytes(), file
 
 
-def test_a_reload_keeps_what_is_stored_and_what_runs(quick_paying, tmp_path):
+def test_a_reload_keeps_what_is_stored_and_what_runs(quick_paying, gate, tmp_path):
     with serving(quick_paying, tmp_path) as running:
         port = running.port
         stored = respond(port, headers=MINE).json["id"]
-        job = begun(port, "a b c d e f g h", model="echo-slow", headers=MINE)
-        followed = streaming(running, "a b c d e f g h")
+        job = begun(port, GATED, model="echo-slow", headers=MINE)
+        followed = streaming(running, GATED)
+        wait_for(port, job, lambda it: it["status"] == "in_progress", headers=MINE)
         running.process.send_signal(signal.SIGHUP)
         running.wait_for_log("configuration reloaded")
         assert retrieve(port, stored, headers=MINE).status == 200
         chained = respond(port, "more", previous_response_id=stored, headers=MINE)
         assert chained.status == 200
         assert retrieve(port, job, headers=MINE).json["status"] == "in_progress"
+        gate.touch()
         for one in (job, followed):
             assert ended(port, one, headers=MINE).json["status"] == "completed"
         eventually(lambda: get(port, "/readyz").json["jobs_in_flight"] == 0)
