@@ -130,7 +130,7 @@ def _open_text(jobs: Sequence[OpenJob]) -> str:
         return "none"
     sending = sum(job.sending for job in jobs)
     price = format_sat(Msat(sum(job.price_msat for job in jobs)))
-    return f"{len(jobs)} for {price}: {len(jobs) - sending} quoted or running, {sending} with a result under way"
+    return f"{len(jobs)} for {price}: {len(jobs) - sending} quoted or running, {sending} being answered"
 
 
 def _earned_text(all_of_it: Earnings) -> str:

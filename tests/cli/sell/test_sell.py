@@ -50,7 +50,7 @@ async def test_status_says_what_is_open_ended_and_earned(busy, run):
 
     assert done.code == 0, done.err
     assert "open    2 for " in done.out
-    assert "sat: 1 quoted or running, 1 with a result under way" in done.out
+    assert "sat: 1 quoted or running, 1 being answered" in done.out
     assert "ended   2 delivered, 1 failed\n" in done.out
     assert "earned  4.500 sat for 3 jobs, of them 1.500 sat for 1 without a whole result\n" in done.out
     row = next(line for line in done.out.splitlines() if line.startswith(TODAY))
@@ -73,7 +73,7 @@ async def test_status_adds_up_by_what_is_asked_for(busy, run):
 async def test_a_job_whose_result_is_kept_to_be_sent_again_has_ended(store, run):
     await store.keep_sale(sale(1))
     await store.keep_sent(peer(1), sale(1).kept.request.job_id, (piece(1),))
-    assert "1 with a result under way" in run("sell", "status").out
+    assert "1 being answered" in run("sell", "status").out
     await store.keep_sent(peer(1), sale(1).kept.request.job_id, (end(1),))
 
     document = json.loads(run("sell", "status", "--json").out)
