@@ -1,4 +1,4 @@
-"""The behaviour that clients of openai-serve rely on, against the process with only OPENAI_SERVE_* set."""
+"""The behaviour that clients of openai-serve rely on, against the process with OPENAI_SERVE_* set, over daemons of both versions."""
 
 import hashlib
 import json
@@ -31,9 +31,11 @@ STATUS_OF_CODE = {
 }
 
 
-@pytest.fixture(scope="module")
-def node():
-    config = NodeConfig(listen="127.0.0.1:0", faults=True, fault_settings=FaultConfig(slow_chunk_s=0.3))
+@pytest.fixture(scope="module", params=[2, 3], ids=["version 2", "version 3"])
+def node(request):
+    """A daemon of each version; ``received`` holds what came in the messages of version 2."""
+    faults = FaultConfig(slow_chunk_s=0.3)
+    config = NodeConfig(listen="127.0.0.1:0", faults=True, fault_settings=faults, protocol_version=request.param)
     with threaded_node(config) as running:
         yield running
 
@@ -41,6 +43,10 @@ def node():
 @pytest.fixture(scope="module")
 def served(node):
     settings = {"OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0", "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address}
+    if node.node.config.protocol_version == 3:
+        # Its peers list no models.
+        lists = (f"{peer.id}={','.join(peer.models)}" for peer in node.node.peers)
+        settings["LCP_GATEWAY_PEER_MODELS"] = ";".join(lists)
     with gateway(embedded=False, env=settings) as running:
         yield running
 

@@ -368,7 +368,8 @@ def open_transport(address: LcpdAddress) -> Transport:
     # Each is imported where it is used: grpcio takes 9 MiB and a quarter of a second's CPU.
     wanted = address.transport is TransportKind.DIRECT
     if wanted or (address.transport is TransportKind.AUTO and address.tls is None):
-        from lcp_gateway.upstreams.lcpd.http2_transport import DirectTransport, Endpoint  # noqa: PLC0415
+        from lcp_gateway.upstreams.lcpd.endpoint import Endpoint  # noqa: PLC0415
+        from lcp_gateway.upstreams.lcpd.http2_transport import DirectTransport  # noqa: PLC0415
 
         endpoint = Endpoint.of(address)
         if wanted or endpoint.is_local:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lcp_gateway.config.addresses import parse_grpc_target
 from lcp_gateway.upstreams.lcpd import http2_transport
 from lcp_gateway.upstreams.lcpd.adapter import open_transport
-from lcp_gateway.upstreams.lcpd.http2_transport import Endpoint, _Connection
+from lcp_gateway.upstreams.lcpd.endpoint import Endpoint
+from lcp_gateway.upstreams.lcpd.http2_transport import _Connection
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, RpcError, TransportKind
 from tests.support import raw_http2 as raw
 from tests.support.raw_http2 import CLOSE, raw_server
