@@ -136,13 +136,14 @@ class ClaimsUnavailable(Exception):
 
 @dataclass(slots=True, eq=False)
 class OwnClaim:
-    """A claim of this gateway. ``description`` is encrypted."""
+    """A claim of this gateway. ``description`` is encrypted; ``made`` is the reply of Redis to a claim that was not waited for."""
 
     names: ClaimNames
     id: bytes = field(default_factory=lambda: secrets.token_hex(_ID_BYTES).encode())
     description: bytes = b""
     renewed_at: float = -float("inf")
     is_lost: bool = False
+    made: asyncio.Future[Any] | None = None
 
 
 class RedisClaims:
@@ -161,21 +162,34 @@ class RedisClaims:
         self._end = calls.script(_END)
         self._release = calls.script(_RELEASE)
 
+    def make(self, claim: OwnClaim) -> None:
+        """Make a claim none of whose names is looked up, without waiting; ``until_made`` waits."""
+        if self._outage.is_on:
+            return
+        called_at = time.monotonic()
+
+        def made(reply: asyncio.Future[Any]) -> None:
+            if not reply.cancelled() and reply.exception() is None:
+                claim.renewed_at = called_at
+
+        claim.made = self._take(*self._to_take(claim, b""))
+        claim.made.add_done_callback(made)
+        unawaited(claim.made, self._outage)
+
+    async def until_made(self, claim: OwnClaim) -> None:
+        """Wait until Redis has made a claim, or cannot be reached."""
+        if claim.made is not None and not claim.made.done():
+            await asyncio.wait([claim.made])
+
     async def take(self, claim: OwnClaim, expired_id: bytes) -> FoundClaim | None:
         """Make a claim, or return the one that exists already; that of ``expired_id`` ran out, and is taken over.
 
         Raises:
             ClaimsUnavailable: whether the claim was made is not known.
         """
-        names = claim.names
         called_at = time.monotonic()
-        keys = [*_keys(names.looked_up), *_keys(names.all)]
-        values = [
-            *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
-            *(names.fingerprint, claim.description, expired_id, _CLAIMS, *names.keep_ms),
-        ]
         try:
-            found = await self._call(self._take, keys, values)
+            found = await self._call(self._take, *self._to_take(claim, expired_id))
         except asyncio.CancelledError:
             # The claim is made nevertheless, and no purchase would end it.
             self.release(claim)
@@ -224,6 +238,13 @@ class RedisClaims:
             lambda keys, _values: self._calls.command("GET", *keys, alone=True), [_BODIES + claim_id], []
         )
         return body
+
+    def _to_take(self, claim: OwnClaim, expired_id: bytes) -> tuple[Sequence[bytes], Sequence[object]]:
+        names = claim.names
+        return [*_keys(names.looked_up), *_keys(names.all)], [
+            *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
+            *(names.fingerprint, claim.description, expired_id, _CLAIMS, *names.keep_ms),
+        ]
 
     async def _call(self, script: Script, keys: Sequence[bytes], values: Sequence[object]) -> Any:
         if self._outage.is_on:

@@ -87,6 +87,13 @@ class RedisResults:
             KeyReused, ResultLost, Refused: as ``SharedPurchases`` says.
         """
         own = self._own_claim(order, repeat)
+        if not own.names.looked_up:
+            # No other claim can stand in its way: its purchase waits for it only where it pays.
+            self._claims.make(own)
+            return self._claimed(own, repeat)
+        return await self._claim_or_find(order, repeat, own)
+
+    async def _claim_or_find(self, order: Order, repeat: RepeatKeys, own: OwnClaim) -> Claim | BoughtElsewhere:
         give_up_at = time.monotonic() + self._wait_s
         pause_s = _FIRST_PAUSE_S
         expired_id = b""
@@ -284,8 +291,9 @@ class _Claim:
         self._renewing = self._start_task(self._keep_renewing, may_return=lambda: own.is_lost)
 
     async def may_pay(self) -> bool:
-        """Return whether this gateway still holds the claim; renews one that was not renewed lately."""
+        """Return whether this gateway still holds the claim, once it is made; renews one that was not renewed lately."""
         own = self._own
+        await self._claims.until_made(own)
         if not own.is_lost and time.monotonic() - own.renewed_at > self._claims.lease_s / 2:
             await self._claims.renew(own)
         return not own.is_lost

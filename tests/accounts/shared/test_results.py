@@ -492,6 +492,54 @@ async def test_a_client_that_leaves_while_the_claim_is_made_leaves_nothing_behin
     assert b"running" not in held
 
 
+def held_up(w) -> asyncio.Event:
+    """Let no call reach Redis before the event."""
+    calls, go = w.claims._calls, asyncio.Event()
+    send = calls._send
+
+    async def later(together):
+        await go.wait()
+        return await send(together)
+
+    calls._send = later
+    return go
+
+
+async def test_an_order_that_repeats_none_is_quoted_while_it_is_claimed_and_paid_once_it_is(replica):
+    one, other = await replica(), await replica()
+    go = held_up(one)
+    asked = spawn(one.ask(ordered(), RepeatKeys()))
+    async with asyncio.timeout(5):
+        while not one.observer.quotes:
+            await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not one.upstream.works
+    go.set()
+    work = await work_of(one)
+    waiting = spawn(other.ask(ordered(), RETRY))
+    await asyncio.sleep(0.05)
+    work.deliver()
+    assert await asked == await waiting == b"answer"
+    assert not other.upstream.asked
+
+
+async def test_a_claim_that_was_not_made_yet_when_its_client_left_is_released(replica):
+    one, other = await replica(), await replica()
+    go = held_up(one)
+    asked = spawn(one.ask(ordered(), RepeatKeys()))
+    async with asyncio.timeout(5):
+        while not one.observer.quotes:
+            await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.wait({asked})
+    await one.service.wait_idle()
+    go.set()
+    await one.claims._calls.settled()
+    assert b"running" not in await everything(one)
+    assert await bought(other, ordered(), RETRY) == b"answer"
+
+
 async def test_without_redis_each_is_on_its_own_and_says_so(journals):
     with running_redis() as server:
         reports = []
