@@ -135,6 +135,11 @@ class Lease:
             self._has_ended = asyncio.Event()
             self._renewing = start_task(lambda: self._renew(leases, every_s), may_return=self._has_ended.is_set)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether it was counted, and not released since."""
+        return self._leases is not None
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -190,6 +195,10 @@ class ConcurrencyLimits:
         self._default = default
         self._outage = outage or Outage()
 
+    def limit_of(self, caller: Caller | None) -> int:
+        """Return how many jobs of a caller may run at once; 0 is no limit."""
+        return 0 if caller is None else caller.rules.concurrent_jobs or self._default
+
     async def take(self, caller: Caller | None) -> Lease:
         """Let a job run, and count it until its lease is released.
 
@@ -197,7 +206,7 @@ class ConcurrencyLimits:
             TooManyConcurrentJobs: as many as may run do.
             LimitsUnavailable: Redis is unreachable, and no job may run uncounted.
         """
-        limit = self._default if caller is None else caller.rules.concurrent_jobs or self._default
+        limit = self.limit_of(caller)
         if caller is None or not limit:
             return Lease(None, "", "")
         if self._outage.is_on:

@@ -282,6 +282,10 @@ class RateLimits:
         self._key = key
         self._outage = outage or Outage()
 
+    def apply_to(self, caller: Caller | None) -> bool:
+        """Return whether a limit holds for a caller; None is one without a key."""
+        return any(self._limits_of(caller, 0))
+
     async def check(self, caller: Caller | None, tokens: int) -> Allowance:
         """Count a request of about so many tokens, unless one of the limits is reached; None is a caller without a key.
 

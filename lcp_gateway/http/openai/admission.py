@@ -46,8 +46,10 @@ class Admission:
         Raises:
             TooManyConcurrentJobs, LimitsUnavailable: see ``ConcurrencyLimits.take``.
         """
-        take = self.jobs.take(caller if caller.key_id else None)
-        return await (take if self.shielded is None else self.shielded.run(take, Lease.release))
+        counted = caller if caller.key_id else None
+        if self.shielded is None or not self.jobs.limit_of(counted):
+            return await self.jobs.take(counted)
+        return await self.shielded.run(self.jobs.take(counted), Lease.release)
 
     async def count(self, caller: Caller, task: Task) -> Allowance:
         """Count a request against every rate that applies to it, by the size of its body.
@@ -55,23 +57,27 @@ class Admission:
         Raises:
             RateLimited, LimitsUnavailable: see ``RateLimits.check``.
         """
-        if self.rates is None:
+        counted = caller if caller.key_id else None
+        if self.rates is None or not self.rates.apply_to(counted):
             return Allowance()
         tokens = max(1, len(task.body) // BYTES_PER_TOKEN)
         # A request is counted, even if its client has left meanwhile.
-        return await self._to_its_end(self.rates.check(caller if caller.key_id else None, tokens))
+        return await self._to_its_end(self.rates.check(counted, tokens))
 
     async def release(
         self, leases: Sequence[Lease], allowance: Allowance, request_bytes: int, result_bytes: int
     ) -> None:
         """Release the leases, and count the result, whose size is known now, against the rates."""
+        if not allowance.counted and not any(lease.is_counted for lease in leases):
+            return
 
         async def end() -> None:
-            for lease in leases:
-                await lease.release()
+            ends = [lease.release() for lease in leases]
             if self.rates is not None and allowance.counted:
                 tokens = (request_bytes + result_bytes) // BYTES_PER_TOKEN
-                await self.rates.settle(allowance, tokens)
+                ends.append(self.rates.settle(allowance, tokens))
+            # At one time, so that Redis gets them together.
+            await asyncio.gather(*ends)
 
         await self._to_its_end(end())
 

@@ -203,6 +203,9 @@ class SlowRates:
         self._slow = slow
         self.checked = 0
 
+    def apply_to(self, _caller):
+        return True
+
     async def check(self, key, tokens):
         await self._slow._answer()
         self.checked += 1
@@ -215,6 +218,15 @@ async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_an
     await left_during(slow, gate.count(caller(), task()))
     await calls.close()
     assert rates.checked == 1
+
+
+async def test_a_request_without_a_limit_calls_no_redis(slow, calls):
+    gate = Admission(RateLimits(slow), ConcurrencyLimits(slow), lambda name: name, shielded=calls)
+    for who in (ANONYMOUS, caller()):
+        lease = await gate.lease(who)
+        allowance = await gate.count(who, task())
+        await gate.release([lease], allowance, 4, 4)
+    assert not slow.asked.is_set() and not calls._tasks
 
 
 # -- rates ----------------------------------------------------------------------------------------
