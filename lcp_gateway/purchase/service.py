@@ -27,7 +27,7 @@ from lcp_gateway.purchase.journal import (
     RepeatIdentity,
     RequestRepeated,
 )
-from lcp_gateway.purchase.limits import LoopBrake, LoopDetected
+from lcp_gateway.purchase.limits import LoopBrake
 from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase, not_awaited, not_held_up, party_of
@@ -421,7 +421,7 @@ class PurchaseService:
     async def _claim(self, running: _Running, shared: SharedPurchases, quote_name: str | None) -> Offer | None:
         """Claim the order, and take the quote that it names; where another gateway bought it, take its result."""
         buffer = running.buffer
-        found = await shared.claim(buffer.order, running.keys)
+        found = await shared.claim(buffer.order, running.keys, self._brake.per_minute)
         if isinstance(found, BoughtElsewhere):
             running.bought_elsewhere = True
             found.copy_to(buffer)
@@ -429,26 +429,14 @@ class PurchaseService:
                 raise found.error
             return None
         running.claim = found
-        await self._brake_shared(shared, buffer.order)
+        if not found.is_counted:
+            self._brake.check(buffer.order)
         if quote_name is None:
             return None
         try:
             return await self._take_shared(shared, buffer.order, quote_name)
         except UnknownQuote as error:
             raise await self._explain(buffer.order, quote_name, error) from None
-
-    async def _brake_shared(self, shared: SharedPurchases, order: Order) -> None:
-        """Count an order for all processes; for this one alone where that is not possible now.
-
-        Raises:
-            LoopDetected: there were too many like it.
-        """
-        per_minute = self._brake.per_minute
-        wait_s = await shared.count(order, per_minute) if per_minute else 0.0
-        if wait_s is None:
-            self._brake.check(order)
-        elif wait_s > 0:
-            raise LoopDetected(per_minute, wait_s)
 
     async def _take_shared(self, shared: SharedPurchases, order: Order, quote_name: str) -> Offer:
         """Take a quote that is held here, or for all processes.

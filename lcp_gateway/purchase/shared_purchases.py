@@ -82,6 +82,11 @@ class BoughtElsewhere:
 class Claim(Protocol):
     """The right to buy an order, which no other gateway has at the same time."""
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether the loop brake counted the order for all gateways."""
+        ...
+
     async def may_pay(self) -> bool:
         """Return, right before a payment, whether the claim still stands. Once it does not, nothing may be paid."""
         ...
@@ -94,22 +99,17 @@ class Claim(Protocol):
 class SharedPurchases(Protocol):
     """Finds the purchases of other gateways, made and under way."""
 
-    async def claim(self, order: Order, keys: RepeatKeys) -> Claim | BoughtElsewhere:
+    async def claim(self, order: Order, keys: RepeatKeys, per_minute: int) -> Claim | BoughtElsewhere:
         """Claim an order that is about to be bought, or return its result elsewhere; waits while it is bought there.
 
         ``ended`` of the claim has to follow. While nothing can be shared every claim is granted, and it is reported.
+        ``per_minute`` orders of one body may be claimed within a minute; 0 sets no limit.
 
         Raises:
+            LoopDetected: there were as many; no claim was made.
             KeyReused: the idempotency key came with another body before.
             ResultLost: it was bought, or may have been, and its result is not available.
             Refused: it cannot be known.
-        """
-        ...
-
-    async def count(self, order: Order, per_minute: int) -> float | None:
-        """Count an order for the loop brake and return 0; the seconds until one fits where there were too many.
-
-        None is returned where it cannot be counted now.
         """
         ...
 

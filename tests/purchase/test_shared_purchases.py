@@ -28,7 +28,7 @@ class Others(OtherGateways):
         self.asked = 0
         self.heard: list = []
 
-    async def claim(self, order, repeat):
+    async def claim(self, order, repeat, per_minute):
         self.asked += 1
         if self.ready is not None:
             await self.ready.wait()

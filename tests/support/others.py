@@ -4,8 +4,7 @@
 class OtherGateways:
     """The part of ``SharedPurchases`` that is not about claims."""
 
-    async def count(self, _order, _per_minute):
-        return None
+    is_counted = False
 
     async def hold_quote(self, _order, _held):
         return False

@@ -1,4 +1,7 @@
-"""Claims in a Redis: the orders that gateways are buying now, and their results, under names that are keyed hashes."""
+"""Claims in a Redis: the orders that gateways are buying now, and their results, under names that are keyed hashes.
+
+A claim counts its order for the loop brake, which holds for all gateways together.
+"""
 
 import asyncio
 import secrets
@@ -14,6 +17,8 @@ _ID_BYTES: Final = 16
 _CLAIMS: Final = f"{REDIS_KEY_PREFIX}:claim:".encode()
 _BODIES: Final = f"{REDIS_KEY_PREFIX}:answer:".encode()
 _NAMES: Final = f"{REDIS_KEY_PREFIX}:repeat:".encode()
+_ORDERS: Final = f"{REDIS_KEY_PREFIX}:orders:".encode()
+_MS_PER_S: Final = 1_000
 
 # A name holds the id of a claim. A claim is a hash: its state is running, ended or taken (by another gateway, after it ran out).
 # Times are those of Redis's own clock.
@@ -21,9 +26,11 @@ _NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# KEYS: the names to look up, then all names. ARGV: how many to look up, the claim's id, its lease, how long it is kept, the
-# order's fingerprint, its encrypted description, the id of a claim that has run out and may be taken over, the prefix of
-# claims, and how long each name is kept.
+# KEYS: the names to look up, then all names, and the times of the orders of one body where these are counted. ARGV: how many
+# to look up, the claim's id, its lease, how long it is kept, the order's fingerprint, its encrypted description, the id of a
+# claim that has run out and may be taken over, the prefix of claims, the most orders of one body (0: not counted) within a
+# window and how long that is, and how long each name is kept. Returns nothing where the claim is made, the claim that one of
+# the names leads to, or the time until another order of this body fits.
 _CLAIM = f"""{_NOW}
 local looks, id, dead, prefix = tonumber(ARGV[1]), ARGV[2], ARGV[7], ARGV[8]
 for i = 1, looks do
@@ -32,17 +39,27 @@ for i = 1, looks do
     local found = redis.call('HMGET', prefix .. other, 'state', 'until', 'mark', 'claim', 'facts')
     local left = tonumber(found[2] or now) - now
     local is_over = other == dead and found[1] == 'running' and left <= 0
-    if found[1] and found[1] ~= 'taken' and not is_over then
+    if other ~= id and found[1] and found[1] ~= 'taken' and not is_over then
       return {{other, found[1], left, found[3], found[4] or '', found[5] or ''}}
     end
   end
+end
+local most, window, orders = tonumber(ARGV[9]), tonumber(ARGV[10]), KEYS[#KEYS]
+if most > 0 then
+  while redis.call('LLEN', orders) >= most do
+    local wait = redis.call('LINDEX', orders, 0) + window - now
+    if wait > 0 then return {{wait}} end
+    redis.call('LPOP', orders)
+  end
+  redis.call('RPUSH', orders, now)
+  redis.call('PEXPIRE', orders, window)
 end
 if dead ~= '' and redis.call('EXISTS', prefix .. dead) == 1 then
   redis.call('HSET', prefix .. dead, 'state', 'taken')
 end
 redis.call('HSET', prefix .. id, 'state', 'running', 'until', now + ARGV[3], 'mark', ARGV[5], 'claim', ARGV[6])
 redis.call('PEXPIRE', prefix .. id, ARGV[4])
-for i = looks + 1, #KEYS do redis.call('SET', KEYS[i], id, 'PX', ARGV[8 + i - looks]) end
+for i = 11, #ARGV do redis.call('SET', KEYS[looks + i - 10], id, 'PX', ARGV[i]) end
 return {{}}
 """
 # KEYS: the claim, then its names. ARGV: its id, its lease, how long it is kept, the order's fingerprint, its encrypted
@@ -134,6 +151,23 @@ class ClaimsUnavailable(Exception):
     """Redis is unreachable."""
 
 
+class TooManyOrders(Exception):
+    """Another order of this body fits in ``wait_s``; no claim was made."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__()
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True, slots=True)
+class OrderCount:
+    """How many orders of one body may come within a window; ``name`` is that body's."""
+
+    name: bytes
+    most: int
+    window_s: float
+
+
 @dataclass(slots=True, eq=False)
 class OwnClaim:
     """A claim of this gateway. ``description`` is encrypted; ``made`` is the reply of Redis to a claim that was not waited for."""
@@ -154,7 +188,7 @@ class RedisClaims:
 
     def __init__(self, calls: RedisCalls, outage: Outage, lease_s: float) -> None:
         self.lease_s = lease_s
-        self._lease_ms = int(lease_s * 1_000)
+        self._lease_ms = int(lease_s * _MS_PER_S)
         self._calls = calls
         self._outage = outage
         self._take = calls.script(_CLAIM)
@@ -172,7 +206,7 @@ class RedisClaims:
             if not reply.cancelled() and reply.exception() is None:
                 claim.renewed_at = called_at
 
-        claim.made = self._take(*self._to_take(claim, b""))
+        claim.made = self._take(*self._to_take(claim, b"", None))
         claim.made.add_done_callback(made)
         unawaited(claim.made, self._outage)
 
@@ -181,19 +215,22 @@ class RedisClaims:
         if claim.made is not None and not claim.made.done():
             await asyncio.wait([claim.made])
 
-    async def take(self, claim: OwnClaim, expired_id: bytes) -> FoundClaim | None:
+    async def take(self, claim: OwnClaim, expired_id: bytes, count: OrderCount | None = None) -> FoundClaim | None:
         """Make a claim, or return the one that exists already; that of ``expired_id`` ran out, and is taken over.
 
         Raises:
+            TooManyOrders: it was not made, since there were as many orders as ``count`` allows.
             ClaimsUnavailable: whether the claim was made is not known.
         """
         called_at = time.monotonic()
         try:
-            found = await self._call(self._take, *self._to_take(claim, expired_id))
+            found = await self._call(self._take, *self._to_take(claim, expired_id, count))
         except asyncio.CancelledError:
             # The claim is made nevertheless, and no purchase would end it.
             self.release(claim)
             raise
+        if len(found) == 1:
+            raise TooManyOrders(found[0] / _MS_PER_S)
         if found:
             return FoundClaim(*found)
         claim.renewed_at = called_at
@@ -217,7 +254,7 @@ class RedisClaims:
     def end(self, claim: OwnClaim, facts: bytes, body: bytes, keep_body_s: float) -> None:
         """Store a result without waiting; without ``body`` the facts alone. While Redis is unreachable nothing is stored."""
         names = claim.names
-        keep_ms = int(keep_body_s * 1_000) if body else 0
+        keep_ms = int(keep_body_s * _MS_PER_S) if body else 0
         if not self._outage.is_on:
             keys = [_CLAIMS + claim.id, _BODIES + claim.id, *_keys(names.all)]
             values = [claim.id, names.fingerprint, names.claim_ms, facts, keep_ms, body, *names.keep_ms]
@@ -239,11 +276,18 @@ class RedisClaims:
         )
         return body
 
-    def _to_take(self, claim: OwnClaim, expired_id: bytes) -> tuple[Sequence[bytes], Sequence[object]]:
+    def _to_take(
+        self, claim: OwnClaim, expired_id: bytes, count: OrderCount | None
+    ) -> tuple[Sequence[bytes], Sequence[object]]:
         names = claim.names
-        return [*_keys(names.looked_up), *_keys(names.all)], [
+        keys = [*_keys(names.looked_up), *_keys(names.all)]
+        most = window_ms = 0
+        if count is not None:
+            keys.append(_ORDERS + count.name.hex().encode())
+            most, window_ms = count.most, round(count.window_s * _MS_PER_S)
+        return keys, [
             *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
-            *(names.fingerprint, claim.description, expired_id, _CLAIMS, *names.keep_ms),
+            *(names.fingerprint, claim.description, expired_id, _CLAIMS, most, window_ms, *names.keep_ms),
         ]
 
     async def _call(self, script: Script, keys: Sequence[bytes], values: Sequence[object]) -> Any:

@@ -1,4 +1,4 @@
-"""Quotes that can be taken, and orders counted by the loop brake, at all gateways and workers that share a Redis."""
+"""Quotes that can be taken, and names of background jobs, at all gateways and workers that share a Redis."""
 
 import asyncio
 from collections.abc import Callable
@@ -20,7 +20,6 @@ from lcp_gateway.purchase.quote import Candidate, Payee, ProviderSource, Quote
 from lcp_gateway.purchase.quoting import Offer
 
 _QUOTES: Final = f"{REDIS_KEY_PREFIX}:quote:"
-_ORDERS: Final = f"{REDIS_KEY_PREFIX}:orders:"
 _JOBS: Final = f"{REDIS_KEY_PREFIX}:job:"
 _CONTEXT: Final = b"quote"
 _JOB: Final = b"job"
@@ -28,21 +27,6 @@ _MARK_BYTES: Final = 32
 # A quote that has just expired is told from one that never was.
 _KEPT_AFTER_S: Final = 60.0
 _MS_PER_S: Final = 1_000
-
-# KEYS: the orders of one body. ARGV: most of them, the window. Returns how long to wait, 0 where the order was counted.
-_COUNT = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local most, window = tonumber(ARGV[1]), tonumber(ARGV[2])
-while redis.call('LLEN', KEYS[1]) >= most do
-  local left = redis.call('LINDEX', KEYS[1], 0) + window - now
-  if left > 0 then return left end
-  redis.call('LPOP', KEYS[1])
-end
-redis.call('RPUSH', KEYS[1], now)
-redis.call('PEXPIRE', KEYS[1], window)
-return 0
-"""
 
 
 # KEYS: the names to look up, then all names. ARGV: how many to look up, the job, then how long each name is kept.
@@ -76,12 +60,11 @@ class OrdersUnavailable(Exception):
 
 
 class RedisOrders:
-    """Held quotes and counted orders in a Redis. Names are keyed hashes and quotes are encrypted."""
+    """Held quotes and named jobs in a Redis. Names are keyed hashes and quotes are encrypted."""
 
     def __init__(self, calls: RedisCalls, outage: Outage) -> None:
         self._calls = calls
         self._outage = outage
-        self._count = calls.script(_COUNT)
         self._name_job = calls.script(_NAME_JOB)
         self._forget_job = calls.script(_FORGET_JOB)
 
@@ -121,16 +104,6 @@ class RedisOrders:
         """
         name = _name(encryption, quote_name)
         return bool(await self._call(lambda: self._calls.command("DEL", _QUOTES + name.hex())))
-
-    async def count(self, encryption: Encryption, order: Order, most: int, window_s: float) -> float:
-        """Count an order of a body and return 0, or return the seconds until one fits and count nothing.
-
-        Raises:
-            OrdersUnavailable: it cannot be counted.
-        """
-        key = _ORDERS + encryption.keyed_name(b"orders", order.key_id.encode(), order.body_sha256).hex()
-        left_ms: int = await self._call(lambda: self._count([key], [most, round(window_s * _MS_PER_S)]))
-        return left_ms / _MS_PER_S
 
     async def name_job(self, encryption: Encryption, names: ClaimNames, job_id: str) -> NamedJob:
         """Give these names to a job, unless another has one of those that are looked up; return the one that has them.

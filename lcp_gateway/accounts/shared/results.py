@@ -17,13 +17,21 @@ from typing import Final
 
 import orjson
 
-from lcp_gateway.accounts.shared.claims import ClaimNames, ClaimsUnavailable, FoundClaim, OwnClaim, RedisClaims
+from lcp_gateway.accounts.shared.claims import (
+    ClaimNames,
+    ClaimsUnavailable,
+    FoundClaim,
+    OrderCount,
+    OwnClaim,
+    RedisClaims,
+    TooManyOrders,
+)
 from lcp_gateway.accounts.shared.orders import OrdersUnavailable, RedisOrders
 from lcp_gateway.accounts.shared.serialization import SerializedResult, serialize
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.idempotency import CacheLimits, KeyReused, RepeatKeys
-from lcp_gateway.purchase.limits import WINDOW_S
+from lcp_gateway.purchase.limits import WINDOW_S, LoopDetected
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.purchase import Purchase
@@ -80,34 +88,44 @@ class RedisResults:
         self._max_bytes = max_bytes
         self._on_joined = on_joined
 
-    async def claim(self, order: Order, repeat: RepeatKeys) -> Claim | BoughtElsewhere:
+    async def claim(self, order: Order, repeat: RepeatKeys, per_minute: int) -> Claim | BoughtElsewhere:
         """Claim an order, or return its result from another gateway; waits while it is bought there.
 
         Raises:
-            KeyReused, ResultLost, Refused: as ``SharedPurchases`` says.
+            KeyReused, ResultLost, LoopDetected, Refused: as ``SharedPurchases`` says.
         """
         own = self._own_claim(order, repeat)
-        if not own.names.looked_up:
-            # No other claim can stand in its way: its purchase waits for it only where it pays.
+        if not own.names.looked_up and not per_minute:
+            # Nothing can stand in its way: its purchase waits for it only where it pays.
             self._claims.make(own)
-            return self._claimed(own, repeat)
-        return await self._claim_or_find(order, repeat, own)
+            return self._claimed(own, repeat, is_counted=True)
+        count = None
+        if per_minute:
+            name = self._encryption.keyed_name(b"orders", order.key_id.encode(), order.body_sha256)
+            count = OrderCount(name, per_minute, WINDOW_S)
+        try:
+            return await self._claim_or_find(order, repeat, own, count)
+        except TooManyOrders as found:
+            raise LoopDetected(per_minute, found.wait_s) from None
 
-    async def _claim_or_find(self, order: Order, repeat: RepeatKeys, own: OwnClaim) -> Claim | BoughtElsewhere:
+    async def _claim_or_find(
+        self, order: Order, repeat: RepeatKeys, own: OwnClaim, count: OrderCount | None
+    ) -> Claim | BoughtElsewhere:
         give_up_at = time.monotonic() + self._wait_s
         pause_s = _FIRST_PAUSE_S
         expired_id = b""
         waits = False
+        is_counted = True
         while True:
             try:
-                found = await self._claims.take(own, expired_id)
+                found = await self._claims.take(own, expired_id, count)
             except ClaimsUnavailable:
                 # A gateway that is known to be buying it is waited for in any case.
-                found, is_free = None, not waits
+                found, is_free, is_counted = None, not waits, count is None
             else:
                 is_free = found is None
             if is_free:
-                return self._claimed(own, repeat)
+                return self._claimed(own, repeat, is_counted=is_counted)
             if found is not None:
                 if found.fingerprint != own.names.fingerprint:
                     raise KeyReused("the idempotency key was used with another request before")
@@ -124,13 +142,6 @@ class RedisResults:
                 raise self._lost("this is still being bought by another gateway", Verdict.UNKNOWN)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _MAX_PAUSE_S)
-
-    async def count(self, order: Order, per_minute: int) -> float | None:
-        """Count an order for the loop brake."""
-        try:
-            return await self._orders.count(self._encryption, order, per_minute, WINDOW_S)
-        except OrdersUnavailable:
-            return None
 
     async def hold_quote(self, order: Order, held: HeldQuote) -> bool:
         """Hold a quote."""
@@ -170,10 +181,12 @@ class RedisResults:
         except OrdersUnavailable:
             return False
 
-    def _claimed(self, own: OwnClaim, repeat: RepeatKeys) -> Claim:
+    def _claimed(self, own: OwnClaim, repeat: RepeatKeys, *, is_counted: bool) -> Claim:
         limits = self._limits
         keep_s = limits.bytes_for_s if repeat.key is not None else limits.repeats_for_s
-        return _Claim(self._claims, self._encryption, own, keep_s, self._max_bytes, self._start_task)
+        return _Claim(
+            self._claims, self._encryption, own, keep_s, self._max_bytes, self._start_task, is_counted=is_counted
+        )
 
     def _own_claim(self, order: Order, repeat: RepeatKeys) -> OwnClaim:
         own = OwnClaim(self._names(order, repeat))
@@ -275,7 +288,10 @@ class _Claim:
         keep_s: float,
         max_bytes: int,
         start_task: StartTask,
+        *,
+        is_counted: bool = True,
     ) -> None:
+        self.is_counted = is_counted
         self._claims = claims
         self._encryption = encryption
         self._own = own

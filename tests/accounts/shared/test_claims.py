@@ -3,11 +3,12 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from lcp_gateway.accounts.shared.calls import RedisCalls
-from lcp_gateway.accounts.shared.claims import ClaimNames, OwnClaim, RedisClaims
+from lcp_gateway.accounts.shared.claims import ClaimNames, OrderCount, OwnClaim, RedisClaims, TooManyOrders
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import _Claim
 from lcp_gateway.encryption import Encryption
@@ -35,6 +36,10 @@ async def gateways(redis):
 
 def own_claim() -> OwnClaim:
     return OwnClaim(ClaimNames(MARK, [NAME], [NAME], [60_000]), description=b"about")
+
+
+def unrepeated() -> OwnClaim:
+    return OwnClaim(ClaimNames(MARK, [], [NAME], [60_000]), description=b"about")
 
 
 class Slow:
@@ -97,6 +102,48 @@ async def test_a_claim_that_was_taken_over_never_writes_its_end(gateways):
     found = await what_a_third_finds(a)
     assert (found.claim_id, found.facts) == (second.id, b"facts of the second")
     assert await a.body(second.id) == b"answer of the second"
+
+
+async def test_a_claim_counts_its_order_and_is_not_made_where_there_were_too_many(gateways, redis):
+    a, b = gateways
+    count = OrderCount(b"body", 2, 60.0)
+    async with redis.counting() as commands:
+        for claims in gateways:
+            assert await claims.take(unrepeated(), b"", count) is None
+    assert commands.by_name["evalsha"] <= 4
+    with pytest.raises(TooManyOrders) as found:
+        await a.take(unrepeated(), b"", count)
+    assert 0 < found.value.wait_s <= 60
+    assert await b.take(unrepeated(), b"", OrderCount(b"another body", 2, 60.0)) is None
+
+
+async def test_an_order_no_longer_counts_after_the_window(gateways):
+    count = OrderCount(b"body", 1, 0.05)
+    assert await gateways[0].take(unrepeated(), b"", count) is None
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(TooManyOrders):
+                assert await gateways[1].take(unrepeated(), b"", count) is None
+                break
+            await asyncio.sleep(0.01)
+
+
+async def test_a_repeat_that_finds_its_answer_is_not_counted(gateways):
+    a, b = gateways
+    count = OrderCount(b"body", 1, 60.0)
+    first = own_claim()
+    assert await a.take(first, b"", count) is None
+    await ended(a, first, b"facts", b"answer", 60.0)
+    for _ in range(3):
+        assert (await b.take(own_claim(), b"", count)).facts == b"facts"
+
+
+async def test_a_claim_whose_reply_was_lost_is_made_by_the_next_call_for_it(gateways):
+    """Regression: redis-py sends a call again whose reply was lost, and it found its own claim as another gateway's."""
+    mine = own_claim()
+    for _ in range(2):
+        assert await gateways[0].take(mine, b"") is None
+    assert (await what_a_third_finds(gateways[1])).claim_id == mine.id
 
 
 @pytest.mark.parametrize("late", ["renew", "release"])

@@ -565,7 +565,7 @@ class Others(OtherGateways):
     def __init__(self, says=None, *, may_pay=True) -> None:
         self.says, self.pays, self.heard = says, may_pay, []
 
-    async def claim(self, order, repeat):
+    async def claim(self, order, repeat, per_minute):
         await asyncio.sleep(0)
         return self.says or self
 
