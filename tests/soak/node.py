@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 import uvloop
 
+from lcp_gateway.node.compute.deterministic import DeterministicBackend
 from lcp_gateway.node.compute.echo import EchoBackend
 from lcp_gateway.node.lcp.buying_events import Order, ResultData
 from lcp_gateway.node.lcp.judging import SoldModel
@@ -43,7 +44,6 @@ SOLD = {MODEL: SoldModel(TokenPrice(2_000_000, 14_000_000), 4_096)}
 MOST_GROWTH_MIB = 16
 # A job is kept until its quote has expired, to be sent again: with lnd's usual five minutes ten thousand would be kept.
 TTL_S, KEEP_S, SWEEP_S = 5, 1, 0.25
-MESSAGE_S = 0.001
 
 
 class Report(NodeLog):
@@ -66,12 +66,13 @@ class Report(NodeLog):
 class SlowTransport:
     """A transport whose every message takes a while, one after the other."""
 
-    def __init__(self, transport):
+    def __init__(self, transport, message_s):
+        self._message_s = message_s
         self.identity, self.events, self.disconnect = transport.identity, transport.events, transport.disconnect
         self._send = transport.send
 
     async def send(self, peer_id, message_type, payload):
-        await asyncio.sleep(MESSAGE_S)
+        await asyncio.sleep(self._message_s)
         await self._send(peer_id, message_type, payload)
 
 
@@ -88,16 +89,21 @@ def order(padding, protocol=Protocol.V02, *, stream=False):
 
 
 @contextlib.asynccontextmanager
-async def pair(stores, *, slow=False):
+async def pair(stores, *, message_s=None):
     """Run a buyer and a seller that are linked; yield them, the seller's id and both reports."""
     network, reports = Network(), {"seller": Report(), "buyer": Report()}
     lightning = {name: network.node(name) for name in reports}
     nodes = {}
     for name, report in reports.items():
         transport = lightning[name].transport
-        sold = {"compute": EchoBackend(), "models": SOLD, "terms": SaleTerms(ttl_s=300 if slow else TTL_S)}
+        slow = message_s is not None
+        sold = {
+            "compute": DeterministicBackend() if slow else EchoBackend(),
+            "models": SOLD,
+            "terms": SaleTerms(ttl_s=300 if slow else TTL_S),
+        }
         nodes[name] = LcpNode(
-            transport=SlowTransport(transport) if slow else transport,
+            transport=SlowTransport(transport, message_s) if message_s else transport,
             payments=lightning[name].payments,
             invoices=lightning[name].invoices,
             store=stores[name],
@@ -185,17 +191,17 @@ async def _kept_msat(place, sold):
     return sum(total.price_msat for total in totals)
 
 
-async def link(count, input_bytes):
+async def link(count, input_bytes, message_s):
     """Run long requests at once, with short ones beside them, and return what is wrong."""
-    problems, alone, beside = [], [], []
+    problems, alone, beside, long_order = [], [], [], order(input_bytes)
     stores = {name: MemoryStore() for name in ("buyer", "seller")}
-    async with pair(stores, slow=True) as (buyer, _, seller_id, reports):
+    async with pair(stores, message_s=message_s) as (buyer, _, seller_id, reports):
         for _ in range(20):
             alone.append((await buy(buyer, seller_id, order(100)))[1])
 
         async def long_one():
             try:
-                await buy(buyer, seller_id, order(input_bytes))
+                await buy(buyer, seller_id, long_order)
             except CallFailed as error:
                 problems.append(str(error))
 
@@ -231,11 +237,12 @@ def main():
     parser.add_argument("--jobs", type=int, help="10,000, or 200 at once")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--input-bytes", type=int, default=MIB)
+    parser.add_argument("--message-ms", type=float, default=1.0, help="how long the link takes for each; 0: no time")
     arguments = parser.parse_args()
     if arguments.part == "jobs":
         problems = uvloop.run(jobs(arguments.jobs or 10_000, arguments.clients))
     else:
-        problems = uvloop.run(link(arguments.jobs or 200, arguments.input_bytes))
+        problems = uvloop.run(link(arguments.jobs or 200, arguments.input_bytes, arguments.message_ms / 1000))
     for problem in problems[:20]:
         print(f"WRONG: {problem}")
     sys.exit(bool(problems))
