@@ -5,10 +5,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tests.support.gated_node import gated_node
 from tests.support.gateway import RunningGateway, gateway
+from tests.support.journaled import on_node
 from tests.support.money import accepts, metric, paid
 from tests.support.node_thread import eventually
 from tests.support.stored import (
@@ -30,16 +33,23 @@ pytestmark = pytest.mark.slow
 
 ECHO = "This is the echo node. You said: "
 LONG = "word " * 60
+GATED = "gated"
 
 
 @contextmanager
 def serving(folder, **settings: object) -> Iterator[RunningGateway]:
-    peers = folder / "peers.toml"
-    peers.write_text(slow_peers(1.5))
-    settings = {"node_peers_file": peers, "node_faults": "true", **settings}
-    env = {f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
-    with gateway(env=env) as running:
+    """Run a gateway on a node whose answers to prompts with ``GATED`` wait for the file of ``gate_of``."""
+    settings = {"timeout_quote_s": 60, **settings}
+    with (
+        gated_node(folder, toml=slow_peers(4.0), faults=True, word=GATED) as (node, _),
+        gateway(embedded=False, env=on_node(node, **settings) | {"XDG_STATE_HOME": str(folder)}) as running,
+    ):
+        running.events_file = node.events_file
         yield running
+
+
+def gate_of(running: RunningGateway) -> Path:
+    return running.events_file.with_name("gate")
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +127,13 @@ def id_of(port: int, connection) -> str:
     return "resp_bg_" + connection.read_until(b'"object"').decode().split("resp_bg_")[1].split('"')[0]
 
 
-def test_a_job_that_is_cancelled_while_it_waits_for_a_quote_costs_nothing(port, bought):
+def test_a_job_that_is_cancelled_while_it_waits_for_a_quote_costs_nothing(served, port, bought):
     response_id = begun(port, model="slow-quote")
     done = cancel(port, response_id)
     assert (done.json["status"], done.verdict) == ("cancelled", "none")
     assert done.json["lcp"] == {"payment": "none"}
     assert done.json["error"] is None and done.json["output"] == []
-    time.sleep(1.6)
+    eventually(lambda: is_idle(served))
     assert bought() == (0, 0)
 
 
@@ -144,12 +154,13 @@ def test_deleting_a_job_that_runs_ends_it(served, port, bought):
 
 def test_a_client_that_leaves_a_background_stream_can_come_back(served, port, bought):
     with wire(port) as connection:
-        connection.send(stream_of("a b c d e f"))
+        connection.send(stream_of(f"a b {GATED} d"))
         connection.read_until(b"response.in_progress")
         response_id = id_of(port, connection)
     # Longer than a client that left would be waited for.
     time.sleep(0.4)
     assert retrieve(port, response_id).json["status"] == "in_progress"
+    gate_of(served).touch()
     whole = retrieve(port, response_id, "?stream=true")
     assert whole.whole and numbers(whole) == list(range(len(whole.blocks)))
     assert last_response(whole)["id"] == response_id
@@ -369,10 +380,11 @@ def test_a_repeat_does_not_count_as_a_job(tmp_path):
 def test_a_followed_job_is_released_once(tmp_path):
     with serving(tmp_path, max_concurrent_requests=2) as running:
         with wire(running.port) as connection:
-            connection.send(stream_of("a b c"))
+            connection.send(stream_of(f"a {GATED} c"))
             connection.read_until(b"response.in_progress")
             assert get(running.port, "/readyz").json["jobs_in_flight"] == 1
         assert get(running.port, "/readyz").json["jobs_in_flight"] == 1
+        gate_of(running).touch()
         eventually(lambda: is_idle(running))
         assert [respond(running.port).status for _ in range(3)] == [200] * 3
 
