@@ -125,12 +125,13 @@ def test_a_balance_is_shared(customers, quote, node):
 
 
 def test_requests_a_minute_are_counted_together(customers):
-    assert at_once(customers["impatient"], 30) == {200: 10, 429: 20}
+    # One more passes where a minute of the clock ends meanwhile: see tests/support/minutes.py.
+    assert at_once(customers["impatient"], 30) in ({200: 10, 429: 20}, {200: 11, 429: 19})
 
 
 def test_jobs_at_one_time_are_counted_together(customers):
     many = customers["many jobs"]
-    found = at_once(many, 12, "echo-slow", "one two three four five", max_tokens=40)
+    found = at_once(many, 12, "echo-slow", "word " * 60, max_tokens=80)
     assert found == {200: 3, 429: 9}
     assert at_once(many, 2) == {200: 2}
 
@@ -249,7 +250,7 @@ def test_while_redis_is_away_customers_are_served_and_none_overspends(both, cust
         each.eventually_has(balance_msat=quote["charge_msat"] - 1, held_msat=0)
     # Limits hold again a second after it is back.
     time.sleep(1.2)
-    assert at_once(customers["impatient later"], 10) == {200: 3, 429: 7}
+    assert at_once(customers["impatient later"], 10) in ({200: 3, 429: 7}, {200: 4, 429: 6})
 
 
 @pytest.mark.slow
