@@ -54,6 +54,10 @@ class Delays:
     """How long the Lightning node may look for ways to pay; lcpd-grpcd's."""
     keep_sale_s: float = 180
     """How long a paid job and its result are kept after its quote has expired: the result can be sent again until then."""
+    claim_s: float = 5
+    """How long a job whose payment an earlier run began stays stored after its end, for a caller that asks for its result."""
+    gather_s: float = 0.010
+    """How long a backend is not asked for more while bytes of its job still wait to be sent: then more comes as one piece."""
     sweep_s: float = 5
     """How often jobs are looked through for expired ones."""
     regone_s: float = 10

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 from typing import Final, cast
 
 from lcp_gateway.node.lcp.effects import MessageCame
@@ -200,7 +201,7 @@ class Peers:
         if known is None:
             self._log.message_dropped(peer_id, "unknown type")
             if message_type % 2 == 0:
-                self._tasks.once("disconnect", self._disconnect(peer_id))
+                self._tasks.once("disconnect", partial(self._disconnect, peer_id))
             return
         # A message shows that its peer is connected, whatever was heard of it before.
         peer = self._up(peer_id)

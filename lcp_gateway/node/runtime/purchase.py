@@ -7,6 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from lcp_gateway.node.lcp.buying import Buying, Phase
@@ -120,6 +121,7 @@ class Purchase:
         self._unsent: deque[Send] = deque(maxlen=_UNSENT)
         self._changed = asyncio.Event()
         self._timer = Timer(parts.clock, self._timed_out)
+        self._claim = Timer(parts.clock, self.release)
 
     @property
     def job_id(self) -> bytes:
@@ -158,6 +160,7 @@ class Purchase:
         """End the caller's wait: the node stops."""
         self._stopped = True
         self._timer.cancel()
+        self._claim.cancel()
         self._changed.set()
 
     def abandon(self, reason: str) -> None:
@@ -170,7 +173,7 @@ class Purchase:
     def track(self) -> None:
         """Follow a payment that an earlier run of this node began."""
         self.payment = self._report(PaymentState.UNKNOWN)
-        self._parts.tasks.once("track", self._track())
+        self._parts.tasks.once("track", self._track)
 
     def peer_ready(self) -> None:
         """Send what waited for the peer."""
@@ -199,7 +202,7 @@ class Purchase:
             case KeepPurchase():
                 self._kept = effect
             case Pay():
-                self._parts.tasks.once("pay", self._pay(effect), self._unexpected)
+                self._parts.tasks.once("pay", partial(self._pay, effect), self._unexpected)
             case ResultHead() | ResultData() if not self.abandoned:
                 self._items.append(effect)
             case Ended():
@@ -307,6 +310,9 @@ class Purchase:
         self._timer.cancel()
         self._ended_at = int(self._parts.clock())
         self._on_end(self)
+        if self.restored:
+            # A caller may still come for the result, but few do: the operator's line waits no longer for one.
+            self._claim.set(self._parts.clock() + self._parts.delays.claim_s)
 
     def release(self) -> None:
         """Forget what is stored of a job that has ended: its caller has the result, or no caller wants it.
@@ -316,7 +322,7 @@ class Purchase:
         ended = self.ended
         if ended is not None and self._stored:
             self._stored = False
-            self._parts.tasks.once("end_purchase", self._forget_stored(ended))
+            self._parts.tasks.once("end_purchase", partial(self._forget_stored, ended))
 
     async def _forget_stored(self, ended: Ended) -> None:
         async def step() -> None:

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
@@ -39,7 +40,7 @@ from lcp_gateway.node.lcp.selling_events import (
 from lcp_gateway.node.lcp.table import MESSAGE_TYPES
 from lcp_gateway.node.ports import Compute as Backend
 from lcp_gateway.node.ports import ComputeError, Invoices, InvoiceState, LightningAway, Store, StoredSale
-from lcp_gateway.node.runtime.bounds import Bounds
+from lcp_gateway.node.runtime.bounds import Bounds, Delays
 from lcp_gateway.node.runtime.log import NodeLog
 from lcp_gateway.node.runtime.observer import JobEnd, NodeObserver, Role
 from lcp_gateway.node.runtime.peers import Peers
@@ -70,6 +71,7 @@ class SellerParts:
     observer: NodeObserver
     log: NodeLog
     bounds: Bounds
+    delays: Delays
     clock: Callable[[], float]
     watch: Callable[[bytes, "Sale"], None]
     moved: Callable[["Sale", SalePhase], None]
@@ -177,7 +179,7 @@ class Sale:
 
     def _begin_work(self) -> None:
         if self._effects and self._worker is None:
-            self._worker = self._parts.tasks.once("sale", self._work())
+            self._worker = self._parts.tasks.once("sale", self._work)
             self._worker.add_done_callback(self._worked)
 
     def _worked(self, worker: asyncio.Task[None]) -> None:
@@ -203,7 +205,7 @@ class Sale:
             case SettleInvoice():
                 await self._settle()
             case Compute():
-                self._compute = parts.tasks.once("compute", self._run(effect))
+                self._compute = parts.tasks.once("compute", partial(self._run, effect))
 
     def _send(self, message: Send) -> None:
         peer = self._parts.peers.get(self.peer_id)
@@ -292,8 +294,12 @@ class Sale:
             self._done.clear()
             await self._done.wait()
         peer = self._parts.peers.get(self.peer_id)
-        if peer is not None:
-            await peer.outbox.until_below(self.job_id, self._parts.bounds.window_bytes)
+        if peer is None or not peer.outbox.waiting_bytes(self.job_id):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._parts.delays.gather_s):
+                await peer.outbox.until_below(self.job_id, 0)
+        await peer.outbox.until_below(self.job_id, self._parts.bounds.window_bytes)
 
     def _stop_compute(self) -> None:
         if self._compute is not None:

@@ -97,6 +97,7 @@ class Sales:
             observer=observer,
             log=log,
             bounds=bounds,
+            delays=delays,
             clock=clock,
             watch=self._watch,
             moved=self._tally.moved,
@@ -121,7 +122,7 @@ class Sales:
         if not self.follows:
             # A Lightning node may let a buyer see no invoices.
             return
-        self._parts.tasks.once("look_up", self._look_up(restored))
+        self._parts.tasks.once("look_up", partial(self._look_up, restored))
         self._parts.tasks.keep("invoices", self._follow_invoices)
 
     def count(self, phase: SalePhase) -> int:
@@ -383,7 +384,7 @@ class Sales:
         for sale in self._sales.values():
             if sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED} and sale.is_idle:
                 self._forget(sale)
-                self._parts.tasks.once("end_sale", sale.end_stored())
+                self._parts.tasks.once("end_sale", sale.end_stored)
                 return True
         return False
 

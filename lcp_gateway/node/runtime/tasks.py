@@ -45,11 +45,9 @@ class Tasks:
         """Run a task as long as the node: after an error, or when it returns, it starts again."""
         return self._start(name, self._again(name, run))
 
-    def once(
-        self, name: str, work: Coroutine[Any, Any, None], on_error: Callable[[], None] = lambda: None
-    ) -> asyncio.Task[None]:
+    def once(self, name: str, run: Run, on_error: Callable[[], None] = lambda: None) -> asyncio.Task[None]:
         """Run a task to its end; an error of it is reported, and ``on_error`` called."""
-        return self._start(name, self._guard(name, work, on_error))
+        return self._start(name, self._guard(name, run, on_error))
 
     async def persist(self, name: str, step: Callable[[], Awaitable[None]], *errors: type[Exception]) -> None:
         """Carry out a step, again and again until it raises none of those errors."""
@@ -80,9 +78,9 @@ class Tasks:
             task.cancel()
         return task
 
-    async def _guard(self, name: str, work: Coroutine[Any, Any, None], on_error: Callable[[], None]) -> None:
+    async def _guard(self, name: str, run: Run, on_error: Callable[[], None]) -> None:
         try:
-            await work
+            await run()
         except Exception as error:  # noqa: BLE001 - no caller waits for the task: its error must not be lost
             self._log.problem(name, error)
             on_error()

@@ -267,7 +267,7 @@ def test_without_faults_every_caller_has_its_result():
     assert [one.data for one in world.callers] == [RESULT] * 3
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 11)), min_size=1, max_size=14),
     st.dictionaries(st.integers(1, 120), st.sampled_from(["lost", "twice", "late", "both"]), max_size=8),

@@ -146,13 +146,13 @@ async def _deal(side, lies, protocol, stream):
         assert node.figures().queued_messages == 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(LIES, st.sampled_from(Protocol), st.booleans())
 def test_a_seller_that_lies_is_paid_once_at_most_and_its_buyer_has_the_result_or_is_told(lies, protocol, stream):
     virtual_time.run(_deal("seller", lies, protocol, stream))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(LIES, st.sampled_from(Protocol), st.booleans())
 def test_a_buyer_that_lies_has_nothing_computed_unpaid_and_leaves_nothing(lies, protocol, stream):
     virtual_time.run(_deal("buyer", lies, protocol, stream))

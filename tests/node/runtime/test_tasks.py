@@ -54,7 +54,7 @@ def test_an_error_of_a_single_task_is_reported_and_answered():
         async def fail():
             raise RuntimeError("no")
 
-        tasks.once("step", fail(), answered.set)
+        tasks.once("step", fail, answered.set)
         await answered.wait()
         assert [part for part, _ in seen.problems] == ["step"]
 
@@ -69,10 +69,10 @@ def test_nothing_runs_after_the_close():
             ran.append(1)
             await asyncio.Event().wait()
 
-        tasks.once("a", work())
+        tasks.once("a", work)
         await asyncio.sleep(0)
         await tasks.close()
-        late = tasks.once("b", work())
+        late = tasks.once("b", work)
         await asyncio.wait([late])
         assert ran == [1]
 
