@@ -38,6 +38,8 @@ class _Call:
 class RedisCalls:
     """Sends the calls of a process. While a pipeline is under way, the calls that come meanwhile wait for the next.
 
+    What waits is bounded by time: a pipeline that has no reply within its time-outs fails with all calls behind it.
+
     No call is tied to the task that made it: redis-py takes a cancellation for a lost connection, and would not know whether
     the command was executed. ``client`` is for commands beside these, on connections of their own; ``errors`` are those of a
     Redis that cannot be reached.
