@@ -2,7 +2,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
-from lcp_gateway.node.lcp.link import KeepManifest, Link, ManifestMissed, PeerDown, PeerUp
+from lcp_gateway.node.lcp.link import (
+    KeepManifest,
+    Link,
+    ManifestMissed,
+    NewManifest,
+    PeerDown,
+    PeerRestarted,
+    PeerUp,
+    StreamBroken,
+)
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest
 from lcp_gateway.node.lcp.messages import Cancel, Manifest, Protocol
 from lcp_gateway.node.lcp.table import read_message, write_message
@@ -231,3 +240,41 @@ def test_two_of_our_links_never_talk_forever_and_become_ready(steps):
             pair.now += later
             pair.both(TimerFired())
         assert all(link.ready for link in pair.links)
+
+
+def _ready(now=100):
+    link = Link(V02, OURS)
+    link.on(now, PeerUp())
+    link.on(now, MessageCame(THEIRS))
+    assert link.ready
+    return link
+
+
+def test_a_stream_that_broke_leaves_the_manifest_and_a_connection_that_ended_does_not():
+    link = _ready()
+    assert link.on(200, StreamBroken()) == []
+    assert not link.ready and link.manifest == THEIRS and link.stale
+    assert link.on(201, PeerUp())[0] == SEND
+    assert link.ready
+    assert link.on(202, PeerDown()) == [KeepManifest(None)]
+    link.on(203, PeerUp())
+    assert not link.ready
+
+
+def test_another_manifest_of_ours_is_sent_to_a_connected_peer_once():
+    link = _ready()
+    other = NewManifest(THEIRS)
+    assert link.on(101, other) == [Send(*write_message(V02, THEIRS))]
+    assert link.on(102, other) == []
+    link.on(103, PeerDown())
+    assert link.on(104, NewManifest(OURS)) == []
+    assert link.on(105, PeerUp())[0] == SEND
+
+
+def test_a_manifest_that_was_not_asked_for_tells_of_a_restart():
+    link = _ready()
+    assert PeerRestarted() not in link.on(104, MessageCame(THEIRS))
+    assert link.on(200, MessageCame(THEIRS)) == [PeerRestarted(), SEND]
+    waiting = Link(V02, OURS)
+    waiting.on(100, PeerUp())
+    assert PeerRestarted() not in waiting.on(200, MessageCame(THEIRS))
