@@ -5,10 +5,11 @@ invoice carries the hash as its description hash.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
+
+from lcp_gateway.values import value
 
 CONTENT_TYPE: Final = "application/json; charset=utf-8"
 """Content type of every request of the OpenAI kinds."""
@@ -28,7 +29,7 @@ _HASH_BYTES = 32
 _PRICE_TYPES: Final[Mapping[int, tuple[int, int]]] = MappingProxyType({2: (3, 4), 3: (30, 31)})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value
 class Terms:
     """What both sides have agreed on. ``quote_expiry`` is Unix seconds; hashes and ids are 32 bytes.
 
@@ -66,28 +67,36 @@ def encode_terms(protocol: int, terms: Terms) -> bytes:
         raise ValueError(f"the terms of protocol version {protocol} are not known")
     if not 0 <= terms.protocol_version <= _U16_MAX:
         raise ValueError("protocol_version (type 1) must fit 16 bits")
-    has_type, has_encoding = terms.response_content_type is not None, terms.response_content_encoding is not None
-    if has_type is not has_encoding:
-        raise ValueError("response_content_type (type 55) and response_content_encoding (type 56) come together")
+    job_id, request_sha256, params_sha256 = terms.job_id, terms.request_sha256, terms.params_sha256
+    if not len(job_id) == len(request_sha256) == len(params_sha256) == _HASH_BYTES:
+        raise ValueError("job_id (type 2) and the hashes (types 50 and 51) must be 32 bytes each")
+    # Written out in place of a function a record: it is made for every purchase.
+    price, expiry, length = tu64(terms.price_msat), tu64(terms.quote_expiry), tu64(terms.request_bytes)
     price_type, expiry_type = _PRICE_TYPES[protocol]
-    price = (_record(price_type, tu64(terms.price_msat)), _record(expiry_type, tu64(terms.quote_expiry)))
+    prices = bytes((price_type, len(price))) + price + bytes((expiry_type, len(expiry))) + expiry
     kind = _text(20, "task_kind", terms.task_kind)
-    records = [
-        b"\x01\x02" + terms.protocol_version.to_bytes(2, "big"),
-        _hash(2, "job_id", terms.job_id),
-        *((*price, kind) if price_type < 20 else (kind, *price)),  # noqa: PLR2004 - the kind's type, as above
-        _hash(50, "request_sha256", terms.request_sha256),
-        _hash(51, "params_sha256", terms.params_sha256),
-        _record(52, tu64(terms.request_bytes)),
+    return b"".join((
+        b"\x01\x02", terms.protocol_version.to_bytes(2, "big"),
+        b"\x02\x20", job_id,
+        *((prices, kind) if protocol == 2 else (kind, prices)),  # noqa: PLR2004 - a version
+        b"\x32\x20", request_sha256,
+        b"\x33\x20", params_sha256,
+        b"\x34", bytes((len(length),)), length,
         _text(53, "content_type", terms.content_type),
         _text(54, "content_encoding", terms.content_encoding),
-    ]
-    if terms.response_content_type is not None and terms.response_content_encoding is not None:
-        if protocol == 2:  # noqa: PLR2004 - a version
-            raise ValueError("response_content_type (type 55) is not part of the terms of version 2")
-        records.append(_text(55, "response_content_type", terms.response_content_type))
-        records.append(_text(56, "response_content_encoding", terms.response_content_encoding))
-    return b"".join(records)
+        *_response(protocol, terms),
+    ))  # fmt: skip
+
+
+def _response(protocol: int, terms: Terms) -> tuple[bytes, ...]:
+    content_type, content_encoding = terms.response_content_type, terms.response_content_encoding
+    if content_type is None and content_encoding is None:
+        return ()
+    if content_type is None or content_encoding is None:
+        raise ValueError("response_content_type (type 55) and response_content_encoding (type 56) come together")
+    if protocol == 2:  # noqa: PLR2004 - a version
+        raise ValueError("response_content_type (type 55) is not part of the terms of version 2")
+    return _text(55, "response_content_type", content_type), _text(56, "response_content_encoding", content_encoding)
 
 
 def terms_hash(
@@ -132,12 +141,6 @@ def _text(kind: int, name: str, value: str) -> bytes:
     if not value:
         raise ValueError(f"{name} (type {kind}) must not be empty")
     return _record(kind, value.encode())
-
-
-def _hash(kind: int, name: str, value: bytes) -> bytes:
-    if len(value) != _HASH_BYTES:
-        raise ValueError(f"{name} (type {kind}) must be 32 bytes")
-    return bytes((kind, _HASH_BYTES)) + value
 
 
 def tu64(number: int) -> bytes:
