@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from lcp_gateway._gen.lcpd import extensions_pb2 as pb
 from lcp_gateway._gen.lcpd import lcpd_pb2, lcpd_pb2_grpc
 from lcp_gateway.lightning import bolt11
 from tests.support.daemon import Daemon, free_address
@@ -18,7 +19,7 @@ from tests.support.node_client import chat_task
 from tests.support.node_thread import eventually
 
 MODEL = "m"
-CALL_S = 60.0
+CALL_S = 120.0
 SELLER_SETTINGS = """\
 [sell]
 hold_invoices = {hold}
@@ -60,8 +61,18 @@ class Purchase:
         """Whether the connection with the buyer broke: the end of the purchase is not known."""
         return self.error is not None and self.error.code() == grpc.StatusCode.UNAVAILABLE
 
+    @property
+    def payment_state(self) -> str:
+        """Return what the buyer said of the payment in the end: NONE, SETTLED, UNKNOWN, or UNSPECIFIED for nothing."""
+        report = pb.PaymentReport()
+        if self.result is not None:
+            report = self.result.payment
+        elif self.error is not None:
+            report.ParseFromString(dict(self.error.trailing_metadata() or ()).get("x-lcp-payment-bin", b""))
+        return pb.PaymentReport.State.Name(report.state).removeprefix("STATE_")
+
     def wait(self) -> "Purchase":
-        self.thread.join(CALL_S)
+        self.thread.join(CALL_S + 60)
         assert not self.thread.is_alive()
         return self
 
@@ -148,6 +159,7 @@ class LcpWorld:
                             purchase.body += event.result_chunk.data
                         case "result":
                             purchase.result = event.result
+                            purchase.body += event.result.result
         except grpc.RpcError as error:
             purchase.error = error
 

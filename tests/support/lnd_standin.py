@@ -485,7 +485,7 @@ class RouterCalls:
             await context.abort(*refusal)
         way = lnd.payments_go(asked.payment_hash)
         if way == "refuse":
-            await context.abort(grpc.StatusCode.UNKNOWN, "unable to find a path")
+            await context.abort(grpc.StatusCode.UNKNOWN, "self-payments not allowed")
         if way == "hang":
             await asyncio.sleep(3_600)
         if way in {"settle", "answer_lost"} and request.fee_limit_msat < lnd.payment_fee_msat:

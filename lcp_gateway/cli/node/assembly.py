@@ -42,7 +42,7 @@ async def running_node(
         try:
             transport = await stack.enter_async_context(LndTransport(address))
             payments = await stack.enter_async_context(LndJobPayments(address))
-            invoices = await stack.enter_async_context(LndJobInvoices(address))
+            invoices = await stack.enter_async_context(LndJobInvoices(address, route_hints=settings.sell.route_hints))
         except (LndNotInstalled, OSError) as error:
             raise CommandFailed(f"lnd cannot be used: {error}", exit_code=USAGE_ERROR) from None
         compute = open_backends(sell) if sell.active else None

@@ -160,6 +160,7 @@ class SellSettings:
     ``allow`` names the peers that may buy (empty: all), ``deny`` those that may not. Above ``max_running_jobs`` paid jobs
     at the backends no more quotes are given; ``max_jobs_per_peer`` is how many of a peer run at once; ``max_unpaid_quotes_per_peer`` how many quotes it may leave unpaid; the last two bound the bytes of requests
     that are held.
+    ``route_hints`` puts private channels into invoices, for a node that has no others.
     ``hold_invoices``: payments are accepted, settled at the backend's first byte, and given back where it fails.
     """
 
@@ -171,6 +172,7 @@ class SellSettings:
     invoice_slack_s: int = 5
     surge: Surge = NO_SURGE
     hold_invoices: bool = False
+    route_hints: bool = False
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
     max_running_jobs: int = 256
