@@ -23,6 +23,9 @@ from lcp_gateway.telemetry.node_metrics import NodeMetrics
 GRACE_S: Final = 20.0
 """How long calls under way may take to end once the node is told to stop; a second signal ends the wait."""
 
+_FAILING_S: Final = 2.0
+"""How long a client may take to read that its call has failed."""
+
 
 def run_node(settings: NodeSettings, store: Path, log_format: LogFormat = "auto") -> None:
     """Run a node until SIGTERM or SIGINT.
@@ -66,8 +69,7 @@ async def _run(settings: NodeSettings, store: Path) -> None:
         await stop.wait()
         notifier.stopping()
         log.info("shutting down")
-        if not await _before(hurry, server.stop(GRACE_S)):
-            await server.stop(0)
+        await _end_calls(server, node, hurry)
     log.info("stopped")
 
 
@@ -82,6 +84,20 @@ def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signalled)
     return stop, hurry
+
+
+async def _end_calls(server: RpcServer, node: LcpNode, hurry: asyncio.Event) -> None:
+    """Let calls end. Those that have not in time fail, without a cancel of their jobs, whose results the next run fetches."""
+    stopping = asyncio.create_task(server.stop(GRACE_S + _FAILING_S))
+    await _before(hurry, _wait(stopping, GRACE_S))
+    node.fail_callers()
+    await _wait(stopping, _FAILING_S)
+    await server.stop(0)
+    await stopping
+
+
+async def _wait(task: asyncio.Task[None], timeout_s: float) -> None:
+    await asyncio.wait([task], timeout=timeout_s)
 
 
 async def _before(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -58,4 +58,5 @@ class LocalNode:
             try:
                 yield transport
             finally:
+                node.fail_callers()
                 await transport.close()

@@ -153,9 +153,16 @@ class LcpNode:
         self._tasks.keep("sweep", self._sweep)
         self._peers.start()
 
+    def fail_callers(self) -> None:
+        """Fail the callers that wait with UNAVAILABLE and what is known of their payment; no further call gets a result.
+
+        For a stop: calls that are cut off afterwards cancel no job at its seller, and the next run goes on with what is paid.
+        """
+        self._purchases.stop()
+
     async def stop(self) -> None:
         """End all tasks. Callers that wait get UNAVAILABLE; payments go on in the Lightning node, and the next run sees to them."""
-        self._purchases.stop()
+        self.fail_callers()
         self._peers.stop()
         await self._tasks.close()
 

@@ -1,0 +1,127 @@
+"""Nodes whose connection drops, and whose lnd pays badly, slowly or without an answer: what the client is told is true."""
+
+import signal
+
+import grpc
+import pytest
+
+from tests.support.lcp_jobs import Job, let_everything_go, money_of
+from tests.support.lcp_processes import MODEL, lcp_world
+from tests.support.lnd_standin import OPEN, SETTLED, Trouble
+from tests.support.node_thread import eventually
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    with lcp_world(tmp_path_factory.mktemp("lcp")) as world:
+        yield world
+
+
+@pytest.fixture
+def world(running):
+    """Both nodes at work, and nothing held."""
+    running.until_ready()
+    yield running
+    running.network.run(let_everything_go(running))
+    for lnd in (running.buyer_lnd, running.seller_lnd):
+        lnd.troubles.clear()
+
+
+async def disconnect(world):
+    world.network.disconnect(world.buyer_lnd, world.seller_lnd)
+
+
+async def connect(world):
+    world.network.connect(world.buyer_lnd, world.seller_lnd)
+
+
+@pytest.mark.parametrize("stage", ["quoted", "paying", "paid", "running", "sending"])
+def test_a_job_outlives_the_connection_of_its_peers(world, stage):
+    job = Job(world, stage)
+    world.network.run(disconnect(world))
+    eventually(lambda: not world.is_ready())
+    if stage == "paid":
+        job.go_on()
+        eventually(lambda: world.seller_lnd.invoice(job.purchase.payment_hash).state == SETTLED)
+    world.network.run(connect(world))
+    job.go_on()
+    world.until_ready()
+    purchase = job.end()
+    assert purchase.delivered, purchase.error
+    assert bytes(purchase.body) == world.backend.result(MODEL, stream=True)
+    assert money_of(world, purchase) == ("succeeded", SETTLED)
+
+
+def test_a_connection_that_drops_while_a_peer_quotes_costs_nothing(world):
+    job = Job(world, "asked")
+    world.network.run(disconnect(world))
+    eventually(lambda: not world.is_ready())
+    world.network.run(connect(world))
+    job.go_on()
+    job.asking.join(60)
+    assert not job.asking.is_alive()
+    if job.terms is not None:
+        assert world.accept(job.terms).wait().delivered
+
+
+def test_a_payment_without_a_route_is_said_to_be_none(world):
+    world.buyer_lnd.payments_go = lambda _hash: "no_route"
+    purchase = world.accept(world.quote()).wait()
+    assert purchase.error.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert purchase.error.details() == "payment failed: FAILURE_REASON_NO_ROUTE"
+    assert (purchase.payment_state, money_of(world, purchase)) == ("NONE", ("failed", OPEN))
+
+
+def test_a_payment_that_lnd_refuses_is_said_to_be_none(world):
+    world.buyer_lnd.payments_go = lambda _hash: "refuse"
+    purchase = world.accept(world.quote()).wait()
+    assert "SendPaymentV2: self-payments not allowed" in purchase.error.details()
+    assert (purchase.payment_state, money_of(world, purchase)) == ("NONE", ("none", OPEN))
+
+
+def test_a_payment_whose_answer_is_lost_is_delivered(world):
+    world.buyer_lnd.payments_go = lambda _hash: "answer_lost"
+    purchase = world.accept(world.quote()).wait()
+    assert purchase.delivered
+    assert money_of(world, purchase) == ("succeeded", SETTLED)
+
+
+def test_a_second_accept_pays_nothing(world):
+    job = Job(world, "paying")
+    second = world.accept(job.terms).wait()
+    assert second.error.details() == "the job is being executed"
+    job.go_on()
+    assert job.end().delivered
+    third = world.accept(job.terms).wait()
+    assert "already paid" in third.error.details() and third.payment_state == "SETTLED"
+    assert money_of(world, job.purchase) == ("succeeded", SETTLED)
+
+
+def test_a_slow_lnd_only_slows(world):
+    for lnd in (world.buyer_lnd, world.seller_lnd):
+        for call in ("SendCustomMessage", "AddInvoice", "SendPaymentV2"):
+            lnd.troubles[call] = Trouble(delay_s=0.3)
+    assert world.accept(world.quote()).wait().delivered
+
+
+@pytest.mark.parametrize("stage", ["paying", "running", "sending"])
+@pytest.mark.parametrize("name", ["buyer", "seller"])
+def test_a_node_that_is_told_to_stop_loses_no_more_than_one_that_is_killed(world, stage, name):
+    job = Job(world, stage)
+    daemon = getattr(world, name)
+    daemon.process.send_signal(signal.SIGTERM)
+    if name == "buyer":
+        # It takes no new calls; the second signal ends those that it has.
+        eventually(lambda: not world.is_ready())
+        daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(60) == 0
+    daemon.kill()
+    daemon.start()
+    job.go_on()
+    world.until_ready()
+    purchase = job.end()
+    if stage == "sending" and name == "seller":
+        assert "interrupted by a restart" in purchase.error.details() and purchase.payment_state == "SETTLED"
+    else:
+        assert purchase.delivered, purchase.error
+    assert money_of(world, purchase) == ("succeeded", SETTLED)
