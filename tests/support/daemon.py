@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.forked import ForkedProcess, start_module
 from tests.support.gateway import clean_environment
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 ROOT = Path(__file__).parents[2]
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 _MESSAGE_BYTES = 1 << 20
 # Read by the interpreter or the C library when they start: a fork cannot change them any more.
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "GRPC_")

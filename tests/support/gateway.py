@@ -17,7 +17,7 @@ import psutil
 
 from tests.support.forked import ForkedProcess, start_module
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 120.0
 _LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
 
@@ -92,7 +92,7 @@ class RunningGateway:
         found = [json.loads(line) for line in whole.splitlines()]
         return [event for event in found if kind is None or event["kind"] == kind]
 
-    def wait_for_log(self, text: str, timeout_s: float = 60.0) -> None:
+    def wait_for_log(self, text: str, timeout_s: float = 120.0) -> None:
         deadline = time.monotonic() + timeout_s
         while text not in self.logs:
             assert time.monotonic() < deadline, f"{text!r} was not logged:\n{self.logs}"

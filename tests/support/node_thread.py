@@ -73,7 +73,7 @@ class ThreadedNode:
         return getattr(task, task.WhichOneof("spec")).request_json
 
 
-def eventually(is_so: Callable[[], object], timeout_s: float = 60.0) -> None:
+def eventually(is_so: Callable[[], object], timeout_s: float = 120.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + timeout_s
     while not is_so():

@@ -20,7 +20,7 @@ import asyncpg
 import psutil
 import pytest
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 # One statement each: triggers and foreign keys are off for the session, so that append-only tables can be emptied too.
 EMPTY = """
 DO $$ DECLARE found record; BEGIN

@@ -21,7 +21,7 @@ import yaml
 from tests.support.promql import ALERTS, ROOT
 
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 def executable() -> str:

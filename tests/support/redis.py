@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 from redis.asyncio import Redis
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 def binary() -> str:

@@ -11,7 +11,7 @@ import psutil
 from tests.support.gateway import RunningGateway
 from tests.support.wire import Answer, Wire, get
 
-UNTIL_S = 60.0
+UNTIL_S = 120.0
 
 
 def children(gateway: RunningGateway, mark: str) -> list[psutil.Process]:

@@ -13,7 +13,8 @@ from tests.support.wire import CHAT, RESPONSES, document, get, post, request_byt
 
 ALICE = {"Authorization": "Bearer alice-key"}
 BOB = {"Authorization": "Bearer bob-key"}
-GRACE_S = 1.5
+# A client that left has to come back within it, also on a machine that is busy.
+GRACE_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def served():
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_API_KEYS": "alice-key,bob-key",
         "LCP_GATEWAY_JOIN_GRACE_S": str(GRACE_S),
-        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "6",
+        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "10",
     }
     with gateway(env=settings) as running:
         yield running
@@ -192,12 +193,13 @@ def test_what_ends_within_the_grace_waits_for_a_retry(served):
 
 
 def test_when_no_client_comes_back_within_the_grace_the_job_is_cancelled(served):
-    cancels = len(served.events("cancel"))
+    bought = set(accepts(served))
     body = document(CHAT, "fault/stream-stalls", "never comes back", stream=True)
     headers = {**ALICE, "Idempotency-Key": "never comes back"}
     left_at = time.monotonic()
     leave_after(served, body, headers)
-    eventually(lambda: len(served.events("cancel")) == cancels + 1)
+    (job_id,) = set(accepts(served)) - bought
+    eventually(lambda: job_id in {event["job_id"] for event in served.events("cancel")})
     assert time.monotonic() - left_at > GRACE_S * 0.9, "it was taken in for a while"
     before = len(accepts(served))
     again = post(served.port, CHAT, body, headers)

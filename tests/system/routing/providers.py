@@ -63,7 +63,7 @@ def models_of(served: RunningGateway) -> dict[str, dict]:
     return found
 
 
-def until(done: Callable[[], object], timeout_s: float = 60.0) -> None:
+def until(done: Callable[[], object], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < deadline, "it did not come to pass"
