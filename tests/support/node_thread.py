@@ -11,6 +11,7 @@ from unittest import mock
 from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.server import Node
 from lcp_gateway.node.service import LcpdService
+from tests.support.gateway import node_in_use
 
 
 @dataclass
@@ -59,7 +60,7 @@ class ThreadedNode:
     received: Received
 
     def peer_id(self, alias: str) -> str:
-        return self.node.peers.named(alias).id
+        return self.node.world.peer_id(alias) if node_in_use() else self.node.peers.named(alias).id
 
     def set_ready(self, alias: str, *, ready: bool) -> None:
         self.node.peers.named(alias).ready = ready
@@ -102,7 +103,12 @@ def _recording(received: Received) -> type[LcpdService]:
 def threaded_node(config: NodeConfig) -> Iterator[ThreadedNode]:
     """Run a node for the block."""
     received = Received()
-    node = Node(config)
+    if node_in_use():
+        from tests.support.lcp_world import WorldServer
+
+        node = WorldServer(config, received)
+    else:
+        node = Node(config)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="node", daemon=True)
     thread.start()
