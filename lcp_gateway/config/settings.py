@@ -100,7 +100,7 @@ class Settings(BaseModel):
     node_config: parsers.OptionalFile = setting(
         None,
         "TOML file of the node over `lnd`: what it buys, sells and keeps. It is the file of `lcp-gateway node --lnd`; what is said "
-        "of lnd here replaces its table `lnd`, and its table `grpc` has no effect.",
+        "of lnd here replaces its table `lnd`, and of its table `grpc` only `protocol_version` has an effect.",
         Group.DAEMON,
         restart=_DAEMON,
     )

@@ -53,7 +53,9 @@ class LocalNode:
         await wait_for_lnd(settings)
         counted = NodeMetrics(metrics.registry, models=settings.sell.sold)
         async with running_node(settings, self._store, observer=counted, log=NodeEvents(counted, log)) as node:
-            transport = InProcessTransport(RpcService(node, Protocol.V02), on_bug=bug_logger(log))
+            transport = InProcessTransport(
+                RpcService(node, Protocol(settings.grpc.protocol_version)), on_bug=bug_logger(log)
+            )
             metrics.before_scrape = lambda: counted.set_figures(node.figures())
             try:
                 yield transport
