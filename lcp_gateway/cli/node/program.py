@@ -20,8 +20,8 @@ from lcp_gateway.supervisor.systemd import Notifier
 from lcp_gateway.telemetry.logs import LogFormat, configure_logging, get_logger
 from lcp_gateway.telemetry.node_metrics import NodeMetrics
 
-GRACE_S: Final = 20.0
-"""How long calls under way may take to end once the node is told to stop; a second signal ends the wait."""
+GRACE_S: Final = 60.0
+"""How long calls and sales under way may take to end once the node is told to stop; a second signal ends the wait."""
 
 _FAILING_S: Final = 2.0
 """How long a client may take to read that its call has failed."""
@@ -87,17 +87,19 @@ def _on_signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 async def _end_calls(server: RpcServer, node: LcpNode, hurry: asyncio.Event) -> None:
-    """Let calls end. Those that have not in time fail, without a cancel of their jobs, whose results the next run fetches."""
+    """Let calls and sales end. Calls that have not in time fail, without a cancel of their jobs: the next run goes on with them."""
     stopping = asyncio.create_task(server.stop(GRACE_S + _FAILING_S))
-    await _before(hurry, _wait(stopping, GRACE_S))
+    draining = asyncio.create_task(node.drain())
+    await _before(hurry, _wait(GRACE_S, stopping, draining))
+    draining.cancel()
     node.fail_callers()
-    await _wait(stopping, _FAILING_S)
+    await _wait(_FAILING_S, stopping)
     await server.stop(0)
-    await stopping
+    await asyncio.gather(stopping, draining, return_exceptions=True)
 
 
-async def _wait(task: asyncio.Task[None], timeout_s: float) -> None:
-    await asyncio.wait([task], timeout=timeout_s)
+async def _wait(timeout_s: float, *tasks: asyncio.Task[None]) -> None:
+    await asyncio.wait(tasks, timeout=timeout_s)
 
 
 async def _before(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:

@@ -1,9 +1,10 @@
 """The node over lnd in the gateway's own process: ``serve --lnd``."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lcp_gateway.cli.node.assembly import running_node, wait_for_lnd
 from lcp_gateway.cli.node.logs import NodeEvents, bug_logger
@@ -17,6 +18,9 @@ from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.node_metrics import NodeMetrics
 from lcp_gateway.upstreams.lcpd.transport import Transport
+
+_DRAIN_S: Final = 20.0
+"""How long the node's own sales may take to end, after the gateway's requests."""
 
 
 class LocalNode:
@@ -60,5 +64,7 @@ class LocalNode:
             try:
                 yield transport
             finally:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(node.drain(), _DRAIN_S)
                 node.fail_callers()
                 await transport.close()

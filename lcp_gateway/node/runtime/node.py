@@ -153,6 +153,10 @@ class LcpNode:
         self._tasks.keep("sweep", self._sweep)
         self._peers.start()
 
+    async def drain(self) -> None:
+        """Sell no more, and return once the results of running jobs are sent: a stream cannot go on from its middle later."""
+        await self._sales.drain()
+
     def fail_callers(self) -> None:
         """Fail the callers that wait with UNAVAILABLE and what is known of their payment; no further call gets a result.
 

@@ -59,6 +59,7 @@ _ENDS: Final = {
 class SellerParts:
     """What all sales of a node share.
 
+    ``may_run`` says whether paid jobs are run now: while the node stops they wait for its next run.
     ``watch`` is told the payment hash of each invoice that is made, with its sale; ``moved`` each sale whose phase has changed,
     with the one before; ``kept`` each sale that keeps more bytes of its result.
     """
@@ -73,6 +74,7 @@ class SellerParts:
     bounds: Bounds
     delays: Delays
     clock: Callable[[], float]
+    may_run: Callable[[], bool]
     watch: Callable[[bytes, "Sale"], None]
     moved: Callable[["Sale", SalePhase], None]
     kept: Callable[["Sale", int], None]
@@ -151,6 +153,13 @@ class Sale:
         self._report()
         self._begin_work()
 
+    async def sent(self) -> None:
+        """Return once its backend is not at work, and nothing of its result waits to be sent."""
+        while running := {task for task in (self._compute, self._worker) if task is not None}:
+            await asyncio.wait(running)
+        if (peer := self._parts.peers.get(self.peer_id)) is not None:
+            await peer.outbox.until_below(self.job_id, 0)
+
     def stop(self) -> None:
         """Stop what is under way; the job is forgotten."""
         self._stop_compute()
@@ -204,7 +213,7 @@ class Sale:
                 await parts.tasks.persist("cancel_invoice", lambda: parts.invoices.cancel(payment_hash), LightningAway)
             case SettleInvoice():
                 await self._settle()
-            case Compute():
+            case Compute() if parts.may_run():
                 self._compute = parts.tasks.once("compute", partial(self._run, effect))
 
     def _send(self, message: Send) -> None:

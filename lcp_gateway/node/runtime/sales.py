@@ -1,5 +1,6 @@
 """The jobs that this node sells: which requests it takes, their invoices, and when it forgets them."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
@@ -99,6 +100,7 @@ class Sales:
             bounds=bounds,
             delays=delays,
             clock=clock,
+            may_run=lambda: not self._is_draining,
             watch=self._watch,
             moved=self._tally.moved,
             kept=self._kept_more,
@@ -114,6 +116,12 @@ class Sales:
         self._replays = ReplayWindow(max_entries=_REPLAYS)
         # Jobs that were refused: the rest of their messages gets no further error.
         self._refused: dict[_Key, None] = {}
+        self._is_draining = False
+
+    async def drain(self) -> None:
+        """Take no new jobs and run none, and return once those that run are sent. A job that is paid meanwhile runs next time."""
+        self._is_draining = True
+        await asyncio.gather(*(sale.sent() for sale in tuple(self._sales.values())))
 
     async def start(self) -> None:
         """Go on with the jobs of an earlier run, and follow the invoices."""
@@ -243,6 +251,8 @@ class Sales:
         return sale
 
     def _check_bounds(self, peer_id: str) -> None:
+        if self._is_draining:
+            raise RequestRefused(ErrorCode.RATE_LIMITED, "the node stops")
         self._tally.check(peer_id)
         if len(self._sales) >= self._parts.bounds.sales and not self._forget_oldest():
             raise RequestRefused(ErrorCode.RATE_LIMITED, "too many jobs")

@@ -523,3 +523,26 @@ def test_a_buyer_follows_no_invoices():
             assert pair.seller.node.figures().invoices_up is True
 
     virtual_time.run(scenario())
+
+
+def test_a_node_that_stops_finishes_what_runs_and_leaves_what_is_paid_meanwhile_to_its_next_run():
+    async def scenario():
+        async with Pair() as pair:
+            pair.compute.gate.clear()
+            running = asyncio.create_task(pair.buy(stream=True))
+            late = await pair.quote(stream=True)
+            await settle()
+            draining = asyncio.create_task(pair.seller.node.drain())
+            await settle()
+            assert await _code(pair.quote()) == "lcp_error code=7: the node stops"
+            buying = asyncio.create_task(bought(pair.accept(late)))
+            await settle()
+            assert not draining.done() and len(pair.compute.runs) == 1
+            pair.compute.gate.set()
+            await draining
+            assert (await running)[1] == RESULT
+            await pair.seller.restart()
+            assert (await buying)[1] == RESULT
+            assert len(pair.compute.runs) == 2
+
+    virtual_time.run(scenario())
