@@ -28,6 +28,7 @@ from lcp_gateway.node.lcp.messages import CHAT, Protocol
 from lcp_gateway.node.lcp.pricing import TokenPrice
 from lcp_gateway.node.lcp.selling_events import SaleTerms
 from lcp_gateway.node.lcp.table import write_params
+from lcp_gateway.node.memory import invoices, payments
 from lcp_gateway.node.memory.network import Network
 from lcp_gateway.node.memory.store import MemoryStore
 from lcp_gateway.node.runtime.bounds import Bounds, Delays
@@ -42,8 +43,11 @@ MIB = 2**20
 MODEL = "echo-1"
 SOLD = {MODEL: SoldModel(TokenPrice(2_000_000, 14_000_000), 4_096)}
 MOST_GROWTH_MIB = 16
+# Messages are remembered against repeats for five minutes, up to 16,384 of them, and jobs until their quotes expire: both fill up at first.
 # A job is kept until its quote has expired, to be sent again: with lnd's usual five minutes ten thousand would be kept.
-TTL_S, KEEP_S, SWEEP_S = 5, 1, 0.25
+TTL_S, KEEP_S, SWEEP_S = 60, 1, 0.25
+# The simulated network remembers ten thousand of each by itself; with so few, what grows is the nodes'.
+REMEMBERED = 500
 
 
 class Report(NodeLog):
@@ -142,6 +146,7 @@ async def buy(buyer, seller_id, wanted, protocol=Protocol.V02):
 
 async def jobs(count, clients):
     """Run many jobs, and return what is wrong."""
+    payments.MAX_PAYMENTS = invoices.MAX_INVOICES = REMEMBERED
     problems, rss_mib, numbers = [], [], itertools.count()
     with tempfile.TemporaryDirectory(prefix="lcp-gateway-soak-") as folder:
         places = {name: Path(folder) / f"{name}.db" for name in ("buyer", "seller")}
