@@ -1,8 +1,12 @@
 """``python -m bench.workers``: requests a second and CPU a request of several workers against one, paired in one run."""
 
 import argparse
+import json
+import os
 import statistics
 import tempfile
+import time
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,6 +15,17 @@ from bench.workload import Workload
 
 _PROMPT = " ".join(["word"] * 90)
 _MIB = 2**20
+_START_S = 60.0
+
+
+def _wait_for_all(address: str, count: int) -> None:
+    """Wait until all workers serve: the first is ready while the others still start, at a cost of their own."""
+    deadline = time.monotonic() + _START_S
+    while count > 1 and time.monotonic() < deadline:
+        with urllib.request.urlopen(f"http://{address}/readyz") as answer:
+            if json.load(answer)["workers"]["running"] == count:
+                return
+        time.sleep(0.1)
 
 
 def main() -> None:
@@ -30,7 +45,11 @@ def main() -> None:
                 state = Path(folder) / f"state-{count}"
                 state.mkdir(exist_ok=True)
                 with processes.gateway(state, daemon, LCP_GATEWAY_WORKERS=str(count)) as gateway:
-                    print(f"{count} workers: {gateway.rss_bytes() / _MIB:.0f} MiB, ready in {gateway.start_s:.1f} s")
+                    _wait_for_all(gateway.address, count)
+                    print(
+                        f"{count} workers: {gateway.rss_bytes() / _MIB:.0f} MiB, ready in {gateway.start_s:.1f} s, "
+                        f"load of the machine {os.getloadavg()[0]:.1f}"
+                    )
                     for kind, stream in (("unary", False), ("stream", True)):
                         for clients in map(int, chosen.clients.split(",")):
                             workload = Workload(
