@@ -59,7 +59,7 @@ async def backend():
     async def models(request):
         return web.Response(body=server.models, content_type="application/json")
 
-    app = web.Application()
+    app = web.Application(client_max_size=8 * 1024 * 1024)
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/chat/completions", server.complete)
     app.router.add_post("/v1/responses", server.complete)

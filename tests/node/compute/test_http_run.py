@@ -60,12 +60,13 @@ async def test_responses_go_to_their_own_path(make_backend, backend):
     assert backend.seen[0][0] == "/v1/responses"
 
 
-async def test_a_long_request_goes_through_untouched(make_backend, backend):
-    backend.seen.clear()
-    body = b'{"model":"llama","messages":["' + b"x" * (900 * 1024) + b'"]}'
+@pytest.mark.parametrize("size", [900 * 1024, 3 * MIB])
+async def test_a_long_request_goes_through_untouched(make_backend, backend, size):
+    body = b'{"model":"llama","messages":["' + b"x" * size + b'"]}'
     await result_of(make_backend(), body=body)
 
     assert backend.seen[0][1] == body
+    assert backend.seen[0][2]["Content-Length"] == str(len(body))
 
 
 async def test_a_stream_comes_as_it_is_made(make_backend, backend):
