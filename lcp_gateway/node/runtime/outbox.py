@@ -38,6 +38,9 @@ class Outbox:
 
     def put(self, lane_id: bytes, messages: Iterable[Send]) -> None:
         """Append messages to a lane."""
+        messages = list(messages)
+        if not messages:
+            return
         lane = self._lanes.get(lane_id)
         if lane is None:
             lane = self._lanes[lane_id] = _Lane()

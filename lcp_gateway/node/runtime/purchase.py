@@ -26,7 +26,7 @@ from lcp_gateway.node.lcp.buying_events import (
     ResultData,
     ResultHead,
 )
-from lcp_gateway.node.lcp.effects import Send, SetTimer, TimerFired
+from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
 from lcp_gateway.node.lcp.messages import Manifest, Protocol, QuoteResponse
 from lcp_gateway.node.ports import PaymentEnd, PaymentRefused, Payments, PaymentSucceeded, Store, StoredPurchase
 from lcp_gateway.node.runtime.bounds import Delays
@@ -36,8 +36,8 @@ from lcp_gateway.node.runtime.observer import JobEnd
 from lcp_gateway.node.runtime.peers import Peers
 from lcp_gateway.node.runtime.tasks import Tasks, Timer
 
-_UNSENT: Final = 8
-"""How many messages of a job are held while its peer is away: after the quote there are only cancels and repeated requests."""
+_UNANSWERED: Final = 8
+"""How many messages of an accepted job are kept to be sent again: there are only cancels and a repeated request."""
 
 
 _ENDS: Final = {
@@ -118,7 +118,8 @@ class Purchase:
         self._stored = restored is not None
         self._ended_at = 0
         self._items: deque[ResultHead | ResultData] = deque()
-        self._unsent: deque[Send] = deque(maxlen=_UNSENT)
+        # Sent while the peer was away, or lost with its connection, unless the peer has answered since.
+        self._unanswered: deque[Send] = deque(maxlen=_UNANSWERED)
         self._changed = asyncio.Event()
         self._timer = Timer(parts.clock, self._timed_out)
         self._claim = Timer(parts.clock, self.release)
@@ -130,6 +131,8 @@ class Purchase:
 
     def on(self, event: BuyingEvent) -> None:
         """Take an event, and carry out its effects in their order."""
+        if isinstance(event, MessageCame):
+            self._unanswered.clear()
         effects = self.machine.on(self._parts.clock(), event)
         if self.ended is None and any(isinstance(effect, Ended) for effect in effects):
             self._drop_unsent()
@@ -177,10 +180,9 @@ class Purchase:
 
     def peer_ready(self) -> None:
         """Send what waited for the peer."""
-        waiting = tuple(self._unsent)
-        self._unsent.clear()
-        for message in waiting:
-            self._send(message)
+        peer = self._parts.peers.get(self.peer_id)
+        if peer is not None:
+            peer.put(self.job_id, list(self._unanswered))
 
     def send_lost(self) -> bool:
         """Return whether the job ends because a message could not be sent: before the quote it does, and nothing was paid."""
@@ -216,12 +218,14 @@ class Purchase:
 
     def _send(self, message: Send) -> None:
         peer = self._parts.peers.get(self.peer_id)
-        if peer is None or not peer.put(self.job_id, [message]):
-            self._unsent.append(message)
+        if peer is not None:
+            peer.put(self.job_id, [message])
+        if self.machine.phase in {Phase.PAYING, Phase.RECEIVING}:
+            self._unanswered.append(message)
 
     def _drop_unsent(self) -> None:
         """Drop messages that wait: those of a request of which nothing is wanted any more."""
-        self._unsent.clear()
+        self._unanswered.clear()
         if (peer := self._parts.peers.get(self.peer_id)) is not None:
             peer.outbox.drop(self.job_id)
 

@@ -282,8 +282,9 @@ def test_whatever_happens_nothing_is_paid_twice_and_what_is_paid_is_delivered_or
 
 
 def test_a_death_at_each_effect_of_a_job_loses_nothing():
-    for hold in (False, True):
-        calls = virtual_time.run(_live([("buy", 1), ("wait", 2)], {}, [], set(), hold=hold)).calls
+    # A whole result that is paid at once, and a streamed one whose payment is held.
+    for number, hold in ((1, False), (2, True)):
+        steps = [("buy", number), ("wait", 2)]
+        calls = virtual_time.run(_live(steps, {}, [], set(), hold=hold)).calls
         for death in range(1, calls + 1):
-            for number in (1, 2):
-                virtual_time.run(_live([("buy", number), ("wait", 2)], {}, [], {death}, hold=hold))
+            virtual_time.run(_live(steps, {}, [], {death}, hold=hold))

@@ -31,6 +31,7 @@ def test_jobs_take_turns_and_manifests_go_first():
         outbox.put(b"long", _messages("x", 5))
         outbox.put(b"short", _messages("y", 2))
         outbox.put(LINK, _messages("m", 1))
+        outbox.put(b"none", [])
         assert outbox.waiting == (8, 80)
         async with _running(outbox, send):
             await asyncio.sleep(1)

@@ -384,6 +384,40 @@ def test_a_link_that_is_lost_in_mid_result_loses_nothing():
     virtual_time.run(scenario())
 
 
+def test_a_repeated_request_that_is_lost_with_its_link_is_sent_again():
+    class Faults(HeldPayments):
+        lost = ()
+
+        def deliveries(self, message):
+            return () if message.message_type in self.lost else (0.0,)
+
+    async def scenario():
+        faults = Faults()
+        faults.learn.clear()
+        async with Pair(hooks=faults) as pair:
+            quote = await pair.quote()
+            pair.compute.gate.clear()
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            await pair.buyer.stop()
+            await _failure(buying)
+            pair.compute.gate.set()
+            # The result goes out while no node of the buyer listens, so long ago that its seller takes it for received.
+            await settle(60)
+            faults.learn.set()
+            faults.lost = {42083}
+            await pair.buyer.start()
+            await settle(10)
+            pair.disconnect()
+            await settle(10)
+            faults.lost = ()
+            pair.connect()
+            assert (await bought(pair.accept(quote)))[1] == RESULT
+            assert len(pair.compute.runs) == 1
+
+    virtual_time.run(scenario())
+
+
 def test_a_link_that_is_lost_before_the_quote_fails_at_once():
     class Held(Hooks):
         def deliveries(self, message):
