@@ -117,7 +117,9 @@ class _Seller:
         self.config = config
         self.lightning: MemoryNode = world.network.node(f"{world.config.seed} {config.alias}", config.address)
         pace = world.config.tokens_per_second
-        compute = ComputeRoutes({it.name: EchoBackend(it.tokens_per_second or pace) for it in config.models})
+        # At a pace, each token comes by itself, which faults in mid-stream need.
+        paces = {it.name: it.tokens_per_second or pace or (10_000 if _is_faulty(it) else 0) for it in config.models}
+        compute = ComputeRoutes({name: EchoBackend(tokens_per_second) for name, tokens_per_second in paces.items()})
         compute = FaultyCompute(compute, world.config.fault_settings)
         transport = FaultyTransport(self.lightning.transport, world.config, config, self.lightning.invoices)
         self.node = LcpNode(
@@ -130,6 +132,10 @@ class _Seller:
             terms=SaleTerms(ttl_s=max(1, int(world.config.quote_ttl_s))),
             limits=Limits(config.max_payload_bytes, config.max_stream_bytes, config.max_job_bytes),
         )
+
+
+def _is_faulty(model: ModelConfig) -> bool:
+    return model.name.startswith(faults.MODEL_PREFIX)
 
 
 def _sold(model: ModelConfig) -> SoldModel:
