@@ -370,8 +370,16 @@ class Sales:
             elif sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED}:
                 unpaid = not sale.machine.paid
                 if sale.is_idle and now > sale.expires_at + (_INVOICE_GRACE_S if unpaid else self._delays.keep_sale_s):
-                    await sale.end_stored()
-                    self._forget(sale)
+                    await self._end(sale)
+
+    async def _end(self, sale: Sale) -> None:
+        try:
+            await sale.end_stored()
+        except OSError as error:
+            # It is ended at a later time; the others do not wait for it.
+            self._parts.log.problem("end_sale", error)
+            return
+        self._forget(sale)
 
     async def _expire(self, sale: Sale) -> None:
         if sale.phase is SalePhase.QUOTED:
@@ -394,7 +402,7 @@ class Sales:
         for sale in self._sales.values():
             if sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED} and sale.is_idle:
                 self._forget(sale)
-                self._parts.tasks.once("end_sale", sale.end_stored)
+                self._parts.tasks.once("end_sale", partial(self._end, sale))
                 return True
         return False
 

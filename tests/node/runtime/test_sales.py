@@ -230,6 +230,28 @@ def test_running_jobs_of_a_peer_are_bounded():
     virtual_time.run(scenario())
 
 
+def test_a_sale_that_cannot_be_ended_on_disk_does_not_keep_the_others():
+    async def scenario():
+        async with Pair() as pair:
+            first, second = await pair.quote(), await pair.quote()
+            end, failing = pair.seller.store.end_sale, [True]
+
+            async def fail_for_the_first(peer_id, job_id, **line):
+                if failing and job_id == first.job_id:
+                    raise OSError("disk full")
+                await end(peer_id, job_id, **line)
+
+            pair.seller.store.end_sale = fail_for_the_first
+            await settle(400)
+            assert [one.kept.request.job_id for one in await pair.seller.store.sales()] == [first.job_id]
+            assert second.job_id != first.job_id
+            failing.clear()
+            await settle(60)
+            assert await pair.seller.store.sales() == [] and not pair.seller.node._sales._sales
+
+    virtual_time.run(scenario())
+
+
 def test_no_quotes_are_given_while_as_many_jobs_run_as_may():
     async def scenario():
         async with Pair(seller={"bounds": Bounds(running=1)}) as pair:
