@@ -41,4 +41,5 @@ class LcpNodeLog:
     def job_refused(self, peer_id: str, protocol: int, code: str) -> None:
         """Count and log that a peer got an error for a request."""
         self._metrics.job_refused(code)
-        self._log.info("a request was refused", peer_id=peer_id, protocol=int(protocol), code=code)
+        # A peer can have as many of these written as it likes.
+        self._log.debug("a request was refused", peer_id=peer_id, protocol=int(protocol), code=code)
