@@ -109,6 +109,7 @@ _NOTHING = text("SELECT 1")
 _START = text("SELECT pg_advisory_xact_lock(:key)").bindparams(bindparam("key", type_=BigInteger))
 _START_KEY = 0x6C63705F67617465  # "lcp_gate"
 _LONG_LOCK_TIMEOUT = text("SET LOCAL lock_timeout = '60s'")
+_NO_IDLE_TIMEOUT = text("SET LOCAL idle_in_transaction_session_timeout = 0")
 _DURABLE = text(
     "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
 )
@@ -328,6 +329,8 @@ class PostgresDatabase:
         def one_after_the_other(connection: Connection) -> None:
             # Another process may be at it, which takes longer than any other lock is waited for.
             connection.execute(_LONG_LOCK_TIMEOUT)
+            # Between two steps the program may work for as long as the machine lets it.
+            connection.execute(_NO_IDLE_TIMEOUT)
             connection.execute(_START, {"key": _START_KEY})
             migrate(connection)
 

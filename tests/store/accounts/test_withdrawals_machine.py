@@ -82,7 +82,7 @@ class World:
         self.tasks: list[asyncio.Task] = []
 
     async def start(self):
-        self.database = await open_database(self._where, gone_after_s=0)
+        self.database = await open_database(self._where, gone_after_s=0, write_timeout_s=60.0)
         self.journal = JournalWriter(self.database, on_problem=lambda _problem: None)
         self.journal.start()
         self.ledger, self.topups = Ledger(self.database), Topups(self.database)

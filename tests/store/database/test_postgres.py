@@ -15,6 +15,7 @@ from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.database.postgres_sessions import as_unavailable
+from lcp_gateway.store.database.schema import migrate
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.transaction import JournalProblemKind
 from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
@@ -70,8 +71,22 @@ async def test_a_session_that_the_server_ends_is_replaced(postgres, postgres_whe
     await database.close()
 
 
+async def test_a_start_that_takes_long_between_two_steps_keeps_its_session(postgres_where, monkeypatch):
+    """Regression: on a busy machine the server ended the session of a start that was idle in its transaction."""
+
+    def slowly(connection):
+        found.append(connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one())
+        migrate(connection)
+
+    found = []
+    monkeypatch.setattr("lcp_gateway.store.database.postgres.migrate", slowly)
+    monkeypatch.setattr("lcp_gateway.store.database.postgres.is_current", lambda _connection: False)
+    await (await open_database(postgres_where)).close()
+    assert found == ["0"]
+
+
 async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postgres_where):
-    database = await open_database(postgres_where, busy_timeout_s=30.0, write_timeout_s=0.5)
+    database = await open_database(postgres_where, busy_timeout_s=30.0, write_timeout_s=2.0)
     journal = JournalWriter(database, on_problem=print, limits=IMPATIENT)
     journal.start()
     await journal.intend(intent(1))

@@ -313,7 +313,7 @@ async def test_updates_of_failed_purchases_are_written_at_once(database, books, 
 
 
 async def test_updates_that_wait_are_written_at_the_end(database, books):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600))
+    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600, wait_s=60.0))
     journal.start()
     await journal.intend(intent(1))
     journal.record(job(1), State.SETTLED, NOW)
