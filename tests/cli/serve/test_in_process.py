@@ -4,6 +4,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from itertools import product
 
 import pytest
 
@@ -28,29 +29,30 @@ KINDS = ["in-process", "direct", "grpcio"]
 
 
 @asynccontextmanager
-async def buying(kind, calls):
+async def buying(kind, calls, protocol=Protocol.V02):
     """Yield the gateway's adapter on a node with these calls."""
 
     def on_bug(name, error):
         calls.bugs.append((name, str(error)))
 
     if kind == "in-process":
-        transport = InProcessTransport(RpcService(calls, Protocol.V02), on_bug=on_bug)
+        transport = InProcessTransport(RpcService(calls, protocol), on_bug=on_bug)
         upstream = LcpdUpstream(LcpdAddress("unused:1"), transport=transport, fee_limit_msat=9)
         yield upstream
         await upstream.close()
         return
-    server = RpcServer(calls, ServerOptions(listen="127.0.0.1:0"), on_bug=on_bug)
+    server = RpcServer(calls, ServerOptions(listen="127.0.0.1:0", protocol=protocol), on_bug=on_bug)
     upstream = LcpdUpstream(LcpdAddress(await server.start(), transport=TransportKind(kind)), fee_limit_msat=9)
     yield upstream
     await upstream.close()
     await server.stop(0)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=product(KINDS, Protocol), ids=lambda param: f"{param[0]}, version {param[1].value}")
 def open_node(request):
-    """Return a function that opens the adapter on a node with the given calls, over one of the transports."""
-    return lambda calls: buying(request.param, calls)
+    """Return a function that opens the adapter on a node with the given calls, over a transport, in a version."""
+    kind, protocol = request.param
+    return lambda calls: buying(kind, calls, protocol)
 
 
 async def failure(awaited) -> UpstreamError:
@@ -67,7 +69,10 @@ async def test_the_node_and_its_peers_are_named(open_node):
     async with open_node(FakeNodeCalls()) as upstream:
         assert (await upstream.local_info(60)).node_id == NODE
         (provider,) = await upstream.list_peers(60)
-    assert (provider.peer_id, set(provider.models.values())) == (PEER, {("model-a",)})
+    # Peers of version 3 name kinds alone.
+    assert provider.peer_id == PEER
+    assert {*provider.models, *provider.open_kinds} == {TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES}
+    assert set(provider.models.values()) <= {("model-a",)}
 
 
 async def test_a_result_is_bought_whole(open_node):
