@@ -69,6 +69,8 @@ class StreamWriter:
         self._most = min(max_payload_bytes, MAX_PAYLOAD_BYTES)
         self._new_id = new_id
         self._seq = 0
+        # The room of a chunk whose number takes so many bytes.
+        self._room_for = (-1, 0)
         self._hash = hashlib.sha256()
 
     def begin(self, *, total_len: int | None = None, sha256: bytes | None = None) -> tuple[int, bytes]:
@@ -143,7 +145,13 @@ class StreamWriter:
         )
 
     def _room(self) -> int:
-        """Return how many bytes the next chunk can carry: what its other fields leave of the limit."""
+        """Return how many bytes the next chunk can carry: what its other fields leave of the limit.
+
+        Of those fields only the number takes more bytes from one chunk to the next.
+        """
+        number_bytes = (self._seq.bit_length() + 7) // 8
+        if number_bytes == self._room_for[0]:
+            return self._room_for[1]
         room = self._most - len(write_message(self._protocol, self._chunk(b""))[1])
         if room >= _ONE_BYTE_LENGTHS:
             room = max(room - _LONGER_LENGTH_BYTES, _ONE_BYTE_LENGTHS - 1)
@@ -151,6 +159,7 @@ class StreamWriter:
             raise StreamError(
                 ErrorCode.PAYLOAD_TOO_LARGE, f"the peer's max_payload_bytes of {self._most} fits no chunk"
             )
+        self._room_for = number_bytes, room
         return room
 
     def _write(self, message: Message) -> tuple[int, bytes]:
