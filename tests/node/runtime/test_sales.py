@@ -201,6 +201,42 @@ def test_a_payment_that_was_not_heard_of_is_found_before_its_quote_is_forgotten(
     virtual_time.run(scenario())
 
 
+def test_messages_that_come_twice_are_taken_once():
+    class Twice(Hooks):
+        def deliveries(self, message):
+            return (0.0, 0.0)
+
+    async def scenario():
+        async with Pair(hooks=Twice()) as pair:
+            _, data, _ = await pair.buy()
+            assert data == RESULT and len(pair.compute.runs) == 1
+            # The request, and the head and the end of its input.
+            assert pair.seller.seen.dropped == ["repeated"] * 3
+
+    virtual_time.run(scenario())
+
+
+def test_settled_invoices_are_followed_from_the_last_one_that_was_taken_in():
+    async def scenario():
+        async with Pair() as pair:
+            await pair.buy()
+            await pair.buy()
+            await settle()
+            invoices, asked = pair.seller.lightning.invoices, []
+            paid = invoices.paid
+
+            def recorded(index):
+                asked.append(index)
+                return paid(index)
+
+            invoices.paid = recorded
+            await pair.seller.restart()
+            await settle()
+            assert asked == [2]
+
+    virtual_time.run(scenario())
+
+
 def test_bounds_refuse_with_rate_limited():
     async def scenario():
         bounds = Bounds(quotes_per_peer=2, input_bytes_per_peer=5_000)
