@@ -136,6 +136,9 @@ class Peer:
             self._log.problem("send", error, again_in_s=pause_s)
             await asyncio.sleep(pause_s)
             return False
+        except Exception as error:  # noqa: BLE001 - the messages behind it must not wait for one that can never be sent
+            self._log.problem("send", error)
+            return True
         self._failures = 0
         protocol, _ = MESSAGE_TYPES[message.message_type]
         self._observer.message(sent=True, protocol=protocol.value, byte_count=len(message.payload))

@@ -8,6 +8,7 @@ import pytest
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import Protocol
+from lcp_gateway.node.lcp.selling_events import SaleTerms
 from lcp_gateway.node.memory.hooks import Hooks
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
@@ -203,6 +204,41 @@ def test_a_job_that_is_unknown_or_whose_quote_expired_is_not_paid():
             await settle(120)
             failure = await _failure(bought(pair.accept(quote)))
             assert _is(failure, UpstreamStatus.NOT_FOUND, "job not found")
+
+    virtual_time.run(scenario())
+
+
+def test_a_quote_that_has_expired_when_it_comes_is_returned_and_not_paid():
+    class Slow(Hooks):
+        def deliveries(self, message):
+            return (4.0,) if message.message_type == 42085 else (0.0,)
+
+    async def scenario():
+        async with Pair(hooks=Slow(), seller={"terms": SaleTerms(ttl_s=3)}) as pair:
+            quote = await pair.quote()
+            assert quote.quote_expiry < virtual_time.unix_time()
+            failure = await _failure(bought(pair.accept(quote)))
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, "quote expired")
+            assert pair.buyer.lightning.payments.begun == 0
+
+    virtual_time.run(scenario())
+
+
+def test_a_message_that_cannot_be_sent_at_all_does_not_stop_the_others():
+    async def scenario():
+        async with Pair() as pair:
+            send, broken = pair.buyer.lightning.transport.send, [True]
+
+            async def fail_once(peer_id, message_type, payload):
+                if broken:
+                    broken.clear()
+                    raise ValueError("no such message")
+                await send(peer_id, message_type, payload)
+
+            pair.buyer.lightning.transport.send = fail_once
+            await _failure(pair.quote())
+            assert (await pair.buy())[1] == RESULT
+            assert [type(error) for _, error in pair.buyer.seen.problems] == [ValueError]
 
     virtual_time.run(scenario())
 
