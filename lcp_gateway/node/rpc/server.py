@@ -179,6 +179,9 @@ class _Handler(grpc.GenericRpcHandler):
             except CallFailed as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - as above
+                if context.cancelled():
+                    # The caller is gone: nothing can be written any more.
+                    return
                 failure = self._bug(path, error)
             else:
                 return

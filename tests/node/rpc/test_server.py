@@ -3,6 +3,7 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -339,6 +340,31 @@ async def test_an_error_of_the_node_itself_is_recorded_and_its_text_stays_here()
         for call in (stub.AcceptAndExecute(accept()), stub.AcceptAndExecuteStream(stream())):
             assert await refusal(call) == ("INTERNAL", "the node failed; its log says how", None)
     assert sorted(calls.bugs) == [("AcceptAndExecute", "'a prompt'"), ("AcceptAndExecuteStream", "'a prompt'")]
+
+
+class _Gone:
+    """The context of a call whose caller has left while an answer was being written."""
+
+    def invocation_metadata(self):
+        return ()
+
+    def cancelled(self):
+        return True
+
+    async def write(self, message):
+        raise RuntimeError("the batch cannot be executed")
+
+
+async def test_a_caller_that_has_left_is_no_error_of_the_node():
+    calls = FakeNodeCalls(items=whole(b"x"))
+    bugs = []
+    server = RpcServer(calls, ServerOptions(), on_bug=lambda name, error: bugs.append(name))
+    path = "/lcpd.v1.LCPDService/AcceptAndExecuteStream"
+    handler = server._handler.service(SimpleNamespace(method=path, invocation_metadata=()))
+
+    await handler.unary_stream(stream().SerializeToString(), _Gone())
+
+    assert calls.left.is_set() and not bugs
 
 
 async def test_a_request_above_4_mib_is_refused():
