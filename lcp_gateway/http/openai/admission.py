@@ -71,15 +71,22 @@ class Admission:
         if not allowance.counted and not any(lease.is_counted for lease in leases):
             return
 
+        ends: list[Coroutine[Any, Any, None]] = [lease.release() for lease in leases]
+        if self.rates is not None and allowance.counted:
+            tokens = (request_bytes + result_bytes) // BYTES_PER_TOKEN
+            ends.append(self.rates.settle(allowance, tokens))
+        if self.shielded is None:
+            # Counted in this process: nothing is waited for, so that a client that has read its whole response and
+            # leaves is not met here, and taken for one that left before its end.
+            for each in ends:
+                await each
+            return
+
         async def end() -> None:
-            ends = [lease.release() for lease in leases]
-            if self.rates is not None and allowance.counted:
-                tokens = (request_bytes + result_bytes) // BYTES_PER_TOKEN
-                ends.append(self.rates.settle(allowance, tokens))
             # At one time, so that Redis gets them together.
             await asyncio.gather(*ends)
 
-        await self._to_its_end(end())
+        await self.shielded.run(end())
 
     async def _to_its_end(self, call: Coroutine[Any, Any, T]) -> T:
         return await (call if self.shielded is None else self.shielded.run(call))

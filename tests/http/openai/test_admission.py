@@ -196,6 +196,16 @@ async def test_a_client_that_leaves_at_the_very_end_of_its_job_leaves_no_lease(s
     assert not slow._running
 
 
+async def test_in_one_process_the_end_of_a_job_waits_for_nothing():
+    """Regression: a client that had read its whole stream and left was counted as one that left before the end."""
+    gate = admission(limits=RateLimits(MemoryCounters(lambda: 600_000.0), key=Rates(100, 100_000)))
+    who = caller()
+    lease, allowance = await gate.lease(who), await gate.count(who, task())
+    assert lease.is_counted or allowance.counted
+    with pytest.raises(StopIteration):
+        gate.release([lease], allowance, 4, 4).send(None)
+
+
 class SlowRates:
     """Rate limits that are counted when the test lets them, by a client that swallows a cancellation."""
 
