@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes a real gateway, and every panel of the dashboard has data."""
+"""A real Prometheus scrapes a real gateway and two nodes that trade, and every panel of the dashboard has data."""
 
 import contextlib
 import http.client
@@ -21,6 +21,7 @@ from tests.support.lnd_standin import LN, LndStandin, in_a_thread, lnd_settings
 from tests.support.otlp_collector import collector
 from tests.support.prometheus import configuration, executable, prometheus
 from tests.support.promql import alert_rules, dashboard_queries
+from tests.support.trading_nodes import trading_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +63,8 @@ ENVIRONMENT = {
 MAY_BE_EMPTY = {
     "annotation Restarts": "the gateway does not restart during the test",
     "Age of the keys (B)": "it names a gateway whose keys are stale, and they are not",
+    "Requests refused (A)": "the nodes refuse nothing of each other",
+    "Problems (A)": "the nodes have none",
 }
 MAY_BE_ZERO = {
     "Jobs in flight (A)": "the load is over by then; its peak has a test of its own",
@@ -90,6 +93,13 @@ MAY_BE_ZERO = {
     "Earned by nodes (B)": "the same",
     "Refunds withheld (A)": "one that is withheld fires an alert",
     "Refunds withheld (B)": "the same",
+    "Spent by the node (B)": "the payments have a direct way",
+    "Earned without a result (A)": "every sold job is delivered",
+    "Paid for nothing (A)": "the same",
+    "Messages dropped (A)": "no message comes twice or late",
+    "Queue (A)": "the messages of short jobs do not wait",
+    "Queue (B)": "the same",
+    "Bytes in the queue (A)": "the same",
 }
 
 GOOD = ("echo-1", "echo-mini")
@@ -265,9 +275,12 @@ def world(tmp_path_factory):
         HttpNodeThread("home", ("home-1",)) as node,
         collector() as traces,
         gateway(env=surroundings(standin.address, node, traces)) as running,
-        prometheus(configuration(f"127.0.0.1:{running.port}", key_file=scrape_key(folder)), folder) as watcher,
+        trading_nodes() as traders,
+        prometheus(
+            configuration(f"127.0.0.1:{running.port}", *traders, key_file=scrape_key(folder)), folder
+        ) as watcher,
     ):
-        watcher.wait_for("up", lambda found: [value for _, value in found] == [1])
+        watcher.wait_for("up", lambda found: [value for _, value in found] == [1, 1, 1])
         watcher.wait_for('lcpgateway_node_up{node="home"} == 1', bool)
         # The first round makes the series, the second makes them grow.
         answered = 0

@@ -59,8 +59,8 @@ class RunningPrometheus:
         return found
 
 
-def configuration(target: str, *, key_file: Path | None = None) -> dict:
-    """Return the repository's configuration, scraping ``target`` every second.
+def configuration(*targets: str, key_file: Path | None = None) -> dict:
+    """Return the repository's configuration, scraping ``targets`` every second.
 
     With ``key_file`` its commented authorization section is enabled.
     """
@@ -74,7 +74,7 @@ def configuration(target: str, *, key_file: Path | None = None) -> dict:
     config["global"] = dict.fromkeys(config["global"], "1s")
     config["rule_files"] = [str(ALERTS)]
     config["scrape_configs"] = [job for job in config["scrape_configs"] if job["job_name"] == "lcp-gateway"]
-    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [*targets]}]
     return config
 
 
