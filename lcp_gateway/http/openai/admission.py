@@ -230,7 +230,7 @@ class AdmissionTicket:
     Held from before the body is read until the last byte is written, or by ``hand_over`` for as long as a background job.
     """
 
-    __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_leases", "_task", "_until")
+    __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_leases", "_task", "_until", "is_written")
 
     def __init__(self, admission: Admission, in_flight: JobsInFlight, context: RequestContext) -> None:
         self._admission = admission
@@ -239,6 +239,8 @@ class AdmissionTicket:
         self._allowance = Allowance()
         self._leases: list[Lease] = []
         self._until: asyncio.Task[None] | None = None
+        self.is_written = False
+        """Whether the client has been sent its whole response: then it may leave while the rest is done."""
 
     async def __aenter__(self) -> Self:
         """Take a place and a lease.
@@ -268,6 +270,11 @@ class AdmissionTicket:
             return
         try:
             await self.release()
+        except asyncio.CancelledError:
+            # Redis is told nevertheless.
+            if not self.is_written:
+                raise
+            self._task.uncancel()
         finally:
             self._in_flight.leave(self)
 

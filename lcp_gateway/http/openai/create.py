@@ -90,7 +90,7 @@ class CreateRoutes:
                 if isinstance(obtained, web.StreamResponse):
                     return obtained
                 order, answer = obtained
-                return await self._writer.deliver(request, context, order, answer)
+                response = await self._writer.deliver(request, context, order, answer)
             except asyncio.CancelledError:
                 self._record_departure(context)
                 raise
@@ -108,6 +108,10 @@ class CreateRoutes:
                 await self._charges.describe(context, failure)
                 await self._charges.add_headers(context)
                 raise failure from error
+            else:
+                # One that is not prepared is written by aiohttp, after the ticket.
+                ticket.is_written = response.prepared
+                return response
 
     async def _obtain(
         self, request: web.Request, context: RequestContext, kind: TaskKind, ticket: AdmissionTicket

@@ -206,6 +206,33 @@ async def test_in_one_process_the_end_of_a_job_waits_for_nothing():
         gate.release([lease], allowance, 4, 4).send(None)
 
 
+@pytest.mark.parametrize("is_written", [True, False])
+async def test_a_client_that_leaves_once_it_has_its_response_is_not_taken_for_one_that_left_before(
+    slow, calls, is_written
+):
+    """Regression: its request was counted and logged as 499."""
+    held, is_over = JobsInFlight(0, Metrics()), asyncio.Event()
+
+    async def request():
+        async with ticket(held, caller(), of_redis(slow, calls)) as admitted:
+            admitted.is_written = is_written
+            slow.answers.clear()
+            slow.asked.clear()
+            is_over.set()
+        return "response"
+
+    slow.answers.set()
+    handler = asyncio.create_task(request())
+    await is_over.wait()
+    await slow.asked.wait()
+    handler.cancel()
+    (ended,) = await asyncio.gather(handler, return_exceptions=True)
+    slow.answers.set()
+    await calls.close()
+    assert ended == "response" if is_written else isinstance(ended, asyncio.CancelledError)
+    assert not slow._running and not len(held)
+
+
 class SlowRates:
     """Rate limits that are counted when the test lets them, by a client that swallows a cancellation."""
 
