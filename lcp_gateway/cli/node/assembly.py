@@ -74,6 +74,7 @@ async def running_node(
             denied=sell.deny,
             limits=settings.limits,
             bounds=sell.bounds,
+            buys=settings.buy.enabled,
             payment_limits=settings.buy.payment_limits,
             delays=settings.buy.delays,
         )
@@ -137,11 +138,11 @@ async def wait_for_lnd(settings: NodeSettings) -> None:
     Raises:
         CommandFailed: lnd did not answer within ``startup_timeout_s``, or the macaroon allows too little.
     """
-    address, sell = lnd_address(settings.lnd), settings.sell
+    address, sell, buys = lnd_address(settings.lnd), settings.sell, settings.buy.enabled
     deadline = time.monotonic() + settings.startup_timeout_s
     while True:
         try:
-            await check_permissions(address, buys=True, sells=sell.active, holds=sell.active and sell.hold_invoices)
+            await check_permissions(address, buys=buys, sells=sell.active, holds=sell.active and sell.hold_invoices)
         except NotPermitted as error:
             raise CommandFailed(f"lnd: {error}", exit_code=USAGE_ERROR) from None
         except (LndNotInstalled, OSError) as error:

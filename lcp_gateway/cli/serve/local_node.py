@@ -9,6 +9,7 @@ from typing import Any, Final
 from lcp_gateway.cli.node.assembly import running_node, wait_for_lnd
 from lcp_gateway.cli.node.logs import NodeEvents, bug_logger
 from lcp_gateway.cli.node.options import load_node_settings, store_path
+from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
 from lcp_gateway.cli.serve.in_process import InProcessTransport
 from lcp_gateway.config import Settings
 from lcp_gateway.node.lcp.messages import Protocol
@@ -44,6 +45,12 @@ class LocalNode:
         }
         given: dict[str, Any] = {name: str(value) for name, value in lnd.items() if value}
         node = load_node_settings(settings.node_config, {"lnd": given})
+        if not node.buy.enabled:
+            raise CommandFailed(
+                f"{settings.node_config}: buy.enabled is false, and the gateway buys with this node: remove it, or start "
+                "`lcp-gateway node` without the gateway",
+                exit_code=USAGE_ERROR,
+            )
         return cls(node, store_path(node))
 
     @contextlib.asynccontextmanager

@@ -53,7 +53,8 @@ def new_id() -> bytes:
 class LcpNode:
     """A node; it implements ``NodeCalls``.
 
-    ``models`` is what it sells, none to sell nothing; then no ``compute`` is needed. ``allowed`` are the ids of the peers that
+    ``models`` is what it sells, none to sell nothing; then no ``compute`` is needed. Where it does not buy, it shows no peers, and
+    purchases of an earlier run wait for one that does. ``allowed`` are the ids of the peers that
     may buy, None for all of them but those of ``denied``. ``clock`` returns Unix seconds, ``ids`` 32 random bytes.
     """
 
@@ -66,6 +67,7 @@ class LcpNode:
         store: Store,
         compute: Compute | None = None,
         models: Mapping[str, SoldModel] | None = None,
+        buys: bool = True,
         terms: SaleTerms = _TERMS,
         allowed: Collection[str] | None = None,
         denied: Collection[str] = (),
@@ -81,6 +83,7 @@ class LcpNode:
         if models and compute is None:
             raise ValueError("a node that sells models needs a backend to compute them")
         self._models = dict(models or {})
+        self._buys = buys
         self._allowed = None if allowed is None else frozenset(allowed)
         self._denied = frozenset(denied)
         self._limits = limits
@@ -148,7 +151,8 @@ class LcpNode:
             OSError: the store cannot be read.
         """
         await self._peers.load()
-        await self._purchases.start()
+        if self._buys:
+            await self._purchases.start()
         await self._sales.start()
         self._tasks.keep("sweep", self._sweep)
         self._peers.start()
@@ -172,6 +176,8 @@ class LcpNode:
 
     def ready_peers(self, protocol: Protocol) -> list[ReadyPeer]:
         """Return the peers that are ready in a version, by id."""
+        if not self._buys:
+            return []
         return [
             ReadyPeer(peer.peer_id, peer.address, manifest)
             for peer in self._peers.ready(protocol)
@@ -196,6 +202,8 @@ class LcpNode:
         Raises:
             CallFailed: the peer is not ready, takes no such request, or refused.
         """
+        if not self._buys:
+            raise statuses.refused("this node does not buy (buy.enabled)")
         peer = self._peers.get(peer_id)
         if peer is None:
             raise statuses.not_found("peer")

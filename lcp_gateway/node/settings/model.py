@@ -67,10 +67,12 @@ class GrpcSettings:
 class BuySettings:
     """Purchases: the most that a routing fee and a price may be (``max_price_msat`` 0: no cap), and how long to wait.
 
+    A node that is not ``enabled`` to buy needs no permission to pay.
     ``payment_timeout_s`` is how long lnd tries to find a route; the others bound the silence of a seller: before its quote,
     before the first byte of a paid result, between two bytes.
     """
 
+    enabled: bool = True
     fee_limit_msat: int = 10_000_000
     max_price_msat: int = 0
     payment_timeout_s: float = 30.0

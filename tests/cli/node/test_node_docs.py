@@ -33,6 +33,7 @@ def test_the_macaroon_allows_the_calls_that_the_node_makes_and_no_others(page):
     }
     assert named == uris["holds"]
     assert named[:9] == uris["every"]
+    assert named[:7] == [it.uri.removeprefix("uri:") for it in needed(buys=False, sells=False, holds=False)]
     assert named[:14] == uris["sells"]
 
 

@@ -3,8 +3,10 @@ import hashlib
 import pytest
 
 from lcp_gateway.node.lcp.messages import JSON, SSE, Protocol, Status
+from lcp_gateway.node.runtime.calls import CallFailed
+from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support import virtual_time
-from tests.support.lcp_nodes import RESULT, Pair, settle
+from tests.support.lcp_nodes import RESULT, Pair, order, settle
 
 
 @pytest.mark.parametrize("protocol", Protocol)
@@ -28,6 +30,21 @@ def test_a_job_is_bought_and_sold(protocol, stream, padding):
             await settle()
             assert await pair.buyer.store.purchases() == []
             assert not pair.buyer.seen.problems and not pair.seller.seen.problems
+
+    virtual_time.run(scenario())
+
+
+def test_a_node_that_does_not_buy_sells_and_shows_no_peers():
+    async def scenario():
+        async with Pair(seller={"buys": False}) as pair:
+            for protocol in Protocol:
+                assert pair.seller.node.ready_peers(protocol) == []
+                with pytest.raises(CallFailed) as refused:
+                    await pair.seller.node.request_quote(protocol, pair.buyer.node_id, order())
+                assert refused.value.status is UpstreamStatus.FAILED_PRECONDITION
+                assert refused.value.details == "this node does not buy (buy.enabled)"
+                _, data, _ = await pair.buy(protocol)
+                assert data == RESULT
 
     virtual_time.run(scenario())
 

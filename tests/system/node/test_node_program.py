@@ -9,6 +9,7 @@ import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway._gen.lcpd import lcpd_pb2_grpc
+from lcp_gateway.node.lnd.permissions import needed
 from tests.support.gateway import gateway, run_command
 from tests.support.lnd_network import in_a_thread
 from tests.support.node_program import SELLER_TOML, lnd_flags, node_program
@@ -50,6 +51,26 @@ def test_a_node_buys_from_another_over_lnd(lnds, tmp_path):
     assert "hello node" in result.result.decode()
     assert result.payment.fee_msat == buyer.payment_fee_msat
     assert "hello node" not in "".join(program.log)
+
+
+@pytest.mark.slow
+def test_a_node_that_only_sells_needs_no_permission_to_pay(lnds, tmp_path):
+    buyer, seller = lnds
+    calls = [it.call.split(".")[1] for it in needed(buys=False, sells=True, holds=False)]
+    assert "SendPaymentV2" not in calls
+    macaroon = str(seller.bake("sells", *calls))
+    config = "[buy]\nenabled = false\n" + SELLER_TOML
+    with (
+        node_program(seller, tmp_path / "s", "--macaroon", macaroon, config=config) as sells,
+        node_program(buyer, tmp_path / "b") as program,
+    ):
+        node = stub(program.address)
+        eventually(lambda: node.ListLCPPeers(pb.ListLCPPeersRequest()).peers)
+        terms = node.RequestQuote(quote_request(seller.identity), timeout=60).terms
+        request = pb.AcceptAndExecuteRequest(peer_id=seller.identity, job_id=terms.job_id, pay_invoice=True)
+        assert node.AcceptAndExecute(request, timeout=60).result.status == pb.Result.STATUS_OK
+        with pytest.raises(grpc.RpcError, match="this node does not buy"):
+            stub(sells.address).RequestQuote(quote_request(buyer.identity), timeout=60)
 
 
 def test_a_node_that_is_told_to_stop_ends_well(lnds, tmp_path):
