@@ -25,12 +25,16 @@ OTHERWISE = (
 """The beginning of a test's name, a part of its case, and why its answer differs where peers are reached by LCP's messages."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # Modules in system/node say which node they have, and run tests of other modules over it.
-        if not isinstance(item, pytest.Function) or not (getattr(item.module, "NODE", "") or node_in_use()):
-            continue
-        name = f"{item.function.__module__}::{item.name}"
-        for start, case, reason in OTHERWISE:
-            if name.startswith(start) and case in name:
-                item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if _answers_otherwise(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _answers_otherwise(item: pytest.Item) -> bool:
+    # Modules in system/node say which node they have, and run tests of other modules over it.
+    if not isinstance(item, pytest.Function) or not (getattr(item.module, "NODE", "") or node_in_use()):
+        return False
+    name = f"{item.function.__module__}::{item.name}"
+    return any(name.startswith(start) and case in name for start, case, _reason in OTHERWISE)

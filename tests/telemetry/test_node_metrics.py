@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ def log(metrics, lines):
     written = structlog.wrap_logger(
         structlog.PrintLogger(lines),
         processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer(default=str)],
+        # Whatever level another test set for this process.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
     )
     return LcpNodeLog(metrics, written)
 
