@@ -139,7 +139,8 @@ class Quoter:
         if name == "expired":
             past = draft.invoice_at - 1
             digest = self._terms_hash(task, draft.job_id, draft.price_msat, past)
-            return replace(draft, expires_at=past, terms_hash=digest, description_hash=digest, invoice_expiry_s=1)
+            # The invoice outlives it by as much as the daemon allows, so that it is the quote that has expired.
+            return replace(draft, expires_at=past, terms_hash=digest, description_hash=digest, invoice_expiry_s=3)
         if name == "wrong-payee":
             return replace(draft, key=self._other_key)
         change = _CHANGES.get(name)

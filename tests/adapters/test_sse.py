@@ -206,9 +206,13 @@ def test_time_grows_with_the_length_alone(piece):
         read(cut(stream, [4096] * (size // 4096)))
         return time.process_time() - begun
 
-    small = min(took_s(64 * 1024) for _ in range(3))
-    # Eight times the length: eight times as long where it is linear, 64 where it is not.
-    assert min(took_s(512 * 1024) for _ in range(2)) < 30 * small + 0.05
+    def is_linear():
+        small = min(took_s(64 * 1024) for _ in range(3))
+        # Eight times the length: eight times as long where it is linear, 64 where it is not.
+        return min(took_s(512 * 1024) for _ in range(2)) < 30 * small + 0.05
+
+    # Other work on the machine can slow one attempt.
+    assert any(is_linear() for _ in range(5))
 
 
 def test_an_event_of_many_small_chunks_costs_no_more_than_its_length():
