@@ -12,6 +12,9 @@ from typing import Final
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 
+LISTS_NO_MODELS: Final = 3
+"""The version of the protocol whose peers list no models."""
+
 EVERY_PEER: Final = "*"
 """In the operator's list: each peer that has no list of its own."""
 

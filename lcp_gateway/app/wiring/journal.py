@@ -16,7 +16,7 @@ from lcp_gateway.purchase.money import NO_REFUND_LIMITS, Budget, RefundDecision,
 from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.purchase.records import PurchaseRecord, Resolutions
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing.peer_models import PeerModels
+from lcp_gateway.routing.peer_models import LISTS_NO_MODELS, PeerModels
 from lcp_gateway.routing.peer_trust import LOSSES_COUNT_FOR, PeerHistory, PeerTrust
 from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import BadDatabaseUrl, Database, DatabaseUnavailable, open_database
@@ -30,8 +30,6 @@ from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import RefundObserver, record_resolution
 
 _ALL_OPEN = 10_000
-# The version of the protocol whose peers list no models.
-_LISTS_NO_MODELS = 3
 
 
 @dataclass(slots=True)
@@ -221,7 +219,7 @@ async def load_peer_models(journal: JournalParts, models: PeerModels) -> None:
     if journal.books is None:
         return
     try:
-        for peer_id, kind, model in await journal.books.models_of_peers(_LISTS_NO_MODELS):
+        for peer_id, kind, model in await journal.books.models_of_peers(LISTS_NO_MODELS):
             models.bought(peer_id, kind, model)
     except DatabaseUnavailable as error:
         raise WiringError(f"the journal cannot be read: {error}") from error

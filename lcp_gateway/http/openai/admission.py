@@ -76,8 +76,8 @@ class Admission:
             tokens = (request_bytes + result_bytes) // BYTES_PER_TOKEN
             ends.append(self.rates.settle(allowance, tokens))
         if self.shielded is None:
-            # Counted in this process: nothing is waited for, so that a client that has read its whole response and
-            # leaves is not met here, and taken for one that left before its end.
+            # Counted in this process, where no await suspends: a client that disconnects after its whole response would
+            # cancel this task at one that does, and be recorded as one that left before the end.
             for each in ends:
                 await each
             return
@@ -271,7 +271,7 @@ class AdmissionTicket:
         try:
             await self.release()
         except asyncio.CancelledError:
-            # Redis is told nevertheless.
+            # The calls of Redis go on. The client has its whole response, and may leave.
             if not self.is_written:
                 raise
             self._task.uncancel()
