@@ -1,5 +1,3 @@
-import time
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -7,9 +5,7 @@ from openai._streaming import SSEDecoder
 
 from lcp_gateway.adapters.sse import Event, EventReader, ends_event, is_readable_stream, may_hold_object, object_events
 from tests.adapters.cuts import SIZES, cut
-
-# Far more than any machine needs, and far less than quadratic time would take.
-QUADRATIC_S = 60.0
+from tests.support.operations import lines_executed
 
 BOM = b"\xef\xbb\xbf"
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
@@ -199,29 +195,23 @@ def test_an_event_shows_no_data():
 
 
 @pytest.mark.parametrize("piece", [b"\n", b"\r", b":\n\n", b"data:\n", b"data: {}\n\n", b"x", b"event", b"\xff"])
-def test_time_grows_with_the_length_alone(piece):
-    def took_s(size):
+def test_work_grows_with_the_length_alone(piece):
+    def work(size):
         stream = piece * (size // len(piece))
-        begun = time.process_time()
-        read(cut(stream, [4096] * (size // 4096)))
-        return time.process_time() - begun
+        return lines_executed(lambda: read(cut(stream, [256] * (size // 256))))
 
-    def is_linear():
-        small = min(took_s(64 * 1024) for _ in range(3))
-        # Eight times the length: eight times as long where it is linear, 64 where it is not.
-        return min(took_s(512 * 1024) for _ in range(2)) < 30 * small + 0.05
-
-    # Other work on the machine can slow one attempt.
-    assert any(is_linear() for _ in range(5))
+    # Eight times the length: eight times the work where it is linear, 64 where it is not.
+    assert work(32 * 1024) < 9 * work(4 * 1024)
 
 
 def test_an_event_of_many_small_chunks_costs_no_more_than_its_length():
-    begun = time.perf_counter()
-    reader = EventReader()
-    for _ in range(100_000):
-        reader.feed(b"a few more letters")
-    assert len(reader.rest()[0].raw) == 1_800_000
-    assert time.perf_counter() - begun < QUADRATIC_S
+    def work(chunks):
+        reader = EventReader()
+        lines = lines_executed(lambda: [reader.feed(b"a few more letters") for _ in range(chunks)])
+        assert len(reader.rest()[0].raw) == 18 * chunks
+        return lines
+
+    assert work(8_000) < 9 * work(1_000)
 
 
 @pytest.mark.parametrize(

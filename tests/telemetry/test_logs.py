@@ -6,8 +6,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
-import timeit
 
 import pytest
 import structlog
@@ -15,6 +13,7 @@ from structlog.contextvars import bound_contextvars
 
 from lcp_gateway.telemetry import log_redaction
 from lcp_gateway.telemetry.logs import configure_logging, get_logger, log_always, set_log_level
+from tests.support.operations import lines_executed
 
 SECRET = "the quick brown fox"
 
@@ -331,7 +330,7 @@ def test_setting_up_twice_does_not_double_the_lines_of_other_libraries(stream):
 
 
 def test_a_line_is_cheap(tmp_path):
-    """The bound is several times the measured time, so that a busy machine does not fail the test."""
+    """``python -m bench.growth`` measures its time."""
     with (tmp_path / "log").open("w") as file:
         configure_logging("info", "json", stream=file)
         log = get_logger("lcp_gateway.http.chat")
@@ -344,9 +343,8 @@ def test_a_line_is_cheap(tmp_path):
             )  # fmt: skip
 
         with bound_contextvars(request_id="req-1"):
-            best_s = min(timeit.repeat(one, number=1000, repeat=3, timer=time.process_time)) / 1000
-    print(f"{best_s * 1e6:.1f} us a line")
-    assert best_s < 150e-6
+            one()
+            assert lines_executed(one) < 250
 
 
 def test_the_level_changes_for_loggers_that_were_used_before(lines):

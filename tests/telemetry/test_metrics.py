@@ -1,8 +1,6 @@
 """The metrics count events, with few label values."""
 
 import asyncio
-import time
-import timeit
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -10,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from lcp_gateway.telemetry.metric_table import GRPC_CODES, NODE_SPECS, PREFIX, REASONS, SPECS, MetricKind
 from lcp_gateway.telemetry.metrics import MAX_MODELS, MAX_PEERS, Metrics
+from tests.support.operations import lines_executed
 
 CHAT = "/v1/chat/completions"
 ALICE, BOB = "02" + "a" * 64, "03" + "b" * 64
@@ -315,7 +314,7 @@ def test_names_are_unique():
 
 
 def test_counting_is_cheap(metrics):
-    """The bound is ten times the measured time, so that a busy machine does not fail the test."""
+    """``python -m bench.growth`` measures its time."""
     calls = {
         "request": lambda: metrics.request(CHAT, "echo-1", 200, "settled", True, 0.05),
         "quote": lambda: metrics.quote(ALICE, "echo-1", 0.01, 57_000),
@@ -329,6 +328,7 @@ def test_counting_is_cheap(metrics):
         "mismatch": lambda: metrics.mismatch(ALICE, "amount"),
     }
     for name, call in calls.items():
-        best_s = min(timeit.repeat(call, number=2000, repeat=3, timer=time.process_time)) / 2000
-        print(f"{name}: {best_s * 1e6:.2f} us")
-        assert best_s < 20e-6, name
+        call()
+        lines = lines_executed(call)
+        print(f"{name}: {lines} lines")
+        assert lines < 60, name
