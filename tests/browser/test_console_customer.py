@@ -9,9 +9,9 @@ from playwright.async_api import expect
 
 from tests.browser.console_fixtures import FORMULA, HOSTILE
 from tests.support.console import Api, make_customer, rows_of, sats
-from tests.support.daemon import free_address
 from tests.support.gateway import gateway, run_command
 from tests.support.node_thread import eventually
+from tests.support.ports import free_address
 from tests.support.tools import require_js_package
 
 pytestmark = pytest.mark.xdist_group("browser")

@@ -9,8 +9,9 @@ from playwright.async_api import expect
 
 from tests.browser.console_fixtures import HOSTILE, SHOP
 from tests.support.console import ADMIN_KEY, Api, make_customer, rows_of, sats
-from tests.support.daemon import Daemon, free_address
+from tests.support.daemon import Daemon
 from tests.support.gateway import gateway, run_command
+from tests.support.ports import free_address
 
 pytestmark = pytest.mark.xdist_group("browser")
 

@@ -2,23 +2,17 @@
 
 import re
 import shlex
-import socket
 import subprocess
 import sys
 
 import pytest
 
 from tests.support.gateway import clean_environment, gateway
+from tests.support.ports import free_address
 from tests.support.promql import ROOT
 
 PAGE = (ROOT / "docs" / "accounts.md").read_text()
 SERVE, *OTHERS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-
-
-def free_address():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")

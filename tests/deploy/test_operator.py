@@ -19,6 +19,7 @@ from tests.support.gateway import RunningGateway, gateway
 from tests.support.lnd_standin import LndStandin, in_a_thread
 from tests.support.minutes import within_a_minute
 from tests.support.node_thread import threaded_node
+from tests.support.ports import free_port
 from tests.support.postgres import running_postgres
 from tests.support.redis import binary
 
@@ -26,12 +27,6 @@ pytestmark = pytest.mark.slow
 
 ADMIN, PASSWORD = "sk-admin-of-the-operator", "s3cret"
 GATEWAYS = ("gateway-operator-1", "gateway-operator-2")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from pathlib import Path
 import aiohttp
 
 from lcp_gateway.node_client.joining import pause_s
-from tests.support.background import free_port
 from tests.support.dialin_node import EVENTS, ScriptedNode, chat_events, dial, hello, honest, model
 from tests.support.forked import start_module
 from tests.support.gateway import RunningGateway, clean_environment, gateway
 from tests.support.http_node import HttpNodeThread
+from tests.support.ports import free_port
 from tests.support.wire import get
 from tests.system.selling.seller import Office, selling
 

@@ -9,7 +9,6 @@ pytest runs a short version of it. Ends with 1 where anything differs.
 import argparse
 import asyncio
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import uvloop
 
 from tests.soak.telling_daemon import event
 from tests.support.gateway import clean_environment
+from tests.support.ports import free_port
 from tests.support.promql import ROOT
 
 MIB = 2**20
@@ -167,11 +167,6 @@ def running(*command, log, **environment):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 async def listening(port, process):

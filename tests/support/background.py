@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -136,12 +135,6 @@ def ended(process: ForkedProcess | subprocess.Popen[str]) -> Outcome:
         process.communicate()
         raise
     return Outcome(process.returncode, out, err)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def answers(port: int) -> bool:

@@ -1,6 +1,5 @@
 """Runs `lcp-gateway node` as its own process, as a daemon that can be killed and started again."""
 
-import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,16 +9,10 @@ from pathlib import Path
 
 from tests.support.forked import ForkedProcess, start_module
 from tests.support.gateway import clean_environment
+from tests.support.ports import free_address
 
 START_TIMEOUT_S = 120.0
 ROOT = Path(__file__).parents[2]
-
-
-def free_address() -> str:
-    """Return an address that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @dataclass

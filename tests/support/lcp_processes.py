@@ -12,11 +12,12 @@ import grpc
 from lcp_gateway._gen.lcpd import extensions_pb2 as pb
 from lcp_gateway._gen.lcpd import lcpd_pb2, lcpd_pb2_grpc
 from lcp_gateway.lightning import bolt11
-from tests.support.daemon import Daemon, free_address
+from tests.support.daemon import Daemon
 from tests.support.gated_backend import GatedBackend
 from tests.support.lnd_network import LndNetwork, LndNode, in_a_thread
 from tests.support.node_client import chat_task
 from tests.support.node_thread import eventually
+from tests.support.ports import free_address
 
 MODEL = "m"
 CALL_S = 120.0

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.daemon import START_TIMEOUT_S, free_address
+from tests.support.daemon import START_TIMEOUT_S
 from tests.support.forked import start_module
 from tests.support.gateway import clean_environment
+from tests.support.ports import free_address
 
 SELLER_TOML = """
 [[sell.models]]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
+
 PROGRAM = Path("/usr/sbin/pgbouncer")
 
 
@@ -24,9 +26,7 @@ def pgbouncer(server, **settings: str) -> Iterator[int]:
         pytest.skip("PgBouncer is not installed (Debian's package: pgbouncer)")
     folder = Path(tempfile.mkdtemp(prefix="bouncer-"))
     try:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         lines = {
             "listen_addr": "127.0.0.1",
             "listen_port": str(port),

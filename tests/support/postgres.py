@@ -6,7 +6,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
+
+from tests.support.ports import free_port
 
 START_TIMEOUT_S = 120.0
 # One statement each: triggers and foreign keys are off for the session, so that append-only tables can be emptied too.
@@ -253,10 +254,7 @@ def running_postgres() -> Iterator[RunningPostgres]:
             timeout=120,
             **become,
         )
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        server = RunningPostgres(folder, port, user)
+        server = RunningPostgres(folder, free_port(), user)
         try:
             server.start()
             yield server

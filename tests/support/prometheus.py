@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.ports import free_address
 from tests.support.promql import ALERTS, ROOT
 
 CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
@@ -40,7 +40,7 @@ class RunningPrometheus:
     def get(self, path: str, **parameters: str) -> dict:
         url = f"{self.base_url}{path}?{urllib.parse.urlencode(parameters)}"
         try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
+            with urllib.request.urlopen(url, timeout=60) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
@@ -51,12 +51,18 @@ class RunningPrometheus:
         pairs = [(series["metric"], float(series["value"][1])) for series in found]
         return [(labels, value) for labels, value in pairs if not math.isnan(value)]
 
-    def wait_for(self, expr: str, is_so: Callable[[list], bool], timeout_s: float = 60.0) -> list:
+    def wait_for(self, expr: str, is_so: Callable[[list], bool], timeout_s: float = 120.0) -> list:
+        """Query until the result is as it should be; a scrape that took too long leaves it empty until the next one."""
         deadline = time.monotonic() + timeout_s
         while not is_so(found := self.query(expr)):
             assert time.monotonic() < deadline, f"{expr}: {found}"
             time.sleep(0.1)
         return found
+
+    def wait_for_value(self, expr: str, is_so: Callable[[float], bool]) -> float:
+        """Query an expression of one series until its value is as it should be; return the value."""
+        ((_, value),) = self.wait_for(expr, lambda found: len(found) == 1 and is_so(found[0][1]))
+        return value
 
 
 def configuration(*targets: str, key_file: Path | None = None) -> dict:
@@ -82,9 +88,7 @@ def configuration(*targets: str, key_file: Path | None = None) -> dict:
 def prometheus(config: dict, folder: Path, *flags: str) -> Iterator[RunningPrometheus]:
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = free_address()
     log = folder / "prometheus.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

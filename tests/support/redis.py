@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.ports import free_port
+
 START_TIMEOUT_S = 120.0
 
 
@@ -92,10 +94,7 @@ class RunningRedis:
 @contextmanager
 def running_redis() -> Iterator[RunningRedis]:
     """Run a Redis that keeps nothing on disk."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = RunningRedis(port)
+    server = RunningRedis(free_port())
     try:
         server.start()
         yield server

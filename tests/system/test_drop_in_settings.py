@@ -3,9 +3,9 @@
 import pytest
 
 from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig
-from tests.support.daemon import free_address
 from tests.support.gateway import gateway
 from tests.support.node_thread import eventually, threaded_node
+from tests.support.ports import free_address
 from tests.support.wire import CHAT, RESPONSES, document, get, post
 
 PEERS = (

@@ -11,8 +11,8 @@ import pytest
 from lcp_gateway.cli.gateway_client import find_gateway
 from lcp_gateway.config import Settings
 from tests.support.certificates import DAY, certificate
-from tests.support.daemon import free_address
 from tests.support.gateway import run_command
+from tests.support.ports import free_address
 from tests.support.reloading import NOT_RELOADED, reloadable
 from tests.support.wire import get
 

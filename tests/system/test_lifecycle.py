@@ -7,11 +7,12 @@ import socket
 
 import psutil
 
-from tests.support.daemon import daemon, free_address
+from tests.support.daemon import daemon
 from tests.support.gated_node import gated_node
 from tests.support.gateway import gateway, run_command
 from tests.support.journaled import on_node
 from tests.support.node_thread import eventually
+from tests.support.ports import free_address
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from tests.support.daemon import free_address
 from tests.support.gateway import gateway
 from tests.support.node_thread import eventually
+from tests.support.ports import free_address
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
 KEY = "sk-a-key"

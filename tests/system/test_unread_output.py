@@ -12,9 +12,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.background import free_port
 from tests.support.gateway import clean_environment
 from tests.support.node_thread import eventually
+from tests.support.ports import free_port
 from tests.support.wire import CHAT, document, get, post
 
 F_SETPIPE_SZ = 1031

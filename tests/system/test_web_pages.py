@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from tests.support.daemon import free_address
 from tests.support.gateway import gateway
+from tests.support.ports import free_address
 from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes
 
 KEY = "sk-a-key"

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 
 from tests.support.gateway import gateway, run_command
 from tests.support.journaled import counted_msat
+from tests.support.ports import free_address
 from tests.support.reloading import reloadable
 from tests.support.wire import CHAT, document, get, post
 from tests.support.workers import at_once, children, metric, running, until, worker_processes
@@ -172,9 +172,7 @@ def test_without_a_redis_the_gateway_says_how_to_get_one(tmp_path):
 
 
 def test_the_commands_for_the_background_see_one_gateway(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        where = ("--http-addr", f"127.0.0.1:{probe.getsockname()[1]}")
+    where = ("--http-addr", free_address())
     env = {"XDG_STATE_HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "LCP_GATEWAY_LOG_MAX_BYTES": "2000"}
     started = run_command("start", "--embedded", "--workers", "2", "--log-format", "json", *where, env=env)
     try:

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import sys
 import time
 import urllib.error
@@ -15,6 +14,7 @@ import pytest
 from lcp_gateway.lightning.bolt11 import decode
 from tests.cli.accounts_on_books import new_account, said
 from tests.support.lnd_standin import LndStandin, Trouble, in_a_thread, lnd_settings
+from tests.support.ports import free_port
 from tests.support.written_purchases import written
 
 WAIT_S = 90
@@ -182,11 +182,6 @@ def test_only_a_node_of_our_own_is_paid_at(run, lnd, tmp_path):
     outcome = run("wallet", "pay", "lnbcrt1x", "--embedded")
     assert outcome.code == 1
     assert "set node_listen" in outcome.err
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def asked(port, path, key=""):

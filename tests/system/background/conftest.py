@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.support.background import free_port
 from tests.support.background import machine as a_machine
+from tests.support.ports import free_port
 
 
 @pytest.fixture

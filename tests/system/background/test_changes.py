@@ -5,7 +5,8 @@ import re
 import shutil
 import signal
 
-from tests.support.background import TIMEOUT_S, ended, free_port
+from tests.support.background import TIMEOUT_S, ended
+from tests.support.ports import free_port
 
 KEYS = {"LCP_GATEWAY_API_KEYS": "sk-first"}
 

@@ -2,7 +2,8 @@
 
 import json
 
-from tests.support.background import answers, ended, free_port, wait_for_answer
+from tests.support.background import answers, ended, wait_for_answer
+from tests.support.ports import free_port
 
 
 def test_of_two_starts_at_once_one_wins_and_the_other_says_so(machine, port):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from lcp_gateway.lightning.lnd.demo import DemoPayment, pay
 from lcp_gateway.purchase.money import Markup
-from tests.support.daemon import free_address
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.node_thread import eventually
+from tests.support.ports import free_address
 from tests.support.wire import CHAT, Answer, document, exchange, get, post, request_bytes
 
 ADMIN_KEY = "the-administrators-key-of-the-test"

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.daemon import free_address
 from tests.support.gateway import gateway
 from tests.support.journaled import money_node, on_node
 from tests.support.node_thread import eventually
+from tests.support.ports import free_address
 from tests.support.stored import (
     begun,
     cancel,
