@@ -310,16 +310,29 @@ class Store(Interface):
         ...
 
     async def end_sale(
-        self, peer_id: str, job_id: bytes, *, outcome: str, price_msat: int, paid: bool, model: str, ended_at: int
+        self,
+        peer_id: str,
+        job_id: bytes,
+        *,
+        outcome: str,
+        price_msat: int,
+        paid: bool,
+        line: bool,
+        model: str,
+        ended_at: int,
     ) -> None:
-        """Remove a sale's request and result, and keep a line of it for the operator if it was paid.
+        """Record that a sale has ended; what it holds stays for a peer that asks again, until ``forget_sale``.
 
-        Quotes that no client pays are the rule: their lines would displace those of sales.
+        With ``line`` the operator gets a line of it, one however often it is called: a cancelled job may be paid later.
         """
         ...
 
+    async def forget_sale(self, peer_id: str, job_id: bytes) -> None:
+        """Remove a sale, with its request and its result."""
+        ...
+
     async def sales(self) -> list[StoredSale]:
-        """Return the sales that have not ended."""
+        """Return the sales that are kept, ended or not."""
         ...
 
     async def settle_index(self, node_id: str) -> int:

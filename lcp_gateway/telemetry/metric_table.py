@@ -323,6 +323,7 @@ NODE_PARTS = (
     "disconnect",
     "end_purchase",
     "end_sale",
+    "forget_sale",
     "invoices",
     "keep_purchase",
     "keep_sale",

@@ -184,7 +184,7 @@ async def jobs(count, clients):
 
 
 async def _kept_msat(place, sold):
-    """Return what the seller's books say, once a line of each job is there: it comes when the job is no longer kept."""
+    """Return what the seller's books say, once a line of each job is there: it comes after the job's end."""
     totals = []
     with contextlib.suppress(TimeoutError), open_history(place) as history:
         async with asyncio.timeout(180):

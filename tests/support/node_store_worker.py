@@ -24,7 +24,7 @@ def calls(seed: int, worker: int) -> Iterator[Call]:
     while True:
         number = worker * 10 + dice.randrange(3)
         job_id = number32("job", number)
-        match dice.randrange(7):
+        match dice.randrange(8):
             case 0:
                 yield "keep_manifest", (peer(number), protocol, dice.choice([manifest(dice.randrange(5)), None])), {}
             case 1:
@@ -39,7 +39,9 @@ def calls(seed: int, worker: int) -> Iterator[Call]:
                 yield "keep_sent", (peer(number), job_id, dice.choice([(sent,), (sent, end(number))])), {}
             case 6:
                 line = {"outcome": "delivered", "price_msat": dice.randrange(100), "paid": True, "model": "model-a"}
-                yield "end_sale", (peer(number), job_id), {**line, "ended_at": 10**10}
+                yield "end_sale", (peer(number), job_id), {**line, "line": True, "ended_at": 10**10}
+            case 7:
+                yield "forget_sale", (peer(number), job_id), {}
 
 
 async def main(path: str, at_rest: str, seed: str, workers: str) -> None:

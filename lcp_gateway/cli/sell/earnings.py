@@ -3,11 +3,10 @@
 import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from lcp_gateway.node.runtime.observer import JobEnd
-from lcp_gateway.node.storage.history import HistoryTotal, OpenJob
+from lcp_gateway.node.storage.history import HistoryTotal
 
 SALE: Final = "sale"
 """The word of the store for a job that was sold."""
@@ -45,21 +44,6 @@ class Earnings:
     def cells(self) -> tuple[str, ...]:
         """The numbers as cells of a table."""
         return tuple(map(str, astuple(self)))
-
-
-def total_of(job: OpenJob, delivered_at: int) -> HistoryTotal:
-    """Return a job that was delivered, and is kept to be sent again, as one of those that have ended."""
-    return HistoryTotal(
-        kind=SALE,
-        day=datetime.fromtimestamp(delivered_at, UTC).strftime("%Y-%m-%d"),
-        peer_id=job.peer_id,
-        model=job.model,
-        outcome=JobEnd.DELIVERED,
-        paid=True,
-        jobs=1,
-        price_msat=job.price_msat,
-        fee_msat=0,
-    )
 
 
 def add_up(totals: Iterable[HistoryTotal], ways: Sequence[GroupBy]) -> dict[tuple[str, ...], Earnings]:

@@ -13,8 +13,7 @@ from lcp_gateway.cli.books.journal import SinceOption
 from lcp_gateway.cli.node.options import load_node_settings, store_path
 from lcp_gateway.cli.options import JsonOption, command_group
 from lcp_gateway.cli.output import Columns, CommandFailed, format_time, print_json, print_list, print_pairs, print_table
-from lcp_gateway.cli.sell.earnings import SALE, Earnings, GroupBy, add_up, outcomes, total_of, whole
-from lcp_gateway.node.runtime.observer import JobEnd
+from lcp_gateway.cli.sell.earnings import SALE, Earnings, GroupBy, add_up, outcomes, whole
 from lcp_gateway.node.storage.files import StoreUnavailable
 from lcp_gateway.node.storage.history import HistoryLine, HistoryReader, OpenJob, open_history
 from lcp_gateway.purchase.money import Msat, format_sat
@@ -50,10 +49,8 @@ def status(
     began_at = since or datetime.now(UTC) - _USUAL_AGE
     ways = list(dict.fromkeys(by or [GroupBy.DAY]))
     with _opened(config) as history:
-        kept = [job for job in history.open_jobs() if job.kind == SALE]
+        open_jobs = [job for job in history.open_jobs() if job.kind == SALE]
         totals = history.totals(int(began_at.timestamp()))
-    open_jobs = [job for job in kept if job.delivered_at is None]
-    totals += [total_of(job, at) for job in kept if (at := job.delivered_at) and at >= began_at.timestamp()]
     sums, ended = add_up(totals, ways), outcomes(totals)
     if json:
         print_json(
@@ -88,12 +85,11 @@ def jobs(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List jobs that were paid and have ended, the newest first."""
+    """List jobs that were run and have ended, the newest first."""
     began_at = 0 if since is None else int(since.timestamp())
     with _opened(config) as history:
-        delivered = [_line_of(job, at) for job in history.open_jobs() if (at := job.delivered_at) and at >= began_at]
-        lines = sorted((*delivered, *history.lines(SALE, since=began_at, limit=limit)), key=lambda line: -line.ended_at)
-    print_list(lines[:limit], _COLUMNS, _line_document, json=json)
+        lines = history.lines(SALE, since=began_at, limit=limit)
+    print_list(lines, _COLUMNS, _line_document, json=json)
 
 
 @contextlib.contextmanager
@@ -103,26 +99,6 @@ def _opened(config: Path | None) -> Iterator[HistoryReader]:
             yield history
     except StoreUnavailable as error:
         raise CommandFailed(str(error)) from None
-
-
-def _line_of(job: OpenJob, delivered_at: int) -> HistoryLine:
-    """Return a job that was delivered, and is kept to be sent again, as one of those that have ended."""
-    return HistoryLine(
-        id=0,
-        kind=job.kind,
-        peer_id=job.peer_id,
-        job_id=job.job_id,
-        protocol=job.protocol,
-        model=job.model,
-        price_msat=job.price_msat,
-        fee_msat=None,
-        payment_hash=job.payment_hash,
-        preimage=None,
-        outcome=JobEnd.DELIVERED,
-        paid=True,
-        began_at=job.began_at,
-        ended_at=delivered_at,
-    )
 
 
 def _open_text(jobs: Sequence[OpenJob]) -> str:

@@ -8,13 +8,14 @@ from lcp_gateway.node.ports import StoredPurchase, StoredSale
 
 
 class MemoryStore:
-    """The store port, with no disk behind it. ``ended`` counts the sales that have ended, by outcome."""
+    """The store port, with no disk behind it. ``ended`` counts the lines of sales, by outcome."""
 
     def __init__(self) -> None:
         self.ended: dict[str, int] = {}
         self._manifests: dict[tuple[str, Protocol], Manifest] = {}
         self._purchases: dict[bytes, StoredPurchase] = {}
         self._sales: dict[tuple[str, bytes], StoredSale] = {}
+        self._lined: set[tuple[str, bytes]] = set()
         self._settle_indexes: dict[str, int] = {}
 
     async def manifests(self) -> dict[tuple[str, Protocol], Manifest]:
@@ -52,7 +53,9 @@ class MemoryStore:
 
     async def keep_sale(self, sale: StoredSale) -> None:
         """Keep a sale."""
-        self._sales[sale.peer_id, sale.kept.request.job_id] = sale
+        key = (sale.peer_id, sale.kept.request.job_id)
+        self._sales[key] = sale
+        self._lined.discard(key)
 
     async def keep_sent(self, peer_id: str, job_id: bytes, messages: tuple[Send, ...]) -> None:
         """Append messages of a sale's result; without effect for a sale that is not kept."""
@@ -61,14 +64,30 @@ class MemoryStore:
             self._sales[peer_id, job_id] = replace(sale, sent=(*sale.sent, *messages))
 
     async def end_sale(
-        self, peer_id: str, job_id: bytes, *, outcome: str, price_msat: int, paid: bool, model: str, ended_at: int
+        self,
+        peer_id: str,
+        job_id: bytes,
+        *,
+        outcome: str,
+        price_msat: int,
+        paid: bool,
+        line: bool,
+        model: str,
+        ended_at: int,
     ) -> None:
-        """Remove a sale and count its outcome."""
-        if self._sales.pop((peer_id, job_id), None) is not None:
+        """Count the outcome of a sale that gets a line."""
+        key = (peer_id, job_id)
+        if line and key in self._sales and key not in self._lined:
+            self._lined.add(key)
             self.ended[outcome] = self.ended.get(outcome, 0) + 1
 
+    async def forget_sale(self, peer_id: str, job_id: bytes) -> None:
+        """Remove a sale."""
+        self._sales.pop((peer_id, job_id), None)
+        self._lined.discard((peer_id, job_id))
+
     async def sales(self) -> list[StoredSale]:
-        """Return the sales that have not ended."""
+        """Return the sales that are kept, ended or not."""
         return list(self._sales.values())
 
     async def settle_index(self, node_id: str) -> int:

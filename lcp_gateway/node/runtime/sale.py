@@ -55,6 +55,11 @@ _ENDS: Final = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _RecordEnd:
+    """Record the job's end in the store, behind the effects that came before it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SellerParts:
     """What all sales of a node share.
@@ -116,7 +121,9 @@ class Sale:
         self._stored = restored is not None
         self._ended_at = 0
         self._told = machine.outcome
-        self._effects: deque[SaleEffect] = deque()
+        # Whether it was paid when its end was last recorded. Of a job that ended in an earlier run, that is looked up first.
+        self._recorded = False if machine.outcome else None
+        self._effects: deque[SaleEffect | _RecordEnd] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._done = asyncio.Event()
         self._compute: asyncio.Task[None] | None = None
@@ -167,20 +174,10 @@ class Sale:
         if self._worker is not None:
             self._worker.cancel()
 
-    async def end_stored(self) -> None:
-        """Remove the job from disk, and leave a line of it there."""
-        if not self._stored:
-            return
-        machine, store = self.machine, self._parts.store
-        await store.end_sale(
-            self.peer_id,
-            self.job_id,
-            outcome=self.end.value,
-            price_msat=self.price_msat,
-            paid=machine.paid,
-            model=self.model,
-            ended_at=self._ended_at or int(self._parts.clock()),
-        )
+    async def forget_stored(self) -> None:
+        """Remove the job from disk, but for its line of history."""
+        if self._stored:
+            await self._parts.store.forget_sale(self.peer_id, self.job_id)
 
     async def _work(self) -> None:
         while self._effects:
@@ -198,7 +195,7 @@ class Sale:
             # Behind an effect that failed as no part of this program should, the others follow.
             self._begin_work()
 
-    async def _carry_out(self, effect: SaleEffect) -> None:
+    async def _carry_out(self, effect: SaleEffect | _RecordEnd) -> None:
         parts = self._parts
         match effect:
             case Send():
@@ -209,6 +206,8 @@ class Sale:
                 await self._make_invoice(effect)
             case KeepSale():
                 await self._keep(effect)
+            case _RecordEnd() if self._stored:
+                await self._durable("end_sale", self._end_stored)
             case CancelInvoice(payment_hash):
                 await parts.tasks.persist("cancel_invoice", lambda: parts.invoices.cancel(payment_hash), LightningAway)
             case SettleInvoice():
@@ -317,10 +316,29 @@ class Sale:
 
     def _report(self) -> None:
         machine = self.machine
-        if machine.outcome is None or self._told is not None:
+        if machine.outcome is None:
             return
-        self._told = machine.outcome
-        self._ended_at = int(self._parts.clock())
-        self._parts.observer.job_ended(
-            role=Role.SELLER, end=self.end, model=self.model, paid_msat=self.price_msat if machine.paid else 0
+        if self._told is None:
+            self._told = machine.outcome
+            self._ended_at = int(self._parts.clock())
+            self._parts.observer.job_ended(
+                role=Role.SELLER, end=self.end, model=self.model, paid_msat=self.price_msat if machine.paid else 0
+            )
+        if self._recorded is not machine.paid:
+            # Once more where the payment comes after the end.
+            self._recorded = machine.paid
+            self._effects.append(_RecordEnd())
+
+    async def _end_stored(self) -> None:
+        machine, end = self.machine, self.end
+        await self._parts.store.end_sale(
+            self.peer_id,
+            self.job_id,
+            outcome=end.value,
+            price_msat=self.price_msat,
+            paid=machine.paid,
+            # Quotes that no peer pays are the rule: their lines would displace those of jobs that were run.
+            line=machine.paid or end is JobEnd.UNPAID,
+            model=self.model,
+            ended_at=self._ended_at or int(self._parts.clock()),
         )

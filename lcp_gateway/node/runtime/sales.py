@@ -374,10 +374,10 @@ class Sales:
 
     async def _end(self, sale: Sale) -> None:
         try:
-            await sale.end_stored()
+            await sale.forget_stored()
         except OSError as error:
-            # It is ended at a later time; the others do not wait for it.
-            self._parts.log.problem("end_sale", error)
+            # It is forgotten at a later time; the others do not wait for it.
+            self._parts.log.problem("forget_sale", error)
             return
         self._forget(sale)
 
@@ -402,7 +402,7 @@ class Sales:
         for sale in self._sales.values():
             if sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED} and sale.is_idle:
                 self._forget(sale)
-                self._parts.tasks.once("end_sale", partial(self._end, sale))
+                self._parts.tasks.once("forget_sale", partial(self._end, sale))
                 return True
         return False
 

@@ -54,10 +54,7 @@ class HistoryTotal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenJob:
-    """A sale that is quoted or paid, or a purchase that may be paid.
-
-    ``sending``: messages of the sale's result are kept. ``delivered_at``: the result is whole, and only kept to be sent again.
-    """
+    """A sale that is quoted or runs, or a purchase that may be paid. ``sending``: a part of the sale's result was sent."""
 
     kind: Kind
     peer_id: str
@@ -69,16 +66,15 @@ class OpenJob:
     began_at: int
     quote_expiry: int
     sending: bool
-    delivered_at: int | None
 
 
 _OPEN_JOBS = """
     SELECT 'sale' AS kind, peer_id, job_id, protocol, model, price_msat, payment_hash, began_at, quote_expiry,
-           last IS NOT NULL OR EXISTS (SELECT 1 FROM sent WHERE sale = number) AS sending, delivered_at
-    FROM sales
+           last IS NOT NULL OR EXISTS (SELECT 1 FROM sent WHERE sale = number) AS sending
+    FROM sales WHERE NOT has_ended
     UNION ALL
     SELECT 'purchase', peer_id, job_id, protocol, coalesce(model, ''), price_msat, payment_hash, began_at, quote_expiry,
-           0, NULL FROM purchases
+           0 FROM purchases
     ORDER BY began_at, kind, job_id
 """
 _TOTALS = """

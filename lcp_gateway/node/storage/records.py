@@ -8,16 +8,7 @@ from typing import Any, Final, TypeVar
 
 from lcp_gateway.node.lcp.buying_events import KeepPurchase, Order
 from lcp_gateway.node.lcp.effects import Send
-from lcp_gateway.node.lcp.messages import (
-    Error,
-    Manifest,
-    Message,
-    Protocol,
-    QuoteRequest,
-    QuoteResponse,
-    Result,
-    Status,
-)
+from lcp_gateway.node.lcp.messages import Error, Manifest, Message, Protocol, QuoteRequest, QuoteResponse, Result
 from lcp_gateway.node.lcp.selling_events import KeepSale
 from lcp_gateway.node.lcp.table import read_message, read_params, write_message, write_params
 from lcp_gateway.node.lcp.tlv import WireError
@@ -94,15 +85,6 @@ def end_without_text(messages: Iterable[Send]) -> bytes | None:
         if read is not None and isinstance(read[1], Result | Error):
             last = write_kept(read[0], replace(read[1], message=None))
     return last
-
-
-def is_delivery(messages: Iterable[Send]) -> bool:
-    """Return whether one of these messages says that the result is whole."""
-    for sent in messages:
-        read = read_message(sent.message_type, sent.payload)
-        if read is not None and isinstance(read[1], Result) and read[1].status is Status.OK:
-            return True
-    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +176,8 @@ class Records:
             "sealed_preimage": self.seal(name, b"preimage", sale.hold_preimage),
             "last": None,
             "began_at": began_at,
-            "delivered_at": None,
+            "has_ended": False,
+            "has_line": False,
         }
 
     def read_sale(self, row: sqlite3.Row, sealed_sent: Iterable[tuple[int, bytes]]) -> StoredSale:

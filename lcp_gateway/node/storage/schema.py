@@ -29,14 +29,14 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
             manifest BLOB NOT NULL, began_at INTEGER NOT NULL
         )""",
-        # ``last``: the end of the result, without its text; for sales whose messages are not kept. ``delivered_at``: when the
-        # whole result was kept; the sale stays a while, to be sent again.
+        # ``last``: the end of the result, without its text; for sales whose messages are not kept. A sale that has ended
+        # stays a while, to be sent again; ``has_line``: it has its line of history.
         """CREATE TABLE sales (
             number INTEGER PRIMARY KEY, peer_id TEXT NOT NULL, job_id BLOB NOT NULL, protocol INTEGER NOT NULL,
             request BLOB NOT NULL, model TEXT NOT NULL, stream INTEGER NOT NULL,
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
-            sealed_body BLOB, sealed_preimage BLOB, last BLOB, began_at INTEGER NOT NULL, delivered_at INTEGER,
-            UNIQUE (peer_id, job_id)
+            sealed_body BLOB, sealed_preimage BLOB, last BLOB, began_at INTEGER NOT NULL,
+            has_ended INTEGER NOT NULL, has_line INTEGER NOT NULL, UNIQUE (peer_id, job_id)
         )""",
         """CREATE TABLE sent (
             sale INTEGER NOT NULL REFERENCES sales (number) ON DELETE CASCADE, position INTEGER NOT NULL,

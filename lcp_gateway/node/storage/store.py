@@ -15,7 +15,6 @@ from lcp_gateway.node.storage.records import (
     Records,
     Row,
     end_without_text,
-    is_delivery,
     read_kept,
     sale_name,
     sent_context,
@@ -181,13 +180,9 @@ class SqliteStore:
         if not messages:
             return
         key = (peer_id, job_id)
-        delivered_at = int(self._clock()) if is_delivery(messages) else None
         if not self._records.seals:
             if (last := end_without_text(messages)) is not None:
-                await self._run(
-                    "UPDATE sales SET last = ?, delivered_at = ? WHERE peer_id = ? AND job_id = ?",
-                    (last, delivered_at, *key),
-                )
+                await self._run("UPDATE sales SET last = ? WHERE peer_id = ? AND job_id = ?", (last, *key))
             return
 
         def work(connection: sqlite3.Connection) -> None:
@@ -200,16 +195,23 @@ class SqliteStore:
                 number, position = found
                 sealed = self._seal_sent(peer_id, job_id, position, messages)
                 connection.execute("INSERT INTO sent VALUES (?, ?, ?)", (number, position, sealed))
-                if delivered_at is not None:
-                    connection.execute("UPDATE sales SET delivered_at = ? WHERE number = ?", (delivered_at, number))
 
         await self._database.run(work)
 
     async def end_sale(
-        self, peer_id: str, job_id: bytes, *, outcome: str, price_msat: int, paid: bool, model: str, ended_at: int
+        self,
+        peer_id: str,
+        job_id: bytes,
+        *,
+        outcome: str,
+        price_msat: int,
+        paid: bool,
+        line: bool,
+        model: str,
+        ended_at: int,
     ) -> None:
-        """Remove a sale, and keep a line of it if it was paid; without effect for one that is not kept."""
-        line = {
+        """Record that a sale has ended, with one line of it if it is to have one; without effect where it is not kept."""
+        values = {
             "kind": "sale",
             "model": model[:_LONGEST_MODEL],
             "price_msat": price_msat,
@@ -220,24 +222,28 @@ class SqliteStore:
             "ended_at": ended_at,
             "peer": peer_id,
             "of": job_id,
+            "line": line,
         }
 
         def work(connection: sqlite3.Connection) -> None:
-            if paid:
-                # Of a result that was kept for a while, the line has the time of its delivery.
-                delivered = connection.execute(
-                    "SELECT delivered_at FROM sales WHERE peer_id = ? AND job_id = ?", (peer_id, job_id)
-                ).fetchone()
-                if delivered is not None and delivered[0] is not None:
-                    line["ended_at"] = delivered[0]
-                connection.execute(f"{_ADD_LINE} FROM sales WHERE peer_id = :peer AND job_id = :of", line)
+            if line:
+                connection.execute(
+                    f"{_ADD_LINE} FROM sales WHERE peer_id = :peer AND job_id = :of AND NOT has_line", values
+                )
                 self._prune(connection)
-            connection.execute("DELETE FROM sales WHERE peer_id = ? AND job_id = ?", (peer_id, job_id))
+            connection.execute(
+                "UPDATE sales SET has_ended = 1, has_line = has_line OR :line WHERE peer_id = :peer AND job_id = :of",
+                values,
+            )
 
-        await self._database.run(work, durable=paid)
+        await self._database.run(work, durable=line)
+
+    async def forget_sale(self, peer_id: str, job_id: bytes) -> None:
+        """Remove a sale, with its request and its result."""
+        await self._run("DELETE FROM sales WHERE peer_id = ? AND job_id = ?", (peer_id, job_id))
 
     async def sales(self) -> list[StoredSale]:
-        """Return the sales that have not ended."""
+        """Return the sales that are kept, ended or not."""
 
         def read(connection: sqlite3.Connection, row: sqlite3.Row) -> StoredSale:
             sealed = connection.execute(

@@ -9,7 +9,7 @@ from lcp_gateway.cli.sell.earnings import Earnings, GroupBy, add_up, outcomes, w
 from lcp_gateway.node.runtime.observer import JobEnd
 from lcp_gateway.node.storage.history import HistoryTotal
 from lcp_gateway.node.storage.store import SqliteStore
-from tests.support.node_records import end, peer, piece, sale
+from tests.support.node_records import failure, peer, piece, sale
 
 NOW = int(datetime.now(UTC).timestamp())
 DAY_S = 86_400
@@ -26,19 +26,18 @@ async def store(tmp_path):
 async def sold(store, number, *, ended_at=NOW, outcome=JobEnd.DELIVERED, model="model-a", paid=True):
     await store.keep_sale(sale(number))
     job_id = sale(number).kept.request.job_id
-    await store.end_sale(
-        peer(number), job_id, outcome=outcome, price_msat=1_500, paid=paid, model=model, ended_at=ended_at
-    )
+    line = {"outcome": outcome, "price_msat": 1_500, "paid": paid, "model": model, "ended_at": ended_at}
+    await store.end_sale(peer(number), job_id, **line, line=paid or outcome is JobEnd.UNPAID)
 
 
 @pytest.fixture
 async def busy(store):
+    await sold(store, 1, ended_at=NOW - 40 * DAY_S)
     await sold(store, 1)
     await sold(store, 2, model="model-b")
     await sold(store, 1, outcome=JobEnd.FAILED)
-    # It was not paid: no line is kept of it.
-    await sold(store, 1, outcome=JobEnd.EXPIRED, paid=False)
-    await sold(store, 1, ended_at=NOW - 40 * DAY_S)
+    # It was cancelled before it was paid: no line is kept of it.
+    await sold(store, 1, outcome=JobEnd.CANCELLED, paid=False)
     await store.keep_sale(sale(3))
     await store.keep_sale(sale(4))
     await store.keep_sent(peer(4), sale(4).kept.request.job_id, (piece(4),))
@@ -70,20 +69,23 @@ async def test_status_adds_up_by_what_is_asked_for(busy, run):
     assert {one["peer_id"]: one["sending"] for one in document["open"]} == {peer(3): False, peer(4): True}
 
 
-async def test_a_job_whose_result_is_kept_to_be_sent_again_has_ended(store, run):
+@pytest.mark.parametrize("paid", [True, False])
+async def test_a_job_that_failed_has_ended_while_it_is_kept_to_be_sent_again(store, run, paid):
     await store.keep_sale(sale(1))
     await store.keep_sent(peer(1), sale(1).kept.request.job_id, (piece(1),))
     assert "1 being answered" in run("sell", "status").out
-    await store.keep_sent(peer(1), sale(1).kept.request.job_id, (end(1),))
+    await store.keep_sent(peer(1), sale(1).kept.request.job_id, (failure(1, "backend unavailable"),))
+    outcome = JobEnd.FAILED if paid else JobEnd.UNPAID
+    line = {"outcome": outcome, "price_msat": 1_000, "paid": paid, "model": "model-a", "ended_at": NOW}
+    await store.end_sale(peer(1), sale(1).kept.request.job_id, **line, line=True)
 
     document = json.loads(run("sell", "status", "--json").out)
     assert document["open"] == []
-    assert document["ended"] == {"delivered": 1}
-    assert document["earnings"] == [
-        {"day": TODAY, "jobs": 1, "delivered": 1, "undelivered": 0, "earned_msat": 1_000, "undelivered_msat": 0}
-    ]
-    (line,) = json.loads(run("sell", "jobs", "--json").out)
-    assert (line["outcome"], line["price_msat"]) == ("delivered", 1_000)
+    assert document["ended"] == {outcome: 1}
+    amounts = {"jobs": 1, "delivered": 0, "undelivered": 1, "earned_msat": 1_000, "undelivered_msat": 1_000}
+    assert document["earnings"] == [{"day": TODAY, **amounts}] * paid
+    (listed,) = json.loads(run("sell", "jobs", "--json").out)
+    assert (listed["outcome"], listed["price_msat"]) == (outcome, 1_000)
 
 
 async def test_status_of_a_node_that_has_sold_nothing(store, run):

@@ -1,7 +1,9 @@
 """A node that sells: what it takes, what it finishes, what it forgets."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -266,18 +268,68 @@ def test_running_jobs_of_a_peer_are_bounded():
     virtual_time.run(scenario())
 
 
-def test_a_sale_that_cannot_be_ended_on_disk_does_not_keep_the_others():
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "outcome"), [({}, "delivered"), ({"error": True}, "failed"), ({"error": True} | HOLD, "unpaid")]
+)
+def test_a_job_that_was_run_has_its_one_line_at_its_end(settings, outcome, stream):
+    async def scenario():
+        terms = {name: value for name, value in settings.items() if name == "terms"}
+        async with Pair(seller=terms) as pair:
+            if "error" in settings:
+                pair.compute.error = ComputeError(ErrorCode.RATE_LIMITED, "backend unavailable")
+            with contextlib.suppress(CallFailed):
+                await pair.buy(stream=stream)
+            await settle(1)
+            assert pair.seller.store.ended == {outcome: 1}
+            # What it sent can be asked for again.
+            assert len(await pair.seller.store.sales()) == 1
+            await pair.seller.restart()
+            await settle(10_000)
+            assert pair.seller.store.ended == {outcome: 1}
+            assert await pair.seller.store.sales() == []
+
+    virtual_time.run(scenario())
+
+
+def test_a_job_that_is_cancelled_has_its_line_once_it_is_paid():
+    class Late(Hooks):
+        def __init__(self):
+            self.arrive = asyncio.Event()
+
+        async def before_payment(self, payer, invoice):
+            await self.arrive.wait()
+
+    async def scenario():
+        hooks = Late()
+        async with Pair(hooks=hooks) as pair:
+            pair.seller.lightning.invoices.cancel = AsyncMock()
+            quote = await pair.quote()
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            pair.buyer.node.cancel(pair.seller.node_id, quote.job_id, "")
+            await settle()
+            assert pair.seller.store.ended == {}
+            hooks.arrive.set()
+            await settle()
+            assert pair.seller.store.ended == {"cancelled": 1}
+            await asyncio.wait([buying])
+
+    virtual_time.run(scenario())
+
+
+def test_a_sale_that_cannot_be_forgotten_on_disk_does_not_keep_the_others():
     async def scenario():
         async with Pair() as pair:
             first, second = await pair.quote(), await pair.quote()
-            end, failing = pair.seller.store.end_sale, [True]
+            forget, failing = pair.seller.store.forget_sale, [True]
 
-            async def fail_for_the_first(peer_id, job_id, **line):
+            async def fail_for_the_first(peer_id, job_id):
                 if failing and job_id == first.job_id:
                     raise OSError("disk full")
-                await end(peer_id, job_id, **line)
+                await forget(peer_id, job_id)
 
-            pair.seller.store.end_sale = fail_for_the_first
+            pair.seller.store.forget_sale = fail_for_the_first
             await settle(400)
             assert [one.kept.request.job_id for one in await pair.seller.store.sales()] == [first.job_id]
             assert second.job_id != first.job_id

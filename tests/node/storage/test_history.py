@@ -24,7 +24,7 @@ async def sold(store, number, ended_at, outcome="delivered"):
     await store.keep_sale(sale(number))
     job_id = sale(number).kept.request.job_id
     line = {"outcome": outcome, "price_msat": 1_000, "paid": True, "model": "model-a"}
-    await store.end_sale(peer(number), job_id, **line, ended_at=ended_at)
+    await store.end_sale(peer(number), job_id, **line, line=True, ended_at=ended_at)
 
 
 @pytest.fixture
@@ -141,27 +141,24 @@ async def test_open_jobs_are_those_that_have_not_ended(store, path):
         began_at=1_000,
         quote_expiry=2_000,
         sending=False,
-        delivered_at=None,
     )
 
 
 @pytest.mark.parametrize("at_rest", ["encrypted", "memory"])
-async def test_a_result_that_was_delivered_is_told_from_one_under_way(open_store, path, at_rest):
-    now = 1_000
-    store = await open_store(clock=lambda: now, at_rest=at_rest)
+@pytest.mark.parametrize("has_line", [True, False])
+async def test_a_sale_that_ended_is_not_open_while_it_is_kept(open_store, path, at_rest, has_line):
+    store = await open_store(at_rest=at_rest)
     job_id = sale(1).kept.request.job_id
     await store.keep_sale(sale(1))
     with open_history(path) as history:
-        await store.keep_sent(peer(1), job_id, (piece(1),))
-        assert [job.delivered_at for job in history.open_jobs()] == [None]
-        now = 1_005
-        await store.keep_sent(peer(1), job_id, (end(1),))
-        assert [job.delivered_at for job in history.open_jobs()] == [1_005]
+        await store.keep_sent(peer(1), job_id, (piece(1), end(1)))
+        assert len(history.open_jobs()) == 1
 
-        # The line has the time of the delivery, not that of the end of keeping it.
         line = {"outcome": "delivered", "price_msat": 1_000, "paid": True, "model": "model-a"}
-        await store.end_sale(peer(1), job_id, **line, ended_at=1_400)
-        assert [line.ended_at for line in history.lines()] == [1_005]
+        await store.end_sale(peer(1), job_id, **line, line=has_line, ended_at=10**10)
+        assert history.open_jobs() == []
+        assert [line.ended_at for line in history.lines()] == [10**10] * has_line
+        assert len(await store.sales()) == 1
 
 
 async def test_history_is_read_after_the_node_has_ended_and_after_it_was_killed(store, path):

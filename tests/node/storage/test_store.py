@@ -16,6 +16,7 @@ from tests.support.node_records import (
     end,
     failure,
     manifest,
+    number32,
     peer,
     piece,
     purchase,
@@ -189,21 +190,16 @@ async def test_what_was_sealed_is_still_read_after_a_change_to_memory_alone(open
     assert second.kept.body == b""
 
 
-async def test_a_paid_sale_that_ended_is_a_line_and_an_unpaid_one_is_none(open_store, path):
+async def test_a_sale_that_ended_has_one_line_at_most_and_stays_until_it_is_forgotten(open_store, path):
     store = await open_store(clock=lambda: 1_000)
-    for number in (1, 2):
-        made = await kept_sale(store, number, sent=(piece(number),))
-        for outcome in ("first", "second"):
-            await store.end_sale(
-                peer(number),
-                made.kept.request.job_id,
-                outcome=outcome,
-                price_msat=7,
-                paid=number == 1,
-                model="model-a",
-                ended_at=1_005,
-            )
+    made = [await kept_sale(store, number, sent=(piece(number),)) for number in (1, 2)]
+    for number, line in ((1, False), (1, True), (1, True), (2, False)):
+        ended = {"outcome": "failed", "price_msat": 7, "paid": line, "model": "model-a", "ended_at": 1_005}
+        await store.end_sale(peer(number), number32("job", number), **ended, line=line)
 
+    assert await store.sales() == made
+    for number in (1, 2):
+        await store.forget_sale(peer(number), number32("job", number))
     assert await store.sales() == []
     with open_history(path) as history:
         (line,) = history.lines()
@@ -211,7 +207,7 @@ async def test_a_paid_sale_that_ended_is_a_line_and_an_unpaid_one_is_none(open_s
         "sale",
         peer(1),
         7,
-        "first",
+        "failed",
         None,
     )
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:

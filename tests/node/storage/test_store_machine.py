@@ -37,7 +37,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "node.db"
         self.runner = asyncio.Runner()
         self.model = MemoryStore()
-        self.lines = []
+        self.lines, self.open_sales = [], set()
         self.open()
 
     def open(self):
@@ -74,20 +74,28 @@ class StoreMachine(RuleBasedStateMachine):
         preimage=st.none() | st.just(PREIMAGE),
     )
     def keep_sale(self, number, protocol, body, sent, preimage):
+        self.open_sales.add((peer(number), number32("job", number)))
         self.call("keep_sale", sale(number, protocol=protocol, body=body, sent=sent, hold_preimage=preimage))
 
     @rule(number=NUMBERS, of=NUMBERS, messages=MESSAGES)
     def keep_sent(self, number, of, messages):
         self.call("keep_sent", peer(number), number32("job", of), messages)
 
-    @rule(number=NUMBERS, paid=st.booleans())
-    def end_sale(self, number, paid):
-        job_id = number32("job", number)
-        if paid and (peer(number), job_id) in self.model._sales:
-            self.lines.append(("sale", peer(number), "done", True, None))
-        self.call(
-            "end_sale", peer(number), job_id, outcome="done", price_msat=1, paid=paid, model="model-a", ended_at=1_000
-        )
+    @rule(number=NUMBERS, paid=st.booleans(), line=st.booleans())
+    def end_sale(self, number, paid, line):
+        key = (peer(number), number32("job", number))
+        if key in self.model._sales:
+            self.open_sales.discard(key)
+            if line and key not in self.model._lined:
+                self.lines.append(("sale", peer(number), "done", paid, None))
+        ended = {"outcome": "done", "price_msat": 1, "paid": paid, "line": line, "model": "model-a", "ended_at": 1_000}
+        self.call("end_sale", *key, **ended)
+
+    @rule(number=NUMBERS)
+    def forget_sale(self, number):
+        key = (peer(number), number32("job", number))
+        self.open_sales.discard(key)
+        self.call("forget_sale", *key)
 
     @rule(node=st.sampled_from([peer(8), peer(9)]), index=st.integers(0, 2**50))
     def keep_settle_index(self, node, index):
@@ -117,7 +125,7 @@ class StoreMachine(RuleBasedStateMachine):
             opened = history.open_jobs()
         assert [(one.kind, one.peer_id, one.outcome, one.paid, one.preimage) for one in reversed(found)] == self.lines
         assert {(one.kind, one.peer_id) for one in opened} == {
-            *(("sale", peer_id) for peer_id, _ in self.model._sales),
+            *(("sale", peer_id) for peer_id, _ in self.open_sales),
             *(("purchase", one.peer_id) for one in self.model._purchases.values()),
         }
 
