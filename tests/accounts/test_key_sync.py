@@ -157,7 +157,7 @@ async def test_an_error_that_is_no_absence_ends_the_task_for_its_supervisor(sync
     monkeypatch.setattr(key_sync, "_READ_EVERY_S", 0.001)
     book.problem = OverflowError()
     with pytest.raises(OverflowError):
-        await asyncio.wait_for(sync.run(), 5)
+        await asyncio.wait_for(sync.run(), 60)
 
 
 async def test_after_the_database_went_back_in_time_all_keys_are_read_again(sync, book):
@@ -196,7 +196,7 @@ async def test_a_change_made_here_is_told_once_it_is_read_and_one_made_elsewhere
     reading = asyncio.create_task(sync.run())
     other = book.make()
     sync.refresh_soon()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while sync.find(other) is None:
             await asyncio.sleep(0.001)
     reading.cancel()

@@ -177,7 +177,7 @@ class Attempts:
         with structlog.testing.capture_logs() as lines:
             self.reload._log = structlog.get_logger()
             self.wanted.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while self.told[told:] != ["reloading", "ready"]:
                     await asyncio.sleep(0.001)
         running.cancel()
@@ -270,7 +270,7 @@ async def test_signals_that_come_meanwhile_are_answered_by_one_more_reading(atte
     attempts.reload._read = read
     running = asyncio.create_task(attempts.reload.run())
     attempts.wanted.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while attempts.told.count("ready") < 2:
             await asyncio.sleep(0.001)
     await asyncio.sleep(0.02)

@@ -189,14 +189,14 @@ class Front:
 
     async def work(self, at: int = 0):
         """Wait for an execute call."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.world.upstream.works) <= at:
                 await asyncio.sleep(0.001)
         return self.world.upstream.works[at]
 
     async def idle(self) -> None:
         """Wait until nothing runs, and check that every admission was released."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(self.jobs) or len(self.world.service):
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.005)

@@ -401,7 +401,7 @@ class TestRunning:
             world.make(timing=ReconcilerTiming(interval_s=30)).run(passes.put_nowait, pytest.fail)
         )
         try:
-            assert (await asyncio.wait_for(passes.get(), 10)).still_open == 0
+            assert (await asyncio.wait_for(passes.get(), 60)).still_open == 0
             await asyncio.sleep(0)
             assert passes.empty()
         finally:
@@ -412,7 +412,7 @@ class TestRunning:
         )
         try:
             for _ in range(3):
-                await asyncio.wait_for(passes.get(), 10)
+                await asyncio.wait_for(passes.get(), 60)
         finally:
             running.cancel()
 
@@ -423,7 +423,7 @@ class TestRunning:
         finished = asyncio.Event()
         running = asyncio.create_task(reconciler.run(lambda it: it.more or finished.set(), pytest.fail))
         try:
-            await asyncio.wait_for(finished.wait(), 10)
+            await asyncio.wait_for(finished.wait(), 60)
         finally:
             running.cancel()
 
@@ -445,7 +445,7 @@ class TestRunning:
         running = asyncio.create_task(reconciler.run(lambda it: None, errors.put_nowait))
         try:
             assert isinstance(await asyncio.wait_for(errors.get(), 10), JournalUnavailable)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(world.resolved) < 1:
                     await asyncio.sleep(0.001)
         finally:
@@ -458,11 +458,11 @@ class TestRunning:
         world.unwritable = RuntimeError("a bug")
         reconciler = world.make(timing=ReconcilerTiming(interval_s=3_600))
         with pytest.raises(RuntimeError, match="a bug"):
-            await asyncio.wait_for(reconciler.run(lambda it: None, pytest.fail), 10)
+            await asyncio.wait_for(reconciler.run(lambda it: None, pytest.fail), 60)
         world.unwritable = None
         running = asyncio.create_task(reconciler.run(lambda it: None, pytest.fail))
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(world.resolved) < 1:
                     await asyncio.sleep(0)
         finally:

@@ -177,7 +177,7 @@ async def test_a_lookup_returns_the_state_of_an_invoice(lnd):
     assert (opened.state, opened.settle_index, opened.amt_paid_msat) == (0, 0, 0)
     assert (settled.state, settled.value_msat, settled.amt_paid_msat) == (1, 50_500, 50_500)
     assert (settled.memo, settled.payment_request) == ("a top-up", added.payment_request)
-    assert settled.settle_index > 0 and abs(settled.settle_date - time.time()) < 10
+    assert settled.settle_index > 0 and abs(settled.settle_date - time.time()) < 120
     assert by_text == settled
 
 

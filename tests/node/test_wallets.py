@@ -215,5 +215,5 @@ async def test_events_are_on_disk_as_they_happen(make_node, tmp_path):
     paid = lines[2]
     assert paid["fee_msat"] == client.node.wallet.fees_msat
     assert paid["payment_hash"] == decode(terms.payment_request).payment_hash.hex()
-    assert abs(paid["at"] - time.time()) < 10
+    assert abs(paid["at"] - time.time()) < 120
     assert b"SECRET" not in path.read_bytes()

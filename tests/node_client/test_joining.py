@@ -136,7 +136,7 @@ async def test_a_stream_comes_byte_for_byte_within_a_small_credit(backend):
         await socket.receive()
 
     async with joined(serve, backend) as (gateway, *_):
-        data, end = await asyncio.wait_for(came, 10)
+        data, end = await asyncio.wait_for(came, 60)
     assert data.startswith(b"data: ") and data.endswith(b"data: [DONE]\n\n") and len(data) == end.length
     (call,) = backend.server.calls()
     assert call.body == BODY and "Authorization" not in call.headers
@@ -156,7 +156,7 @@ async def test_a_cancelled_request_ends_at_the_backend_too(backend):
         await socket.receive()
 
     async with joined(serve, backend) as (_, statistics, *_):
-        await asyncio.wait_for(released.wait(), 10)
+        await asyncio.wait_for(released.wait(), 60)
         assert statistics.cancelled == 1
 
 
@@ -176,7 +176,7 @@ async def test_a_request_that_is_cancelled_as_it_comes_is_released(backend, fram
         await socket.receive()
 
     async with joined(serve, backend, refresh_s=60.0) as (_, statistics, *_):
-        event, still_open = await asyncio.wait_for(answered, 10)
+        event, still_open = await asyncio.wait_for(answered, 60)
     assert isinstance(event, Released) and still_open == 0 == statistics.running
 
 
@@ -201,7 +201,7 @@ async def test_what_the_gateway_hears_of_a_backend_that_fails(backend, behaviour
         await socket.receive()
 
     async with joined(serve, backend, refresh_s=60.0):
-        failure = await asyncio.wait_for(heard, 10)
+        failure = await asyncio.wait_for(heard, 60)
     assert failure.code == code and "secret" not in failure.message and "127.0.0.1" not in failure.message
 
 
@@ -225,10 +225,10 @@ async def test_it_dials_again_after_a_loss_and_drains_at_the_end(backend):
         await socket.receive()
 
     async with joined(serve, backend) as (_, statistics, running, stop):
-        await asyncio.wait_for(asked.wait(), 20)
+        await asyncio.wait_for(asked.wait(), 60)
         stop.set()
-        await asyncio.wait_for(ended.wait(), 10)
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(ended.wait(), 60)
+        await asyncio.wait_for(running, 60)
     assert dialled == 3 and statistics.requests == 1 and statistics.failed == 0
 
 
@@ -239,14 +239,14 @@ async def test_it_gives_up_where_it_is_refused_and_never_follows_a_redirect(back
             await asyncio.sleep(0.01)
         gateway.redirect, gateway.status = "", 401
         with pytest.raises(CannotJoin, match="token"):
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)
 
     async def serve(gateway, socket, side):
         await socket.send_bytes(side.goodbye(Goodbye("replaced", "another one", -1.0)))
 
     async with joined(serve, backend) as (_, _, running, _):
         with pytest.raises(CannotJoin, match="replaced"):
-            await asyncio.wait_for(running, 10)
+            await asyncio.wait_for(running, 60)
 
 
 async def test_it_dials_until_it_is_connected_to_every_worker(backend):
@@ -263,10 +263,10 @@ async def test_it_dials_until_it_is_connected_to_every_worker(backend):
 
     async with joined(serve, backend) as (gateway, statistics, running, stop):
         gateway.places = iter([(0, 2), (0, 2), (0, 2), (1, 2)])
-        await asyncio.wait_for(both.wait(), 10)
+        await asyncio.wait_for(both.wait(), 60)
         assert gateway.held == [(), (0,), (0,), (0,)]
         stop.set()
-        await asyncio.wait_for(running, 10)
+        await asyncio.wait_for(running, 60)
         assert statistics.requests == 2 and statistics.failed == 0
 
 
@@ -302,7 +302,7 @@ async def test_a_task_that_breaks_ends_the_node_and_does_not_stay_silent(backend
 
     async with joined(serve, backend) as (_, _, running, _):
         with pytest.raises(RuntimeError, match="unforeseen"):
-            await asyncio.wait_for(running, 5)
+            await asyncio.wait_for(running, 60)
 
 
 async def test_an_error_of_the_backend_does_not_name_its_address_without_the_path(backend):
@@ -316,5 +316,5 @@ async def test_an_error_of_the_backend_does_not_name_its_address_without_the_pat
         await socket.receive()
 
     async with joined(serve, backend, refresh_s=60.0):
-        failure = await asyncio.wait_for(heard, 10)
+        failure = await asyncio.wait_for(heard, 60)
     assert failure.message == "cannot load at http://[redacted]/api"

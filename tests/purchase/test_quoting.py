@@ -120,7 +120,7 @@ async def test_the_second_group_is_asked_only_when_the_first_has_nothing():
 async def test_a_late_provider_is_not_waited_for():
     late = Peer(1, ready=asyncio.Event())
     quoting = Quoting(at_once(2, patience_s=0.02), p1=late, p2=5_000)
-    offer = await asyncio.wait_for(quoting.offer(), 2)
+    offer = await asyncio.wait_for(quoting.offer(), 60)
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat is None
     await settle()
     assert len(quoting.upstream.quotes) == 1, "the late peer's call was cancelled"
@@ -132,7 +132,7 @@ async def test_a_quote_that_arrives_within_patience_s_counts():
     asked = asyncio.ensure_future(quoting.offer())
     await settle()
     late.ready.set()
-    offer = await asyncio.wait_for(asked, 2)
+    offer = await asyncio.wait_for(asked, 60)
     assert offer.quote.peer_id == "p2" and offer.runner_up_msat == 5_000
     assert quoting.cancelled == ["p1"]
 
@@ -144,7 +144,7 @@ async def test_an_error_is_not_an_offer_and_starts_no_clock():
     await asyncio.sleep(0.05)
     assert not asked.done()
     late.ready.set()
-    assert (await asyncio.wait_for(asked, 2)).quote.peer_id == "p2"
+    assert (await asyncio.wait_for(asked, 60)).quote.peer_id == "p2"
 
 
 async def test_a_request_that_gives_up_ends_every_call_for_a_quote():
@@ -204,4 +204,4 @@ async def test_the_last_error_is_raised_when_no_provider_could_be_reached():
 async def test_a_bug_is_not_taken_for_a_failing_peer():
     quoting = Quoting(at_once(2), p1=RuntimeError("bug"), p2=Peer(ready=asyncio.Event()))
     with pytest.raises(RuntimeError):
-        await asyncio.wait_for(quoting.offer(), 2)
+        await asyncio.wait_for(quoting.offer(), 60)

@@ -96,5 +96,5 @@ async def test_a_result_that_failed_is_recorded_at_once():
     w.service.joined(answer)
     await w.work()
     w.service.interrupt(answer, InterruptReason.SHUTTING_DOWN)
-    await asyncio.wait_for(w.service.wait_idle(), 5)
+    await asyncio.wait_for(w.service.wait_idle(), 60)
     assert w.journal.only[-1] != "settled"

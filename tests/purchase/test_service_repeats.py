@@ -167,7 +167,7 @@ async def test_an_order_that_another_process_could_not_pay_is_bought_with_the_pr
     await asyncio.sleep(0.03)
     w.journal.refusal = None
     w.journal.elsewhere[earlier.quote.job_id] = replace(earlier, state=State.NOT_PAID)
-    work = await asyncio.wait_for(_first_work(w), 2)
+    work = await asyncio.wait_for(_first_work(w), 60)
     work.deliver()
     assert await asked == b"answer"
     assert len(w.upstream.quotes) == 1 and w.upstream.cancelled == []
@@ -184,7 +184,7 @@ async def test_the_wait_for_another_process_that_never_finishes_paying_is_bounde
     w = world(elsewhere_s=0.05)
     bought_elsewhere(w, State.PAYING)
     with pytest.raises(ResultLost) as lost:
-        await asyncio.wait_for(w.ask(ordered(), KEY), 2)
+        await asyncio.wait_for(w.ask(ordered(), KEY), 60)
     assert lost.value.verdict is Verdict.UNKNOWN
 
 

@@ -240,7 +240,7 @@ async def test_a_lease_is_still_renewed_after_an_unexpected_error():
     leases, restarts = Short(), []
     tasks = BackgroundTasks(get_logger("test"), on_restart=restarts.append, backoff=Backoff(first_s=0.001))
     jobs = ConcurrencyLimits(leases, default=1, start_task=tasks.starter("leases"))
-    async with await jobs.take(Caller("k", "acct_1", KeyRules())), asyncio.timeout(5):
+    async with await jobs.take(Caller("k", "acct_1", KeyRules())), asyncio.timeout(60):
         while leases.renewed < 3:
             await asyncio.sleep(0.005)
     assert restarts == ["leases"]

@@ -19,13 +19,13 @@ def server():
 
 
 async def heard(queue, count):
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return [await queue.get() for _ in range(count)]
 
 
 async def subscribed(server, count):
     client = Redis.from_url(server.url)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while sum(number for _, number in await client.pubsub_numsub(*await client.pubsub_channels())) < count:
             await asyncio.sleep(0.01)
     await client.aclose()

@@ -69,7 +69,7 @@ async def worker(server):
 async def paid(w, repeat):
     """Return the request, once its provider has been paid and works."""
     asked = asyncio.ensure_future(w.ask(ordered(), repeat))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not w.upstream.works:
             await asyncio.sleep(0)
     return asked
@@ -90,7 +90,7 @@ async def test_a_purchase_calls_redis_twice_before_its_payment_and_once_after(wo
 async def test_purchases_of_one_moment_share_their_calls(worker):
     w = worker()
     asked = [asyncio.ensure_future(w.ask(ordered(b'{"number": %d}' % number), PLAIN)) for number in range(20)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(w.upstream.works) < 20:
             await asyncio.sleep(0)
     assert sum(w.calls.pipelines) == 40

@@ -68,7 +68,7 @@ async def test_old_objects_are_dropped_without_a_request(monkeypatch):
     made.store.put("key_1", item(1))
     made.store.use(StoreLimits(10, 10**6, 0.02))
     working = asyncio.ensure_future(purge(made.store))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(made.store):
             await asyncio.sleep(0.005)
     assert value(metrics, "stored_items") == 0

@@ -24,7 +24,7 @@ async def held(limits: ApiLimits, *callers: ApiCaller) -> AsyncExitStack:
 
 async def all_but_one(asked: list[asyncio.Task]) -> None:
     """Wait until all but one have an answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while sum(one.done() for one in asked) < len(asked) - 1:
             await asyncio.sleep(0.01)
 

@@ -41,7 +41,7 @@ class Reader:
 
     async def next(self):
         """Return the next event: its name, its data and its id; comments are ``(":", text, "")``."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             block = (await self._response.content.readuntil(b"\n\n")).decode().strip()
         if not block:
             raise EOFError
@@ -76,7 +76,7 @@ async def poll(gateway):
 
 async def streams_are(hub, count):
     """Wait until so many streams are open: the gateway learns a little later that a client has left."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(hub._streams) != count:
             await asyncio.sleep(0.01)
 
@@ -248,7 +248,7 @@ async def test_the_reads_with_which_streams_begin_are_bounded_as_others_of_a_cal
 
         gateway.hub.begin = slow
         first = asyncio.create_task(gateway.ask("GET", EVENTS, key))
-        await asyncio.wait_for(waiting.wait(), 20)
+        await asyncio.wait_for(waiting.wait(), 60)
         assert (await gateway.ask("GET", EVENTS, key)).code == "rate_limit_exceeded"
         first.cancel()
         await asyncio.wait([first])

@@ -421,7 +421,7 @@ async def test_a_hurry_cuts_the_grace_time():
     running = asyncio.create_task(work(held, until, ended))
     await asyncio.sleep(0)
     asyncio.get_running_loop().call_later(0.05, held.hurry)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await held.drain(60, lambda: until.set() or 0)
     await running
 
@@ -502,7 +502,7 @@ async def test_draining_waits_for_jobs_that_were_handed_over():
     held, until = jobs(), asyncio.Event()
     await hand_over(held, until.wait())
     asyncio.get_running_loop().call_later(0.05, until.set)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert await held.drain(5, lambda: len(held)) == 0
 
 

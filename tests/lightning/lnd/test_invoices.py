@@ -57,7 +57,7 @@ class Follower:
                 self._arrived.set()
 
     async def hears(self, count: int) -> list[SettledInvoice]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.heard) < count:
                 waiting = asyncio.create_task(self._arrived.wait())
                 await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,7 +70,7 @@ class Follower:
 
     async def ends(self) -> SettlementsInterrupted:
         with pytest.raises(SettlementsInterrupted) as ended:
-            await asyncio.wait_for(self.task, 10)
+            await asyncio.wait_for(self.task, 60)
         return ended.value
 
     async def stop(self) -> None:
@@ -80,7 +80,7 @@ class Follower:
 
 async def follow_again(invoices, settle_index) -> Follower:
     """Follow settlements, and retry until lnd is back."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while True:
             follower = Follower(invoices, settle_index)
             await asyncio.wait({follower.task}, timeout=0.3)
@@ -90,7 +90,7 @@ async def follow_again(invoices, settle_index) -> Follower:
 
 
 async def subscribed(lnd):
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while "SubscribeInvoices" not in lnd.calls:
             await asyncio.sleep(0.01)
 
@@ -390,7 +390,7 @@ class TestFollowing:
             await settled_invoice(lnd, invoices)
             assert (await anext(settlements)).settle_index == 2
 
-        await asyncio.wait_for(lnd.stop(), 5)
+        await asyncio.wait_for(lnd.stop(), 60)
         await lnd.start()
 
 

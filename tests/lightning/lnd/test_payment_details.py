@@ -29,7 +29,7 @@ class NothingMissing:
         return False
 
     async def until(self, times):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.asked < times:
                 self.changed.clear()
                 await self.changed.wait()

@@ -38,7 +38,7 @@ async def watched(node, *, questions, daemon=lambda: DAEMON):
     log = CapturingLogger()
     watch = LndWatcher(node, daemon_node_id=daemon, log=log, interval_s=0.0)
     running = asyncio.create_task(watch.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while node.asked < questions:
             await asyncio.sleep(0)
     running.cancel()

@@ -225,7 +225,7 @@ class Gateway:
         await asyncio.gather(self.journal._task, return_exceptions=True)
         await self.database.close()
         await self.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await self.books.page(LEFT_OPEN)).purchases:
                 await sweep(self.database, NOW + timedelta(minutes=1))
         for number, purchase in self.model.purchases.items():

@@ -159,7 +159,7 @@ async def test_the_limits_hold_for_every_way_to_find_it_out(where, database, boo
             resolved = await resolve(database, job(number), State.SETTLED, NOW, refunds=limits)
             decisions.append(resolved.refund)
     else:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while len(decisions) < 3:
                 swept = await sweep(database, NOW, limits)
                 decisions += [decision.refund for decision in swept.refunds]

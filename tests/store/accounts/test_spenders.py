@@ -49,7 +49,7 @@ async def test_a_balance_outlives_the_processes_that_spend_it(where, customer, d
         assert 0 <= balance.available_msat < EACH_MSAT
         # While one of them is still buying, the audit finds nothing.
         assert (await ledger.audit()).problems == []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (await books.outstanding()).paying:
             await sweep(database, NOW + timedelta(minutes=1))
             await asyncio.sleep(0.02)

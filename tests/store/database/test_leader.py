@@ -124,7 +124,7 @@ async def test_a_leader_that_is_killed_is_followed_by_exactly_one_of_the_others(
             assert (await follower)[0] == "leads"
     # After all of them were killed, this process can lead.
     leadership = Leadership(database, "settlements")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await leadership.try_lead():
             await asyncio.sleep(0.02)
     await leadership.release()
@@ -198,7 +198,7 @@ async def test_a_server_that_hangs_ends_the_lead_before_another_process_gets_it(
                 await task
         finally:
             os.kill(pid, signal.SIGCONT)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not await lead.try_lead():
                 await asyncio.sleep(0.02)
         await lead.release()

@@ -168,7 +168,7 @@ async def test_intents_do_not_wait_behind_many_updates_for_a_database_that_is_aw
     with locked(sqlite_where):
         for _ in range(50):
             journal.record(job(1), State.SETTLED, NOW)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             with pytest.raises(JournalUnavailable):
                 await journal.intend(intent(2))
     await written(journal)
@@ -395,7 +395,7 @@ async def test_an_idle_gateway_notices_that_it_cannot_write(journal_on_sqlite, p
     """Regression: `/readyz` returned 200 as long as nothing was bought."""
     journal_on_sqlite.suspect("the database does not answer in time")
     assert journal_on_sqlite.trouble == "the database does not answer in time"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while journal_on_sqlite.trouble is not None:
             await asyncio.sleep(0.01)
     kinds = [problem.kind for problem in problems]

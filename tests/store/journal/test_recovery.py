@@ -105,7 +105,7 @@ async def test_purchases_of_a_live_process_are_not_touched(where):
             assert found.state is (State.SETTLED if number % 3 == 0 else State.PAYING)
     # Now it is dead as well. A server takes a moment to notice that a session's other end is gone.
     swept = 0
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while swept < 7:
             swept += len(await sweep(database, NOW))
             await asyncio.sleep(0.05)
@@ -154,7 +154,7 @@ async def test_a_dead_processs_settled_purchase_can_be_resolved_and_a_live_ones_
         with pytest.raises(NotUnknown, match="is running"):
             await resolve(database, job("x-0"), state, NOW)
         assert (await Books(database).purchase(job("x-0"))).state is State.SETTLED
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             # A server takes a moment to notice that a session's other end is gone.
             with suppress(NotUnknown):

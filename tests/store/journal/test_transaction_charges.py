@@ -278,7 +278,7 @@ async def test_a_sweep_after_a_dead_gateway_goes_by_the_row(where, customer, led
     await journal.intend(charged(1, account_id, source=source, refund_undelivered=refund))
     await journal.close()
     await dead.close()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         # A server takes a moment to notice that a session's other end is gone.
         while not len(await sweep(database, NOW)):
             await asyncio.sleep(0.05)

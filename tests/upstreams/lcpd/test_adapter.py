@@ -86,7 +86,7 @@ async def test_a_quote_that_is_refused_is_not_asked_for_again(daemon, upstream, 
 
 async def test_asking_again_ends_with_the_time_for_it(daemon, upstream):
     daemon.answers["RequestQuote"] = [AWAY]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         with pytest.raises(UpstreamError, match=r"away|Deadline"):
             await upstream.request_quote(TASK, PEER, 0.3)
 
@@ -229,7 +229,7 @@ async def test_a_stream_that_is_left_is_cancelled_at_the_daemon(daemon, upstream
         await anext(events)
         await anext(events)
         await events.aclose()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await ended.wait()
         await left.close()
 

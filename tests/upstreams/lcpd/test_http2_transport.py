@@ -201,7 +201,7 @@ async def test_a_large_request_waits_for_the_servers_windows():
         transport = transport_to(server, TransportKind.DIRECT)
         assert (await outcome(transport))[-1] == "OK"  # the server's settings have arrived
         call = transport.stream(PATH, bytes(500_000), 20, ())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (sent := [f for f in server.frames if f[0] == raw.DATA and f[2] == 3]):
                 await asyncio.sleep(0.01)
         assert [len(f[3]) for f in sent] == [1_000]
@@ -292,7 +292,7 @@ async def test_a_silent_connection_is_pinged(monkeypatch):
     async with raw_server(lambda s: [raw.head(s)]) as server:
         transport = transport_to(server, TransportKind.DIRECT)
         call = transport.stream(PATH, b"", 60, ())
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not [f for f in server.frames if f[0] == raw.PING]:
                 await asyncio.sleep(0.01)
         reading = asyncio.ensure_future(call.read())
@@ -308,7 +308,7 @@ async def test_a_call_that_is_left_is_reset():
     async with raw_server(lambda s: [raw.head(s)]) as server:
         transport = transport_to(server, TransportKind.DIRECT)
         task = asyncio.create_task(transport.unary(PATH, b"", 60, ()))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not server.requests:
                 await asyncio.sleep(0.01)
             task.cancel()

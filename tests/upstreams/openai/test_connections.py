@@ -48,7 +48,7 @@ class Node:
                 if step is closed_unread:
                     # Wait until the request has arrived, and never read it.
                     await asyncio.sleep(0.05)
-                    await asyncio.wait_for(reader.read(1), 5)
+                    await asyncio.wait_for(reader.read(1), 60)
                     writer.transport.abort()
                     return
                 head = await reader.readuntil(b"\r\n\r\n")
