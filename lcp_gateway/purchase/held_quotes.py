@@ -85,13 +85,6 @@ class HeldQuotes:
         while len(self._held) > _MAX_QUOTES:
             self._held.popitem(last=False)
 
-    def hold_if_good(self, order: Order, error: Exception, purchase: Purchase | None = None) -> bool:
-        """Hold the quote of a refusal that may pass later; return whether there is one. ``purchase`` is the refused one."""
-        held = good_quote(order, error, purchase)
-        if held is not None:
-            self.keep(held)
-        return held is not None
-
     def has(self, order: Order, name: str) -> bool:
         """Return whether a quote is held that was shown to the credential of an order."""
         held = self._held.get(name)
