@@ -333,6 +333,7 @@ NODE_PARTS = (
     "make_invoice",
     "manifests",
     "pay",
+    "resend_manifests",
     "sale",
     "send",
     "settle_invoice",

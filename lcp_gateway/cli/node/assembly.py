@@ -76,7 +76,7 @@ async def running_node(
             bounds=sell.bounds,
             buys=settings.buy.enabled,
             payment_limits=settings.buy.payment_limits,
-            delays=settings.buy.delays,
+            delays=settings.delays,
         )
         try:
             await node.start()

@@ -58,7 +58,12 @@ class PeerRestarted:
     """The peer sent its manifest unasked, though it was connected and had sent one: what was asked of it before is lost."""
 
 
-LinkEvent = PeerUp | PeerDown | StreamBroken | NewManifest | MessageCame | ManifestMissed | TimerFired
+@dataclass(frozen=True, slots=True)
+class ManifestDue:
+    """The operator wants our manifest to be sent from time to time, and it is time."""
+
+
+LinkEvent = PeerUp | PeerDown | StreamBroken | NewManifest | MessageCame | ManifestMissed | ManifestDue | TimerFired
 LinkEffect = KeepManifest | PeerRestarted | Send | SetTimer
 
 
@@ -111,6 +116,8 @@ class Link:
                 return self._changed(now, own)
             case ManifestMissed():
                 self.stale = self.manifest is not None
+                return self._say(now) if self.connected else []
+            case ManifestDue():
                 return self._say(now) if self.connected else []
             case TimerFired():
                 return self._again(now)

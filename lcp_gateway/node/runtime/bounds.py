@@ -60,5 +60,7 @@ class Delays:
     """How long a backend is not asked for more while bytes of its job still wait to be sent: then more comes as one piece."""
     sweep_s: float = 5
     """How often jobs are looked through for expired ones."""
+    manifest_resend_s: float = 0
+    """How often this node's manifests are sent to every connected peer again; 0: only to a peer that seems to need them."""
     regone_s: float = 10
     """How long after a break of the Lightning node's stream a peer may be missing before it counts as gone."""

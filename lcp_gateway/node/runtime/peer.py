@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from lcp_gateway.node.lcp.effects import Send, TimerFired
-from lcp_gateway.node.lcp.link import KeepManifest, Link, LinkEvent, NewManifest, PeerRestarted
+from lcp_gateway.node.lcp.link import KeepManifest, Link, LinkEvent, ManifestDue, NewManifest, PeerRestarted
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
 from lcp_gateway.node.lcp.table import MESSAGE_TYPES
 from lcp_gateway.node.ports import LightningAway, Transport
@@ -94,6 +94,12 @@ class Peer:
     def show(self, protocol: Protocol) -> None:
         """Send the manifest that this peer gets, if it is another than the last one."""
         self.on(protocol, NewManifest(self._own(protocol)))
+
+    def resend_manifests(self) -> None:
+        """Send the last manifests again, unless some wait already: lnd may take none for long."""
+        if self.connected and not self.outbox.waiting_bytes(LINK):
+            for protocol in self.links:
+                self.on(protocol, ManifestDue())
 
     def put(self, job_id: bytes, messages: list[Send]) -> bool:
         """Send messages of a job after those that wait; False where the peer is not connected, and they are lost."""

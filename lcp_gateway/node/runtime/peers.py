@@ -29,6 +29,9 @@ from lcp_gateway.node.runtime.tasks import Tasks
 _PAUSE_AFTER: Final = 32
 """How many events are read before other tasks get their turn: a stream that never pauses would stop them all."""
 
+_LEAST_RESEND_S: Final = 1.0
+"""Manifests are not sent again more often than this: each is a message to every peer, and most peers answer it."""
+
 
 class Peers:
     """All peers that were connected since the start, and those whose manifests were kept.
@@ -90,6 +93,8 @@ class Peers:
     def start(self) -> None:
         """Begin to listen."""
         self._tasks.keep("manifests", self._write_manifests)
+        if self._delays.manifest_resend_s > 0:
+            self._tasks.keep("resend_manifests", self._resend_manifests)
         self._tasks.keep("listen", self._listen)
 
     def stop(self) -> None:
@@ -251,6 +256,12 @@ class Peers:
             self._kept.pop((peer_id, protocol), None)
         self._unwritten[peer_id, protocol] = manifest
         self._write.set()
+
+    async def _resend_manifests(self) -> None:
+        while True:
+            await asyncio.sleep(max(self._delays.manifest_resend_s, _LEAST_RESEND_S))
+            for peer in self.all():
+                peer.resend_manifests()
 
     async def _write_manifests(self) -> None:
         while True:

@@ -106,6 +106,8 @@ class Purchase:
         self.restored = restored is not None
         """Whether an earlier run of this node began to pay it: a caller may still fetch its result."""
         self.send_failed = False
+        self.may_be_forgotten = True
+        """Whether a manifest that comes unasked counts as the peer's restart; one that is sent from time to time does so once."""
         self.was_forgotten = False
         """Whether the peer restarted before it gave a quote."""
         self.fee_limit_msat = 0
@@ -212,7 +214,7 @@ class Purchase:
 
     def forgotten(self) -> None:
         """Give up a job without a quote: the peer has forgotten its request."""
-        if self.machine.phase is Phase.ASKED:
+        if self.may_be_forgotten and self.machine.phase is Phase.ASKED:
             self.was_forgotten = True
             self.abandon("")
 

@@ -136,15 +136,13 @@ class Purchases:
         if missed:
             peer.on(protocol, ManifestMissed())
         if missed or purchase.was_forgotten:
-            purchase = await self._ask(protocol, peer, order)
+            purchase = await self._ask(protocol, peer, order, again=True)
         ended = purchase.ended
         if purchase.quote is not None and (ended is None or ended.outcome is Outcome.EXPIRED):
             # One that had expired when it came is the caller's to judge, as with lcpd-grpcd; it is not paid.
             return purchase.quote
         if purchase.send_failed or ended is None:
             raise statuses.unavailable("SendCustomMessage: the peer did not get the request")
-        if purchase.was_forgotten:
-            raise statuses.unavailable("the peer restarted before it gave a quote")
         if ended.outcome is Outcome.SILENT:
             # The peer may have restarted, without a manifest of this node.
             peer.on(protocol, ManifestMissed())
@@ -206,7 +204,7 @@ class Purchases:
         for purchase in tuple(self._live.values()):
             purchase.stop()
 
-    async def _ask(self, protocol: Protocol, peer: Peer, order: Order) -> Purchase:
+    async def _ask(self, protocol: Protocol, peer: Peer, order: Order, *, again: bool = False) -> Purchase:
         size = len(order.request)
         async with self._gate.taken(size if size > _LONG_REQUEST_BYTES else 0):
             manifest = seller_manifest(peer, protocol)
@@ -220,6 +218,7 @@ class Purchases:
                 new_id=self._new_id,
             )
             purchase = self._add(machine, protocol, peer.peer_id, order, manifest)
+            purchase.may_be_forgotten = not again
             try:
                 purchase.on(Ask())
                 await peer.outbox.until_below(purchase.job_id, 0)

@@ -5,7 +5,7 @@ Amounts are msat, durations seconds, ids of peers 66 lower-case hex digits.
 
 import base64
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -275,7 +275,7 @@ class MetricsSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """The settings of a node over lnd. ``limits`` is what it takes of peers; ``manifest_resend_s`` 0 resends none on a timer."""
+    """The settings of a node over lnd. ``limits`` is what it takes of peers; ``manifest_resend_s`` 0 sends no manifest again on a timer."""
 
     lnd: LndSettings = LndSettings()
     grpc: GrpcSettings = GrpcSettings()
@@ -291,3 +291,8 @@ class NodeSettings:
     def __post_init__(self) -> None:
         if self.sell.active and not self.lnd.grpc_addr:
             raise ConfigError("lnd.grpc_addr: missing: a node that sells needs lnd for its invoices")
+
+    @property
+    def delays(self) -> Delays:
+        """How long the node waits."""
+        return replace(self.buy.delays, manifest_resend_s=self.manifest_resend_s)

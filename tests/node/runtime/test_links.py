@@ -1,6 +1,7 @@
 """The links of a node: manifests that heal, a Lightning node that breaks off, messages that are no use."""
 
 import asyncio
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -8,6 +9,8 @@ from lcp_gateway.node.lcp.manifests import Limits, own_manifest
 from lcp_gateway.node.lcp.messages import Error, Protocol
 from lcp_gateway.node.lcp.table import write_message
 from lcp_gateway.node.memory.hooks import Hooks
+from lcp_gateway.node.ports import LightningAway
+from lcp_gateway.node.runtime.bounds import Delays
 from lcp_gateway.node.runtime.calls import CallFailed
 from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support import virtual_time
@@ -51,6 +54,69 @@ def test_manifests_do_not_go_on_forever():
             await settle(3_600)
             # One of each version at the start, and the answer to the other's.
             assert wire.count(pair.buyer) <= 4 and wire.count(pair.seller) <= 4
+
+    virtual_time.run(scenario())
+
+
+def _resending(resend_s):
+    return {"delays": Delays(manifest_resend_s=resend_s)}
+
+
+@pytest.mark.parametrize(("resend_s", "expected"), [(0, 0), (10, 60), (0.001, 600)])
+def test_manifests_are_sent_again_as_often_as_the_operator_wants(resend_s, expected):
+    async def scenario():
+        wire = Wire()
+        async with Pair(hooks=wire, seller=_resending(resend_s)) as pair:
+            await settle(60)
+            wire.passed.clear()
+            await settle(600)
+            assert wire.count(pair.seller) == expected * len(Protocol)
+            # Each of them has one answer, but for those that come as soon as one.
+            assert wire.count(pair.buyer) <= wire.count(pair.seller)
+            pair.disconnect()
+            wire.passed.clear()
+            await settle(600)
+            assert not wire.passed
+
+    virtual_time.run(scenario())
+
+
+def test_a_daemon_that_lost_our_manifest_and_says_nothing_gets_it_again():
+    async def scenario():
+        wire = Wire()
+        async with Pair(hooks=wire, buyer=_resending(60)) as pair:
+            wire.lost = set(MANIFESTS)
+            await pair.seller.stop()
+            pair.seller.store._manifests.clear()
+            await pair.seller.start()
+            await settle(600)
+            assert pair.seller.node.ready_peers(V02) == []
+            wire.lost = set()
+            await settle(60)
+            assert len(pair.seller.node.ready_peers(V02)) == 1
+
+    virtual_time.run(scenario())
+
+
+def test_manifests_that_a_peer_does_not_take_do_not_pile_up():
+    async def scenario():
+        async with Pair(seller=_resending(10)) as pair:
+            pair.seller.lightning.transport.send = AsyncMock(side_effect=LightningAway("the peer takes nothing"))
+            await settle(600)
+            assert pair.seller.node.figures().queued_messages <= len(Protocol)
+
+    virtual_time.run(scenario())
+
+
+def test_a_seller_that_sends_its_manifest_from_time_to_time_has_its_time_for_a_quote():
+    class Slow(Hooks):
+        def deliveries(self, message):
+            return (25.0,) if message.message_type == 42085 else (0.0,)
+
+    async def scenario():
+        async with Pair(hooks=Slow(), seller=_resending(10)) as pair:
+            await settle(60)
+            assert (await pair.buy())[1] == RESULT
 
     virtual_time.run(scenario())
 

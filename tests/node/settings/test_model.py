@@ -47,7 +47,7 @@ def test_nothing_set_gives_the_bounds_and_delays_of_the_runtime():
     settings = NodeSettings()
 
     assert settings.sell.bounds == Bounds()
-    assert settings.buy.delays == Delays()
+    assert settings.delays == Delays()
     assert settings.buy.payment_limits == PaymentLimits()
 
 
@@ -55,8 +55,12 @@ def test_purchases_have_the_limits_of_the_table():
     settings = read(buy={"max_price_msat": 7, "fee_limit_msat": 3, "idle_timeout_s": 2, "payment_timeout_s": 9})
 
     assert settings.buy.payment_limits == PaymentLimits(max_price_msat=7, max_fee_msat=3)
-    assert settings.buy.delays.patience.idle_s == 2
-    assert settings.buy.delays.payment_timeout_s == 9
+    assert settings.delays.patience.idle_s == 2
+    assert settings.delays.payment_timeout_s == 9
+
+
+def test_how_often_manifests_are_sent_again_is_a_delay_of_the_node():
+    assert read(manifest_resend_s=10).delays == Delays(manifest_resend_s=10)
 
 
 def test_terms_and_surcharge_are_those_of_the_table():
