@@ -141,7 +141,7 @@ class ScriptedNode:
 
     async def until(self, is_so):
         """Wait for something that a frame brings about, or the gateway without one."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not is_so():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.changed.wait(), 0.02)

@@ -73,21 +73,21 @@ class NodeClient:
     async def list_peers(self):
         return list((await self.stub.ListLCPPeers(lcpd_pb2.ListLCPPeersRequest())).peers)
 
-    async def quote(self, task, alias="Alice", *, peer_id=None, timeout=5.0):
+    async def quote(self, task, alias="Alice", *, peer_id=None, timeout=60.0):
         request = lcpd_pb2.RequestQuoteRequest(peer_id=peer_id or self.peer_id(alias), task=task)
         return (await self.stub.RequestQuote(request, timeout=timeout)).terms
 
-    async def accept(self, terms, alias="Alice", *, timeout=5.0, pay=True):
+    async def accept(self, terms, alias="Alice", *, timeout=60.0, pay=True):
         request = lcpd_pb2.AcceptAndExecuteRequest(peer_id=self.peer_id(alias), job_id=terms.job_id, pay_invoice=pay)
         return await self.stub.AcceptAndExecute(request, timeout=timeout)
 
-    def open_stream(self, terms, alias="Alice", *, timeout=5.0):
+    def open_stream(self, terms, alias="Alice", *, timeout=60.0):
         request = lcpd_pb2.AcceptAndExecuteStreamRequest(
             peer_id=self.peer_id(alias), job_id=terms.job_id, pay_invoice=True
         )
         return self.stub.AcceptAndExecuteStream(request, timeout=timeout)
 
-    async def stream(self, terms, alias="Alice", *, timeout=5.0, into=None):
+    async def stream(self, terms, alias="Alice", *, timeout=60.0, into=None):
         streamed = into if into is not None else Streamed()
         async for event in self.open_stream(terms, alias, timeout=timeout):
             match event.WhichOneof("event"):
@@ -103,7 +103,7 @@ class NodeClient:
 
     async def cancel(self, terms, alias="Alice", reason="request canceled"):
         request = lcpd_pb2.CancelJobRequest(peer_id=self.peer_id(alias), job_id=terms.job_id, reason=reason)
-        return await self.stub.CancelJob(request, timeout=5.0)
+        return await self.stub.CancelJob(request, timeout=60.0)
 
     async def ask(self, task, alias="Alice", **how):
         """Quote, pay and return the JSON answer."""

@@ -176,11 +176,11 @@ def test_no_writer_of_the_process_is_stopped_by_a_pipe_that_is_full(how, tmp_pat
     process = subprocess.Popen([sys.executable, "-c", program, done], stderr=error)
     os.close(error)
     try:
-        process.wait(20)
+        process.wait(60)
         assert pathlib.Path(done).exists()
     finally:
         process.kill()
-        process.wait(5)
+        process.wait(60)
         os.close(read)
         if pathlib.Path(done).exists():
             pathlib.Path(done).unlink()
@@ -191,7 +191,7 @@ def test_a_program_that_fails_says_so_before_it_ends():
         "from lcp_gateway.telemetry.log_output import queued_standard_streams\n"
         "with queued_standard_streams():\n    print('hello')\n    raise RuntimeError('it broke')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30, check=False, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120, check=False, text=True)
     assert done.returncode == 1
     assert done.stdout == "hello\n"
     assert "RuntimeError: it broke" in done.stderr
