@@ -30,8 +30,13 @@ class InProcessTransport:
         self._streams: set[_Stream] = set()
         self._is_closed = False
 
+    @property
+    def connection(self) -> object:
+        """The service: it is the same for as long as this process lives."""
+        return self._service
+
     async def connect(self, timeout_s: float) -> object:  # noqa: ARG002 - the protocol's: the node is here at once
-        """Return the service: it is the same for as long as this process lives."""
+        """Return the service."""
         return self._service
 
     async def unary(

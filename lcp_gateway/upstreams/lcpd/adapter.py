@@ -127,7 +127,8 @@ class LcpdUpstream:
 
         async def ask(left_s: float) -> Sequence[ListedPeer]:
             daemon = await self._daemon_now(left_s)
-            return daemon.dialect.peers(await self._once("ListLCPPeers", b"", left_s, daemon))
+            connection, dialect = daemon.connection, daemon.dialect
+            return dialect.peers(await self._send("ListLCPPeers", b"", left_s, connection, dialect.version))
 
         listed = await self._retried(ask, timeout_s)
         odd: set[tuple[str, str]] = set()
@@ -161,11 +162,11 @@ class LcpdUpstream:
         """
 
         async def ask(left_s: float) -> Quote:
-            daemon = await self._daemon_now(left_s)
+            daemon = self._known() or await self._daemon_now(left_s)
             dialect = daemon.dialect
             request = dialect.quote_request(task, peer_id)
             try:
-                answer = await self._once("RequestQuote", request, left_s, daemon)
+                answer = await self._send("RequestQuote", request, left_s, daemon.connection, dialect.version)
             except UpstreamError as error:
                 if models := dialect.models_in(error.message):
                     self._models.named(peer_id, models)
@@ -180,8 +181,13 @@ class LcpdUpstream:
         daemon = await self._daemon_of(quote, timeout_s)
         request = pb.AcceptAndExecuteRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         try:
-            answer = await self._once(
-                "AcceptAndExecute", request.SerializeToString(), _left_s(deadline), daemon, limits=self._limits(quote)
+            answer = await self._send(
+                "AcceptAndExecute",
+                request.SerializeToString(),
+                _left_s(deadline),
+                daemon.connection,
+                daemon.dialect.version,
+                self._limits(quote),
             )
         except UpstreamError as error:
             if _TOO_LARGE.search(error.message):
@@ -234,7 +240,7 @@ class LcpdUpstream:
         """Tell the peer that the job's result is no longer wanted."""
         request = pb.CancelJobRequest(peer_id=quote.peer_id, job_id=quote.job_id, reason=reason[:_MAX_REASON_CHARS])
         daemon = await self._daemon_now(timeout_s)
-        await self._once("CancelJob", request.SerializeToString(), timeout_s, daemon)
+        await self._send("CancelJob", request.SerializeToString(), timeout_s, daemon.connection, daemon.dialect.version)
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
@@ -249,6 +255,11 @@ class LcpdUpstream:
 
     def _limits(self, quote: Quote) -> Metadata:
         return limits_metadata(quote.price_msat, self._fee_limit_msat)
+
+    def _known(self) -> _Daemon | None:
+        """Return the daemon of the connection in use, where that can be told without waiting."""
+        known = self._daemon
+        return known if known is not None and known.connection is self._transport.connection else None
 
     async def _daemon_now(self, timeout_s: float) -> _Daemon:
         """Return the daemon of the connection in use, which is asked for its version once a connection.
@@ -268,7 +279,9 @@ class LcpdUpstream:
             UpstreamError: there is none; nothing was paid.
         """
         try:
-            daemon = await self._retried(self._daemon_now, timeout_s)
+            daemon = self._known()
+            if daemon is None:
+                daemon = await self._retried(self._daemon_now, timeout_s)
         except UpstreamError as error:
             error.evidence = Verdict.NONE
             raise
@@ -286,7 +299,7 @@ class LcpdUpstream:
 
     async def _ask_daemon(self, timeout_s: float) -> _Daemon:
         connection = await self._connect(timeout_s)
-        answer = await self._send("GetLocalInfo", b"", timeout_s, connection, version=0)
+        answer = await self._send("GetLocalInfo", b"", timeout_s, connection, 0)
         # What is read here has the same fields in every version.
         message = read(pb.GetLocalInfoResponse, answer)
         version = message.manifest.protocol_version
@@ -305,16 +318,10 @@ class LcpdUpstream:
         except RpcError as error:
             raise self._failure("GetLocalInfo", error, 0, for_client=True) from error
 
-    async def _once(
-        self, method: str, request: bytes, timeout_s: float, daemon: _Daemon, *, limits: Metadata = ()
-    ) -> bytes:
-        version = daemon.dialect.version
-        return await self._send(method, request, timeout_s, daemon.connection, version=version, limits=limits)
-
     async def _send(
-        self, method: str, request: bytes, timeout_s: float, connection: object, *, version: int, limits: Metadata = ()
+        self, method: str, request: bytes, timeout_s: float, connection: object, version: int, limits: Metadata = ()
     ) -> bytes:
-        """Make a call, one that pays where it has ``limits``."""
+        """Make a call to a daemon of a version (0 where it is not known), one that pays where it has ``limits``."""
         metadata = self._present_metadata()
         if limits:
             metadata = (*metadata, *limits)

@@ -58,6 +58,11 @@ class GrpcioTransport:
         self._changed = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
 
+    @property
+    def connection(self) -> None:
+        """The channel's state has to be asked for each time."""
+        return
+
     async def connect(self, timeout_s: float) -> object:
         """Return a token of the channel's connection; connect if there is none.
 

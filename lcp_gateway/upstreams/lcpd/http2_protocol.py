@@ -129,7 +129,11 @@ class _HeaderBlock:
 
 def literal(name: bytes, value: bytes) -> bytes:
     """Encode one header for a request: not indexed and not compressed (RFC 7541, 6.2.2), so that a block needs no state."""
-    return b"\x00" + _length(len(name)) + name + _length(len(value)) + value
+    name_size, size = len(name), len(value)
+    if name_size < _SEVEN_BITS and size < _SEVEN_BITS:
+        # As nearly all are.
+        return b"\x00%c%b%c%b" % (name_size, name, size, value)
+    return b"\x00" + _length(name_size) + name + _length(size) + value
 
 
 def _length(number: int) -> bytes:
@@ -197,14 +201,10 @@ class Http2Connection:
         output, self._output, self._replies = b"".join(self._output), [], 0
         return output
 
-    def open(self, header_block: bytes, body: bytes) -> int:
-        """Open a stream with a whole request: a header block of ``literal`` and a body. Return its id.
-
-        Raises:
-            ValueError: not ``can_open``.
-        """
+    def open(self, header_block: bytes, body: bytes) -> int | None:
+        """Open a stream with a whole request: a header block of ``literal`` and a body. Return its id; None if not ``can_open``."""
         if not self.can_open:
-            raise ValueError("no stream can be opened now")
+            return None
         stream_id, self._next_id = self._next_id, self._next_id + 2
         self._last_id = stream_id
         stream = self._streams[stream_id] = _Stream(self._peer_window, memoryview(body))
@@ -216,10 +216,12 @@ class Http2Connection:
         self._send(stream_id, stream)
         return stream_id
 
-    def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> None:
-        """Reset a stream; frames that still arrive for it are ignored."""
-        if self._streams.pop(stream_id, None) is not None and not self._is_over:
-            self._output.append(_frame(_RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
+    def reset(self, stream_id: int, code: ErrorCode = ErrorCode.CANCEL) -> bool:
+        """Reset a stream; frames that still arrive for it are ignored. Return whether it had not ended."""
+        if self._streams.pop(stream_id, None) is None or self._is_over:
+            return False
+        self._output.append(_frame(_RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
+        return True
 
     def acknowledge(self, stream_id: int, count: int) -> None:
         """Record that the reader took ``count`` bytes of a stream: its window opens by as much."""

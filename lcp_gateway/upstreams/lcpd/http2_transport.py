@@ -80,10 +80,12 @@ class _Connection(asyncio.Protocol):
             self._flush()
 
     def _on_event(self, event: http2_protocol.Event) -> None:
+        if isinstance(event, http2_protocol.HeadersReceived):
+            # Nearly every event but data.
+            if (call := self._calls.get(event.stream_id)) is not None:
+                call.on_headers(event.headers, is_end=event.is_end)
+            return
         match event:
-            case http2_protocol.HeadersReceived(stream_id, headers, is_end):
-                if (call := self._calls.get(stream_id)) is not None:
-                    call.on_headers(headers, is_end=is_end)
             case http2_protocol.StreamReset(stream_id, code):
                 if (call := self._calls.get(stream_id)) is not None:
                     call.end(reset_error(code))
@@ -121,9 +123,11 @@ class _Connection(asyncio.Protocol):
 
     def open(self, call: GrpcCall, block: bytes, body: bytes) -> bool:
         """Start a call. False: the connection accepts no more calls, and nothing was sent."""
-        if self.is_closed or not self._core.can_open or self._transport is None:
+        if self.is_closed or self._transport is None:
             return False
         stream_id = self._core.open(block, body)
+        if stream_id is None:
+            return False
         self._calls[stream_id] = call
         call.start(self, stream_id)
         self.flush_soon()
@@ -133,11 +137,12 @@ class _Connection(asyncio.Protocol):
         """Take a call off the connection; a stream that has not ended is reset."""
         if self._calls.pop(stream_id, None) is None or self.is_closed:
             return
-        self._core.reset(stream_id)
-        self.flush_soon()
+        if self._core.reset(stream_id):
+            self.flush_soon()
         if self._room:
             self._wake_waiting()
-        self._close_if_idle()
+        if not self._calls:
+            self._close_if_idle()
 
     def acknowledge(self, stream_id: int, count: int) -> None:
         self._core.acknowledge(stream_id, count)
@@ -225,10 +230,15 @@ class DirectTransport:
         self._heads: dict[str, bytes] = {}
         self._starting: set[asyncio.Task[None]] = set()
 
+    @property
+    def connection(self) -> _Connection | None:
+        """The connection that takes calls; None where there is none."""
+        connection = self._connection
+        return None if connection is None or connection.is_leaving else connection
+
     async def connect(self, timeout_s: float) -> object:
         """Return the connection that takes calls; connect if there is none."""
-        connection = self._connection
-        if connection is not None and not connection.is_leaving:
+        if (connection := self.connection) is not None:
             return connection
         try:
             return await self._connected(asyncio.get_running_loop().time() + timeout_s)

@@ -109,6 +109,11 @@ class Transport(Protocol):
         """The name in settings, logs and metrics."""
         ...
 
+    @property
+    def connection(self) -> object | None:
+        """What ``connect`` would return at once; None where it has to be asked."""
+        ...
+
     async def connect(self, timeout_s: float) -> object:
         """Return a token of the connection in use, which is another object after each reconnect; connect if there is none.
 
