@@ -75,6 +75,14 @@ class Transport(Interface):
         """
         ...
 
+    async def connect(self, peer_id: str, address: str) -> None:
+        """Connect with a peer at "host:port", and return once it is connected. One that is connected already is no error.
+
+        Raises:
+            LightningAway: it is not connected; the text says why.
+        """
+        ...
+
     async def disconnect(self, peer_id: str) -> None:
         """End the connection with a peer.
 

@@ -320,6 +320,7 @@ LCP_ERRORS = (
 NODE_PARTS = (
     "cancel_invoice",
     "compute",
+    "connect",
     "disconnect",
     "end_purchase",
     "end_sale",

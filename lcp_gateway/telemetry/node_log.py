@@ -28,6 +28,11 @@ class LcpNodeLog:
         else:
             self._log.warning("lnd delivers no messages; it is asked again")
 
+    def not_connected(self, peer_id: str, reason: str) -> None:
+        """Count and log that lnd could not connect with a peer that the operator named. Its text names addresses at most."""
+        self._metrics.problem("connect")
+        self._log.warning("lnd could not connect with a peer; it is asked again", peer_id=peer_id, reason=reason)
+
     def link(self, peer_id: str, protocol: int, *, ready: bool) -> None:
         """Log that a peer became ready, or is no longer."""
         words = "a peer is ready" if ready else "a peer is no longer ready"

@@ -101,6 +101,9 @@ class FaultyTransport:
     async def identity(self):
         return await self._transport.identity()
 
+    async def connect(self, peer_id, address):
+        await self._transport.connect(peer_id, address)
+
     async def disconnect(self, peer_id):
         await self._transport.disconnect(peer_id)
 

@@ -67,6 +67,7 @@ class Problems(NodeLog, Unobserved):
 
     def __init__(self):
         self.problems, self.ended, self.dropped, self.refused, self.ready = [], [], [], [], []
+        self.unreached = []
         self.earned_msat = self.spent_msat = self.sent = 0
 
     def problem(self, part, error, *, again_in_s=None):
@@ -81,6 +82,9 @@ class Problems(NodeLog, Unobserved):
 
     def job_refused(self, peer_id, protocol, code):
         self.refused.append(code)
+
+    def not_connected(self, peer_id, reason):
+        self.unreached.append((peer_id, reason))
 
     def message(self, *, sent, protocol, byte_count):
         self.sent += sent

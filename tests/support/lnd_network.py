@@ -165,10 +165,11 @@ class LndNetwork:
         await node.start()
         return node
 
-    def connect(self, one: LndNode, other: LndNode) -> None:
-        """Make two of them peers, now if both run, and whenever they do."""
+    def connect(self, one: LndNode, other: LndNode, *, lasting: bool = True) -> None:
+        """Make two of them peers, now if both run, and if it is ``lasting`` whenever they do."""
         link = frozenset((one.identity, other.identity))
-        self.wanted.add(link)
+        if lasting:
+            self.wanted.add(link)
         if one._running and other._running and link not in self.connected:
             self.connected.add(link)
             self._tell(one, other, online=True)
@@ -257,7 +258,8 @@ class _Lightning(LightningCalls):
             await context.abort(grpc.StatusCode.UNKNOWN, "dial tcp: connect: connection refused")
         if peer in lnd.network.peers(lnd):
             await context.abort(grpc.StatusCode.UNKNOWN, f"already connected to peer: {peer.identity}")
-        lnd.network.connect(lnd, peer)
+        # Without a channel: a restart of either of them ends it.
+        lnd.network.connect(lnd, peer, lasting=False)
         return LN.ConnectPeerResponse()
 
     async def DisconnectPeer(self, request, context):  # noqa: N802 - lnd's name

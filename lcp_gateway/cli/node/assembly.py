@@ -72,6 +72,7 @@ async def running_node(
             terms=sell.terms,
             allowed=sell.allow or None,
             denied=sell.deny,
+            connect_with=settings.peer_addresses,
             limits=settings.limits,
             bounds=sell.bounds,
             buys=settings.buy.enabled,
@@ -138,11 +139,17 @@ async def wait_for_lnd(settings: NodeSettings) -> None:
     Raises:
         CommandFailed: lnd did not answer within ``startup_timeout_s``, or the macaroon allows too little.
     """
-    address, sell, buys = lnd_address(settings.lnd), settings.sell, settings.buy.enabled
+    address, sell = lnd_address(settings.lnd), settings.sell
+    roles = {
+        "buys": settings.buy.enabled,
+        "sells": sell.active,
+        "holds": sell.active and sell.hold_invoices,
+        "connects": bool(settings.peers),
+    }
     deadline = time.monotonic() + settings.startup_timeout_s
     while True:
         try:
-            await check_permissions(address, buys=buys, sells=sell.active, holds=sell.active and sell.hold_invoices)
+            await check_permissions(address, **roles)
         except NotPermitted as error:
             raise CommandFailed(f"lnd: {error}", exit_code=USAGE_ERROR) from None
         except (LndNotInstalled, OSError) as error:

@@ -73,7 +73,7 @@ PAYING: Final = (
 )
 """The calls that ``lnd_withdrawal_macaroon_file`` has to allow."""
 
-NODE_CONNECTING: Final = (
+NODE_LISTENING: Final = (
     Permission("Lightning.GetInfo", "info:read", "the node's id and network"),
     Permission("Lightning.ListPeers", "peers:read", "the peers that are connected"),
     Permission("Lightning.SubscribePeerEvents", "peers:read", "peers that come and go"),
@@ -84,11 +84,16 @@ NODE_CONNECTING: Final = (
 )
 """The calls that the macaroon of every node of our own over lnd has to allow."""
 
+NODE_CONNECTING: Final = (
+    Permission("Lightning.ConnectPeer", "peers:write", "connections with the peers that are named"),
+)
+"""The calls that a node which keeps lnd connected with named peers needs beside ``NODE_LISTENING``."""
+
 NODE_BUYING: Final = (
     Permission("Router.SendPaymentV2", "offchain:write", "paying jobs"),
     Permission("Router.TrackPaymentV2", "offchain:read", "the outcome of payments after an interruption"),
 )
-"""The calls that a node which buys needs beside ``NODE_CONNECTING``."""
+"""The calls that a node which buys needs beside ``NODE_LISTENING``."""
 
 NODE_SELLING: Final = (
     Permission("Lightning.AddInvoice", "invoices:write", "invoices of jobs"),
@@ -97,7 +102,7 @@ NODE_SELLING: Final = (
     Permission("Lightning.SubscribeInvoices", "invoices:read", "settlements as they happen"),
     Permission("Invoices.CancelInvoice", "invoices:write", "invoices of jobs that are not wanted any more"),
 )
-"""The calls that a node which sells needs beside ``NODE_CONNECTING``."""
+"""The calls that a node which sells needs beside ``NODE_LISTENING``."""
 
 NODE_HOLDING: Final = (
     Permission("Invoices.AddHoldInvoice", "invoices:write", "invoices whose payment is returned if the job fails"),
@@ -206,7 +211,7 @@ class MacaroonProbe(LndChannel):
 
     async def _try_of_node(self, call: str) -> None:
         """Try a call of a node of our own: peers and hashes are too short for lnd to do anything with them."""
-        messages, lightning, invoices = self._stubs.lightning, self._lightning, self._invoices
+        messages, lightning = self._stubs.lightning, self._lightning
         match call:
             case "Lightning.ListPeers":
                 await self._ask(lightning.ListPeers, messages.ListPeersRequest())
@@ -218,8 +223,16 @@ class MacaroonProbe(LndChannel):
                 await self._listen(lightning.SubscribeCustomMessages(request, metadata=self._metadata), _LISTENS_S)
             case "Lightning.SendCustomMessage":
                 await self._ask(lightning.SendCustomMessage, messages.SendCustomMessageRequest())
+            case "Lightning.ConnectPeer":
+                await self._ask(lightning.ConnectPeer, messages.ConnectPeerRequest())
             case "Lightning.DisconnectPeer":
                 await self._ask(lightning.DisconnectPeer, messages.DisconnectPeerRequest())
+            case _:
+                await self._try_invoices(call)
+
+    async def _try_invoices(self, call: str) -> None:
+        invoices = self._invoices
+        match call:
             case "Invoices.CancelInvoice":
                 await self._ask(invoices.CancelInvoice, self._stubs.invoices.CancelInvoiceMsg(payment_hash=b"\0"))
             case "Invoices.SettleInvoice":

@@ -7,6 +7,7 @@ from lcp_gateway.lightning.lnd.permissions import (
     NODE_BUYING,
     NODE_CONNECTING,
     NODE_HOLDING,
+    NODE_LISTENING,
     NODE_SELLING,
     MacaroonNotAccepted,
     MacaroonProbe,
@@ -21,18 +22,19 @@ class NotPermitted(Exception):
     """The macaroon does not allow calls that the node needs. The text names them, and how to bake another one."""
 
 
-def needed(*, buys: bool, sells: bool, holds: bool) -> tuple[Permission, ...]:
-    """Return the calls that a node needs that buys, sells, or sells with hold invoices."""
+def needed(*, buys: bool, sells: bool, holds: bool, connects: bool = False) -> tuple[Permission, ...]:
+    """Return the calls that a node needs that buys, sells, sells with hold invoices, or connects with named peers."""
     return (
-        *NODE_CONNECTING,
+        *NODE_LISTENING,
         *(NODE_BUYING if buys else ()),
         *(NODE_SELLING if sells else ()),
         *(NODE_HOLDING if sells and holds else ()),
+        *(NODE_CONNECTING if connects else ()),
     )
 
 
 async def check_permissions(
-    address: LndAddress, *, buys: bool = True, sells: bool = False, holds: bool = False
+    address: LndAddress, *, buys: bool = True, sells: bool = False, holds: bool = False, connects: bool = False
 ) -> None:
     """Try each call that the node needs, in a form that changes nothing at lnd.
 
@@ -42,7 +44,7 @@ async def check_permissions(
         LndNotInstalled: the extra is missing.
         OSError: the certificate or the macaroon cannot be read.
     """
-    wanted = needed(buys=buys, sells=sells, holds=holds)
+    wanted = needed(buys=buys, sells=sells, holds=holds, connects=connects)
     bake = "lncli bakemacaroon " + " ".join(it.uri for it in wanted)
     with away():
         async with MacaroonProbe(address, timeout_s=_TIMEOUT_S) as probe:

@@ -1,6 +1,6 @@
 """The transport at an lnd: custom messages, and the peers that are connected.
 
-The macaroon needs the calls that ``lightning.lnd.permissions.NODE_CONNECTING`` lists.
+The macaroon needs the calls that ``lightning.lnd.permissions.NODE_LISTENING`` lists, and ``NODE_CONNECTING`` for ``connect``.
 """
 
 import asyncio
@@ -21,6 +21,12 @@ KEEPALIVE_S: Final = 10.0
 
 _SEND_TIMEOUT_S: Final = 15.0
 """lnd writes a message to the peer before it answers, and drops a peer that takes none for longer than this."""
+
+_CONNECT_TIMEOUT_S: Final = 30
+"""How long lnd may take to connect with a peer, over Tor too."""
+
+_ANSWER_S: Final = 5.0
+"""How much longer its answer may take."""
 
 _MAX_WAITING: Final = 64
 """Events read ahead: 4 MiB of the largest messages. More wait at lnd."""
@@ -89,6 +95,20 @@ class LndTransport(LndClient):
         with away():
             async with lnd_errors():
                 await self._lightning.SendCustomMessage(request, timeout=_SEND_TIMEOUT_S, metadata=self._metadata)
+
+    async def connect(self, peer_id: str, address: str) -> None:
+        """Connect with a peer, once: lnd's own attempts that go on would hide why there is no connection."""
+        request = self._stubs.lightning.ConnectPeerRequest(
+            addr=self._stubs.lightning.LightningAddress(pubkey=peer_id, host=address), timeout=_CONNECT_TIMEOUT_S
+        )
+        try:
+            async with lnd_errors():
+                await self._lightning.ConnectPeer(
+                    request, timeout=_CONNECT_TIMEOUT_S + _ANSWER_S, metadata=self._metadata
+                )
+        except LndError as error:
+            if "already connected" not in error.message:
+                raise LightningAway(str(error)) from error
 
     async def disconnect(self, peer_id: str) -> None:
         """End the connection with a peer, unless lnd has channels with it.

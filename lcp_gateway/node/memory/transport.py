@@ -49,6 +49,15 @@ class MemoryTransport:
         if not self._network.carry(PassingMessage(self._node_id, peer_id, message_type, payload)):
             raise LightningAway("the peer is not connected")
 
+    async def connect(self, peer_id: str, address: str) -> None:
+        """Link with a node that is at that address."""
+        self._check()
+        nodes = self._network.nodes
+        peer = nodes.get(peer_id)
+        if peer is None or peer.address != address or peer.transport.is_away:
+            raise LightningAway("connection refused")
+        self._network.connect(nodes[self._node_id], peer)
+
     async def disconnect(self, peer_id: str) -> None:
         """End the link with a peer."""
         self._check()

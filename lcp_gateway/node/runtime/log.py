@@ -12,6 +12,9 @@ class NodeLog:
     def lightning(self, *, connected: bool) -> None:
         """Record that the Lightning node's stream of messages works, or broke."""
 
+    def not_connected(self, peer_id: str, reason: str) -> None:
+        """Record that the Lightning node could not connect with a peer that the operator named; it tries again."""
+
     def link(self, peer_id: str, protocol: Protocol, *, ready: bool) -> None:
         """Record that a peer became ready in a version, or is no longer."""
 

@@ -5,6 +5,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from lcp_gateway.node.lcp.buying import Phase
@@ -28,6 +29,7 @@ from lcp_gateway.node.ports import Compute, Invoices, LightningAway, Payments, S
 from lcp_gateway.node.runtime import statuses
 from lcp_gateway.node.runtime.bounds import Bounds, Delays, PaymentLimits
 from lcp_gateway.node.runtime.calls import LocalInfo, PurchaseItem, ReadyPeer
+from lcp_gateway.node.runtime.connector import Connector
 from lcp_gateway.node.runtime.log import NodeLog
 from lcp_gateway.node.runtime.observer import NodeFigures, NodeObserver, Role, Unobserved
 from lcp_gateway.node.runtime.peer import Peer
@@ -43,6 +45,7 @@ _LIMITS: Final = Limits()
 _BOUNDS: Final = Bounds()
 _PAYMENT_LIMITS: Final = PaymentLimits()
 _DELAYS: Final = Delays()
+_NO_PEERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 def new_id() -> bytes:
@@ -55,7 +58,8 @@ class LcpNode:
 
     ``models`` is what it sells, none to sell nothing; then no ``compute`` is needed. Where it does not buy, it shows no peers, and
     purchases of an earlier run wait for one that does. ``allowed`` are the ids of the peers that
-    may buy, None for all of them but those of ``denied``. ``clock`` returns Unix seconds, ``ids`` 32 random bytes.
+    may buy, None for all of them but those of ``denied``. ``connect_with`` names peers that the Lightning node is kept connected
+    with (id: "host:port"). ``clock`` returns Unix seconds, ``ids`` 32 random bytes.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class LcpNode:
         terms: SaleTerms = _TERMS,
         allowed: Collection[str] | None = None,
         denied: Collection[str] = (),
+        connect_with: Mapping[str, str] = _NO_PEERS,
         limits: Limits = _LIMITS,
         bounds: Bounds = _BOUNDS,
         payment_limits: PaymentLimits = _PAYMENT_LIMITS,
@@ -108,6 +113,9 @@ class LcpNode:
             on_restarted=lambda peer, protocol: self._purchases.peer_restarted(peer.peer_id, protocol),
             on_gone=lambda peer: self._purchases.peer_gone(peer.peer_id),
             on_lost=lambda peer, job_id: self._purchases.send_lost(peer.peer_id, job_id),
+        )
+        self._connector = Connector(
+            connect_with, transport=transport, tasks=self._tasks, log=log, is_missing=self._peers.is_missing
         )
         self._purchases = Purchases(
             BuyerParts(
@@ -156,6 +164,7 @@ class LcpNode:
         await self._sales.start()
         self._tasks.keep("sweep", self._sweep)
         self._peers.start()
+        self._connector.start()
 
     async def drain(self) -> None:
         """Sell no more, and return once the results of running jobs are sent: a stream cannot go on from its middle later."""

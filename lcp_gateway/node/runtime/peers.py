@@ -110,6 +110,11 @@ class Peers:
         """Return the peers that are ready in a version, by id."""
         return [peer for _, peer in sorted(self._peers.items()) if peer.links[protocol].ready]
 
+    def is_missing(self, peer_id: str) -> bool:
+        """Return whether a peer is known not to be connected; while the Lightning node is away that is not known."""
+        peer = self._peers.get(peer_id)
+        return self.is_listening and not (peer is not None and peer.connected)
+
     def all(self) -> list[Peer]:
         """Return all peers."""
         return list(self._peers.values())

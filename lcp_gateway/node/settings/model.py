@@ -20,6 +20,7 @@ from lcp_gateway.node.toml import ConfigError
 
 _MIB: Final = 1024 * 1024
 _PEER_ID: Final = re.compile(r"0[23][0-9a-f]{64}")
+_ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s@:/\[\]]+)(?::\d{1,5})?")
 _U32_MAX: Final = 0xFFFF_FFFF
 _AT_LEAST_ONE: Final = (
     "max_output_tokens",
@@ -275,7 +276,10 @@ class MetricsSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
-    """The settings of a node over lnd. ``limits`` is what it takes of peers; ``manifest_resend_s`` 0 sends no manifest again on a timer."""
+    """The settings of a node over lnd. ``limits`` is what it takes of peers; ``manifest_resend_s`` 0 sends no manifest again on a timer.
+
+    ``peers`` are those that lnd is kept connected with, each "id@host:port", or "id@host" for the port 9735.
+    """
 
     lnd: LndSettings = LndSettings()
     grpc: GrpcSettings = GrpcSettings()
@@ -287,10 +291,22 @@ class NodeSettings:
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     startup_timeout_s: float = 20.0
     manifest_resend_s: float = 0.0
+    peers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for at, peer in enumerate(self.peers):
+            peer_id, _, address = peer.partition("@")
+            if not _PEER_ID.fullmatch(peer_id) or not _ADDRESS.fullmatch(address):
+                raise ConfigError(f"peers[{at}]: must be a node's id and its address, ID@HOST:PORT")
+        if len(self.peer_addresses) < len(self.peers):
+            raise ConfigError("peers: a node's id is there twice")
         if self.sell.active and not self.lnd.grpc_addr:
             raise ConfigError("lnd.grpc_addr: missing: a node that sells needs lnd for its invoices")
+
+    @property
+    def peer_addresses(self) -> dict[str, str]:
+        """The addresses of the peers that lnd is kept connected with, by id."""
+        return {peer_id: address for peer_id, _, address in (peer.partition("@") for peer in self.peers)}
 
     @property
     def delays(self) -> Delays:

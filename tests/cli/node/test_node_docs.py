@@ -23,7 +23,8 @@ def blocks(page, language):
 
 def test_the_macaroon_allows_the_calls_that_the_node_makes_and_no_others(page):
     named = re.findall(r"uri:(\S+)", page)
-    of = {"every": {}, "sells": {"sells": True}, "holds": {"sells": True, "holds": True}}
+    holds = {"sells": True, "holds": True}
+    of = {"every": {}, "sells": {"sells": True}, "holds": holds, "connects": {**holds, "connects": True}}
     uris = {
         name: [
             permission.uri.removeprefix("uri:")
@@ -31,7 +32,8 @@ def test_the_macaroon_allows_the_calls_that_the_node_makes_and_no_others(page):
         ]
         for name, more in of.items()
     }
-    assert named == uris["holds"]
+    assert named == uris["connects"]
+    assert named[:-1] == uris["holds"]
     assert named[:9] == uris["every"]
     assert named[:7] == [it.uri.removeprefix("uri:") for it in needed(buys=False, sells=False, holds=False)]
     assert named[:14] == uris["sells"]

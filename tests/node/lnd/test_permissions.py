@@ -3,11 +3,11 @@
 import pytest
 
 from lcp_gateway.lightning.lnd.channel import LndAddress
-from lcp_gateway.lightning.lnd.permissions import NODE_CONNECTING
+from lcp_gateway.lightning.lnd.permissions import NODE_LISTENING
 from lcp_gateway.node.lnd.permissions import NotPermitted, check_permissions, needed
 from lcp_gateway.node.ports import LightningAway
 
-EVERYTHING = needed(buys=True, sells=True, holds=True)
+EVERYTHING = needed(buys=True, sells=True, holds=True, connects=True)
 
 
 def names(permissions):
@@ -25,6 +25,7 @@ def address_with(node, macaroon):
         {"buys": False, "sells": True, "holds": False},
         {"buys": True, "sells": True, "holds": False},
         {"buys": False, "sells": True, "holds": True},
+        {"buys": True, "sells": False, "holds": False, "connects": True},
     ],
 )
 async def test_a_macaroon_for_exactly_the_calls_of_a_role_is_enough(buyer, seller, role):
@@ -37,7 +38,7 @@ async def test_a_macaroon_for_exactly_the_calls_of_a_role_is_enough(buyer, selle
 async def test_the_call_that_a_macaroon_does_not_allow_is_named(buyer, without):
     macaroon = buyer.bake("less", *(names(EVERYTHING) - names([without])))
     with pytest.raises(NotPermitted) as refused:
-        await check_permissions(address_with(buyer, macaroon), buys=True, sells=True, holds=True)
+        await check_permissions(address_with(buyer, macaroon), buys=True, sells=True, holds=True, connects=True)
     text = str(refused.value)
     assert f"the macaroon {macaroon} does not allow {without.call} ({without.takes}: {without.purpose});" in text
     assert all(it.uri in text for it in EVERYTHING)
@@ -57,7 +58,7 @@ async def test_an_lnd_that_is_away_is_no_matter_of_permissions(buyer):
 
 
 def test_the_uris_are_those_that_lncli_takes():
-    assert [it.uri for it in NODE_CONNECTING] == [
+    assert [it.uri for it in NODE_LISTENING] == [
         "uri:/lnrpc.Lightning/GetInfo",
         "uri:/lnrpc.Lightning/ListPeers",
         "uri:/lnrpc.Lightning/SubscribePeerEvents",

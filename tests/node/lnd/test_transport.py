@@ -89,6 +89,23 @@ async def test_a_peer_is_disconnected_unless_lnd_has_channels_with_it(transport,
     assert not network.peers(buyer)
 
 
+async def test_a_peer_is_connected_and_one_that_is_already_is_no_error(transport, network, buyer, seller):
+    network.disconnect(buyer, seller, forever=True)
+    for _ in range(2):
+        await transport.connect(seller.identity, "127.0.0.1:9735")
+        assert network.peers(buyer) == [seller]
+
+
+async def test_why_a_peer_is_not_connected_is_said(transport, network, buyer, seller):
+    await seller.stop()
+    with pytest.raises(LightningAway, match="connection refused"):
+        await transport.connect(seller.identity, "127.0.0.1:9735")
+    other = LndAddress(buyer.address.target, buyer.address.tls_cert, buyer.bake("less", "GetInfo"))
+    async with LndTransport(other) as refused:
+        with pytest.raises(LightningAway, match="permission denied"):
+            await refused.connect(seller.identity, "127.0.0.1:9735")
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_the_end_of_lnd_breaks_the_iterator_and_another_begins_anew(transport, buyer, seller, end):
     async with aclosing(transport.events()) as events:

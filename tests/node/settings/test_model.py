@@ -59,6 +59,24 @@ def test_purchases_have_the_limits_of_the_table():
     assert settings.delays.payment_timeout_s == 9
 
 
+@pytest.mark.parametrize("address", ["h:9735", "10.0.0.1:9735", "[::1]:9735", "abc.onion", "abc.onion:9735"])
+def test_peers_that_lnd_is_kept_connected_with_have_an_id_and_an_address(address):
+    assert read(peers=[f"{PEER}@{address}"]).peer_addresses == {PEER: address}
+
+
+@pytest.mark.parametrize(
+    "peer", ["", PEER, f"{PEER}@", f"{PEER}@h:", f"{PEER}@h:port", f"{PEER}@::1:9735", f"{PEER}@ h", f"x{PEER[1:]}@h"]
+)
+def test_a_peer_without_either_is_an_error(peer):
+    with pytest.raises(ConfigError, match=r"peers\[1\]: must be a node's id and its address, ID@HOST:PORT"):
+        read(peers=[f"03{PEER[2:]}@h", peer])
+
+
+def test_a_peer_has_one_address():
+    with pytest.raises(ConfigError, match="peers: a node's id is there twice"):
+        read(peers=[f"{PEER}@h", f"{PEER}@g"])
+
+
 def test_how_often_manifests_are_sent_again_is_a_delay_of_the_node():
     assert read(manifest_resend_s=10).delays == Delays(manifest_resend_s=10)
 
