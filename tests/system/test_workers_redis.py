@@ -53,8 +53,8 @@ def counted(server, port, **headers):
     ("settings", "most"),
     [
         ({}, CALLS),
-        # A lease and the rates before; the end of the lease is no script, and the tokens that were used.
-        (LIMITED, CALLS + 3),
+        # A lease together with the rates before; the tokens that were used. The end of the lease is no script.
+        (LIMITED, CALLS + 2),
     ],
     ids=["without limits", "with limits of the key"],
 )

@@ -54,8 +54,12 @@ class Leases(Protocol):
     ``errors`` are those of a counter that cannot be reached.
     """
 
-    lease_s: float | None
     errors: tuple[type[Exception], ...]
+
+    @property
+    def lease_s(self) -> float | None:
+        """How long a lease runs that is not renewed, in seconds."""
+        ...
 
     async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
         """Take a lease if the key has fewer than the limit; return whether it was taken."""
@@ -100,7 +104,7 @@ class RedisLeases:
     """Counts the jobs of all gateways; those of a gateway that died run out by themselves."""
 
     def __init__(self, calls: RedisCalls, *, lease_s: float = _LEASE_S) -> None:
-        self.lease_s: float | None = lease_s
+        self.lease_s: float = lease_s
         self.errors = calls.errors
         self._lease_ms = int(lease_s * _MS_PER_S)
         self._calls = calls
@@ -109,15 +113,15 @@ class RedisLeases:
 
     async def take(self, key_id: str, lease_id: str, limit: int) -> bool:
         """Take a lease if the key has fewer than the limit, on all gateways together."""
-        return bool(await self._take([_redis_key(key_id)], [lease_id, limit, self._lease_ms]))
+        return bool(await self._take([lease_key(key_id)], [lease_id, limit, self._lease_ms]))
 
     async def renew(self, key_id: str, lease_id: str) -> None:
         """Let a lease run for another whole time."""
-        await self._renew([_redis_key(key_id)], [lease_id, self._lease_ms])
+        await self._renew([lease_key(key_id)], [lease_id, self._lease_ms])
 
     async def release(self, key_id: str, lease_id: str) -> None:
         """End a lease; one that has run out is no error."""
-        await self._calls.command("ZREM", _redis_key(key_id), lease_id)
+        await self._calls.command("ZREM", lease_key(key_id), lease_id)
 
 
 class Lease:
@@ -220,8 +224,13 @@ class ConcurrencyLimits:
             self._outage.begin(error)
             self._outage.admit_or_refuse()
             # It may have been counted, and only the answer was lost: it is renewed and released.
+        return self.lease(caller, lease_id)
+
+    def lease(self, caller: Caller, lease_id: str) -> Lease:
+        """Return a lease that was taken, or may have been; it is renewed until it is released."""
         return Lease(self._leases, caller.key_id, lease_id, self._start_task)
 
 
-def _redis_key(key_id: str) -> str:
+def lease_key(key_id: str) -> str:
+    """Return the key of a key's jobs in Redis."""
     return f"{REDIS_KEY_PREFIX}:jobs:{key_id}"

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.shared.calls import RedisCalls
@@ -198,7 +198,7 @@ class MemoryCounters:
 
 
 # A window is a hash: its number since 1970 by Redis's own clock, its count, and that of the window before.
-_READ = f"""
+_WINDOWS = f"""
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local window_ms = {WINDOW_S * _MS_PER_S}
@@ -216,21 +216,27 @@ local function add(key, last, this, amount)
   redis.call('PEXPIRE', key, left_ms + window_ms)
 end
 """
-# KEYS: the windows. ARGV: the amount for each, then the limit of each.
-_COUNT = f"""{_READ}
-local fits, read_windows = 1, {{}}
-for i, key in ipairs(KEYS) do
-  local last, this = read(key)
-  read_windows[i] = {{last, this}}
-  if math.floor(last * left_ms / window_ms + this) + ARGV[i] > tonumber(ARGV[#KEYS + i]) then fits = 0 end
+# Counts a request in all windows if it fits into each. The windows are the last of KEYS, from the place ``first``; the amounts
+# for them stand in ARGV from the place ``amounts``, and after these their limits.
+COUNT_WINDOWS: Final = f"""{_WINDOWS}
+local function count(first, amounts)
+  local fits, found, size = 1, {{}}, #KEYS - first + 1
+  for i = 1, size do
+    local last, this = read(KEYS[first + i - 1])
+    found[i] = {{last, this}}
+    local amount, limit = ARGV[amounts + i - 1], tonumber(ARGV[amounts + size + i - 1])
+    if math.floor(last * left_ms / window_ms + this) + amount > limit then fits = 0 end
+  end
+  if fits == 1 then
+    for i = 1, size do add(KEYS[first + i - 1], found[i][1], found[i][2], ARGV[amounts + i - 1]) end
+  end
+  return {{fits, left_ms, found}}
 end
-if fits == 1 then
-  for i, key in ipairs(KEYS) do add(key, read_windows[i][1], read_windows[i][2], ARGV[i]) end
-end
-return {{fits, left_ms, read_windows}}
 """
+"""A script's beginning: ``now_ms`` by Redis's own clock, and a function ``count``."""
+_COUNT = f"{COUNT_WINDOWS}\nreturn count(1, 1)"
 # KEYS: the windows. ARGV: the amount for each.
-_ADD = f"""{_READ}
+_ADD = f"""{_WINDOWS}
 for i, key in ipairs(KEYS) do
   local last, this = read(key)
   add(key, last, this, ARGV[i])
@@ -248,11 +254,7 @@ class RedisCounters:
 
     async def count(self, limits: Sequence[RateLimit]) -> tuple[bool, Sequence[RateWindow]]:
         """Count a request in every window if it fits into all, at once for all gateways."""
-        amounts = [limit.amount for limit in limits]
-        fits, left_ms, windows = await self._count(
-            [_redis_key(limit.key) for limit in limits], [*amounts, *(limit.limit for limit in limits)]
-        )
-        return bool(fits), [RateWindow(last, this, left_ms / _MS_PER_S) for last, this in windows]
+        return _read_counted(await self._count(*windows_of(limits)))
 
     async def add(self, amounts: Mapping[str, int]) -> None:
         """Add amounts to windows."""
@@ -284,7 +286,7 @@ class RateLimits:
 
     def apply_to(self, caller: Caller | None) -> bool:
         """Return whether a limit holds for a caller; None is one without a key."""
-        return any(self._limits_of(caller, 0))
+        return any(self._each_limit(caller, 0))
 
     async def check(self, caller: Caller | None, tokens: int) -> Allowance:
         """Count a request of about so many tokens, unless one of the limits is reached; None is a caller without a key.
@@ -293,8 +295,7 @@ class RateLimits:
             RateLimited: a limit is reached; the request counts against none.
             LimitsUnavailable: Redis is unreachable, and no request may pass without it.
         """
-        tokens = max(0, tokens)
-        limits = list(self._limits_of(caller, tokens))
+        limits = self.limits_of(caller, tokens)
         if not limits:
             return Allowance()
         if not self._outage.is_on:
@@ -303,15 +304,21 @@ class RateLimits:
             except self._counters.errors as error:
                 self._outage.begin(error)
             else:
-                if not fits:
-                    raise _refusal(limits, windows)
-                after = [
-                    replace(window, this=window.this + limit.amount)
-                    for limit, window in zip(limits, windows, strict=True)
-                ]
-                return Allowance(tokens, _headers(limits, after), limits)
+                return _allowance(limits, tokens, fits, windows)
         self._outage.admit_or_refuse()
         return Allowance()
+
+    def limits_of(self, caller: Caller | None, tokens: int) -> Sequence[RateLimit]:
+        """Return the limits that hold for a request of a caller."""
+        return list(self._each_limit(caller, max(0, tokens)))
+
+    def allowance(self, limits: Sequence[RateLimit], tokens: int, counted: Sequence[Any]) -> Allowance:
+        """Return the allowance of a request that a script has counted, which begins with ``COUNT_WINDOWS``.
+
+        Raises:
+            RateLimited: it has not, since a limit is reached.
+        """
+        return _allowance(limits, tokens, *_read_counted(counted))
 
     async def settle(self, allowance: Allowance, tokens: int) -> None:
         """Count the tokens that a request really used in place of the estimate.
@@ -328,7 +335,7 @@ class RateLimits:
         except self._counters.errors as error:
             self._outage.begin(error)
 
-    def _limits_of(self, caller: Caller | None, tokens: int) -> Iterable[RateLimit]:
+    def _each_limit(self, caller: Caller | None, tokens: int) -> Iterable[RateLimit]:
         found = [(LimitedBy.GATEWAY, "", self._gateway)]
         if caller is not None:
             own = Rates(
@@ -347,6 +354,27 @@ class RateLimits:
 
 def _redis_key(key: str) -> str:
     return f"{REDIS_KEY_PREFIX}:rates:{key}"
+
+
+def windows_of(limits: Sequence[RateLimit]) -> tuple[Sequence[str], Sequence[int]]:
+    """Return the keys and the arguments of windows as ``COUNT_WINDOWS`` takes them."""
+    return [_redis_key(limit.key) for limit in limits], [
+        *(limit.amount for limit in limits),
+        *(limit.limit for limit in limits),
+    ]
+
+
+def _read_counted(counted: Sequence[Any]) -> tuple[bool, Sequence[RateWindow]]:
+    fits, left_ms, windows = counted
+    return bool(fits), [RateWindow(last, this, left_ms / _MS_PER_S) for last, this in windows]
+
+
+def _allowance(limits: Sequence[RateLimit], tokens: int, fits: bool, windows: Sequence[RateWindow]) -> Allowance:
+    """Return the allowance of a request by its windows as they were before; raises where it does not fit."""
+    if not fits:
+        raise _refusal(limits, windows)
+    after = [replace(window, this=window.this + limit.amount) for limit, window in zip(limits, windows, strict=True)]
+    return Allowance(max(0, tokens), _headers(limits, after), limits)
 
 
 def _fit(limits: Sequence[RateLimit], windows: Sequence[RateWindow]) -> bool:

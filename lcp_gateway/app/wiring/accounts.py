@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 from lcp_gateway.accounts.keys import KeysStale
 from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Leases, MemoryLeases, RedisLeases
+from lcp_gateway.accounts.limits.joint import JointLimits
 from lcp_gateway.accounts.limits.rates import MemoryCounters, RateCounters, RateLimits, Rates, RedisCounters
 from lcp_gateway.accounts.repositories import KeyRepository, LedgerRepository
 from lcp_gateway.accounts.shared.calls import RedisCalls
@@ -89,19 +90,20 @@ class Limits:
         self._start_task = start_task
         self._outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
         self._shielded = None if redis is None else ShieldedCalls()
-        self._leases: Leases = MemoryLeases() if redis is None else RedisLeases(redis)
+        self._redis = None if redis is None else (redis, RedisLeases(redis))
+        self._leases: Leases = MemoryLeases() if self._redis is None else self._redis[1]
         self._rate_counters: RateCounters = MemoryCounters() if redis is None else RedisCounters(redis)
 
     def admission(self, settings: Settings, registry: ModelRegistry) -> Admission:
         """Return the admission of requests within the limits of the settings."""
-        return Admission(
-            self._rate_limits(settings),
-            ConcurrencyLimits(
-                self._leases, default=settings.key_concurrent_jobs, outage=self._outage, start_task=self._start_task
-            ),
-            registry.resolve,
-            shielded=self._shielded,
+        rates = self._rate_limits(settings)
+        jobs = ConcurrencyLimits(
+            self._leases, default=settings.key_concurrent_jobs, outage=self._outage, start_task=self._start_task
         )
+        joint = None
+        if self._redis is not None and rates is not None:
+            joint = JointLimits(*self._redis, jobs, rates, self._outage)
+        return Admission(rates, jobs, registry.resolve, shielded=self._shielded, joint=joint)
 
     async def close(self) -> None:
         """Wait for the calls under way."""

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
+from lcp_gateway.accounts.limits.joint import JointLimits
 from lcp_gateway.accounts.limits.rates import Allowance, RateLimits
 from lcp_gateway.accounts.shared.outage import ShieldedCalls
 from lcp_gateway.constants import BYTES_PER_TOKEN
@@ -32,13 +33,14 @@ class Admission:
     """The limits that the settings and a caller's key set. ``resolve`` returns the real name behind an alias.
 
     ``shielded`` runs calls to Redis, where Redis counts: a client that leaves during such a call is not served, and its
-    lease is released.
+    lease is released. ``joint`` counts jobs and rates in one such call.
     """
 
     rates: RateLimits | None
     jobs: ConcurrencyLimits
     resolve: Callable[[str], str]
     shielded: ShieldedCalls | None = None
+    joint: JointLimits | None = None
 
     async def lease(self, caller: Caller) -> Lease:
         """Count a job of a key; the lease has to be released.
@@ -60,9 +62,23 @@ class Admission:
         counted = caller if caller.key_id else None
         if self.rates is None or not self.rates.apply_to(counted):
             return Allowance()
-        tokens = max(1, len(task.body) // BYTES_PER_TOKEN)
         # A request is counted, even if its client has left meanwhile.
-        return await self._to_its_end(self.rates.check(counted, tokens))
+        return await self._to_its_end(self.rates.check(counted, _tokens(task)))
+
+    def is_joint(self, caller: Caller) -> bool:
+        """Return whether a caller's job and its rates are counted by ``take``, in one call."""
+        return (
+            self.joint is not None and self.shielded is not None and bool(caller.key_id) and self.joint.apply_to(caller)
+        )
+
+    async def take(self, caller: Caller, task: Task) -> tuple[Lease, Allowance]:
+        """Count a job of a key and its request, both or neither; of a caller for whom that ``is_joint``.
+
+        Raises:
+            TooManyConcurrentJobs, RateLimited, LimitsUnavailable: see ``JointLimits.take``.
+        """
+        assert self.joint is not None and self.shielded is not None  # noqa: S101, PT018 - see ``is_joint``
+        return await self.shielded.run(self.joint.take(caller, _tokens(task)), _release_first)
 
     async def release(
         self, leases: Sequence[Lease], allowance: Allowance, request_bytes: int, result_bytes: int
@@ -124,6 +140,14 @@ class Admission:
                 403, "this key is not good for that model", code="model_not_allowed", param="model", reason="auth"
             )
         return allowed
+
+
+def _tokens(task: Task) -> int:
+    return max(1, len(task.body) // BYTES_PER_TOKEN)
+
+
+async def _release_first(taken: tuple[Lease, Allowance]) -> None:
+    await taken[0].release()
 
 
 def _budgets(caller: Caller) -> tuple[Budget, ...]:
@@ -230,9 +254,23 @@ class AdmissionTicket:
     Held from before the body is read until the last byte is written, or by ``hand_over`` for as long as a background job.
     """
 
-    __slots__ = ("_admission", "_allowance", "_context", "_in_flight", "_leases", "_task", "_until", "is_written")
+    __slots__ = (
+        "_admission",
+        "_allowance",
+        "_context",
+        "_in_flight",
+        "_is_joint",
+        "_leases",
+        "_task",
+        "_until",
+        "is_written",
+    )
 
-    def __init__(self, admission: Admission, in_flight: JobsInFlight, context: RequestContext) -> None:
+    def __init__(
+        self, admission: Admission, in_flight: JobsInFlight, context: RequestContext, *, is_received: bool = False
+    ) -> None:
+        """``is_received``: the whole body is here already. Then a lease may be taken with the count of the request."""
+        self._is_joint = is_received and admission.is_joint(context.caller)
         self._admission = admission
         self._in_flight = in_flight
         self._context = context
@@ -252,6 +290,8 @@ class AdmissionTicket:
         assert task is not None  # noqa: S101 - handlers run in tasks
         self._task: asyncio.Task[Any] = task
         self._in_flight.enter(self)
+        if self._is_joint:
+            return self
         try:
             self._leases.append(await self._admission.lease(self._context.caller))
         except BaseException as error:
@@ -283,8 +323,13 @@ class AdmissionTicket:
 
         Raises:
             RateLimited, LimitsUnavailable: see ``RateLimits.check``.
+            TooManyConcurrentJobs: the lease is taken with it, and as many jobs as may run do.
         """
-        self._allowance = await self._admission.count(self._context.caller, task)
+        if self._is_joint:
+            lease, self._allowance = await self._admission.take(self._context.caller, task)
+            self._leases.append(lease)
+        else:
+            self._allowance = await self._admission.count(self._context.caller, task)
         self._context.headers.update(self._allowance.headers)
 
     async def release(self, answer: ResultBuffer | None = None) -> None:

@@ -84,7 +84,8 @@ class CreateRoutes:
     async def _create(self, kind: TaskKind, request: web.Request) -> web.StreamResponse:
         context = request[CONTEXT]
         context.operation = OPERATIONS[kind]
-        async with AdmissionTicket(self._admission, self._jobs, context) as ticket:
+        is_received = request.content.is_eof()
+        async with AdmissionTicket(self._admission, self._jobs, context, is_received=is_received) as ticket:
             try:
                 obtained = await self._obtain(request, context, kind, ticket)
                 if isinstance(obtained, web.StreamResponse):

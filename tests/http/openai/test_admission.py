@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -257,6 +258,63 @@ async def test_a_client_that_leaves_while_its_rates_are_checked_is_not_served_an
     assert rates.checked == 1
 
 
+class SlowJoint:
+    """Jobs and rates that are counted together when the test lets them."""
+
+    def __init__(self, slow: SlowLeases) -> None:
+        self._slow = slow
+        self._jobs = ConcurrencyLimits(slow, default=1)
+        self.counted = 0
+
+    def apply_to(self, who):
+        return bool(who.rules.tokens_per_minute)
+
+    async def take(self, who, tokens):
+        lease = await self._jobs.take(who)
+        self.counted += 1
+        return lease, Allowance(tokens, {"x-left": "9"})
+
+
+def jointly(slow, calls) -> Admission:
+    return replace(of_redis(slow, calls, SlowRates(slow)), joint=SlowJoint(slow))
+
+
+async def test_of_a_body_that_is_here_job_and_rates_are_counted_in_one_call(slow, calls):
+    slow.answers.set()
+    gate, held = jointly(slow, calls), JobsInFlight(0, Metrics())
+    for is_received, rules in ((True, {"tokens_per_minute": 9}), (False, {"tokens_per_minute": 9}), (True, {})):
+        async with ticket(held, caller(**rules), gate, is_received=is_received) as admitted:
+            is_joint = is_received and bool(rules)
+            assert slow._running == ({} if is_joint else {"key_1": 1}), "a body on its way is counted as a job"
+            await admitted.count(task())
+            assert slow._running == {"key_1": 1}
+            assert admitted._context.headers == ({"x-left": "9"} if is_joint else {})
+        assert not slow._running
+    assert gate.joint.counted == 1
+    await calls.close()
+
+
+async def test_a_request_that_fails_before_it_is_counted_takes_no_lease(slow, calls):
+    with pytest.raises(ValueError, match="broken"):
+        async with ticket(
+            JobsInFlight(0, Metrics()), caller(tokens_per_minute=9), jointly(slow, calls), is_received=True
+        ):
+            raise ValueError("broken")
+    assert not slow.asked.is_set()
+
+
+async def test_a_client_that_leaves_while_job_and_rates_are_counted_leaves_no_lease_and_is_counted(slow, calls):
+    gate, held = jointly(slow, calls), JobsInFlight(0, Metrics())
+
+    async def request():
+        async with ticket(held, caller(tokens_per_minute=9), gate, is_received=True) as admitted:
+            await admitted.count(task())
+
+    await left_during(slow, request())
+    await calls.close()
+    assert (slow._running, gate.joint.counted, len(held)) == ({}, 1, 0)
+
+
 async def test_a_request_without_a_limit_calls_no_redis(slow, calls):
     gate = Admission(RateLimits(slow), ConcurrencyLimits(slow), lambda name: name, shielded=calls)
     for who in (ANONYMOUS, caller()):
@@ -346,10 +404,12 @@ def jobs(limit=0) -> JobsInFlight:
     return JobsInFlight(limit, Metrics())
 
 
-def ticket(held: JobsInFlight, key: Caller = ANONYMOUS, gate: Admission | None = None) -> AdmissionTicket:
+def ticket(
+    held: JobsInFlight, key: Caller = ANONYMOUS, gate: Admission | None = None, *, is_received: bool = False
+) -> AdmissionTicket:
     context = RequestContext("r")
     context.caller = key
-    return AdmissionTicket(gate or admission(), held, context)
+    return AdmissionTicket(gate or admission(), held, context, is_received=is_received)
 
 
 async def refused(held: JobsInFlight) -> ApiError:
