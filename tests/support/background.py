@@ -104,7 +104,7 @@ class Machine:
     def processes(self) -> list[psutil.Process]:
         """Every process of this machine that still runs: commands, gateways and nodes."""
         commands = {command.pid for command in self.commands if command.poll() is None}
-        return [process for process in psutil.process_iter() if process.pid in commands or _carries(process, self.mark)]
+        return [process for process in psutil.process_iter() if process.pid in commands or _is_of(process, self)]
 
     def wait_empty(self, timeout_s: float = 60.0) -> list[psutil.Process]:
         """Wait until all processes have ended, and return those that have not."""
@@ -180,12 +180,13 @@ def kill(pid: int) -> None:
         time.sleep(0.02)
 
 
-def _carries(process: psutil.Process, mark: str) -> bool:
+def _is_of(process: psutil.Process, machine: Machine) -> bool:
+    """Whether a process was started for a machine; one that was forked shows the environment of another, but its own folder."""
     try:
         return (
             process.pid != os.getpid()
             and process.status() != psutil.STATUS_ZOMBIE
-            and process.environ().get(_MARK) == mark
+            and (process.environ().get(_MARK) == machine.mark or process.cwd() == str(machine.folder))
         )
     except psutil.Error:
         return False

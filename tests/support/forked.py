@@ -1,12 +1,14 @@
 """Runs `python -m MODULE` without the second of its imports: forked from a process that has loaded them.
 
-The same program runs in a process of its own, with its own arguments, environment, folder and pipes. Real starts
-are what tests of starting, packaging and the command line have; so has every test where `LCP_TEST_REAL_STARTS` is set.
+The same program runs in a process of its own, with its own arguments, environment, folder and pipes; so does the first program
+that it starts itself, an embedded node or a gateway in the background. Real starts are what tests of starting, packaging and the
+command line have; so has every test where `LCP_TEST_REAL_STARTS` is set.
 """
 
 import atexit
 import gc
 import importlib
+import inspect
 import json
 import os
 import queue
@@ -22,11 +24,14 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120.0
+REAL_START = {"PYTHONHASHSEED": "0"}
+"""Variables with which a program and all that it starts are interpreters of their own."""
 _MESSAGE_BYTES = 1 << 20
+_PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 # Read by the interpreter or the C library when they start: a fork cannot change them any more.
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "GRPC_")
 # Set where coverage is measured: it follows processes from their start.
@@ -133,7 +138,10 @@ def start_module(
 
 
 def _at_start(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(_READ_AT_START)}
+    read = {name: value for name, value in env.items() if name.startswith(_READ_AT_START)}
+    # Our modules are loaded already, whichever folder they would be looked for in.
+    read.pop("PYTHONSAFEPATH", None)
+    return read
 
 
 class _Template:
@@ -254,13 +262,79 @@ def _main() -> None:
     _load()
     gc.collect()
     gc.freeze()
-    request = _serve(control)
+    _become(_serve(control))
+
+
+def _become(request: dict) -> None:
+    """Run the module of a request, with its arguments, environment and folder, to its end."""
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
     os.chdir(request["folder"])
     sys.argv = ["", *request["arguments"]]
+    if "--embedded" in request["arguments"] or request["arguments"][:1] in (["start"], ["restart"]):
+        _prepare_child()
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def _prepare_child() -> None:
+    """Fork a process now, while there are no threads, to become the first module that this process starts.
+
+    It is a child as any other to this process, which waits for it; it ends with it if it is not needed.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if not pid:
+        ours.close()
+        _be_the_child(theirs)
+    theirs.close()
+    really = subprocess.Popen._execute_child
+
+    def execute(process: subprocess.Popen, *given: Any) -> None:
+        asked = inspect.signature(really).bind(process, *given).arguments
+        arguments, env = asked["args"], asked["env"] or os.environ
+        is_module = isinstance(arguments, list) and arguments[:2] == [sys.executable, "-m"]
+        if not is_module or asked["pass_fds"] or _at_start(env) != _at_start(os.environ):
+            really(process, *given)
+            return
+        subprocess.Popen._execute_child = really
+        streams = [asked[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        request = {
+            "module": arguments[2],
+            "arguments": arguments[3:],
+            "environment": dict(env),
+            "folder": str(asked["cwd"] or Path.cwd()),
+            "session": asked["start_new_session"],
+        }
+        with ours:
+            # -1 stands for the stream of this process.
+            theirs = [own if stream == -1 else stream for own, stream in enumerate(streams)]
+            socket.send_fds(ours, [json.dumps(request).encode()], theirs)
+        process.pid, process._child_created = pid, True
+        process._close_pipe_fds(*(asked[name] for name in _PIPES))
+
+    subprocess.Popen._execute_child = execute
+
+
+def _be_the_child(control: socket.socket) -> None:
+    """Wait for the request of the process that this one was forked from; then run its module to its end."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    # A reader of the other process's output must not wait for this one.
+    for number in range(3):
+        os.dup2(nothing, number)
+    os.close(nothing)
+    message, streams, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
+    control.close()
+    if not message:
+        os._exit(0)
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    request = json.loads(message)
+    if request["session"]:
+        os.setsid()
+    _become(request)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.forked import REAL_START
 from tests.support.gateway import gateway
 
 TIMEOUT_S = 15
@@ -47,7 +48,7 @@ def test_systemd_is_notified_from_start_to_stop(manager):
 
 def test_the_node_sends_no_notifications(manager):
     settings = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "900000000"}
-    with gateway(env=settings) as running:
+    with gateway(env=settings | REAL_START) as running:
         heard(manager, "READY=1")
         (node,) = running.node_pids()
         environment = psutil.Process(node).environ()

@@ -9,6 +9,7 @@ import psutil
 
 from lcp_gateway.__about__ import __version__
 from tests.support.background import answers, post_chat
+from tests.support.forked import REAL_START
 
 
 def test_start_status_and_stop(machine, port):
@@ -42,7 +43,7 @@ def test_start_status_and_stop(machine, port):
 
 
 def test_it_is_detached_from_the_terminal_that_started_it(machine, port):
-    assert machine.start(port).code == 0
+    assert machine.start(port, **REAL_START).code == 0
     gateway = psutil.Process(machine.pid(port))
     assert os.getsid(gateway.pid) == gateway.pid
     log = machine.log_file(port)
@@ -56,7 +57,7 @@ def test_it_is_detached_from_the_terminal_that_started_it(machine, port):
 
 def test_no_secret_reaches_its_command_line_or_its_files(machine, port):
     secret = "sk-very-secret-indeed"
-    assert machine.start(port, "--verbose", LCP_GATEWAY_API_KEYS=secret).code == 0
+    assert machine.start(port, "--verbose", LCP_GATEWAY_API_KEYS=secret, **REAL_START).code == 0
     gateway = psutil.Process(machine.pid(port))
     for process in (gateway, *gateway.children(recursive=True)):
         assert secret not in " ".join(process.cmdline())
