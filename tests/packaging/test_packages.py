@@ -111,6 +111,7 @@ def test_the_source_distribution_holds_no_more_than_it_should(built):
     assert {name for name in names if name.startswith("deploy/")} == {
         "deploy/systemd/lcp-gateway.service",
         "deploy/systemd/lcp-gateway-node.service",
+        "deploy/systemd/lcp-gateway-lnd-node.service",
     }
 
 

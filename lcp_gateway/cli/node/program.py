@@ -66,10 +66,14 @@ async def _run(settings: NodeSettings, store: Path) -> None:
         sys.stdout.flush()
         notifier.ready(f"serving on {address}")
         log.info("node started", address=address, lnd=settings.lnd.grpc_addr, models=len(settings.sell.sold))
-        await stop.wait()
-        notifier.stopping()
-        log.info("shutting down")
-        await _end_calls(server, node, hurry)
+        watching = asyncio.create_task(notifier.watch(lambda: True))
+        try:
+            await stop.wait()
+            notifier.stopping()
+            log.info("shutting down")
+            await _end_calls(server, node, hurry)
+        finally:
+            watching.cancel()
     log.info("stopped")
 
 

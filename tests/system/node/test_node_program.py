@@ -1,6 +1,7 @@
 """`lcp-gateway node --lnd` and `serve --lnd` as processes: two of them over stand-in lnds, one buying from the other."""
 
 import json
+import socket
 from hashlib import sha256
 from itertools import product
 
@@ -79,6 +80,19 @@ def test_a_node_that_is_told_to_stop_ends_well(lnds, tmp_path):
     assert program.end() == 0
     events = [json.loads(line)["event"] for line in program.log if line.startswith("{")]
     assert events[0] == "node started" and events[-1] == "stopped"
+
+
+def test_systemd_is_notified_from_start_to_stop(lnds, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        variables = {"NOTIFY_SOCKET": manager.getsockname(), "WATCHDOG_USEC": "200000"}
+        with node_program(lnds[0], tmp_path / "b", **variables) as program:
+            assert "READY=1" in manager.recv(4096).decode().splitlines()
+            assert [manager.recv(4096) for _ in range(3)] == [b"WATCHDOG=1"] * 3
+        assert program.end() == 0
+        messages = iter(lambda: manager.recv(4096), b"STOPPING=1")
+        assert set(messages) <= {b"WATCHDOG=1"}
 
 
 @pytest.mark.slow
