@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.cli.node.assembly import running_node, server_options, wait_for_lnd
+from lcp_gateway.cli.node.local_models import local_models_for
 from lcp_gateway.cli.node.logs import NodeEvents, bug_logger
 from lcp_gateway.cli.output import CommandFailed
 from lcp_gateway.node.rpc.server import CannotServe, RpcServer
@@ -34,12 +35,13 @@ def run_node(settings: NodeSettings, store: Path, log_format: LogFormat = "auto"
         CommandFailed: it cannot start.
     """
     configure_logging(settings.log_level, log_format)
-    if sys.platform == "win32":
-        asyncio.run(_run(settings, store))
-    else:
-        import uvloop  # noqa: PLC0415 - not there on Windows
+    with local_models_for(settings, tell=get_logger("node").warning) as using_models:
+        if sys.platform == "win32":
+            asyncio.run(_run(using_models, store))
+        else:
+            import uvloop  # noqa: PLC0415 - not there on Windows
 
-        uvloop.run(_run(settings, store))
+            uvloop.run(_run(using_models, store))
 
 
 async def _run(settings: NodeSettings, store: Path) -> None:

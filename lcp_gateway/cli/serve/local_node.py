@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from lcp_gateway.cli.node.assembly import running_node, wait_for_lnd
+from lcp_gateway.cli.node.local_models import local_models_for
 from lcp_gateway.cli.node.logs import NodeEvents, bug_logger
 from lcp_gateway.cli.node.options import load_node_settings, store_path
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
@@ -32,8 +33,9 @@ class LocalNode:
         self._store = store
 
     @classmethod
-    def of(cls, settings: Settings) -> "LocalNode":
-        """Return the node that the gateway's settings describe.
+    @contextlib.contextmanager
+    def of(cls, settings: Settings) -> Iterator["LocalNode"]:
+        """Yield the node that the gateway's settings describe; the local models that it sells run for the block.
 
         Raises:
             CommandFailed: a setting cannot be used.
@@ -51,7 +53,8 @@ class LocalNode:
                 "`lcp-gateway node` without the gateway",
                 exit_code=USAGE_ERROR,
             )
-        return cls(node, store_path(node))
+        with local_models_for(node, tell=get_logger("node").warning) as using_models:
+            yield cls(using_models, store_path(node))
 
     @contextlib.asynccontextmanager
     async def running(self, metrics: Metrics) -> AsyncIterator[Transport]:

@@ -48,7 +48,7 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
         if settings.lnd:
             from lcp_gateway.cli.serve.local_node import LocalNode  # noqa: PLC0415 - few gateways have a node
 
-            local_daemon = LocalNode.of(settings)
+            local_daemon = stack.enter_context(LocalNode.of(settings))
 
         log_settings(loaded)
         warnings = [*loaded.warnings, *spending_cautions(settings)]

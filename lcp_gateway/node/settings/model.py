@@ -122,12 +122,13 @@ class BackendSettings:
     """A compute backend.
 
     ``kind`` "openai" is a server at ``url``, which ends where ``/chat/completions`` begins, with an API key or a file that holds
-    it; "echo" answers with the prompt, at ``tokens_per_second`` (0: at once); "deterministic" with the bytes of ``output_base64``.
+    it; "local" a model that this program runs itself, with llama.cpp's llama-server: a GGUF file at ``path`` or an ``hf_repo``;
+    "echo" answers with the prompt, at ``tokens_per_second`` (0: at once); "deterministic" with the bytes of ``output_base64``.
     The timeouts of a server: until a stream begins, until a whole result comes, between two reads.
     """
 
     name: str = "default"
-    kind: Literal["echo", "openai", "deterministic"] = "openai"
+    kind: Literal["echo", "openai", "local", "deterministic"] = "openai"
     url: str = ""
     api_key: str = field(default="", repr=False)
     api_key_file: Path | None = None
@@ -137,8 +138,14 @@ class BackendSettings:
     whole_begin_timeout_s: float = 600.0
     idle_timeout_s: float = 60.0
     max_result_bytes: int = 16 * _MIB
+    path: Path | None = None
+    hf_repo: str = ""
+    context_length: int = 0
+    llama_server_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if (self.path is not None) + bool(self.hf_repo) != (self.kind == "local"):
+            raise ConfigError('path, hf_repo: one of them is the model of a backend of kind "local", and of no other')
         if self.kind == "openai":
             address = urlsplit(self.url)
             if address.scheme not in {"http", "https"} or not address.hostname:
@@ -157,6 +164,25 @@ class BackendSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSettings:
+    """How the models of backends of kind "local" are loaded, as the gateway's settings ``local_models_…`` say it for its own.
+
+    ``loaded_max`` at once, in ``memory_mib`` together (0: no bound); one that is unused for ``idle_s`` is unloaded (0: none).
+    """
+
+    llama_server: str = "llama-server"
+    llama_server_args: tuple[str, ...] = ()
+    loaded_max: int = 1
+    memory_mib: int = 0
+    idle_s: float = 600.0
+    preload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.loaded_max < 1:
+            raise ConfigError("loaded_max: must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SellSettings:
     """Sales: models, their backends, and bounds. A node with no models does not sell, nor one with ``enabled`` false.
 
@@ -170,6 +196,7 @@ class SellSettings:
     enabled: bool = True
     models: tuple[ModelSettings, ...] = ()
     backends: tuple[BackendSettings, ...] = ()
+    local: LocalSettings = LocalSettings()
     max_output_tokens: int = 4_096
     ttl_s: int = 300
     invoice_slack_s: int = 5
@@ -206,10 +233,19 @@ class SellSettings:
         for at, model in enumerate(self.models):
             if model.backend and model.backend not in known:
                 raise ConfigError(f'models[{at}].backend: no backend is named "{model.backend}"')
-        if self.active and not self.backends:
-            raise ConfigError(
-                "backends: missing: models are sold, and no backend runs them (sell.backends in TOML, or LCPD_BACKEND)"
-            )
+        if not self.backends:
+            if self.active:
+                raise ConfigError(
+                    "backends: missing: models are sold, and no backend runs them (sell.backends in TOML, or LCPD_BACKEND)"
+                )
+            return
+        runs: dict[str, str] = {}
+        for model in self.models:
+            backend = self.backend_of(model)
+            if backend.kind == "local" and runs.setdefault(backend.name, model.name) != model.name:
+                raise ConfigError(
+                    f'backends: "{backend.name}" is of kind "local" and runs one model, not "{runs[backend.name]}" and "{model.name}"'
+                )
 
     @property
     def active(self) -> bool:

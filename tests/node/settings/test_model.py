@@ -115,6 +115,17 @@ def test_the_api_key_of_a_backend_is_in_no_text_of_the_settings():
         ({"surge": {"per_job_bps": 1, "max_multiplier_bps": 9_999}}, "sell.surge: max_multiplier_bps is 9999"),
         ({"backends": [{"url": "ftp://host"}]}, r"sell.backends\[0\]: url: must be an http"),
         ({"backends": [{"kind": "magic"}]}, r"sell.backends\[0\].kind: must be one of 'echo', 'openai'"),
+        ({"backends": [{"kind": "local"}]}, r"sell.backends\[0\]: path, hf_repo: one of them"),
+        (
+            {"backends": [{"kind": "local", "path": "a", "hf_repo": "b"}]},
+            r"sell.backends\[0\]: path, hf_repo: one of them",
+        ),
+        ({"backends": [{**ECHO, "path": "a"}]}, r"sell.backends\[0\]: path, hf_repo: one of them"),
+        ({"local": {"loaded_max": 0}}, "sell.local: loaded_max: must be at least 1"),
+        (
+            {"models": [MODEL, {**MODEL, "name": "n"}], "backends": [{"kind": "local", "path": "a"}]},
+            'sell: backends: "default" is of kind "local" and runs one model, not "m" and "n"',
+        ),
     ],
 )
 def test_what_cannot_be_sold_stops_the_start_and_names_the_key(document, complaint):
