@@ -15,7 +15,7 @@ from lcp_gateway.app.wiring.accounts import open_access
 from lcp_gateway.app.wiring.console import Console
 from lcp_gateway.app.wiring.dialin import dialin_parts
 from lcp_gateway.app.wiring.journal import JournalParts, open_journal
-from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd
+from lcp_gateway.app.wiring.lnd import lnd_parts, open_lnd, reconciler_by_node
 from lcp_gateway.app.wiring.routing import NodeParts, lcpd_address, model_registry, node_parts, peer_models, trust_rules
 from lcp_gateway.app.wiring.shared_redis import open_redis
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
@@ -154,6 +154,19 @@ async def open_runtime(
         background += watched.tasks()
         observer.on_settled = watched.settled
         lnd_report = watched.report
+    elif (
+        task := reconciler_by_node(
+            daemon,
+            peers,
+            journal,
+            trust=trust,
+            interval_s=settings.reconcile_interval_s,
+            timeout_s=settings.timeout_quote_s,
+            metrics=metrics,
+            log=log,
+        )
+    ) is not None:
+        background.append(task)
     runtime = Runtime(
         metrics=metrics,
         tracing=tracing,

@@ -1,6 +1,6 @@
-"""Resolves unknown payments by evidence from lnd only.
+"""Resolves unknown payments by evidence from lnd only, or from the node of lcp-gateway that paid.
 
-No I/O of its own: it is given the journal's open payments, a look-up at lnd, and a way to record the resolution. A
+No I/O of its own: it is given the journal's open payments, a look-up at lnd or at the node, and a way to record the resolution. A
 payment without proof stays as it is, and is looked up again later.
 """
 
@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
 from lcp_gateway.lightning.lnd.records import LndError, PaymentRecord, PaymentState
+from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.states import State
 
@@ -59,7 +60,7 @@ class ResolvedBy(enum.StrEnum):
     PREIMAGE = "preimage"
     """lnd holds the preimage of the payment hash: it was paid."""
     FAILED = "failed"
-    """lnd failed the payment for good."""
+    """lnd failed the payment for good, or the node that pays never began it."""
     ABSENT = "absent"
     """The lnd that pays has no record of it, and its invoice can no longer be paid."""
 
@@ -94,8 +95,8 @@ class RecordResolution(Protocol):
         ...
 
 
-Lookup = Callable[[bytes], Awaitable[PaymentRecord]]
-"""Returns a payment by its hash (32 bytes); raises ``LndError`` when there is no answer. ``LndClient.payment`` is one."""
+Lookup = Callable[[OpenPayment], Awaitable[PaymentRecord | None]]
+"""Returns a payment that has a hash; None where the answer is no evidence. Raises ``LndError`` or ``UpstreamError`` without an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def _utc_now() -> datetime:
 class Reconciler:
     """Looks every open payment up, at the start and then at intervals.
 
-    ``lnd_pays`` returns whether this lnd is the one that the daemon pays with, and False when in doubt. A preimage is
+    ``lnd_pays`` returns whether this lnd, or this node, is the one that the daemon pays with, and False when in doubt. A preimage is
     proof from any lnd; that a payment failed, or is absent, is evidence only from the one that pays.
     """
 
@@ -189,7 +190,7 @@ class Reconciler:
                 summary = await self.once()
                 more = summary.more
                 on_pass(summary)
-            except (LndError, JournalUnavailable) as error:
+            except (LndError, UpstreamError, JournalUnavailable) as error:
                 on_error(error)
             if not more:
                 await asyncio.sleep(self._timing.interval_s)
@@ -214,7 +215,7 @@ class Reconciler:
                 break
             try:
                 resolved = await self._look_up(summary, payment)
-            except (LndError, JournalUnavailable) as error:
+            except (LndError, UpstreamError, JournalUnavailable) as error:
                 errors_in_a_row += 1
                 summary.unanswered += 1
                 self._put_off(payment, self._longest_delay_s(error))
@@ -237,7 +238,7 @@ class Reconciler:
         """Look a payment up, judge and record it; return whether it is open no longer."""
         # Read before the call: lnd's answer may be as old as that.
         asked_at = self._now()
-        record = await self._lookup(payment.payment_hash or b"")
+        record = await self._lookup(payment)
         resolution = self._judge(summary, payment, record, asked_at)
         if resolution is None:
             return False
@@ -251,8 +252,11 @@ class Reconciler:
         return True
 
     def _judge(
-        self, summary: ReconcilerSummary, payment: OpenPayment, record: PaymentRecord, asked_at: datetime
+        self, summary: ReconcilerSummary, payment: OpenPayment, record: PaymentRecord | None, asked_at: datetime
     ) -> PaymentResolution | None:
+        if record is None:
+            summary.unproven += 1
+            return None
         if record.payment_hash != payment.payment_hash:
             summary.contradictory += 1
             return None
@@ -292,9 +296,9 @@ class Reconciler:
         # A clock that was set back must not delay a look-up for longer than the longest delay.
         return left_s <= 0 or left_s > self._timing.max_delay_s
 
-    def _longest_delay_s(self, error: LndError | JournalUnavailable) -> float:
+    def _longest_delay_s(self, error: LndError | UpstreamError | JournalUnavailable) -> float:
         """Return a short delay where the cause may pass, so that lnd is called soon after it is back."""
-        if isinstance(error, LndError) and not error.retryable:
+        if not isinstance(error, JournalUnavailable) and not error.retryable:
             return self._timing.max_delay_s
         return 2 * self._timing.interval_s
 

@@ -110,6 +110,11 @@ class PaymentLost:
 PaymentEnd = PaymentSucceeded | PaymentLost
 
 
+@dataclass(frozen=True, slots=True)
+class PaymentUnderWay:
+    """The payment was begun, and has not ended."""
+
+
 class PaymentRefused(Exception):
     """The Lightning node refused to begin this payment: by this call nothing was paid. ``already_paid``: an earlier one was."""
 
@@ -138,6 +143,14 @@ class Payments(Interface):
 
         A Lightning node that knows no such payment counts as ``PaymentLost`` only once it has said so for a minute: a call may
         still have been on its way.
+        """
+        ...
+
+    async def find(self, payment_hash: bytes) -> PaymentEnd | PaymentUnderWay | None:
+        """Return the present state of a payment; None for one that the Lightning node does not know.
+
+        Raises:
+            LightningAway: the Lightning node does not answer.
         """
         ...
 
@@ -262,6 +275,16 @@ class StoredPurchase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndedPurchase:
+    """What is kept of a purchase that was to be paid and has ended; ``fee_msat`` and ``preimage`` where it was paid."""
+
+    payment_hash: bytes
+    paid: bool
+    fee_msat: int | None
+    preimage: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSale:
     """A job that is sold: what ``Selling.restore`` needs. ``hold_preimage`` is that of a hold invoice."""
 
@@ -303,6 +326,18 @@ class Store(Interface):
         preimage: bytes | None = None,
     ) -> None:
         """Remove a purchase, and keep a line of it for the operator; the fee and the preimage where they are known."""
+        ...
+
+    async def ended_purchase(self, job_id: bytes) -> EndedPurchase | None:
+        """Return what is kept of a purchase that has ended; None where there is no line of it, or none any more."""
+        ...
+
+    async def forgotten_until(self) -> int:
+        """Return the time (Unix seconds) up to which lines may be gone: of every purchase that began later one is kept."""
+        ...
+
+    async def job_key(self) -> bytes:
+        """Return 32 random bytes, made with the store and always the same: by them the node knows ids of its jobs again."""
         ...
 
     async def purchases(self) -> list[StoredPurchase]:

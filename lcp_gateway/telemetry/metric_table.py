@@ -293,6 +293,7 @@ GRPC_METHODS = (
     "ListLCPPeers",
     "GetLocalInfo",
     "RequestQuote",
+    "GetPayment",
     "AcceptAndExecute",
     "AcceptAndExecuteStream",
     "CancelJob",

@@ -254,9 +254,9 @@ class LndObserver:
             self._metrics.reconciled("still_unknown")
 
     def reconcile_failed(self, error: Exception) -> None:
-        """Count and log a pass that lnd or the journal ended."""
+        """Count and log a pass that the journal ended."""
         self._metrics.reconciled("error")
-        self._log.warning("reconciling with lnd failed", exc_info=error)
+        self._log.warning("unknown payments cannot be looked up; they are again", exc_info=error)
 
     def resolved(
         self, job_id: bytes, state: State, resolution: PaymentResolution, bought: tuple[str, int] | None

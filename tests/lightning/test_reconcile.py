@@ -13,6 +13,7 @@ from lcp_gateway.lightning import bolt11, reconcile
 from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
 from lcp_gateway.lightning.reconcile import MAX_ERRORS_IN_A_ROW, OpenPayment, Reconciler, ReconcilerTiming, ResolvedBy
+from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.journal import JournalUnavailable
 from lcp_gateway.purchase.states import State
 from tests.support.lnd_standin import FAILED, LndStandin, settled, unfinished
@@ -77,7 +78,8 @@ class World:
         self.answers[payment.payment_hash] = answer
         return payment
 
-    async def lookup(self, payment_hash):
+    async def lookup(self, payment):
+        payment_hash = payment.payment_hash
         self.asked.append(payment_hash)
         if self.lnd_is_away:
             raise AWAY
@@ -345,6 +347,29 @@ async def test_a_payment_resolved_by_another_process_is_not_counted_twice(world)
     assert summary.still_open == 0
 
 
+async def test_an_answer_that_is_no_evidence_leaves_a_payment_unknown_for_ever(world):
+    """A node of another gateway on the same journal has no record of a payment, however old it is."""
+    world.add()
+    world.passes(10 * 86_400)
+
+    async def nothing(_payment):
+        return None
+
+    assert (await world.make(lookup=nothing).once()).unproven == 1
+    assert world.resolved == []
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+async def test_a_node_that_does_not_answer_is_asked_again(world, retryable):
+    payment = world.add(answer=UpstreamError("UNAVAILABLE", "away", retryable=retryable))
+
+    assert (await world.reconciler.once()).unanswered == 1
+
+    world.answers[payment.payment_hash] = was_paid()
+    world.passes(600)
+    assert (await world.reconciler.once()).settled == 1
+
+
 async def test_a_payment_is_looked_at_less_and_less_often(world):
     world.add(answer=record(PaymentState.IN_FLIGHT))
     asked_at = []
@@ -521,7 +546,7 @@ async def test_against_an_lnd_that_restarts_every_payment_is_resolved(tmp_path, 
             node.knows(unfinished(payment.payment_hash, status=FAILED, failure_reason=2))
     try:
         async with LndClient(node.address, timeout_s=10) as lnd:
-            reconciler = world.make(lookup=lnd.payment, batch=10)
+            reconciler = world.make(lookup=lambda payment: lnd.payment(payment.payment_hash), batch=10)
             assert (await reconciler.once()).still_open == 23
             await node.stop()
             assert (await reconciler.once()).unanswered == 3

@@ -54,6 +54,8 @@ class FakeNodeCalls:
         self.asked = []
         self.accepted = []
         self.cancelled = []
+        self.looked_up = []
+        self.known = SETTLED
         self.bugs = []
         self.left = asyncio.Event()
         self.given = 0
@@ -95,6 +97,12 @@ class FakeNodeCalls:
                 yield item
         finally:
             self.left.set()
+
+    async def payment(self, job_id, payment_hash):
+        self.looked_up.append((job_id, payment_hash))
+        if isinstance(self.known, Exception):
+            raise self.known
+        return self.known
 
     def cancel(self, peer_id, job_id, reason):
         self.cancelled.append((peer_id, job_id, reason))

@@ -61,7 +61,7 @@ async def resolve_later(journal: Path | str, lnd: LndStandin) -> None:
     try:
         async with LndClient(lnd.address) as client:
             reconciler = Reconciler(
-                lookup=client.payment,
+                lookup=lambda payment: client.payment(payment.payment_hash),
                 open_payments=unknowns,
                 resolve=write,
                 lnd_pays=lambda: True,

@@ -9,6 +9,7 @@ from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.messages import CHAT, Protocol
 from lcp_gateway.node.lcp.pricing import TokenPrice
 from lcp_gateway.node.lcp.table import write_params
+from lcp_gateway.node.memory.hooks import Hooks
 from lcp_gateway.node.memory.network import Network
 from lcp_gateway.node.memory.store import MemoryStore
 from lcp_gateway.node.runtime.calls import Delivered
@@ -27,6 +28,25 @@ def order(*, stream=False, padding=0, protocol=Protocol.V02):
     return Order(
         task_kind=CHAT, params=write_params(MODEL), request=json.dumps(body).encode(), params_content_type=None
     )
+
+
+class HeldPayments(Hooks):
+    """Payments wait for ``arrive``, and their payers for ``learn``; ``reason`` fails them."""
+
+    def __init__(self):
+        self.arrive, self.learn, self.reason, self.fee = asyncio.Event(), asyncio.Event(), None, 0
+        self.arrive.set()
+        self.learn.set()
+
+    async def before_payment(self, payer, invoice):
+        await self.arrive.wait()
+        return self.reason
+
+    async def after_payment(self, payer, invoice):
+        await self.learn.wait()
+
+    def fee_msat(self, payer, invoice):
+        return self.fee
 
 
 class ScriptedCompute:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&lcp_gateway/_gen/lcpd/extensions.proto\x12\rlcpgateway.v1\"\xe4\x01\n\rPaymentReport\x12\x31\n\x05state\x18\x01 \x01(\x0e\x32\".lcpgateway.v1.PaymentReport.State\x12\x14\n\x0cpayment_hash\x18\x02 \x01(\x0c\x12\x10\n\x08preimage\x18\x03 \x01(\x0c\x12\x15\n\x08\x66\x65\x65_msat\x18\x04 \x01(\x04H\x00\x88\x01\x01\"T\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_NONE\x10\x01\x12\x11\n\rSTATE_SETTLED\x10\x02\x12\x11\n\rSTATE_UNKNOWN\x10\x03\x42\x0b\n\t_fee_msat\"?\n\x0cNodeSoftware\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&lcp_gateway/_gen/lcpd/extensions.proto\x12\rlcpgateway.v1\"\xf9\x01\n\rPaymentReport\x12\x31\n\x05state\x18\x01 \x01(\x0e\x32\".lcpgateway.v1.PaymentReport.State\x12\x14\n\x0cpayment_hash\x18\x02 \x01(\x0c\x12\x10\n\x08preimage\x18\x03 \x01(\x0c\x12\x15\n\x08\x66\x65\x65_msat\x18\x04 \x01(\x04H\x00\x88\x01\x01\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n\nSTATE_NONE\x10\x01\x12\x11\n\rSTATE_SETTLED\x10\x02\x12\x11\n\rSTATE_UNKNOWN\x10\x03\x12\x13\n\x0fSTATE_NO_RECORD\x10\x04\x42\x0b\n\t_fee_msat\"?\n\x0cNodeSoftware\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\"9\n\x11GetPaymentRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\x0c\x12\x14\n\x0cpayment_hash\x18\x02 \x01(\x0c\x32[\n\x0bNodeService\x12L\n\nGetPayment\x12 .lcpgateway.v1.GetPaymentRequest\x1a\x1c.lcpgateway.v1.PaymentReportb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lcp_gateway._gen.lcpd.exten
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAYMENTREPORT']._serialized_start=58
-  _globals['_PAYMENTREPORT']._serialized_end=286
+  _globals['_PAYMENTREPORT']._serialized_end=307
   _globals['_PAYMENTREPORT_STATE']._serialized_start=189
-  _globals['_PAYMENTREPORT_STATE']._serialized_end=273
-  _globals['_NODESOFTWARE']._serialized_start=288
-  _globals['_NODESOFTWARE']._serialized_end=351
+  _globals['_PAYMENTREPORT_STATE']._serialized_end=294
+  _globals['_NODESOFTWARE']._serialized_start=309
+  _globals['_NODESOFTWARE']._serialized_end=372
+  _globals['_GETPAYMENTREQUEST']._serialized_start=374
+  _globals['_GETPAYMENTREQUEST']._serialized_end=431
+  _globals['_NODESERVICE']._serialized_start=433
+  _globals['_NODESERVICE']._serialized_end=524
 # @@protoc_insertion_point(module_scope)

@@ -41,6 +41,8 @@ class PaymentReport(_message.Message):
         STATE_SETTLED: PaymentReport._State.ValueType  # 2
         STATE_UNKNOWN: PaymentReport._State.ValueType  # 3
         """The payment has begun, and its end is not known yet."""
+        STATE_NO_RECORD: PaymentReport._State.ValueType  # 4
+        """Only of GetPayment: neither the node nor its lnd has a record of it."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: PaymentReport.State.ValueType  # 0
@@ -49,6 +51,8 @@ class PaymentReport(_message.Message):
     STATE_SETTLED: PaymentReport.State.ValueType  # 2
     STATE_UNKNOWN: PaymentReport.State.ValueType  # 3
     """The payment has begun, and its end is not known yet."""
+    STATE_NO_RECORD: PaymentReport.State.ValueType  # 4
+    """Only of GetPayment: neither the node nor its lnd has a record of it."""
 
     STATE_FIELD_NUMBER: _builtins.int
     PAYMENT_HASH_FIELD_NUMBER: _builtins.int
@@ -93,7 +97,7 @@ class NodeSoftware(_message.Message):
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"payment-report": it sends PaymentReport. "purchase-limits": it obeys the request metadata x-lcp-max-price-msat and
-        x-lcp-fee-limit-msat of the calls that pay.
+        x-lcp-fee-limit-msat of the calls that pay. "payment-lookup": it serves NodeService.
         """
 
     def __init__(
@@ -110,3 +114,26 @@ class NodeSoftware(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeSoftware: _TypeAlias = NodeSoftware  # noqa: Y015
+
+@_typing.final
+class GetPaymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    PAYMENT_HASH_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.bytes
+    """32 bytes each: the job's id, and the payment hash of its invoice."""
+    payment_hash: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.bytes = ...,
+        payment_hash: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "payment_hash", b"payment_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPaymentRequest: _TypeAlias = GetPaymentRequest  # noqa: Y015

@@ -13,13 +13,17 @@ from lcp_gateway.app.wiring.journal import JournalParts
 from lcp_gateway.config import Settings, may_use_proxy
 from lcp_gateway.lightning.lnd.payment_details import PaymentDetailsReader
 from lcp_gateway.lightning.lnd.watcher import LndState, LndWatcher
-from lcp_gateway.lightning.reconcile import Reconciler, ReconcilerTiming
+from lcp_gateway.lightning.reconcile import OpenPayment, Reconciler, ReconcilerTiming
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.routing.peer_trust import PeerTrust
+from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.journal.payment_details import PaymentDetails
+from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.unknown_payments import UnknownPayments
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import LndObserver
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 
 if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.channel import LndAddress
@@ -187,18 +191,60 @@ def lnd_parts(
             on_error=observer.details_failed,
             on_missing=metrics.fees_missing,
         )
-        unknowns = UnknownPayments(
-            journal.database,
-            journal.books,
-            refund_limits=lambda: journal.refund_limits,
-            on_refund=journal.on_refund,
-            on_resolved=observer.resolved,
-        )
+        unknowns = _unknown_payments(journal.database, journal.books, journal, observer)
         reconciler = Reconciler(
-            lookup=lnd.payment,
+            lookup=lambda payment: lnd.payment(payment.payment_hash or b""),
             open_payments=unknowns.read,
             resolve=unknowns.resolve,
             lnd_pays=lambda: watcher.pays,
             timing=ReconcilerTiming(interval_s=interval_s),
         )
     return LndParts(watcher, observer, reader, reconciler)
+
+
+def reconciler_by_node(
+    daemon: LcpdUpstream,
+    peers: PeerWatch,
+    journal: JournalParts,
+    *,
+    trust: PeerTrust,
+    interval_s: float,
+    timeout_s: float,
+    metrics: Metrics,
+    log: FilteringBoundLogger,
+) -> BackgroundTask | None:
+    """Return the task that resolves unknown payments without lnd, where the daemon is a node that knows them.
+
+    While it is none, the task looks nothing up. None without a journal.
+    """
+    if journal.database is None or journal.books is None:
+        return None
+    observer = LndObserver(metrics, trust, log)
+    unknowns = _unknown_payments(journal.database, journal.books, journal, observer)
+
+    async def open_payments() -> AsyncIterator[OpenPayment]:
+        if peers.info is not None and peers.info.software.looks_payments_up:
+            async for payment in unknowns.read():
+                yield payment
+
+    reconciler = Reconciler(
+        lookup=lambda payment: daemon.payment(payment.job_id, payment.payment_hash or b"", timeout_s),
+        open_payments=open_payments,
+        resolve=unknowns.resolve,
+        # It says that nothing was paid of its own purchases only.
+        lnd_pays=lambda: True,
+        timing=ReconcilerTiming(interval_s=interval_s),
+    )
+    return BackgroundTask("reconciler", lambda: reconciler.run(observer.reconciled, observer.reconcile_failed))
+
+
+def _unknown_payments(
+    database: Database, books: Books, journal: JournalParts, observer: LndObserver
+) -> UnknownPayments:
+    return UnknownPayments(
+        database,
+        books,
+        refund_limits=lambda: journal.refund_limits,
+        on_refund=journal.on_refund,
+        on_resolved=observer.resolved,
+    )

@@ -74,7 +74,7 @@ class Buying:
     """The machine of one job at one seller.
 
     ``peer_id`` is the seller (66 lower-case hex digits), ``manifest`` its manifest, ``own`` what we take ourselves;
-    ``new_id`` returns 32 random bytes. Times are Unix seconds.
+    ``new_id`` returns 32 random bytes, the first of them the job's id unless that is given. Times are Unix seconds.
     """
 
     def __init__(
@@ -87,9 +87,10 @@ class Buying:
         own: Limits,
         patience: Patience,
         new_id: Callable[[], bytes],
+        job_id: bytes | None = None,
     ) -> None:
         self.phase = Phase.NEW
-        self.job_id = new_id()
+        self.job_id = new_id() if job_id is None else job_id
         self._protocol = protocol
         self._order = order
         self._peer_id = peer_id
@@ -136,9 +137,9 @@ class Buying:
             manifest=manifest,
             own=own,
             patience=patience,
-            new_id=lambda: kept.quote.job_id,
+            new_id=new_id,
+            job_id=kept.quote.job_id,
         )
-        made._new_id = new_id
         made._quote = kept.quote
         made.phase = Phase.PAYING
         made._restored = True

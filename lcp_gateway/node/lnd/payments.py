@@ -13,8 +13,8 @@ from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd.channel import NOT_ALLOWED, NOT_READY, LndAddress
 from lcp_gateway.lightning.lnd.payer import LndPayer
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentRecord, PaymentState
-from lcp_gateway.node.lnd.transport import KEEPALIVE_S
-from lcp_gateway.node.ports import PaymentEnd, PaymentLost, PaymentRefused, PaymentSucceeded
+from lcp_gateway.node.lnd.transport import KEEPALIVE_S, away
+from lcp_gateway.node.ports import PaymentEnd, PaymentLost, PaymentRefused, PaymentSucceeded, PaymentUnderWay
 from lcp_gateway.upstream_status import UpstreamStatus
 
 UNKNOWN_FOR_S: Final = 60.0
@@ -118,6 +118,12 @@ class LndJobPayments(LndPayer):
                 elif clock() - unknown_since >= self._unknown_for_s:
                     return PaymentLost(UNKNOWN_PAYMENT)
             await asyncio.sleep(self._pause_s)
+
+    async def find(self, payment_hash: bytes) -> PaymentEnd | PaymentUnderWay | None:
+        """Return the present state of a payment."""
+        with away():
+            record = await self.payment(payment_hash)
+        return None if record.state is PaymentState.UNKNOWN_TO_LND else _ended(record) or PaymentUnderWay()
 
 
 def _check(payment_request: str, payment_hash: bytes, amount_msat: int) -> None:

@@ -5,7 +5,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.node.ports import PaymentEnd, PaymentLost, PaymentRefused, PaymentSucceeded
+from lcp_gateway.node.ports import (
+    LightningAway,
+    PaymentEnd,
+    PaymentLost,
+    PaymentRefused,
+    PaymentSucceeded,
+    PaymentUnderWay,
+)
 
 if TYPE_CHECKING:
     from lcp_gateway.node.memory.network import Network
@@ -69,6 +76,17 @@ class MemoryPayments:
             return PaymentLost("the Lightning node knows no such payment")
         await payment.ended.wait()
         return payment.end or PaymentLost(NO_ROUTE)
+
+    async def find(self, payment_hash: bytes) -> PaymentEnd | PaymentUnderWay | None:
+        """Return the present state of a payment.
+
+        Raises:
+            LightningAway: the Lightning node is away.
+        """
+        if self.is_away:
+            raise LightningAway("the Lightning node is away")
+        payment = self._payments.get(payment_hash)
+        return None if payment is None else payment.end or PaymentUnderWay()
 
     async def _run(self, payment: _Payment, invoice: bolt11.Invoice, amount_msat: int, fee_limit_msat: int) -> None:
         end = await self._settle(invoice, amount_msat, fee_limit_msat)

@@ -1,19 +1,27 @@
 """A store in memory: it outlives a node that restarts in the same process, and not the process."""
 
+import os
 from dataclasses import replace
 
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
-from lcp_gateway.node.ports import StoredPurchase, StoredSale
+from lcp_gateway.node.ports import EndedPurchase, StoredPurchase, StoredSale
 
 
 class MemoryStore:
-    """The store port, with no disk behind it. ``ended`` counts the lines of sales, by outcome."""
+    """The store port, with no disk behind it. ``ended`` counts the lines of sales, by outcome.
 
-    def __init__(self) -> None:
+    How the last ``history_lines`` purchases ended is kept.
+    """
+
+    def __init__(self, *, history_lines: int = 10_000) -> None:
         self.ended: dict[str, int] = {}
         self._manifests: dict[tuple[str, Protocol], Manifest] = {}
         self._purchases: dict[bytes, StoredPurchase] = {}
+        self._ended_purchases: dict[bytes, EndedPurchase] = {}
+        self._history_lines = history_lines
+        self._forgotten_until = 0
+        self._job_key = os.urandom(32)
         self._sales: dict[tuple[str, bytes], StoredSale] = {}
         self._lined: set[tuple[str, bytes]] = set()
         self._settle_indexes: dict[str, int] = {}
@@ -44,8 +52,28 @@ class MemoryStore:
         fee_msat: int | None = None,
         preimage: bytes | None = None,
     ) -> None:
-        """Remove a purchase."""
-        self._purchases.pop(job_id, None)
+        """Remove a purchase, and keep how it ended."""
+        purchase = self._purchases.pop(job_id, None)
+        if purchase is not None:
+            self._ended_purchases[job_id] = EndedPurchase(
+                payment_hash=purchase.kept.payment_hash, paid=paid, fee_msat=fee_msat, preimage=preimage
+            )
+            if len(self._ended_purchases) > self._history_lines:
+                del self._ended_purchases[next(iter(self._ended_purchases))]
+                # The one that is forgotten ended before this one.
+                self._forgotten_until = ended_at
+
+    async def ended_purchase(self, job_id: bytes) -> EndedPurchase | None:
+        """Return how a purchase ended, one of the last."""
+        return self._ended_purchases.get(job_id)
+
+    async def forgotten_until(self) -> int:
+        """Return the time up to which ended purchases may be forgotten."""
+        return self._forgotten_until
+
+    async def job_key(self) -> bytes:
+        """Return random bytes that are always the same."""
+        return self._job_key
 
     async def purchases(self) -> list[StoredPurchase]:
         """Return the purchases that have not ended."""

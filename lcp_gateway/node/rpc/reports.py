@@ -13,13 +13,14 @@ FEE_LIMIT: Final = "x-lcp-fee-limit-msat"
 """The names of the request metadata of the calls that pay: the most that the price, and the routing fee, may be."""
 
 SOFTWARE: Final = pb.NodeSoftware(
-    name="lcp-gateway", version=__version__, features=("payment-report", "purchase-limits")
+    name="lcp-gateway", version=__version__, features=("payment-report", "purchase-limits", "payment-lookup")
 )
 
 _STATES: Final = {
     PaymentState.NONE: pb.PaymentReport.STATE_NONE,
     PaymentState.SETTLED: pb.PaymentReport.STATE_SETTLED,
     PaymentState.UNKNOWN: pb.PaymentReport.STATE_UNKNOWN,
+    PaymentState.NO_RECORD: pb.PaymentReport.STATE_NO_RECORD,
 }
 
 

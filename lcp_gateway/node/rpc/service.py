@@ -1,20 +1,23 @@
-"""LCPDService from bytes to bytes: the six calls over ``NodeCalls``, for gRPC and for a client in the same process."""
+"""LCPDService from bytes to bytes: the six calls of lcpd-grpcd and our own over ``NodeCalls``, for gRPC and for a client in the same process."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from types import MappingProxyType
 from typing import Final
 
+from lcp_gateway._gen.lcpd import extensions_pb2
 from lcp_gateway.node.lcp.buying_events import Outcome, ResultData, ResultHead
 from lcp_gateway.node.lcp.messages import Protocol
-from lcp_gateway.node.rpc.dialect import Dialect, JobCall, invalid
-from lcp_gateway.node.rpc.reports import FEE_LIMIT, MAX_PRICE
-from lcp_gateway.node.rpc.v02 import DialectV02
+from lcp_gateway.node.rpc.dialect import ID_BYTES, Dialect, JobCall, invalid
+from lcp_gateway.node.rpc.reports import FEE_LIMIT, MAX_PRICE, report_message
+from lcp_gateway.node.rpc.v02 import DialectV02, parse
 from lcp_gateway.node.rpc.v03 import DialectV03
 from lcp_gateway.node.runtime.calls import Delivered, NodeCalls, Paid, PaymentReport, PaymentState, PurchaseItem
 
 SERVICE: Final = "/lcpd.v1.LCPDService/"
 """The path before a method's name, in both versions."""
+GET_PAYMENT: Final = "/lcpgateway.v1.NodeService/GetPayment"
+"""The path of the call that lcpd-grpcd does not have."""
 Metadata = Iterable[tuple[str, str | bytes]]
 
 _MAX_MSAT_DIGITS: Final = 18
@@ -28,25 +31,26 @@ class RpcService:
         self._dialect: Dialect = DialectV02() if protocol is Protocol.V02 else DialectV03()
         self._unary: Mapping[str, Callable[[bytes, Metadata], Awaitable[bytes]]] = MappingProxyType(
             {
-                "ListLCPPeers": self._list_peers,
-                "GetLocalInfo": self._local_info,
-                "RequestQuote": self._request_quote,
-                "AcceptAndExecute": self._execute,
-                "CancelJob": self._cancel,
+                SERVICE + "ListLCPPeers": self._list_peers,
+                SERVICE + "GetLocalInfo": self._local_info,
+                SERVICE + "RequestQuote": self._request_quote,
+                SERVICE + "AcceptAndExecute": self._execute,
+                SERVICE + "CancelJob": self._cancel,
+                GET_PAYMENT: self._get_payment,
             }
         )
-        self._streams = MappingProxyType({"AcceptAndExecuteStream": self._execute_stream})
+        self._streams = MappingProxyType({SERVICE + "AcceptAndExecuteStream": self._execute_stream})
 
     def unary(self, path: str) -> Callable[[bytes, Metadata], Awaitable[bytes]] | None:
         """Return the call of a path that has one answer; None where there is none."""
-        return self._unary.get(path.removeprefix(SERVICE)) if path.startswith(SERVICE) else None
+        return self._unary.get(path)
 
     def stream(self, path: str) -> Callable[[bytes, Metadata], AsyncGenerator[bytes, None]] | None:
         """Return the call of a path that has many answers; None where there is none.
 
         Closing the generator says that the caller is gone.
         """
-        return self._streams.get(path.removeprefix(SERVICE)) if path.startswith(SERVICE) else None
+        return self._streams.get(path)
 
     async def _list_peers(self, _request: bytes, _metadata: Metadata) -> bytes:
         return self._dialect.write_peers(self._calls.ready_peers(self._dialect.protocol))
@@ -63,6 +67,13 @@ class RpcService:
         call = self._dialect.read_cancel(request)
         self._calls.cancel(call.peer_id, call.job_id, call.reason)
         return self._dialect.write_cancelled()
+
+    async def _get_payment(self, request: bytes, _metadata: Metadata) -> bytes:
+        message = parse(extensions_pb2.GetPaymentRequest, request)
+        for name, value in (("job_id", message.job_id), ("payment_hash", message.payment_hash)):
+            if len(value) != ID_BYTES:
+                raise invalid(name, f"value length must be {ID_BYTES} bytes")
+        return report_message(await self._calls.payment(message.job_id, message.payment_hash)).SerializeToString()
 
     async def _execute(self, request: bytes, metadata: Metadata) -> bytes:
         parts: list[bytes] = []

@@ -30,6 +30,8 @@ class PaymentState(enum.StrEnum):
     NONE = "none"
     SETTLED = "settled"
     UNKNOWN = "unknown"
+    NO_RECORD = "no_record"
+    """Only of ``payment``: neither this node nor its Lightning node has a record of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,16 @@ class NodeCalls(Interface):
         Nothing of a result is returned before its payment has settled, since a client takes a head for a proof of that.
         The generator raises ``CallFailed``. Closing it before the payment has begun means that nothing is paid; afterwards the
         payment goes on and is recorded, and the peer is told that the result is not wanted.
+        """
+        ...
+
+    async def payment(self, job_id: bytes, payment_hash: bytes) -> PaymentReport:
+        """Return what is known of a purchase's payment, now or in an earlier run of this node.
+
+        A quote that no caller has accepted is given up: ``NONE`` says that nothing was paid and nothing will be.
+
+        Raises:
+            CallFailed: UNAVAILABLE where the Lightning node or the store has to be asked, and does not answer.
         """
         ...
 

@@ -1,7 +1,6 @@
 """A node of the Lightning Compute Protocol: it buys and sells jobs over the ports of ``node/ports.py``."""
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
@@ -28,8 +27,9 @@ from lcp_gateway.node.lcp.selling_events import SalePhase, SaleTerms
 from lcp_gateway.node.ports import Compute, Invoices, LightningAway, Payments, Store, Transport
 from lcp_gateway.node.runtime import statuses
 from lcp_gateway.node.runtime.bounds import Bounds, Delays, PaymentLimits
-from lcp_gateway.node.runtime.calls import LocalInfo, PurchaseItem, ReadyPeer
+from lcp_gateway.node.runtime.calls import LocalInfo, PaymentReport, PurchaseItem, ReadyPeer
 from lcp_gateway.node.runtime.connector import Connector
+from lcp_gateway.node.runtime.job_ids import random_id
 from lcp_gateway.node.runtime.log import NodeLog
 from lcp_gateway.node.runtime.observer import NodeFigures, NodeObserver, Role, Unobserved
 from lcp_gateway.node.runtime.peer import Peer
@@ -39,7 +39,6 @@ from lcp_gateway.node.runtime.purchases import Purchases, seller_manifest
 from lcp_gateway.node.runtime.sales import Sales
 from lcp_gateway.node.runtime.tasks import Tasks
 
-_ID_BYTES: Final = 32
 _TERMS: Final = SaleTerms()
 _LIMITS: Final = Limits()
 _BOUNDS: Final = Bounds()
@@ -48,18 +47,13 @@ _DELAYS: Final = Delays()
 _NO_PEERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def new_id() -> bytes:
-    """Return 32 random bytes."""
-    return os.urandom(_ID_BYTES)
-
-
 class LcpNode:
     """A node; it implements ``NodeCalls``.
 
     ``models`` is what it sells, none to sell nothing; then no ``compute`` is needed. Where it does not buy, it shows no peers, and
     purchases of an earlier run wait for one that does. ``allowed`` are the ids of the peers that
     may buy, None for all of them but those of ``denied``. ``connect_with`` names peers that the Lightning node is kept connected
-    with (id: "host:port"). ``clock`` returns Unix seconds, ``ids`` 32 random bytes.
+    with (id: "host:port"). ``clock`` returns Unix seconds, ``ids`` 32 bytes for every id, for a replay; without it ids are random.
     """
 
     def __init__(
@@ -83,7 +77,7 @@ class LcpNode:
         observer: NodeObserver | None = None,
         log: NodeLog | None = None,
         clock: Callable[[], float] = time.time,
-        ids: Callable[[], bytes] = new_id,
+        ids: Callable[[], bytes] | None = None,
     ) -> None:
         if models and compute is None:
             raise ValueError("a node that sells models needs a backend to compute them")
@@ -149,7 +143,7 @@ class LcpNode:
             terms=terms,
             own=limits,
             delays=delays,
-            new_id=ids,
+            new_id=ids or random_id,
         )
 
     async def start(self) -> None:
@@ -224,6 +218,14 @@ class LcpNode:
     ) -> AsyncGenerator[PurchaseItem, None]:
         """Pay a quote, at most once, and return its result as it comes; the iterator raises ``CallFailed``."""
         return self._purchases.accept(peer_id, job_id, max_price_msat, fee_limit_msat)
+
+    async def payment(self, job_id: bytes, payment_hash: bytes) -> PaymentReport:
+        """Return what is known of a purchase's payment, now or in an earlier run; a quote that was not accepted is given up.
+
+        Raises:
+            CallFailed: UNAVAILABLE where the Lightning node or the store has to be asked, and does not answer.
+        """
+        return await self._purchases.payment(job_id, payment_hash)
 
     def cancel(self, peer_id: str, job_id: bytes, reason: str) -> None:
         """Tell a peer that a job is not wanted any more.

@@ -131,6 +131,13 @@ class Purchase:
         """The job's id."""
         return self.machine.job_id
 
+    @property
+    def known_payment(self) -> PaymentReport:
+        """What a call that does not pay itself may be told: before the end, that nothing is paid yet says nothing of later."""
+        if self.ended is None and self.payment.state is PaymentState.NONE:
+            return self._report(PaymentState.UNKNOWN)
+        return self.payment
+
     def on(self, event: BuyingEvent) -> None:
         """Take an event, and carry out its effects in their order."""
         if isinstance(event, MessageCame):

@@ -13,11 +13,12 @@ from lcp_gateway.node.lcp.link import ManifestMissed
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import AnyJobMessage, Cancel, Manifest, Protocol, QuoteResponse
 from lcp_gateway.node.lcp.table import write_message
-from lcp_gateway.node.ports import LightningAway, StoredPurchase
+from lcp_gateway.node.ports import LightningAway, PaymentLost, PaymentSucceeded, PaymentUnderWay, StoredPurchase
 from lcp_gateway.node.runtime import statuses
 from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
-from lcp_gateway.node.runtime.calls import CallFailed, Delivered, PaymentState, PurchaseItem
+from lcp_gateway.node.runtime.calls import CallFailed, Delivered, PaymentReport, PaymentState, PurchaseItem
 from lcp_gateway.node.runtime.gate import ByteGate
+from lcp_gateway.node.runtime.job_ids import JobIds, random_id
 from lcp_gateway.node.runtime.observer import NodeObserver, Role
 from lcp_gateway.node.runtime.peer import Peer
 from lcp_gateway.node.runtime.purchase import BuyerParts, Purchase, how_ended
@@ -28,6 +29,7 @@ _NO_LIMIT: Final = 2**63
 _CANCEL_LIFE_S: Final = 300
 _KEEP_ENDED_S: Final = 60
 _PAID_OUTCOMES: Final = frozenset({Outcome.DELIVERED, Outcome.FAILED, Outcome.CANCELLED})
+_UNKNOWN: Final = PaymentReport(state=PaymentState.UNKNOWN)
 
 _Key = tuple[str, bytes]
 
@@ -57,7 +59,10 @@ class _Over:
 
 
 class Purchases:
-    """All jobs that are bought. ``own`` are this node's limits, ``before_buying`` prepares a peer for a request."""
+    """All jobs that are bought. ``own`` are this node's limits, ``before_buying`` prepares a peer for a request.
+
+    ``new_id`` makes all ids, those of jobs too; without it they are random, and those of jobs are known again.
+    """
 
     def __init__(
         self,
@@ -67,7 +72,7 @@ class Purchases:
         own: Limits,
         bounds: Bounds,
         limits: PaymentLimits,
-        new_id: Callable[[], bytes],
+        new_id: Callable[[], bytes] | None,
         before_buying: Callable[[Peer, Protocol], None],
     ) -> None:
         self._parts = parts
@@ -75,14 +80,18 @@ class Purchases:
         self._own = own
         self._bounds = bounds
         self._limits = limits
-        self._new_id = new_id
+        self._new_id = new_id or random_id
+        self._tags_ids = new_id is None
         self._before_buying = before_buying
+        self._job_ids: JobIds | None = None
         self._gate = ByteGate(bounds.cut_input_bytes)
         self._live: dict[_Key, Purchase] = {}
         self._over: dict[_Key, _Over] = {}
 
     async def start(self) -> None:
         """Go on with the purchases that an earlier run began to pay."""
+        if self._tags_ids:
+            self._job_ids = JobIds(await self._parts.store.job_key(), self._parts.clock)
         for stored in await self._parts.store.purchases():
             self._restore(stored)
 
@@ -167,6 +176,49 @@ class Purchases:
             else:
                 self._drop((peer_id, job_id))
 
+    async def payment(self, job_id: bytes, payment_hash: bytes) -> PaymentReport:
+        """Return what is known of a purchase's payment; a quote that no caller has accepted is given up.
+
+        Raises:
+            CallFailed: UNAVAILABLE where the Lightning node or the store has to be asked, and does not answer.
+        """
+        if (purchase := next((one for (_, its_id), one in self._live.items() if its_id == job_id), None)) is not None:
+            if not purchase.claimed and purchase.machine.phase is Phase.QUOTED:
+                # From here on it cannot be paid: what is said of it stays true.
+                purchase.abandon("the quote is not accepted")
+            return replace(purchase.known_payment, payment_hash=purchase.known_payment.payment_hash or payment_hash)
+        over = next((one.failure.payment for (_, its_id), one in self._over.items() if its_id == job_id), None)
+        if over is not None:
+            return replace(over, payment_hash=over.payment_hash or payment_hash)
+        try:
+            ended = await self._parts.store.ended_purchase(job_id)
+            if ended is not None:
+                return PaymentReport(
+                    state=PaymentState.SETTLED if ended.paid else PaymentState.NONE,
+                    payment_hash=ended.payment_hash,
+                    preimage=ended.preimage,
+                    fee_msat=ended.fee_msat,
+                )
+            made_at = None if self._job_ids is None else self._job_ids.made_at(job_id)
+            # A payment is recorded before it begins. A store that was restored lacks records, hence the Lightning node's word too.
+            never_began = made_at is not None and made_at > await self._parts.store.forgotten_until()
+            found = await self._parts.payments.find(payment_hash)
+        except OSError as error:
+            raise statuses.unavailable(f"the node's store: {error}", _UNKNOWN) from None
+        except LightningAway as error:
+            raise statuses.unavailable(f"TrackPaymentV2: {error}", _UNKNOWN) from None
+        match found:
+            case PaymentSucceeded(preimage, fee_msat):
+                return PaymentReport(
+                    state=PaymentState.SETTLED, payment_hash=payment_hash, preimage=preimage, fee_msat=fee_msat
+                )
+            case PaymentLost():
+                return PaymentReport(state=PaymentState.NONE, payment_hash=payment_hash)
+            case PaymentUnderWay():
+                return PaymentReport(state=PaymentState.UNKNOWN, payment_hash=payment_hash)
+        state = PaymentState.NONE if never_began else PaymentState.NO_RECORD
+        return PaymentReport(state=state, payment_hash=payment_hash)
+
     def cancel(self, peer: Peer, protocol: Protocol, job_id: bytes, reason: str) -> None:
         """Tell a peer that a job is not wanted, one of which nothing is known too."""
         purchase = self._live.get((peer.peer_id, job_id))
@@ -216,6 +268,7 @@ class Purchases:
                 own=self._own,
                 patience=self._parts.delays.patience,
                 new_id=self._new_id,
+                job_id=self._job_ids.new() if self._job_ids is not None else None,
             )
             purchase = self._add(machine, protocol, peer.peer_id, order, manifest)
             purchase.may_be_forgotten = not again
@@ -268,7 +321,9 @@ class Purchases:
         if purchase is not None and not purchase.claimed:
             return purchase
         if purchase is not None:
-            raise CallFailed(UpstreamStatus.FAILED_PRECONDITION, "the job is being executed", payment=purchase.payment)
+            raise CallFailed(
+                UpstreamStatus.FAILED_PRECONDITION, "the job is being executed", payment=purchase.known_payment
+            )
         if key in self._over:
             raise self._over[key].failure
         raise statuses.not_found("job")

@@ -16,7 +16,8 @@ APPLICATION_ID: Final = 0x4C43504E
 
 STEPS: Final[Sequence[Sequence[str]]] = (
     (
-        # ``settle_index NODE_ID``: the last settled invoice that was taken in; ``key_check``: decrypts with the right key alone.
+        # ``settle_index NODE_ID``: the last settled invoice that was taken in; ``key_check``: decrypts with the right key alone;
+        # ``job_key``: by it ids of jobs are known again; ``forgotten_until``: when the youngest line that was pruned began.
         """CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID""",
         """CREATE TABLE manifests (
             peer_id TEXT NOT NULL, protocol INTEGER NOT NULL, manifest BLOB NOT NULL,
@@ -49,6 +50,7 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             began_at INTEGER NOT NULL, ended_at INTEGER NOT NULL
         )""",
         "CREATE INDEX history_by_end ON history (ended_at)",
+        "CREATE INDEX history_by_job ON history (job_id)",
     ),
 )
 """One list of statements for each version. A step is never changed once it was released: a new one is added."""

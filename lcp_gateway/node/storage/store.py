@@ -1,14 +1,15 @@
 """The store of a node over one SQLite file."""
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
-from lcp_gateway.node.ports import StoredPurchase, StoredSale
+from lcp_gateway.node.ports import EndedPurchase, StoredPurchase, StoredSale
 from lcp_gateway.node.storage.database import Database, damaged
 from lcp_gateway.node.storage.files import RecordDamaged
 from lcp_gateway.node.storage.records import (
@@ -27,6 +28,9 @@ T = TypeVar("T")
 
 _DAY_S: Final = 86_400
 _SETTLE_INDEX: Final = "settle_index "
+_FORGOTTEN_UNTIL: Final = "forgotten_until"
+_JOB_KEY: Final = "job_key"
+_JOB_KEY_BYTES: Final = 32
 _LONGEST_MODEL: Final = 200
 """Of a name in a line of history: a client may have asked for any."""
 
@@ -153,6 +157,37 @@ class SqliteStore:
 
         await self._database.run(work, durable=True)
 
+    async def ended_purchase(self, job_id: bytes) -> EndedPurchase | None:
+        """Return what the line of a purchase says."""
+
+        def work(connection: sqlite3.Connection) -> EndedPurchase | None:
+            found = connection.execute(
+                "SELECT payment_hash, paid, fee_msat, preimage FROM history WHERE kind = 'purchase' AND job_id = ?"
+                " ORDER BY id DESC LIMIT 1",
+                (job_id,),
+            ).fetchone()
+            if found is None:
+                return None
+            payment_hash, paid, fee_msat, preimage = found
+            return EndedPurchase(payment_hash=payment_hash, paid=bool(paid), fee_msat=fee_msat, preimage=preimage)
+
+        return await self._database.run(work)
+
+    async def forgotten_until(self) -> int:
+        """Return the time up to which lines may have been pruned."""
+        return int(await self._fact(_FORGOTTEN_UNTIL) or 0)
+
+    async def job_key(self) -> bytes:
+        """Return 32 random bytes, made with the first call."""
+        made = os.urandom(_JOB_KEY_BYTES)
+
+        def work(connection: sqlite3.Connection) -> bytes:
+            connection.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (_JOB_KEY, made))
+            (secret,) = connection.execute("SELECT value FROM facts WHERE name = ?", (_JOB_KEY,)).fetchone()
+            return bytes(secret)
+
+        return await self._database.run(work, durable=True)
+
     async def purchases(self) -> list[StoredPurchase]:
         """Return the purchases that have not ended, the order's ``request`` empty."""
         return await self._all(
@@ -255,17 +290,18 @@ class SqliteStore:
 
     async def settle_index(self, node_id: str) -> int:
         """Return the index of the last settled invoice of that Lightning node that was taken in; 0 at first."""
-
-        def work(connection: sqlite3.Connection) -> int:
-            values = (_SETTLE_INDEX + node_id,)
-            found = connection.execute("SELECT value FROM facts WHERE name = ?", values).fetchone()
-            return int(found[0]) if found else 0
-
-        return await self._database.run(work)
+        return int(await self._fact(_SETTLE_INDEX + node_id) or 0)
 
     async def keep_settle_index(self, node_id: str, index: int) -> None:
         """Keep that index."""
         await self._run("INSERT OR REPLACE INTO facts VALUES (?, ?)", (_SETTLE_INDEX + node_id, index))
+
+    async def _fact(self, name: str) -> Any:
+        def work(connection: sqlite3.Connection) -> Any:
+            found = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+            return found[0] if found else None
+
+        return await self._database.run(work)
 
     async def _run(self, statement: str, values: tuple[object, ...]) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -290,8 +326,18 @@ class SqliteStore:
         return self._records.seal(sale_name(peer_id, job_id), sent_context(position), content)
 
     def _prune(self, connection: sqlite3.Connection) -> None:
-        connection.execute("DELETE FROM history WHERE ended_at < ?", (int(self._clock()) - self._history_s,))
-        connection.execute("DELETE FROM history WHERE id <= (SELECT max(id) FROM history) - ?", (self._history_lines,))
+        for pruned, bound in (
+            ("ended_at < ?", int(self._clock()) - self._history_s),
+            ("id <= (SELECT max(id) FROM history) - ?", self._history_lines),
+        ):
+            last = f"SELECT max(began_at) FROM history WHERE {pruned}"  # noqa: S608 - one of two conditions of ours
+            (began_at,) = connection.execute(last, (bound,)).fetchone()
+            if began_at is not None:
+                connection.execute(
+                    "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+                    (_FORGOTTEN_UNTIL, began_at),
+                )
+                connection.execute(f"DELETE FROM history WHERE {pruned}", (bound,))  # noqa: S608 - as above
 
 
 def _insert(connection: sqlite3.Connection, verb: str, row: Row) -> int | None:

@@ -4,11 +4,12 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, TypeVar
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
+from lcp_gateway.lightning.lnd.records import PaymentRecord
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.ports import Result, StreamBegin, StreamEvent
@@ -20,7 +21,15 @@ from lcp_gateway.routing.peer_models import PeerModels
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.dialect import Dialect, ListedPeer, UnsupportedVersion, read
 from lcp_gateway.upstreams.lcpd.grpc_status import is_transient, upstream_error
-from lcp_gateway.upstreams.lcpd.payment_report import limits_metadata, report_of_failure
+from lcp_gateway.upstreams.lcpd.payment_report import (
+    GET_PAYMENT,
+    Software,
+    limits_metadata,
+    payment_request,
+    read_payment,
+    read_software,
+    report_of_failure,
+)
 from lcp_gateway.upstreams.lcpd.stream_events import Chunks, read_events, too_long
 from lcp_gateway.upstreams.lcpd.transport import (
     MAX_RECEIVE_BYTES,
@@ -55,10 +64,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class LocalInfo:
-    """The daemon's identity: its node's public key (66 hex digits) and its protocol version."""
+    """The daemon's identity: its node's public key (66 hex digits), its protocol version, and the program where it says."""
 
     node_id: str
     protocol_version: int
+    software: Software = field(default_factory=Software)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +252,26 @@ class LcpdUpstream:
         daemon = await self._daemon_now(timeout_s)
         await self._send("CancelJob", request.SerializeToString(), timeout_s, daemon.connection, daemon.dialect.version)
 
+    async def payment(self, job_id: bytes, payment_hash: bytes, timeout_s: float) -> PaymentRecord | None:
+        """Return a purchase's payment as the node knows it, also after a restart of both; None where that is no evidence.
+
+        The node gives the purchase up if it was not accepted: a quote that may still be taken must not be asked about.
+
+        Raises:
+            UpstreamError: it did not answer; UNIMPLEMENTED where the daemon is no node of lcp-gateway.
+        """
+        daemon = await self._daemon_now(timeout_s)
+        if not daemon.info.software.looks_payments_up:
+            raise UpstreamError(UpstreamStatus.UNIMPLEMENTED, "the daemon keeps no payments")
+        request = payment_request(job_id, payment_hash)
+        try:
+            answer = await self._transport.unary(
+                GET_PAYMENT, request, timeout_s, self._present_metadata(), on=daemon.connection
+            )
+        except RpcError as error:
+            raise self._failure("GetPayment", error, daemon.dialect.version, for_client=True) from error
+        return read_payment(answer, payment_hash)
+
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
         await self._transport.close()
@@ -307,7 +337,8 @@ class LcpdUpstream:
         if dialect is None:
             self._daemon = None
             raise UnsupportedVersion(version, DIALECTS)
-        before, self._daemon = self._daemon, _Daemon(connection, LocalInfo(message.node_id, version), dialect)
+        info = LocalInfo(message.node_id, version, read_software(message.software))
+        before, self._daemon = self._daemon, _Daemon(connection, info, dialect)
         if before is None or before.dialect is not dialect:
             self._on_version(version)
         return self._daemon

@@ -1,10 +1,14 @@
 """The background tasks for lnd."""
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
+
+import pytest
 
 from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
-from lcp_gateway.app.wiring.lnd import LndParts
+from lcp_gateway.app.wiring.lnd import LndParts, reconciler_by_node
 from lcp_gateway.lightning.lnd.client import LndBalance, LndInfo
 from lcp_gateway.lightning.lnd.watcher import LndWatcher
 from lcp_gateway.lightning.reconcile import Reconciler, ReconcilerTiming
@@ -13,6 +17,8 @@ from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import LndObserver
+from lcp_gateway.upstreams.lcpd.adapter import LocalInfo
+from lcp_gateway.upstreams.lcpd.payment_report import PAYMENT_LOOKUP, Software
 
 DAEMON = "02" + "aa" * 32
 
@@ -61,3 +67,44 @@ async def test_an_answer_that_cannot_be_read_ends_neither_the_watch_nor_the_reco
                 await asyncio.sleep(0.001)
         assert restarts == ["lnd"]
         assert tasks.report()["reconciler"] == {"up": True, "restarts": 0}
+
+
+OF_LCPD_GRPCD = LocalInfo(DAEMON, 2)
+OLDER = LocalInfo(DAEMON, 2, Software("lcp-gateway", "0.1", frozenset({"payment-report"})))
+OURS = LocalInfo(DAEMON, 2, Software("lcp-gateway", "0.2", frozenset({PAYMENT_LOOKUP})))
+
+
+@pytest.mark.parametrize(
+    ("info", "asks"), [(None, False), (OF_LCPD_GRPCD, False), (OLDER, False), (OURS, True)], ids=str
+)
+async def test_only_a_node_that_knows_payments_is_asked_about_them(info, asks):
+    reads = []
+
+    class Books:
+        async def unknowns(self, *, limit):
+            reads.append(limit)
+            return []
+
+    class Counted(Metrics):
+        def reconciled(self, outcome):
+            raise AssertionError(outcome)
+
+    journal = SimpleNamespace(database=object(), books=Books(), refund_limits=None, on_refund=None)
+    parts = {"trust": PeerTrust(TrustRules()), "timeout_s": 1, "metrics": Counted(), "log": get_logger("test")}
+    peers = SimpleNamespace(info=info)
+    task = reconciler_by_node(None, peers, journal, interval_s=3_600, **parts)
+
+    running = asyncio.create_task(task.run())
+    # The first pass waits for nothing.
+    for _ in range(20):
+        await asyncio.sleep(0)
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    assert bool(reads) is asks
+
+
+def test_without_a_journal_nothing_is_looked_up():
+    journal = SimpleNamespace(database=None, books=None)
+    parts = {"trust": None, "timeout_s": 1, "metrics": None, "log": None}
+    assert reconciler_by_node(None, None, journal, interval_s=1, **parts) is None

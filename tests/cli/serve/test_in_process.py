@@ -9,6 +9,8 @@ from itertools import product
 import pytest
 
 from lcp_gateway.cli.serve.in_process import InProcessTransport
+from lcp_gateway.lightning.lnd import records as lnd
+from lcp_gateway.lightning.lnd.records import PaymentRecord
 from lcp_gateway.node.lcp.buying_events import ResultData, ResultHead
 from lcp_gateway.node.lcp.messages import JSON, SSE, Protocol
 from lcp_gateway.node.rpc.server import RpcServer, ServerOptions
@@ -98,7 +100,33 @@ async def test_a_result_is_bought_as_a_stream(open_node):
     assert result.status is ResultStatus.OK
 
 
-@pytest.mark.parametrize("state", PaymentState)
+KNOWN = [
+    (SETTLED, PaymentRecord(SETTLED.payment_hash, lnd.PaymentState.SETTLED, fee_msat=7, preimage=PREIMAGE)),
+    (PaymentReport(state=PaymentState.NONE), PaymentRecord(b"\x01" * 32, lnd.PaymentState.FAILED)),
+    (PaymentReport(state=PaymentState.UNKNOWN), PaymentRecord(b"\x01" * 32, lnd.PaymentState.IN_FLIGHT)),
+    (PaymentReport(state=PaymentState.NO_RECORD), None),
+]
+
+
+@pytest.mark.parametrize(("known", "record"), KNOWN)
+async def test_a_past_payment_is_looked_up(open_node, known, record):
+    calls = FakeNodeCalls()
+    calls.known = known
+    async with open_node(calls) as upstream:
+        assert await upstream.payment(JOB, b"\x01" * 32, 60) == record
+        assert (await upstream.local_info(60)).software.looks_payments_up
+    assert calls.looked_up == [(JOB, b"\x01" * 32)]
+
+
+async def test_a_look_up_that_the_node_cannot_answer_is_an_error_that_may_pass(open_node):
+    calls = FakeNodeCalls()
+    calls.known = CallFailed(UpstreamStatus.UNAVAILABLE, "TrackPaymentV2: lnd is away", payment=SETTLED)
+    async with open_node(calls) as upstream:
+        error = await failure(upstream.payment(JOB, b"\x01" * 32, 60))
+    assert (error.status, error.retryable) == (UpstreamStatus.UNAVAILABLE, True)
+
+
+@pytest.mark.parametrize("state", [PaymentState.NONE, PaymentState.SETTLED, PaymentState.UNKNOWN])
 async def test_a_failure_keeps_status_text_and_payment(open_node, state):
     report = PaymentReport(state=state)
     failed = CallFailed(UpstreamStatus.RESOURCE_EXHAUSTED, "lcp_error code=7: busy", payment=report)

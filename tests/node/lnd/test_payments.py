@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from lcp_gateway.node.lnd.payments import LndJobPayments
-from lcp_gateway.node.ports import PaymentLost, PaymentRefused, PaymentSucceeded
+from lcp_gateway.node.ports import LightningAway, PaymentLost, PaymentRefused, PaymentSucceeded, PaymentUnderWay
 from tests.support.lnd_standin import IN_FLIGHT, LN, Trouble, settled, unfinished
 
 PREIMAGE = b"\x31" * 32
@@ -189,3 +189,16 @@ async def test_an_lnd_that_does_not_answer_says_nothing_of_a_payment(buyer):
             assert await payments.track(HASH) == PaymentLost("lnd knows no such payment")
     # Only two refusals in a row count, which came when no other answer was left.
     assert buyer.calls.count("TrackPaymentV2") == 42
+
+
+async def test_the_present_state_of_a_payment_is_found_without_waiting_for_its_end(payments, buyer):
+    assert await payments.find(HASH) is None
+    buyer.knows(unfinished(HASH, status=IN_FLIGHT))
+    assert await payments.find(HASH) == PaymentUnderWay()
+    buyer.knows(unfinished(HASH, status=3, failure_reason=2))
+    assert await payments.find(HASH) == PaymentLost("FAILURE_REASON_NO_ROUTE")
+    buyer.knows(settled(PREIMAGE))
+    assert await payments.find(HASH) == PaymentSucceeded(PREIMAGE, 7)
+    buyer.troubles["TrackPaymentV2"] = Trouble(grpc.StatusCode.UNAVAILABLE, "starting")
+    with pytest.raises(LightningAway):
+        await payments.find(HASH)

@@ -104,7 +104,7 @@ async def test_the_node_names_itself_and_its_features():
         info = await stub.GetLocalInfo(pb.GetLocalInfoRequest())
     assert (info.node_id, info.manifest.protocol_version) == (NODE, 2)
     assert info.software.name == "lcp-gateway"
-    assert list(info.software.features) == ["payment-report", "purchase-limits"]
+    assert list(info.software.features) == ["payment-report", "purchase-limits", "payment-lookup"]
 
 
 async def test_a_quote_is_asked_for_with_the_bytes_of_the_request():
@@ -508,7 +508,35 @@ async def test_a_task_of_version_2_is_refused_by_version_3_and_the_other_way_rou
     assert not calls.asked
 
 
+GET_PAYMENT = "/lcpgateway.v1.NodeService/GetPayment"
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_payment_is_looked_up_by_job_and_hash(protocol):
+    calls = FakeNodeCalls()
+    request = extensions_pb2.GetPaymentRequest(job_id=JOB, payment_hash=SETTLED.payment_hash)
+    async with served(calls, protocol=protocol) as address, grpc.aio.insecure_channel(address) as channel:
+        answer = await channel.unary_unary(GET_PAYMENT)(request.SerializeToString())
+        for wrong in ({"job_id": b"x"}, {"payment_hash": b""}):
+            malformed = extensions_pb2.GetPaymentRequest(**({"job_id": JOB, "payment_hash": b"\x01" * 32} | wrong))
+            code, text, _ = await refusal(channel.unary_unary(GET_PAYMENT)(malformed.SerializeToString()))
+            assert code == "INVALID_ARGUMENT" and next(iter(wrong)) in text
+    assert calls.looked_up == [(JOB, SETTLED.payment_hash)]
+    assert extensions_pb2.PaymentReport.FromString(answer) == extensions_pb2.PaymentReport(
+        state="STATE_SETTLED", payment_hash=SETTLED.payment_hash, preimage=PREIMAGE, fee_msat=7
+    )
+
+
+async def test_a_payment_is_told_to_callers_with_the_token_only():
+    calls = FakeNodeCalls()
+    request = extensions_pb2.GetPaymentRequest(job_id=JOB, payment_hash=SETTLED.payment_hash).SerializeToString()
+    async with served(calls, token="s3cret") as address, grpc.aio.insecure_channel(address) as channel:
+        assert (await refusal(channel.unary_unary(GET_PAYMENT)(request)))[0] == "UNAUTHENTICATED"
+        await channel.unary_unary(GET_PAYMENT)(request, metadata=[("authorization", "Bearer s3cret")])
+    assert len(calls.looked_up) == 1
+
+
 async def test_other_paths_are_not_served():
     async with served(FakeNodeCalls()) as address, grpc.aio.insecure_channel(address) as channel:
-        for path in ("/lcpd.v1.LCPDService/Other", "/lnrpc.Lightning/GetInfo"):
+        for path in ("/lcpd.v1.LCPDService/Other", "/lcpd.v1.LCPDService/GetPayment", "/lnrpc.Lightning/GetInfo"):
             assert (await refusal(channel.unary_unary(path)(b"")))[0] == "UNIMPLEMENTED"

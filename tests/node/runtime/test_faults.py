@@ -20,7 +20,10 @@ from lcp_gateway.node.runtime.calls import CallFailed, PaymentState
 from tests.support import virtual_time
 from tests.support.lcp_nodes import RESULT, Pair, ScriptedCompute, bought, settle
 
-READS = {"manifests", "purchases", "sales", "settle_index", "events", "paid", "identity", "node_id"}
+READS = {
+    *("manifests", "purchases", "sales", "settle_index", "job_key", "ended_purchase", "forgotten_until"),
+    *("events", "paid", "find", "identity", "node_id"),
+}
 FINE = (LightningAway, OSError)
 
 
@@ -209,6 +212,15 @@ class World:
                 state = PaymentState.SETTLED if paid else PaymentState.NONE
                 assert caller.failure.payment.state is state, (caller.failure, invoice)
 
+    async def check_what_is_known_of_payments(self):
+        """The buyer tells of each purchase what became of it, also where its caller has not seen the end."""
+        invoices = self.pair.seller.lightning.invoices._invoices
+        for quote in (caller.quote for caller in self.callers if caller.quote is not None):
+            payment_hash = bolt11.decode(quote.payment_request).payment_hash
+            report = await self.pair.buyer.node.payment(quote.job_id, payment_hash)
+            paid = invoices[payment_hash].state is InvoiceState.SETTLED
+            assert report.state is (PaymentState.SETTLED if paid else PaymentState.NONE), report
+
     async def check_nothing_stays(self):
         for side in (self.pair.buyer, self.pair.seller):
             node = side.node
@@ -247,6 +259,7 @@ async def _live(steps, messages, payments, deaths, *, hold):
                         task.result()
             await settle(1_000)
             world.check()
+            await world.check_what_is_known_of_payments()
             await world.check_nothing_stays()
     finally:
         for task in undertakers:

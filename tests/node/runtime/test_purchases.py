@@ -15,28 +15,9 @@ from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
 from lcp_gateway.node.runtime.calls import CallFailed, PaymentState
 from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support import virtual_time
-from tests.support.lcp_nodes import RESULT, Pair, bought, order, settle
+from tests.support.lcp_nodes import RESULT, HeldPayments, Pair, bought, order, settle
 
 V02, V03 = Protocol
-
-
-class HeldPayments(Hooks):
-    """Payments wait for ``arrive``, and their payers for ``learn``; ``reason`` fails them."""
-
-    def __init__(self):
-        self.arrive, self.learn, self.reason, self.fee = asyncio.Event(), asyncio.Event(), None, 0
-        self.arrive.set()
-        self.learn.set()
-
-    async def before_payment(self, payer, invoice):
-        await self.arrive.wait()
-        return self.reason
-
-    async def after_payment(self, payer, invoice):
-        await self.learn.wait()
-
-    def fee_msat(self, payer, invoice):
-        return self.fee
 
 
 async def _failure(awaitable):

@@ -236,6 +236,34 @@ async def test_history_is_bounded_by_lines_and_by_days(open_store, path, bounds,
         assert [line.peer_id for line in reversed(history.lines())] == [peer(number) for number in left]
 
 
+@pytest.mark.parametrize(("bounds", "until"), [({"history_lines": 3}, 4), ({"history_days": 1}, 5), ({}, None)])
+async def test_ends_of_purchases_are_found_by_their_job_and_what_is_pruned_is_known(open_store, path, bounds, until):
+    now = 0
+    store = await open_store(clock=lambda: now, **bounds)
+    for number in range(8):
+        now = 1 + number * 50_000
+        await store.keep_purchase(purchase(number))
+        preimage = {"fee_msat": 7, "preimage": PREIMAGE} if number % 2 else {}
+        await store.end_purchase(
+            quote(number).job_id, outcome="delivered", paid=bool(number % 2), ended_at=now, **preimage
+        )
+    key = await store.job_key()
+    store = await open_store(clock=lambda: now, **bounds)
+    for number in range(8):
+        ended = await store.ended_purchase(quote(number).job_id)
+        if until is not None and number <= until:
+            assert ended is None
+            continue
+        assert ended.payment_hash == purchase(number).kept.payment_hash
+        paid = (True, 7, PREIMAGE) if number % 2 else (False, None, None)
+        assert (ended.paid, ended.fee_msat, ended.preimage) == paid
+    assert await store.forgotten_until() == (0 if until is None else 1 + until * 50_000)
+    assert await store.ended_purchase(b"\x01" * 32) is None
+    assert await store.job_key() == key and len(key) == 32
+    other = await open_store(path=path.with_name("other.db"))
+    assert await other.job_key() != key
+
+
 async def test_a_model_of_any_length_takes_a_bounded_line(open_store, path):
     store = await open_store()
     await store.keep_purchase(purchase(1, params=write_params("m" * 10_000)))

@@ -11,6 +11,7 @@ from lcp_gateway.purchase.payment_evidence import PaymentReport
 from lcp_gateway.purchase.ports import Result, StreamBegin
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.payment_report import Software
 from lcp_gateway.upstreams.lcpd.transport import LcpdAddress, TransportKind
 from tests.support.scripted_daemon import PEER, Daemon, serving
 
@@ -122,3 +123,21 @@ async def test_without_a_limit_of_the_fee_none_is_sent(daemon):
     await upstream.execute(quote, TASK, 30)
     await upstream.close()
     assert "x-lcp-fee-limit-msat" not in daemon.metadata
+
+
+async def test_lcpd_grpcd_is_not_asked_about_past_payments(daemon, upstream):
+    assert (await upstream.local_info(30)).software == Software()
+    with pytest.raises(UpstreamError) as caught:
+        await upstream.payment(b"\x11" * 32, b"\x01" * 32, 30)
+    assert (caught.value.status, caught.value.retryable) == ("UNIMPLEMENTED", False)
+
+
+async def test_a_node_that_does_not_serve_what_it_names_is_an_error(daemon, upstream):
+    """As where a proxy passes on the paths of lcpd-grpcd only."""
+    software = {"name": "lcp-gateway", "version": "1", "features": ["payment-lookup"]}
+    daemon.answers["GetLocalInfo"] = [
+        pb.GetLocalInfoResponse(node_id=PEER, manifest={"protocol_version": 2}, software=software)
+    ]
+    with pytest.raises(UpstreamError) as caught:
+        await upstream.payment(b"\x11" * 32, b"\x01" * 32, 30)
+    assert (caught.value.status, caught.value.retryable) == ("UNIMPLEMENTED", False)
