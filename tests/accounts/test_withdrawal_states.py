@@ -14,6 +14,7 @@ from lcp_gateway.accounts.withdrawal_states import (
     WithdrawalState,
     step,
 )
+from tests.support.cases import each_case
 
 PAGE = Path(__file__).parents[2] / "docs" / "withdrawals.md"
 
@@ -45,8 +46,8 @@ def test_whatever_happens_it_is_paid_at_most_once(events):
     assert payments == 1 or state is not WithdrawalState.SETTLED
 
 
-@pytest.mark.parametrize("state", [it for it in WithdrawalState if not TRANSITIONS[it]])
-@pytest.mark.parametrize("event", list(WithdrawalEvent))
+@each_case("state", [it for it in WithdrawalState if not TRANSITIONS[it]])
+@each_case("event", list(WithdrawalEvent))
 def test_an_end_is_an_end(state, event):
     with pytest.raises(IllegalStep, match=state.value):
         step(state, event)

@@ -8,6 +8,7 @@ from lcp_gateway.adapters import completeness
 from lcp_gateway.adapters.completeness import Form, Judgement, StreamJudge, judge_document
 from lcp_gateway.adapters.sse import EventReader
 from tests.adapters.cuts import SIZES, cut
+from tests.support.cases import each_case
 
 CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS = Form.CHAT, Form.RESPONSES, Form.COMPLETIONS, Form.EMBEDDINGS  # fmt: skip
 WHOLE, ERROR, EMPTY, WRONG_KIND, CUT = Judgement.WHOLE, Judgement.ERROR, Judgement.EMPTY, Judgement.WRONG_KIND, Judgement.CUT  # fmt: skip
@@ -42,8 +43,8 @@ DELTA = event("response.output_text.delta", delta="hello")
 # Results in one piece.
 
 
-@pytest.mark.parametrize(
-    ("form", "document", "expected"),
+@each_case(
+    "form, document, expected",
     [
         (CHAT, {"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}, WHOLE),
         # unusual but valid
@@ -94,9 +95,9 @@ def test_a_document_is_judged_by_what_it_holds(form, document, expected):
     assert judge.free_bytes == 0
 
 
-@pytest.mark.parametrize("form", Form)
-@pytest.mark.parametrize(
-    ("body", "expected"),
+@each_case("form", Form)
+@each_case(
+    "body, expected",
     [
         (b"", EMPTY),
         (b" \r\n\t", EMPTY),
@@ -191,8 +192,8 @@ OTHER_STREAMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WHOLE_STREAMS)
-@pytest.mark.parametrize("size", [1, 2, 7, 100, 10**9])
+@each_case("name", WHOLE_STREAMS)
+@each_case("size", [1, 2, 7, 100, 10**9])
 def test_a_whole_stream_is_whole_however_it_is_written(name, size):
     """Regression: these were classified as cut and charged, and counted against their providers."""
     form, stream = WHOLE_STREAMS[name]
@@ -202,8 +203,8 @@ def test_a_whole_stream_is_whole_however_it_is_written(name, size):
     assert judge.is_complete == ("no mark" not in name and "usage" not in name and "without" not in name)
 
 
-@pytest.mark.parametrize("name", OTHER_STREAMS)
-@pytest.mark.parametrize("size", [1, 2, 7, 100, 10**9])
+@each_case("name", OTHER_STREAMS)
+@each_case("size", [1, 2, 7, 100, 10**9])
 def test_any_other_stream_is_not(name, size):
     form, stream, expected = OTHER_STREAMS[name]
     request = b'{"n":2}' if "two" in name else b""
@@ -245,8 +246,8 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("form", "before", "end"), ENDS)
-@pytest.mark.parametrize("size", [1, 3, 50, 10**9])
+@each_case("form, before, end", ENDS)
+@each_case("size", [1, 3, 50, 10**9])
 def test_an_end_mark_and_all_after_it_waits_to_be_shown(form, before, end, size):
     """Regression: an end mark in another spelling reached the client before the wrong hash was found, so that the result looked complete."""
     stream = before + end + b": bye\n\n" + before

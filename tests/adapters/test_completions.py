@@ -10,6 +10,7 @@ from openai.types import Completion
 from lcp_gateway.adapters.completions import CompletionPlan, FromChatStream, NotAdaptable, from_chat, to_chat
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import objects, tokens
+from tests.support.cases import each_case
 
 PLAIN = CompletionPlan()
 TOKENS = [
@@ -97,8 +98,8 @@ def test_the_plan_and_the_request_show_no_text():
     assert "secret" not in repr(chat)
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "code"),
+@each_case(
+    "fields, param, code",
     [
         ({"prompt": ["secret", "b"]}, "prompt", "unsupported_value"),
         ({"prompt": [1, 2]}, "prompt", "unsupported_value"),

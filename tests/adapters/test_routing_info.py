@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lcp_gateway.adapters.routing_info import RoutingInfoStream, add_to_result, header_value
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import VALUES
+from tests.support.cases import each_case
 
 INFO = {"source": "node", "node": "node:é", "score": 0.5, "candidates": 3}
 FIELD = b'"routing_info":' + json.dumps(INFO, separators=(",", ":")).encode()
@@ -23,9 +24,9 @@ def test_what_is_no_object_stays_as_it_is(body):
     assert add_to_result(body, INFO) == body
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-@pytest.mark.parametrize("data", [b"data: ", b"data:"])
-@pytest.mark.parametrize("before", [b"", b": hello\n\n", b"event: response.created\r\n", b"\n\nid: 1\r"])
+@each_case("end", [b"\n", b"\r\n", b"\r"])
+@each_case("data", [b"data: ", b"data:"])
+@each_case("before", [b"", b": hello\n\n", b"event: response.created\r\n", b"\n\nid: 1\r"])
 def test_the_first_event_of_a_stream_says_how_it_was_routed(end, data, before):
     stream = before + data + '{"a":"é"}'.encode() + end + end + b"data: {}" + end + end
     at = stream.index(b"}")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import each_case
+
 TIMEOUT_S = 120
 # Typer itself loads pydantic.
 HEAVY = {"sqlalchemy", "grpc", "aiohttp", "alembic", "rich", "google.protobuf"}
@@ -58,8 +60,8 @@ def completed(tmp_path_factory):
     return complete
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
+@each_case(
+    "words, expected",
     [
         (["do"], ["doctor"]),
         (["purchases", "ex"], ["export"]),
@@ -76,7 +78,6 @@ def completed(tmp_path_factory):
         (["config", "check", "/et"], []),
         (["serve", "--config", "/et"], []),
     ],
-    ids=" ".join,
 )
 def test_bash_completes(completed, words, expected):
     assert sorted(completed(*words)) == sorted(expected)

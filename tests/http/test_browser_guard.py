@@ -13,6 +13,7 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.cors import Cors
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.server.proxies import TrustedProxies
+from tests.support.cases import each_case
 
 PROXIES = TrustedProxies(["10.0.0.7"])
 
@@ -100,8 +101,8 @@ def test_behind_a_proxy_both_names_must_be_answered_to_and_either_is_our_origin(
     assert refusal(asked(*page, peer="10.0.0.8"), "inside", "ai.example") == "origin_not_allowed"
 
 
-@pytest.mark.parametrize(
-    ("scheme", "host", "origin", "own"),
+@each_case(
+    "scheme, host, origin, own",
     [
         ("http", "localhost:8080", "http://localhost:8080", True),
         ("http", "localhost:8080", "HTTP://LOCALHOST:8080", True),

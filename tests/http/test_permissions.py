@@ -7,6 +7,7 @@ from lcp_gateway.accounts.callers import WHOLE_VIEW, Caller, KeyRules, Scope, Vi
 from lcp_gateway.http.authentication import ANONYMOUS, LOCAL
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.permissions import check_may_buy, check_permission, scopes_for
+from tests.support.cases import each_case
 
 INFERENCE, WALLET, ACCOUNT, ADMIN = Scope.INFERENCE, Scope.WALLET, Scope.ACCOUNT, Scope.ADMIN
 EVERY = set(Scope) - {Scope.NODE, Scope.WITHDRAW}
@@ -16,8 +17,8 @@ def caller(*scopes, account_id="acct_1", key_id="key_1"):
     return Caller(key_id, account_id, KeyRules(scopes=frozenset(scopes)))
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "scopes"),
+@each_case(
+    "method, path, scopes",
     [
         ("POST", "/v1/chat/completions", {INFERENCE}),
         ("GET", "/v1/responses/resp_1", {INFERENCE}),

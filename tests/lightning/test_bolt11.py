@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.lightning import bech32, bolt11
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode, encode
+from tests.support.cases import each_case
 from tests.support.examples import examples
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "quotes_regtest.json").read_text())
@@ -265,7 +266,7 @@ def test_a_number_too_long_to_mean_anything_is_refused():
         decode(rewrite(bare, lambda symbols: symbols + field(6, b"\x1f" * 14)))
 
 
-@pytest.mark.parametrize(
+@each_case(
     "changes",
     [
         {"network": "xx"},

@@ -15,6 +15,7 @@ from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import Verdict
+from tests.support.cases import each_case
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "quotes_regtest.json").read_text())
 KEY = PrivateKey(b"\x01" * 32)
@@ -209,8 +210,8 @@ def test_a_quote_of_our_own_making_passes_in_its_own_version_only(version):
     assert reason(replace(quote, protocol_version=5 - version)) is Mismatch.TERMS_HASH
 
 
-@pytest.mark.parametrize(
-    ("invoice", "expected"),
+@each_case(
+    "invoice, expected",
     [
         ({"key": OTHER_KEY}, Mismatch.PAYEE),
         ({"network": "bc"}, Mismatch.NETWORK),

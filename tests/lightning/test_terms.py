@@ -8,6 +8,7 @@ from lcp_gateway.lightning.terms import Terms, hash_terms, model_params, terms_h
 from lcp_gateway.node.lcp.messages import Protocol
 from lcp_gateway.node.lcp.table import hash_params
 from tests.support import lcp_vectors
+from tests.support.cases import each_case
 
 VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "quotes_regtest.json").read_text())
 BY_HAND = {
@@ -50,7 +51,7 @@ def hash_of(protocol, fields):
     return hash_terms(protocol, terms).hex()
 
 
-@pytest.mark.parametrize(("protocol", "vector"), encodings("terms"))
+@each_case("protocol, vector", encodings("terms"))
 def test_the_hash_that_the_daemon_encodes_is_recomputed(protocol, vector):
     assert hash_of(protocol, vector["fields"]) == vector["terms_hash"]
 

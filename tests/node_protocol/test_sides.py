@@ -19,6 +19,7 @@ from lcp_gateway.node_protocol.messages import (
     read_hello,
 )
 from lcp_gateway.node_protocol.node_side import CANCELLED, Cancelled, NodeSide, RequestCame, RequestTooMuch
+from tests.support.cases import each_case
 
 HELLO = Hello("gpu", "i", "agent", (NodeModel("m"),), concurrent=2, request_bytes=1_000_000)
 OF = {"kind": "chat", "model": "m", "stream": True, "timeout_ms": 1_000, "result_bytes": 1_000}
@@ -124,7 +125,7 @@ def test_an_end_without_a_head_breaks_the_protocol():
     assert refused(gateway, node.end(request_id, End(bytes(32), 0))) == "bad_order"
 
 
-@pytest.mark.parametrize(
+@each_case(
     "change",
     [
         {"name": "../../etc"},

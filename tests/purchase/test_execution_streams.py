@@ -16,6 +16,7 @@ from lcp_gateway.purchase.ports import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.upstreams.result_judges import judge_result
+from tests.support.cases import each_case
 from tests.support.purchases import (
     NOW,
     TASK,
@@ -140,8 +141,8 @@ async def test_an_end_mark_before_the_peers_hash_is_never_shown(events, received
     assert upstream.closed
 
 
-@pytest.mark.parametrize(
-    ("stream", "received", "shown", "is_told"),
+@each_case(
+    "stream, received, shown, is_told",
     [
         (HELLO, Received.PART, len(HELLO), False),
         (ERROR + DONE, Received.ERROR, len(ERROR), True),
@@ -154,7 +155,7 @@ async def test_an_end_mark_before_the_peers_hash_is_never_shown(events, received
         (b'{"choices":[{"message":{"content":"hello"}}]}', Received.WHOLE, 0, False),
     ],
 )
-@pytest.mark.parametrize("source", ProviderSource)
+@each_case("source", ProviderSource)
 async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(stream, received, shown, is_told, source):
     _, journal, exposure, executor, purchase = bought(
         events=stream_events(*([stream] if stream else [])), source=source

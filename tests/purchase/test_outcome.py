@@ -15,6 +15,7 @@ from lcp_gateway.purchase.purchase import InterruptReason, Purchase
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import BufferLimits
 from lcp_gateway.purchase.states import TRANSITIONS, PurchaseEvent, State, Verdict
+from tests.support.cases import each_case
 from tests.support.purchases import (
     NOW,
     TASK,
@@ -162,8 +163,8 @@ def cut(events, at):
 GOOD = stream_events(b"one", b"two")
 
 
-@pytest.mark.parametrize(
-    ("events", "received"),
+@each_case(
+    "events, received",
     [
         (GOOD, Received.WHOLE),
         ([*GOOD[:3], StreamEnd(b"\0" * 32, 6), GOOD[4]], Received.ALTERED),
@@ -177,7 +178,7 @@ GOOD = stream_events(b"one", b"two")
         ([result(**FAILED)], Received.NOTHING),
     ],
 )
-@pytest.mark.parametrize("slow", [False, True])
+@each_case("slow", [False, True])
 async def test_a_providers_stream_is_classified_the_same_however_slow_the_reader(events, received, slow):
     """Regression: wrong results were charged to clients that read slowly, and never counted against the provider."""
     executor, exposure, purchase = bought(events=events, stream=True)
@@ -198,8 +199,8 @@ async def test_a_timeout_is_charged_to_readers_that_held_the_stream_up(slow):
     assert bool(purchase.customer_msat) is slow
 
 
-@pytest.mark.parametrize("received", [r for r in Received if r is not Received.UNKNOWN])
-@pytest.mark.parametrize("stream", [False, True])
+@each_case("received", [r for r in Received if r is not Received.UNKNOWN])
+@each_case("stream", [False, True])
 async def test_the_judge_of_the_bytes_takes_part_in_the_classification(received, stream):
     judge = Fixed(received)
     executor, exposure, purchase = bought(judge=judge, stream=stream, outcome=result(b"onetwo"), events=GOOD)
@@ -288,8 +289,8 @@ async def test_a_node_that_was_at_work_is_paid_whatever_ends_it(reason, stream, 
     assert purchase.ending == ending
 
 
-@pytest.mark.parametrize("reason", InterruptReason)
-@pytest.mark.parametrize("stream", [False, True])
+@each_case("reason", InterruptReason)
+@each_case("stream", [False, True])
 async def test_nothing_is_paid_or_charged_at_a_node_that_is_paid_on_delivery_before_anything_came(reason, stream):
     """Regression: a client that left before the first byte was charged the most that the answer could have cost."""
     purchase, seen = await interrupted(reason, begun=False, stream=stream, source=ProviderSource.NODE, on_delivery=True)

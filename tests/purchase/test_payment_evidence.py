@@ -1,7 +1,6 @@
-import pytest
-
 from lcp_gateway.purchase.payment_evidence import EVIDENCE, evidence_of_failure, verdict_of_failure
 from lcp_gateway.purchase.states import Verdict
+from tests.support.cases import each_case
 
 GRPC_CODES = [
     "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -60,8 +59,8 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("status", GRPC_CODES)
-@pytest.mark.parametrize(("message", "statuses", "verdict", "name"), TEXTS, ids=[text[0][:60] for text in TEXTS])
+@each_case("status", GRPC_CODES)
+@each_case("message, statuses, verdict, name", TEXTS)
 def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_other(
     status, message, statuses, verdict, name
 ):
@@ -75,8 +74,8 @@ def test_a_text_is_evidence_with_the_statuses_that_it_was_seen_with_and_with_no_
         assert verdict_of_failure(status, message) is Verdict.UNKNOWN
 
 
-@pytest.mark.parametrize("status", GRPC_CODES)
-@pytest.mark.parametrize(
+@each_case("status", GRPC_CODES)
+@each_case(
     "message",
     [
         "",

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.purchase.states import TRANSITIONS, VERDICTS, IllegalTransition, PurchaseEvent, State, Verdict, step
+from tests.support.cases import each_case
 
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -48,8 +49,8 @@ def test_whatever_happens_it_is_paid_at_most_once_and_money_never_comes_back(eve
     assert payments <= 1
 
 
-@pytest.mark.parametrize("state", [s for s in State if not TRANSITIONS[s]])
-@pytest.mark.parametrize("event", list(PurchaseEvent))
+@each_case("state", [s for s in State if not TRANSITIONS[s]])
+@each_case("event", list(PurchaseEvent))
 def test_an_end_is_an_end(state, event):
     with pytest.raises(IllegalTransition, match=state.value):
         step(state, event)

@@ -12,6 +12,7 @@ from openai.types.responses import Response
 from lcp_gateway.responses.documents import chat_document, find_id, response_document, response_output
 from tests.adapters.cuts import SIZES, cut
 from tests.adapters.raw_json import VALUES
+from tests.support.cases import each_case
 
 # Far more than any machine needs, and far less than quadratic time would take.
 QUADRATIC_S = 60.0
@@ -61,9 +62,7 @@ def test_an_id_is_found_in_a_whole_result_and_in_a_stream(given_id):
     assert find_id([sse({"id": given_id, "choices": []})], True) == given_id
 
 
-@pytest.mark.parametrize(
-    "bad", ["", "x" * 257, "a b", "a/b", "a\nb", "é", "\x7f", ".", "..", None, 5, ["a"], {"id": "a"}]
-)  # fmt: skip
+@each_case("bad", ["", "x" * 257, "a b", "a/b", "a\nb", "é", "\x7f", ".", "..", None, 5, ["a"], {"id": "a"}])  # fmt: skip
 def test_an_id_that_cannot_stand_in_a_path_is_none(bad):
     assert find_id([json.dumps({"id": bad}).encode()], False) is None
     assert find_id([sse({"id": bad})], True) is None

@@ -2,12 +2,12 @@
 
 import json
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.responses.documents import find_id
 from lcp_gateway.responses.ids import IdInjector
+from tests.support.cases import each_case
 
 OURS = "resp_ours"
 
@@ -30,7 +30,7 @@ def passed(raw: bytes, size: int = 1 << 20) -> bytes:
     return b"".join([*pieces, step.rest()])
 
 
-@pytest.mark.parametrize(
+@each_case(
     "raw",
     [
         response(id="resp_own") + response(),
@@ -42,13 +42,13 @@ def passed(raw: bytes, size: int = 1 << 20) -> bytes:
         b"",
     ],
 )
-@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@each_case("size", [1, 7, 1 << 20])
 def test_what_has_an_id_or_no_place_for_one_passes_as_it_came(raw, size):
     assert passed(raw, size) == raw
 
 
-@pytest.mark.parametrize("own", [{}, {"id": None}, {"id": ""}, {"id": 7}, {"id": "a/b"}])
-@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@each_case("own", [{}, {"id": None}, {"id": ""}, {"id": 7}, {"id": "a/b"}])
+@each_case("size", [1, 7, 1 << 20])
 def test_every_response_and_chunk_of_a_stream_without_one_gets_it(own, size):
     raw = response(**own, n=1) + event({"type": "ping"}) + response(**own, n=2)
     told = [json.loads(line[6:]) for line in passed(raw, size).splitlines() if line]

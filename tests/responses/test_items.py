@@ -3,6 +3,7 @@ import json
 import pytest
 
 from lcp_gateway.responses.items import Item, ItemKind, metadata_text
+from tests.support.cases import each_case
 
 DOCUMENT = b'{ "id":"resp_1", "output":[ {"type":"message","n":1.0E0} ],"x":"\\u0061"}'
 
@@ -62,9 +63,9 @@ def test_items_of_a_stream_that_only_its_events_tell_are_part_of_what_was_said()
     assert item(*blocks, stream=True).context() == (b'{"type": "function_call"}',)
 
 
-@pytest.mark.parametrize("kind", list(ItemKind))
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("block", [b"", b"[]", b"nonsense", b"data: nonsense\n\n", b"{", b"\xff\xfe"])
+@each_case("kind", list(ItemKind))
+@each_case("stream", [False, True])
+@each_case("block", [b"", b"[]", b"nonsense", b"data: nonsense\n\n", b"{", b"\xff\xfe"])
 def test_an_unreadable_result_is_a_value_error(kind, stream, block):
     with pytest.raises(ValueError, match=r"."):
         item(block, kind=kind, stream=stream, changes={"id": "x"}).document()

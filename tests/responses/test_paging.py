@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.responses.paging import InvalidPageQuery, PageRequest, list_object, read_page, select_page
+from tests.support.cases import each_case
 
 FIVE = [(name, name.upper()) for name in "abcde"]
 
@@ -33,8 +34,8 @@ def test_the_order_turns_the_list_round(order):
     assert found.has_more
 
 
-@pytest.mark.parametrize(
-    ("query", "data", "has_more"),
+@each_case(
+    "query, data, has_more",
     [
         ({}, "ABCDE", False),
         ({"limit": "5"}, "ABCDE", False),

@@ -16,6 +16,7 @@ from lcp_gateway.responses.items import ItemKind
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from tests.adapters.raw_json import VALUES, deep
+from tests.support.cases import each_case
 from tests.support.result_buffers import EVENTS, JSON, Complaints, begun, came
 
 BODY = b'{"model":"m","input":"hi","metadata":{"a":"b"}}'
@@ -150,17 +151,14 @@ def test_an_id_that_cannot_stand_in_a_path_is_none():
     assert keeping.get("resp_given") is not None
 
 
-@pytest.mark.parametrize(
-    "block",
-    [
+@each_case("block", [
         b"", b"\x00\xff", b"nul", b"[]", b"[" * 100_000, b'{"id":' + b"[" * 100_000, b'{"id":{"id":"x"}}', b'{"id":1e999}',
         b'{"id":"' + b"x" * 1_000 + b'"}', b'{"id":"\\ud800"}', b'data: {"response":{"id":"\\ud800"}}\n\n', b"data: " * 5_000,
         b'data: {"response":' + b"{" * 5_000, b"\r" * 70_000, b'{"id":"a","id":["b"]}', b'{"response":7,"id":7}',
         b'{"a":' * 990 + b"1" + b"}" * 990, b'{"id":' + b"9" * 5_000 + b"}",
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("content_type", [JSON, EVENTS, "", "text/event-stream\x00", "é"])
-@pytest.mark.parametrize("kind", [TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS])
+    ])  # fmt: skip
+@each_case("content_type", [JSON, EVENTS, "", "text/event-stream\x00", "é"])
+@each_case("kind", [TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS])
 async def test_a_result_stays_delivered_whatever_the_provider_sends(block, content_type, kind):
     complaints, keeping = Complaints(), Keeping()
     answer = begun(None, PurchaseEvent.PAY, PurchaseEvent.SETTLE, PurchaseEvent.DELIVER)

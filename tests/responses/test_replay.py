@@ -15,6 +15,7 @@ from lcp_gateway.responses.documents import response_document
 from lcp_gateway.responses.replay import ReplayedStream, opening_event, to_events, with_changes
 from tests.adapters.cuts import SIZES, cut, passed
 from tests.adapters.raw_json import VALUES
+from tests.support.cases import each_case
 
 # Far more than any machine needs, and far less than quadratic time would take.
 QUADRATIC_S = 60.0
@@ -368,7 +369,7 @@ def test_a_response_of_very_many_pieces_is_told_by_its_end_alone():
         assert json.loads(response_document((stream,), True))["output"] == many
 
 
-@pytest.mark.parametrize("depth", [200, 900, *range(940, 1019)])
+@each_case("depth", [200, 900, *range(940, 1019)])
 def test_an_output_nested_very_deeply_is_told_as_far_as_can_be(depth):
     deep = b'{"output":[{"type":"message","content":[{"type":"output_text","text":"x","y":%b}]}]}'
     document = deep % (b"[" * depth + b"]" * depth)

@@ -2,6 +2,7 @@ import pytest
 
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.responses.request_options import NO_OPTIONS, InvalidOption, RequestOptions, read_metadata, read_options
+from tests.support.cases import each_case
 
 RESPONSE, CHAT = TaskKind.RESPONSES, TaskKind.CHAT_COMPLETIONS
 
@@ -73,8 +74,8 @@ def test_an_invalid_value_is_refused_and_its_field_named(kind, document, expecte
     assert refused(kind, document) == expected
 
 
-@pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}, "", 5])
-@pytest.mark.parametrize("more", [{}, {"store": False}, {"background": True}])
+@each_case("conversation", ["conv_1", {"id": "conv_1"}, "", 5])
+@each_case("more", [{}, {"store": False}, {"background": True}])
 def test_a_conversation_is_refused_since_no_provider_keeps_one(conversation, more):
     """Regression: the request was paid for and its conversation ignored."""
     with pytest.raises(InvalidOption) as caught:

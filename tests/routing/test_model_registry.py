@@ -7,6 +7,7 @@ import pytest
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.routing.catalog import ModelFacts
 from lcp_gateway.routing.model_registry import AUTO, ModelCard, ModelRegistry, Traits, kinds_for
+from tests.support.cases import each_case
 
 CHAT = TaskKind.CHAT_COMPLETIONS
 RESPONSES = TaskKind.RESPONSES
@@ -97,8 +98,8 @@ def test_facts_may_be_read_once_only():
     assert (found.context_length, found.capabilities) == (5, frozenset({"audio"}))
 
 
-@pytest.mark.parametrize(
-    ("model", "card", "capability", "expected"),
+@each_case(
+    "model, card, capability, expected",
     [
         ("llava", {}, "vision", True),
         ("llava", {}, "tools", None),

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.routing.model_registry import NameFacts, read_name
+from tests.support.cases import each_case
 
 # By name: billions of parameters, capabilities, vendor and type.
 NAMES = {
@@ -139,7 +140,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case("name", NAMES)
 def test_a_name_tells_size_abilities_maker_and_type(name):
     params_b, capabilities, vendor, kind = NAMES[name]
     assert read_name(name) == NameFacts(
@@ -147,7 +148,7 @@ def test_a_name_tells_size_abilities_maker_and_type(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_case("name", NAMES)
 def test_upper_and_lower_case_are_one(name):
     assert read_name(name.upper()) == read_name(name.lower())
 

@@ -15,6 +15,7 @@ from lcp_gateway.routing.route_query import (
     read_query,
 )
 from tests.routing.offering import Bench, provider
+from tests.support.cases import each_case
 
 
 def market() -> Bench:
@@ -61,8 +62,8 @@ def test_words_are_compared_in_lower_case():
     assert query.providers == {"qwen", "meta"} and query.capabilities == {"code"}
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "code"),
+@each_case(
+    "fields, param, code",
     [
         ({"modell": 1}, "modell", "unknown_parameter"),
         ({"": 1}, "", "unknown_parameter"),

@@ -17,6 +17,7 @@ from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustRules
 from lcp_gateway.routing.selection import Selector
 from tests.routing.offering import CHAT, provider
+from tests.support.cases import each_case
 
 RESPONSES, COMPLETIONS, EMBEDDINGS = (TaskKind.RESPONSES, TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS)
 FIELDS = {
@@ -562,8 +563,8 @@ def chat_of(text, model="m", kind=CHAT):
     return Task(kind, model, body, stream=False)
 
 
-@pytest.mark.parametrize("kind", [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS])
-@pytest.mark.parametrize("model", ["m", "alias", "auto"])
+@each_case("kind", [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS])
+@each_case("model", ["m", "alias", "auto"])
 async def test_a_request_that_is_clearly_too_long_for_its_model_is_refused(kind, model):
     """Regression: a prompt of 24 KB was bought for a context of 4,096 tokens."""
     choosing = among(provider("a", "m", kind=kind), cards={"m": {"context_length": 4_096, "aliases": ("alias",)}})

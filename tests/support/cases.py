@@ -2,18 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pytest
 
-def each(names: str, cases: Iterable[Any]) -> Callable:
+
+def each_case(names: str, cases: Iterable[Any]) -> Callable:
     """Call a test with each case, in the form of ``pytest.mark.parametrize``; a case must leave nothing behind for the next.
 
     Raises:
         ExceptionGroup: the errors of all cases that failed, each with its values as a note.
     """
     listed = [name.strip() for name in names.split(",")]
-    every = [dict(zip(listed, (case,) if len(listed) == 1 else case, strict=True)) for case in cases]
+    every = [dict(zip(listed, _values(case, len(listed)), strict=True)) for case in cases]
 
     def decorate(test: Callable) -> Callable:
         async def check_on_a_loop(**fixtures: Any) -> None:
@@ -41,6 +43,12 @@ def each(names: str, cases: Iterable[Any]) -> Callable:
         return made
 
     return decorate
+
+
+def _values(case: Any, count: int) -> Sequence[Any]:
+    if isinstance(case, type(pytest.param())):
+        return case.values
+    return (case,) if count == 1 else case
 
 
 def _noted(error: Exception, values: dict[str, Any]) -> Exception:

@@ -3,7 +3,6 @@
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
-import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -18,6 +17,7 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits
 from lcp_gateway.http.middleware import RequestMiddleware
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
+from tests.support.cases import each_case
 
 
 @asynccontextmanager
@@ -66,8 +66,8 @@ async def test_the_user_of_this_machine_needs_no_sign_in():
         assert (await (await it.client.delete("/api/session")).json())["deleted"] is False
 
 
-@pytest.mark.parametrize("cors", [(), ("*",), ("https://page.example",)])
-@pytest.mark.parametrize(
+@each_case("cors", [(), ("*",), ("https://page.example",)])
+@each_case(
     "headers",
     [
         {"Origin": "https://page.example"},

@@ -5,9 +5,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-import pytest
-
 from lcp_gateway.http.console.assets import load_assets
+from tests.support.cases import each_case
 
 ASSETS = Path(str(files("lcp_gateway.http.console") / "assets"))
 VENDOR = ASSETS / "vendor"
@@ -29,7 +28,7 @@ def test_the_libraries_are_the_files_of_their_sources():
     assert all(digest.startswith("sha512-") for digest in packages.values())
 
 
-@pytest.mark.parametrize("path", OWN, ids=lambda path: str(path.relative_to(ASSETS)))
+@each_case("path", OWN)
 def test_no_file_writes_html_evaluates_text_or_names_another_host(path):
     text = path.read_text()
     forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|dangerouslySetInnerHTML|\beval\(|new Function|localStorage|sessionStorage|document\.cookie"
@@ -44,7 +43,7 @@ DYNAMIC = re.compile(r'\bimport\("([^"]+)"\)')
 JAVASCRIPT = [path for path in OWN if path.suffix == ".js"]
 
 
-@pytest.mark.parametrize("path", JAVASCRIPT, ids=lambda path: str(path.relative_to(ASSETS)))
+@each_case("path", JAVASCRIPT)
 def test_every_import_is_a_file_of_the_console(path):
     """A browser resolves them; there is no build step that would find a wrong one."""
     # Snippets hold imports of other programs.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.request_body import parse_object, parse_request, parse_task
 from lcp_gateway.purchase.order import TaskKind
+from tests.support.cases import each_case
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
 COMPLETIONS, EMBEDDINGS = TaskKind.COMPLETIONS, TaskKind.EMBEDDINGS
@@ -27,8 +28,8 @@ def test_a_task_keeps_the_bytes_as_they_came():
     assert (task.body, task.model, task.stream) == (body, "m", False)
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
+@each_case(
+    "body, param",
     [
         (b'{"messages":[1]}', "model"),
         (b'{"model":null,"messages":[1]}', "model"),
@@ -63,11 +64,9 @@ def test_prompts_and_inputs_are_text_or_tokens_one_or_several(kind, name, given)
     assert (task.kind, task.model, task.body, task.stream) == (kind, "m", body, False)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "other"), [(COMPLETIONS, "prompt", b'"input":"x"'), (EMBEDDINGS, "input", b'"prompt":"x"')]
-)
-@pytest.mark.parametrize(
-    ("given", "code"),
+@each_case("kind, name, other", [(COMPLETIONS, "prompt", b'"input":"x"'), (EMBEDDINGS, "input", b'"prompt":"x"')])
+@each_case(
+    "given, code",
     [
         (None, "missing_required_parameter"),
         (b"null", "missing_required_parameter"),
@@ -133,15 +132,12 @@ def test_an_input_is_a_string_or_an_array(given):
     assert parse_task(RESPONSES, b'{"model":"m","input":' + given + b"}").model == "m"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
+@each_case("body", [
         b"", b"[]", b'"text"', b"null", b"{", b'{"model":"m",}', b'{"model":"m"} x', b"\xff\xfe",
         b'{"model":"m","messages":[NaN]}', b'{"model":"m","messages":["\xff"]}',
         b'{"model":"m","messages":' + b"[" * 60_000 + b"]" * 60_000 + b"}",
         b'{"model":"\\ud800","messages":[1]}',
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_a_body_that_is_no_json_object_is_refused(body):
     refused(body)
 

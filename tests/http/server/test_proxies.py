@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from lcp_gateway.http.server.proxies import TrustedProxies, display_address, read_address
+from tests.support.cases import each_case
 
 PROXIES = TrustedProxies(["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"])
 
@@ -23,8 +24,8 @@ def asked(peer: str, *forwarded: str, proto: str | None = None) -> web.BaseReque
     return PROXIES.seen_through(request.clone(remote=peer))
 
 
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "client"),
+@each_case(
+    "peer, forwarded, client",
     [
         # Headers from other addresses are ignored.
         ("203.0.113.5", ["198.51.100.1"], "203.0.113.5"),

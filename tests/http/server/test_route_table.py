@@ -5,6 +5,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from lcp_gateway.http.server.route_table import RouteTable
+from tests.support.cases import each_case
 
 PATHS = (
     "/",
@@ -59,8 +60,8 @@ async def outcome(handle, method, path, app):
     return response.text, dict(response.headers)
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+@each_case("path", PATHS)
+@each_case("method", ["GET", "HEAD", "POST", "DELETE"])
 async def test_every_request_gets_what_aiohttps_router_gives(served, method, path):
     app, table = served
     assert await outcome(table.request_handler, method, path, app) == await outcome(app._handle, method, path, app)

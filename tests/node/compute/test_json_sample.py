@@ -3,6 +3,7 @@ import pytest
 
 from lcp_gateway.node.compute.echo_reply import split_tokens
 from lcp_gateway.node.compute.json_sample import sample_json
+from tests.support.cases import each_case
 from tests.support.operations import lines_executed
 
 TREE = {
@@ -21,8 +22,8 @@ TREE = {
 }
 
 
-@pytest.mark.parametrize(
-    ("schema", "value"),
+@each_case(
+    "schema, value",
     [
         ({"type": "string"}, "echo"),
         ({"type": "string", "enum": ["b", "a"]}, "b"),

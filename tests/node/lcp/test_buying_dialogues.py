@@ -40,6 +40,7 @@ from lcp_gateway.node.lcp.messages import (
 )
 from lcp_gateway.node.lcp.table import read_message
 from tests.support import lcp_vectors
+from tests.support.cases import each_case
 
 NOT_PAID_OUTCOMES = {Outcome.NOT_PAYABLE, Outcome.NOT_PAID}
 
@@ -197,7 +198,7 @@ def _told(dialogue, happened):
     return (Outcome.EXPIRED if "quote expired" in details else Outcome.NOT_PAYABLE), None
 
 
-@pytest.mark.parametrize(("protocol", "dialogue", "happened"), CASES)
+@each_case("protocol, dialogue, happened", CASES)
 def test_a_job_is_bought_again_byte_for_byte(protocol, dialogue, happened):
     replay = Replay(protocol, dialogue, happened)
     replay.run()

@@ -19,6 +19,7 @@ from lcp_gateway.node.lcp.messages import (
 )
 from lcp_gateway.node.lcp.table import chunk_msg_id, read_message, write_message
 from tests.support import lcp_vectors
+from tests.support.cases import each_case
 
 MIB = 2**20
 JOB = {"protocol_version": 2, "job_id": b"j" * 32, "expiry": 1_800_000_300}
@@ -74,7 +75,7 @@ def _daemons_pieces(data, fits):
         at += size
 
 
-@pytest.mark.parametrize(("protocol", "sender", "messages"), STREAMS)
+@each_case("protocol, sender, messages", STREAMS)
 def test_a_recorded_stream_is_written_again_byte_for_byte_and_read_whole(protocol, sender, messages):
     begin, *chunks, end = (read_message(*one)[1] for one in messages)
     ids = iter([begin.msg_id, end.msg_id])
@@ -127,8 +128,8 @@ UNSEEN_BY_THE_DAEMON = {
 }
 
 
-@pytest.mark.parametrize("protocol", Protocol)
-@pytest.mark.parametrize("name", HAND)
+@each_case("protocol", Protocol)
+@each_case("name", HAND)
 def test_a_results_stream_ends_as_it_did_for_the_daemon(protocol, name):
     found = [one for one in lcp_vectors.dialogues(protocol)["dialogues"] if one["name"] in {name, _later(name)}]
     dialogue = found[0]

@@ -20,6 +20,7 @@ from lcp_gateway.node.lcp.messages import (
 from lcp_gateway.node.lcp.pricing import Surge, TokenPrice, price_msat
 from lcp_gateway.node.lcp.table import read_message, write_params
 from tests.support import lcp_vectors
+from tests.support.cases import each_case
 
 V02 = Protocol.V02
 MIB = 2**20
@@ -134,8 +135,8 @@ def test_a_responses_input_is_charged_for_the_models_own_limit():
     assert _judge(body, RESPONSES) == JudgedInput(200, stream=True)
 
 
-@pytest.mark.parametrize(
-    ("body", "words"),
+@each_case(
+    "body, words",
     [
         (b"", "valid json"),
         (b"[]", "valid json"),

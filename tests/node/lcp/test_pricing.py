@@ -1,6 +1,7 @@
 import pytest
 
 from lcp_gateway.node.lcp.pricing import PriceTooHigh, Surge, TokenPrice, price_msat
+from tests.support.cases import each_case
 
 RECORDED = TokenPrice(1_000_000, 2_000_000)
 """The price of model-a in the dialogues, whose limit of output is 200 tokens."""
@@ -8,8 +9,8 @@ RECORDED = TokenPrice(1_000_000, 2_000_000)
 SURGE = Surge(threshold=1, per_job_bps=500)
 
 
-@pytest.mark.parametrize(
-    ("request_bytes", "output_tokens", "inflight", "price"),
+@each_case(
+    "request_bytes, output_tokens, inflight, price",
     [
         (69, 200, 0, 418),
         (69, 200, 1, 418),

@@ -40,6 +40,7 @@ from lcp_gateway.node.lcp.selling_events import (
 )
 from lcp_gateway.node.lcp.table import read_message, write_params
 from tests.support import lcp_vectors
+from tests.support.cases import each_case
 
 SOLD = SoldModel(TokenPrice(1_000_000, 2_000_000), 200)
 MODELS = {"model-a": SOLD, "model-b": SOLD}
@@ -254,7 +255,7 @@ def _compared(messages):
     return [*found, data] if data else found
 
 
-@pytest.mark.parametrize("record", CASES)
+@each_case("record", CASES)
 def test_a_job_is_sold_again_byte_for_byte(record):
     replay = Replay(record)
     replay.run()

@@ -30,6 +30,7 @@ from lcp_gateway.node.lcp.table import (
 )
 from lcp_gateway.node.lcp.tlv import BYTES_LIST, TEXT_LIST, WireError
 from tests.support import lcp_vectors
+from tests.support.cases import each_case
 
 V02, V03 = Protocol.V02, Protocol.V03
 
@@ -90,7 +91,7 @@ def _as_told(vector, made):
     return lcp_vectors.held(made) == told
 
 
-@pytest.mark.parametrize(("protocol", "vector"), _cases("valid"))
+@each_case("protocol, vector", _cases("valid"))
 def test_what_the_daemon_encodes_is_read_and_written_again_byte_for_byte(protocol, vector):
     made = _read(protocol, vector)
 
@@ -110,7 +111,7 @@ def test_what_the_daemon_tolerates_is_read(protocol, vector):
             _write(protocol, vector, made)
 
 
-@pytest.mark.parametrize(("protocol", "vector"), _cases("invalid"))
+@each_case("protocol, vector", _cases("invalid"))
 def test_what_the_daemon_refuses_is_refused_with_words(protocol, vector):
     with pytest.raises(WireError, match=r"\w+ .*\w") as caught:
         _read(protocol, vector)
@@ -148,8 +149,8 @@ def test_a_type_of_another_protocol_is_not_read():
 ENVELOPE = {"protocol_version": 2, "job_id": bytes(32), "msg_id": bytes(32), "expiry": 1}
 
 
-@pytest.mark.parametrize(
-    ("message", "words"),
+@each_case(
+    "message, words",
     [
         (QuoteRequest(**ENVELOPE, task_kind="k", params_content_type="t"), "protocol 0.2 has no params_content_type"),
         (QuoteRequest(**ENVELOPE, task_kind=""), r"task_kind \(type 20\): empty"),

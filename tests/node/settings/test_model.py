@@ -5,6 +5,7 @@ from lcp_gateway.node.lcp.pricing import Surge, TokenPrice
 from lcp_gateway.node.runtime.bounds import Bounds, Delays, PaymentLimits
 from lcp_gateway.node.settings.model import BackendSettings, NodeSettings
 from lcp_gateway.node.toml import ConfigError, read_dataclass
+from tests.support.cases import each_case
 
 LND = {"grpc_addr": "127.0.0.1:10009"}
 ECHO = {"name": "echo", "kind": "echo"}
@@ -100,8 +101,8 @@ def test_the_api_key_of_a_backend_is_in_no_text_of_the_settings():
     assert "secret" not in repr(BackendSettings(url="http://127.0.0.1/v1", api_key="secret"))
 
 
-@pytest.mark.parametrize(
-    ("document", "complaint"),
+@each_case(
+    "document, complaint",
     [
         ({"models": [MODEL, MODEL]}, 'sell: models: "m" is there twice'),
         ({"backends": []}, "sell: backends: missing"),

@@ -16,6 +16,7 @@ from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.database.engines import open_database
 from tests.store.invoices import asked
 from tests.store.journals import NOW, charged
+from tests.support.cases import each_case
 
 LATER = NOW + timedelta(hours=1)
 
@@ -34,7 +35,7 @@ async def test_an_account_shows_what_it_has(accounts, journal, customer):
     assert (await accounts.get(account_id)).balance == Balance(Msat(5_000), Msat(1_050))
 
 
-@pytest.mark.parametrize("name", ["", "   ", "x" * 129, "two\nlines", "a\0b", "\udc80", "a\u202eb"])
+@each_case("name", ["", "   ", "x" * 129, "two\nlines", "a\0b", "\udc80", "a\u202eb"])
 async def test_a_name_has_to_be_readable(accounts, name):
     with pytest.raises(InvalidText):
         await accounts.create(name, actor="op", at=NOW)

@@ -8,6 +8,7 @@ from lcp_gateway.purchase.money import Msat, Period, RefundLimits
 from lcp_gateway.purchase.records import GroupBy, PurchaseFilter, UsageSums
 from lcp_gateway.purchase.states import State
 from tests.store.journals import NOW, charged, intent, written
+from tests.support.cases import each_case
 
 PATHS = {
     State.PAYING: [],
@@ -64,8 +65,8 @@ def usage_sums(sums):
     return [sums.purchases, sums.settled_msat, sums.unknown_msat, sums.undelivered_msat]
 
 
-@pytest.mark.parametrize("period", list(Period))
-@pytest.mark.parametrize("by", list(GroupBy))
+@each_case("period", list(Period))
+@each_case("by", list(GroupBy))
 async def test_usage_equals_spending_in_all_by_group_and_by_period(history, books, by, period):
     column = {GroupBy.MODEL: "model", GroupBy.KEY: "key_id", GroupBy.PEER: "peer_id"}[by]
     which = PurchaseFilter(since=START + timedelta(hours=5))

@@ -6,6 +6,7 @@ from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.grpc_status import DAEMON_AWAY, upstream_error
 from lcp_gateway.upstreams.lcpd.transport import RpcError
+from tests.support.cases import each_case
 
 AWAY = [
     "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:50051: Connection refused (111)",
@@ -64,6 +65,6 @@ def test_an_invalid_address_stays(text):
     assert failed("UNAVAILABLE", text).message == text
 
 
-@pytest.mark.parametrize("text", [*AWAY, *WITH_ADDRESS])
+@each_case("text", [*AWAY, *WITH_ADDRESS])
 def test_the_call_that_pays_keeps_the_text_as_evidence(text):
     assert failed("UNAVAILABLE", text, for_client=False).message == text

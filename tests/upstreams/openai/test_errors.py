@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstreams.openai.errors import http_error
+from tests.support.cases import each_case
 
 KEY = "sk-secret-0123456789"
 
@@ -14,8 +15,8 @@ def of(status, body, key=""):
     return http_error(status, body if isinstance(body, bytes) else json.dumps(body).encode(), key)
 
 
-@pytest.mark.parametrize(
-    ("status", "name", "retryable"),
+@each_case(
+    "status, name, retryable",
     [
         (301, "UNAVAILABLE", False),
         (307, "UNAVAILABLE", False),
@@ -45,8 +46,8 @@ def test_each_status_has_its_code_and_nothing_was_bought(status, name, retryable
     assert error.message
 
 
-@pytest.mark.parametrize(
-    ("body", "message", "code"),
+@each_case(
+    "body, message, code",
     [
         ({"error": {"message": "too long", "code": "context_length_exceeded"}}, "too long", "context_length_exceeded"),
         ({"error": {"message": "no", "code": 400}}, "no", None),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lcp_gateway.adapters.usage import Usage, usage_of
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.upstreams.openai.price import NodePrice
+from tests.support.cases import each_case
 
 CHAT = TaskKind.CHAT_COMPLETIONS
 
@@ -38,8 +39,8 @@ def test_all_parts_add_up_and_a_fraction_counts_whole():
     assert price.list_price_msat() == 1_000 + 50 + 150 + 100
 
 
-@pytest.mark.parametrize(
-    ("kind", "body", "tokens"),
+@each_case(
+    "kind, body, tokens",
     [
         (CHAT, {}, 4_096),
         (CHAT, {"max_tokens": 10}, 10),
@@ -119,8 +120,8 @@ def test_an_ordinary_charge_never_reaches_past_what_was_quoted(price, text, toke
     assert 0 <= charge <= most
 
 
-@pytest.mark.parametrize(
-    ("data", "usage"),
+@each_case(
+    "data, usage",
     [
         (b'{"usage":{"prompt_tokens":1,"completion_tokens":2}}', Usage(1, 2)),
         (b'{"usage" : { "input_tokens": 3, "output_tokens": 4 } , "x": 1}', Usage(3, 4)),
