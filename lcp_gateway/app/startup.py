@@ -21,7 +21,7 @@ from lcp_gateway.app.wiring.shared_redis import open_redis
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.shared_trust import open_shared_trust
 from lcp_gateway.app.wiring.telemetry import open_tracing
-from lcp_gateway.config import Settings
+from lcp_gateway.config import Settings, fee_cautions
 from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.idempotency import IdempotencyCache, RepeatHashes
@@ -37,7 +37,7 @@ from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.observers import PeersObserver, PurchaseObserver
-from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream
+from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo
 from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.lcpd.transport import Transport
@@ -87,7 +87,19 @@ async def open_runtime(
     tracing = await _enter(stack, open_tracing(settings, metrics, get_logger("tracing")))
     transport = None if local_daemon is None else await stack.enter_async_context(local_daemon.running(metrics))
     models = peer_models(settings)
-    daemon = _open_daemon(settings, metrics, tracing, transport, models, lambda: peers.refresh_soon())  # noqa: PLW0108 - the watch is made later
+
+    def on_daemon(info: LocalInfo) -> None:
+        metrics.lcpd_protocol_version(info.protocol_version)
+        get_logger("peers").info(
+            "the daemon's version is known", protocol_version=info.protocol_version, software=info.software.name
+        )
+        # Of several workers the first speaks for all.
+        if link is None or not link.boot.place:
+            for caution in fee_cautions(settings, limits_fees=info.software.limits_fees):
+                log.warning(caution)
+        peers.refresh_soon()
+
+    daemon = _open_daemon(settings, metrics, tracing, transport, models, on_daemon)
     stack.push_async_callback(daemon.close)
     nodes = node_parts(settings, metrics, tracing, tasks.starter("nodes"), log)
     stack.push_async_callback(nodes.upstream.close)
@@ -204,21 +216,14 @@ def _open_daemon(
     tracing: Tracing,
     transport: Transport | None,
     models: PeerModels,
-    changed: Callable[[], None],
+    on_daemon: Callable[[LocalInfo], None],
 ) -> LcpdUpstream:
-    """Open the daemon; ``changed`` is called once it speaks another version than before."""
-
-    def speaks(version: int) -> None:
-        metrics.lcpd_protocol_version(version)
-        get_logger("peers").info("the daemon's version is known", protocol_version=version)
-        changed()
-
     try:
         return LcpdUpstream(
             lcpd_address(settings),
             on_error=metrics.grpc_error,
             on_odd_peer=_log_odd_peer,
-            on_version=speaks,
+            on_daemon=on_daemon,
             models=models,
             tracing=tracing,
             transport=transport,

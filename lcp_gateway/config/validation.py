@@ -362,10 +362,15 @@ def spending_cautions(settings: Settings) -> tuple[str, ...]:
             "no limit on spending is set: a request may cost any price that a peer asks. "
             "See max_total_msat and budget_day_msat"
         )
-    if settings.lnd:
-        return tuple(found)
-    found.append(
+    return tuple(found)
+
+
+def fee_cautions(settings: Settings, *, limits_fees: bool) -> tuple[str, ...]:
+    """Return the limit on routing fees of a daemon that keeps to none of the operator's; ``limits_fees`` for one that does."""
+    if settings.embedded or limits_fees:
+        return ()
+    caution = (
         f"the daemon pays routing fees of up to {DAEMON_FEE_LIMIT_SAT:,} sat a payment, a fixed limit of its own; "
         f"the estimate is {settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat} msat"
     )
-    return tuple(found)
+    return (caution,)

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.config import ConfigError, Settings, journal_place, load, specs, spending_cautions, without_password
+from lcp_gateway.config import (
+    ConfigError,
+    Settings,
+    fee_cautions,
+    journal_place,
+    load,
+    specs,
+    spending_cautions,
+    without_password,
+)
 
 PASSWORD = "hush-hush"
 URL = f"postgresql://gateway:{PASSWORD}@db.lan/lcp?sslmode=require"
@@ -145,22 +154,26 @@ def test_play_money_in_a_journal_that_was_named_is_warned_about(loaded):
 
 
 def test_a_start_without_any_limit_is_warned_about():
-    found = spending_cautions(Settings())
-    assert len(found) == 2
-    assert "no limit on spending is set" in found[0]
-    assert "10,000 sat a payment" in found[1]
+    (found,) = spending_cautions(Settings())
+    assert "no limit on spending is set" in found
+
+
+def test_a_daemon_that_limits_no_fees_is_warned_about():
+    (found,) = fee_cautions(Settings(), limits_fees=False)
+    assert "10,000 sat a payment" in found
+    assert fee_cautions(Settings(), limits_fees=True) == ()
+    assert fee_cautions(Settings(embedded=True), limits_fees=False) == ()
 
 
 def test_any_cap_is_a_limit(subtests):
     for cap in ["max_price_msat", "max_total_msat", "budget_hour_msat", "budget_month_msat"]:
         with subtests.test(str(cap)):
-            (left,) = spending_cautions(Settings(**{cap: 1}))
-            assert "10,000 sat" in left
+            assert spending_cautions(Settings(**{cap: 1})) == ()
 
 
 def test_a_budget_of_each_key_is_no_limit_without_keys():
-    assert len(spending_cautions(Settings(key_budget_day_msat=1))) == 2
-    assert len(spending_cautions(Settings(key_budget_day_msat=1, api_keys=("k",)))) == 1
+    assert len(spending_cautions(Settings(key_budget_day_msat=1))) == 1
+    assert spending_cautions(Settings(key_budget_day_msat=1, api_keys=("k",))) == ()
 
 
 def test_play_money_needs_no_caution():

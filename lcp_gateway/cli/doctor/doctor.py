@@ -33,6 +33,7 @@ from lcp_gateway.config import (
     Settings,
     auth_mode,
     console_problem,
+    fee_cautions,
     journal_place,
     local_models,
     reachable_nodes,
@@ -232,6 +233,8 @@ async def _examine_daemon(report: Report, settings: Settings, nodes: Sequence[Pr
             where = f"{target}, node {_short(info.node_id)}, transport {upstream.transport}"
             report.ok("daemon", where)
             report.ok("version", f"LCP protocol version {info.protocol_version}")
+            for caution in fee_cautions(settings, limits_fees=info.software.limits_fees):
+                report.warn(caution)
             await examine_identity(report, settings, info.node_id)
             await _examine_peers(report, upstream, settings, nodes)
     except OSError as error:

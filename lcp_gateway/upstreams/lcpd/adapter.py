@@ -92,7 +92,7 @@ class LcpdUpstream:
         *,
         on_error: Callable[[str, str], None] = lambda _method, _status: None,
         on_odd_peer: Callable[[str, str], None] = lambda _peer_id, _problem: None,
-        on_version: Callable[[int], None] = lambda _version: None,
+        on_daemon: Callable[[LocalInfo], None] = lambda _info: None,
         models: PeerModels | None = None,
         tracing: Tracing = NO_TRACING,
         transport: Transport | None = None,
@@ -100,8 +100,8 @@ class LcpdUpstream:
     ) -> None:
         """``on_error`` gets the names of the method and the status of every call that fails.
 
-        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason. ``on_version`` gets the
-        version that the daemon speaks, once it is known and after each change. ``models`` completes peers that list none. ``transport`` leads to a daemon in this
+        ``on_odd_peer`` gets, once, a peer that is listed in part or not at all, and the reason. ``on_daemon`` gets the
+        daemon's identity once it is known, and after each change of its version or its program. ``models`` completes peers that list none. ``transport`` leads to a daemon in this
         process, None to the address. A daemon that is a node of lcp-gateway pays no routing fee above ``fee_limit_msat``; 0
         leaves the limit to it.
         """
@@ -111,7 +111,7 @@ class LcpdUpstream:
         self._own_names = frozenset(name.lower() for name, _ in address.metadata)
         self._on_error = on_error
         self._on_odd_peer = on_odd_peer
-        self._on_version = on_version
+        self._on_daemon = on_daemon
         self._models = PeerModels() if models is None else models
         self._daemon: _Daemon | None = None
         self._odd_peers: frozenset[tuple[str, str]] = frozenset()
@@ -339,8 +339,8 @@ class LcpdUpstream:
             raise UnsupportedVersion(version, DIALECTS)
         info = LocalInfo(message.node_id, version, read_software(message.software))
         before, self._daemon = self._daemon, _Daemon(connection, info, dialect)
-        if before is None or before.dialect is not dialect:
-            self._on_version(version)
+        if before is None or before.dialect is not dialect or before.info.software != info.software:
+            self._on_daemon(info)
         return self._daemon
 
     async def _connect(self, timeout_s: float) -> object:

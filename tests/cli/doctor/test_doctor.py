@@ -31,6 +31,7 @@ def test_a_healthy_doctor_says_ok_to_everything(run, at):
     ]
     assert "terms and invoice hold; network bcrt, and none is set" in outcome.out
     assert "warn                 no limit on spending is set" in outcome.out
+    assert "warn                 the daemon pays routing fees of up to 10,000 sat" in outcome.out
     assert "msat) for a very short request; nothing was paid" in outcome.out
 
 

@@ -201,8 +201,7 @@ def test_without_the_flag_no_node_is_started_and_the_daemon_is_missed(start):
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert out == ""
-    *warnings, line = err.splitlines()
+    warning, line = err.splitlines()
     assert line.startswith("lcp-gateway: the daemon at 127.0.0.1:9 did not answer")
     # It could have paid real money.
-    assert "no limit on spending is set" in warnings[0]
-    assert "10,000 sat a payment" in warnings[1]
+    assert "no limit on spending is set" in warning

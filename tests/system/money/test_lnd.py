@@ -53,6 +53,10 @@ def receipt(served, job_id):
     return get(served.port, f"/v1/receipts/{job_id}").json
 
 
+def test_a_daemon_that_keeps_to_no_limit_of_fees_is_warned_about_once(served):
+    assert served.logs.count("routing fees of up to 10,000 sat a payment") == 1
+
+
 def test_the_real_fee_and_the_preimage_of_a_purchase_are_recorded(served, node):
     job_id = post(served.port, CHAT, chat()).headers["x-lcp-job-id"]
     eventually(lambda: receipt(served, job_id)["preimage"] is not None)

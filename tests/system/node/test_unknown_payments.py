@@ -69,6 +69,7 @@ def test_what_a_killed_gateway_paid_and_what_it_did_not_is_resolved_by_its_node(
 
         with gateway(embedded=False, env=settings(tmp_path, world.buyer.address)) as served:
             assert "lnd" not in get(served.port, "/readyz").json
+            assert "10,000 sat" not in served.logs
             eventually(lambda: sorted(states(served)) == ["not_paid", "undelivered", "unknown"])
             assert_paid(served, states(served)["undelivered"], lnd)
             in_flight, never_begun = states(served)["unknown"], states(served)["not_paid"]

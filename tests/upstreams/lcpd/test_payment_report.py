@@ -141,3 +141,18 @@ async def test_a_node_that_does_not_serve_what_it_names_is_an_error(daemon, upst
     with pytest.raises(UpstreamError) as caught:
         await upstream.payment(b"\x11" * 32, b"\x01" * 32, 30)
     assert (caught.value.status, caught.value.retryable) == ("UNIMPLEMENTED", False)
+
+
+async def test_a_daemon_of_another_program_in_the_place_of_the_first_is_told(daemon):
+    told = []
+    upstream = LcpdUpstream(LcpdAddress(daemon.address), on_daemon=lambda info: told.append(info.software.name))
+    ours = {"name": "lcp-gateway", "version": "1", "features": ["purchase-limits"]}
+    answers = [
+        pb.GetLocalInfoResponse(node_id=PEER, manifest={"protocol_version": 2}, software=software)
+        for software in (None, None, ours, ours)
+    ]
+    daemon.answers["GetLocalInfo"] = answers
+    infos = [await upstream.local_info(30) for _ in range(4)]
+    await upstream.close()
+    assert told == ["", "lcp-gateway"]
+    assert [info.software.limits_fees for info in infos] == [False, False, True, True]

@@ -231,7 +231,10 @@ class Swapped:
         self.address = f"unix:{tmp_path}/lcpd.sock"
         self.versions = []
         self.connection = None
-        self.upstream = LcpdUpstream(LcpdAddress(self.address, transport=transport), on_version=self.versions.append)
+        self.upstream = LcpdUpstream(
+            LcpdAddress(self.address, transport=transport),
+            on_daemon=lambda info: self.versions.append(info.protocol_version),
+        )
 
     @contextlib.asynccontextmanager
     async def run(self, version):
