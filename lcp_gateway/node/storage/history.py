@@ -71,7 +71,7 @@ class OpenJob:
 _OPEN_JOBS = """
     SELECT 'sale' AS kind, peer_id, job_id, protocol, model, price_msat, payment_hash, began_at, quote_expiry,
            last IS NOT NULL OR EXISTS (SELECT 1 FROM sent WHERE sale = number) AS sending
-    FROM sales WHERE NOT has_ended
+    FROM sales WHERE ended_at IS NULL
     UNION ALL
     SELECT 'purchase', peer_id, job_id, protocol, coalesce(model, ''), price_msat, payment_hash, began_at, quote_expiry,
            0 FROM purchases

@@ -176,7 +176,7 @@ class Records:
             "sealed_preimage": self.seal(name, b"preimage", sale.hold_preimage),
             "last": None,
             "began_at": began_at,
-            "has_ended": False,
+            "ended_at": None,
             "has_line": False,
         }
 

@@ -30,14 +30,14 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
             manifest BLOB NOT NULL, began_at INTEGER NOT NULL
         )""",
-        # ``last``: the end of the result, without its text; for sales whose messages are not kept. A sale that has ended
-        # stays a while, to be sent again; ``has_line``: it has its line of history.
+        # ``last``: the end of the result, without its text; for sales whose messages are not kept. ``delivered_at``: when the
+        # whole result was kept; the sale stays a while, to be sent again.
         """CREATE TABLE sales (
             number INTEGER PRIMARY KEY, peer_id TEXT NOT NULL, job_id BLOB NOT NULL, protocol INTEGER NOT NULL,
             request BLOB NOT NULL, model TEXT NOT NULL, stream INTEGER NOT NULL,
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
-            sealed_body BLOB, sealed_preimage BLOB, last BLOB, began_at INTEGER NOT NULL,
-            has_ended INTEGER NOT NULL, has_line INTEGER NOT NULL, UNIQUE (peer_id, job_id)
+            sealed_body BLOB, sealed_preimage BLOB, last BLOB, began_at INTEGER NOT NULL, delivered_at INTEGER,
+            UNIQUE (peer_id, job_id)
         )""",
         """CREATE TABLE sent (
             sale INTEGER NOT NULL REFERENCES sales (number) ON DELETE CASCADE, position INTEGER NOT NULL,
@@ -50,6 +50,16 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             began_at INTEGER NOT NULL, ended_at INTEGER NOT NULL
         )""",
         "CREATE INDEX history_by_end ON history (ended_at)",
+    ),
+    (
+        # A sale that has ended, in whatever way, has its line of history at once: ``has_line``; it stays to be sent again.
+        "ALTER TABLE sales RENAME COLUMN delivered_at TO ended_at",
+        "ALTER TABLE sales ADD COLUMN has_line INTEGER NOT NULL DEFAULT 0",
+        """INSERT INTO history (kind, peer_id, job_id, protocol, model, price_msat, payment_hash, outcome, paid,
+                                began_at, ended_at)
+            SELECT 'sale', peer_id, job_id, protocol, model, price_msat, payment_hash, 'delivered', 1, began_at, ended_at
+            FROM sales WHERE ended_at IS NOT NULL ORDER BY ended_at""",
+        "UPDATE sales SET has_line = 1 WHERE ended_at IS NOT NULL",
         "CREATE INDEX history_by_job ON history (job_id)",
     ),
 )

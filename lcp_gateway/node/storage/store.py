@@ -267,7 +267,8 @@ class SqliteStore:
                 )
                 self._prune(connection)
             connection.execute(
-                "UPDATE sales SET has_ended = 1, has_line = has_line OR :line WHERE peer_id = :peer AND job_id = :of",
+                "UPDATE sales SET ended_at = coalesce(ended_at, :ended_at), has_line = has_line OR :line"
+                " WHERE peer_id = :peer AND job_id = :of",
                 values,
             )
 

@@ -9,6 +9,8 @@ import pytest
 import lcp_gateway.encryption
 from lcp_gateway.node.storage.database import connect
 from lcp_gateway.node.storage.files import StoreUnavailable, make_key, read_key
+from lcp_gateway.node.storage.history import open_history
+from lcp_gateway.node.storage.records import Records
 from lcp_gateway.node.storage.schema import STEPS, migrate, read_version
 from lcp_gateway.node.storage.store import SqliteStore
 from tests.support.forked import start_module
@@ -137,6 +139,32 @@ async def test_older_tables_are_brought_to_the_next_version_and_keep_their_rows(
         assert read_version(connection) == len(STEPS) + 1
         facts = dict(connection.execute("SELECT name, value FROM facts WHERE name != 'key_check'"))
     assert facts == {f"settle_index {NODE}": 5, "note": 1}
+
+
+async def test_delivered_sales_of_the_first_version_have_their_lines_and_are_not_open(open_store, path):
+    rows = [Records(None, seals=False).sale_row(sale(number), 900) for number in (1, 2)]
+    for row, delivered_at in zip(rows, (1_000, None), strict=True):
+        del row["ended_at"], row["has_line"]
+        row["delivered_at"] = delivered_at
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection, STEPS[:1])
+        for row in rows:
+            places = ", ".join(f":{name}" for name in row)
+            connection.execute(f"INSERT INTO sales ({', '.join(row)}) VALUES ({places})", row)
+
+    store = await open_store(at_rest="memory", clock=lambda: 1_100)
+    ended = {"outcome": "delivered", "price_msat": 1_000, "paid": True, "model": "model-a", "ended_at": 1_100}
+    await store.end_sale(peer(1), sale(1).kept.request.job_id, **ended, line=True)
+
+    assert len(await store.sales()) == 2
+    with open_history(path) as history:
+        (line,) = history.lines()
+        (job,) = history.open_jobs()
+    assert (line.kind, line.peer_id, line.outcome, line.paid, line.ended_at) == (
+        "sale", peer(1), "delivered", True, 1_000,
+    )  # fmt: skip
+    assert job.peer_id == peer(2)
 
 
 async def test_a_step_that_fails_leaves_the_tables_as_they_were(open_store, path):
