@@ -265,13 +265,17 @@ class Compute(Interface):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPurchase:
-    """A purchase that was being paid when the node ended: what ``Buying.restore`` needs."""
+    """A purchase that was being paid when the node ended: what ``Buying.restore`` needs.
+
+    ``payer`` is the id of the Lightning node that pays: another one knows nothing of the payment.
+    """
 
     peer_id: str
     protocol: Protocol
     order: Order
     kept: KeepPurchase
     manifest: Manifest
+    payer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

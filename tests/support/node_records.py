@@ -71,6 +71,7 @@ def purchase(number: int, *, protocol: Protocol = Protocol.V02, **order) -> Stor
         order=Order(task_kind=CHAT, **order),
         kept=KeepPurchase(quote(number, protocol), number32("hash", number)),
         manifest=manifest(number, protocol),
+        payer=peer(number + 1),
     )
 
 

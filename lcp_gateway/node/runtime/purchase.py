@@ -28,7 +28,16 @@ from lcp_gateway.node.lcp.buying_events import (
 )
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
 from lcp_gateway.node.lcp.messages import Manifest, Protocol, QuoteResponse
-from lcp_gateway.node.ports import PaymentEnd, PaymentRefused, Payments, PaymentSucceeded, Store, StoredPurchase
+from lcp_gateway.node.ports import (
+    LightningAway,
+    PaymentEnd,
+    PaymentLost,
+    PaymentRefused,
+    Payments,
+    PaymentSucceeded,
+    Store,
+    StoredPurchase,
+)
 from lcp_gateway.node.runtime.bounds import Delays
 from lcp_gateway.node.runtime.calls import Paid, PaymentReport, PaymentState
 from lcp_gateway.node.runtime.log import NodeLog
@@ -39,6 +48,9 @@ from lcp_gateway.node.runtime.tasks import Tasks, Timer
 _UNANSWERED: Final = 8
 """How many messages of an accepted job are kept to be sent again: there are only cancels and a repeated request."""
 
+_SMALL_BYTES: Final = 1_024
+_GATHERED_BYTES: Final = 64 * 1_024
+"""A piece of a result that is shorter than the first is gathered with others that wait, up to the second."""
 
 _ENDS: Final = {
     Outcome.DELIVERED: (JobEnd.DELIVERED, JobEnd.DELIVERED),
@@ -89,12 +101,12 @@ class Purchase:
         order: Order,
         manifest: Manifest,
         on_end: Callable[["Purchase"], None],
-        restored: KeepPurchase | None = None,
+        restored: StoredPurchase | None = None,
     ) -> None:
         self.machine = machine
         self.protocol = protocol
         self.peer_id = peer_id
-        self.quote: QuoteResponse | None = restored.quote if restored else None
+        self.quote: QuoteResponse | None = restored.kept.quote if restored else None
         self.ended: Ended | None = None
         self.payment = PaymentReport(state=PaymentState.NONE)
         self.refusal: str | None = None
@@ -115,11 +127,12 @@ class Purchase:
         self._order = order
         self._manifest = manifest
         self._on_end = on_end
-        self._kept = restored
+        self._kept = restored.kept if restored else None
+        self._payer = restored.payer if restored else ""
         self._stopped = False
         self._stored = restored is not None
         self._ended_at = 0
-        self._items: deque[ResultHead | ResultData] = deque()
+        self._items: deque[ResultHead | ResultData | bytearray] = deque()
         # Sent while the peer was away, or lost with its connection, unless the peer has answered since.
         self._unanswered: deque[Send] = deque(maxlen=_UNANSWERED)
         self._changed = asyncio.Event()
@@ -163,7 +176,8 @@ class Purchase:
                 told = True
                 yield Paid(self.payment)
             while self._items and settled:
-                yield self._items.popleft()
+                item = self._items.popleft()
+                yield ResultData(bytes(item)) if isinstance(item, bytearray) else item
             if self.ended is not None or self._stopped:
                 return
             await self._change()
@@ -215,9 +229,21 @@ class Purchase:
             case Pay():
                 self._parts.tasks.once("pay", partial(self._pay, effect), self._unexpected)
             case ResultHead() | ResultData() if not self.abandoned:
-                self._items.append(effect)
+                self._append(effect)
             case Ended():
                 self._end(effect)
+
+    def _append(self, item: ResultHead | ResultData) -> None:
+        """Keep an item for the caller. Small pieces are gathered: each as an item of its own takes a hundred times its bytes."""
+        last = self._items[-1] if self._items else None
+        if isinstance(item, ResultData) and len(item.data) < _SMALL_BYTES:
+            if isinstance(last, bytearray) and len(last) < _GATHERED_BYTES:
+                last += item.data
+                return
+            if last is not None:
+                self._items.append(bytearray(item.data))
+                return
+        self._items.append(item)
 
     def forgotten(self) -> None:
         """Give up a job without a quote: the peer has forgotten its request."""
@@ -250,8 +276,14 @@ class Purchase:
         kept, parts = self._kept, self._parts
         if kept is None:
             raise AssertionError("a purchase is kept before it is paid")
+        self._payer = parts.peers.node_id
         stored = StoredPurchase(
-            peer_id=self.peer_id, protocol=self.protocol, order=self._order, kept=kept, manifest=self._manifest
+            peer_id=self.peer_id,
+            protocol=self.protocol,
+            order=self._order,
+            kept=kept,
+            manifest=self._manifest,
+            payer=self._payer,
         )
         # From here on a stop of the node may leave the purchase on disk, to be tracked by the next run.
         self._stored = True
@@ -273,6 +305,7 @@ class Purchase:
                 fee_limit_msat=self.fee_limit_msat,
                 timeout_s=parts.delays.payment_timeout_s,
             )
+            await self._check_payer(end)
         except PaymentRefused as error:
             if not error.already_paid:
                 self._not_begun(str(error))
@@ -289,9 +322,20 @@ class Purchase:
         payment_hash = self._kept.payment_hash if self._kept else b""
 
         async def step() -> None:
-            self._paid(await self._parts.payments.track(payment_hash))
+            end = await self._parts.payments.track(payment_hash)
+            await self._check_payer(end)
+            self._paid(end)
 
         await self._parts.tasks.persist("track", step, Exception)
+
+    async def _check_payer(self, end: PaymentEnd) -> None:
+        """Check that a loss is told by the Lightning node that pays: another one, which took its place, has no record of the payment.
+
+        Raises:
+            LightningAway: it is another one, or does not say.
+        """
+        if isinstance(end, PaymentLost) and (await self._parts.peers.identity())[0] != self._payer:
+            raise LightningAway(f"another Lightning node is in the place of {self._payer}, which pays a purchase")
 
     def _paid(self, end: PaymentEnd) -> None:
         if isinstance(end, PaymentSucceeded):

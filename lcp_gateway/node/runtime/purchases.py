@@ -133,7 +133,7 @@ class Purchases:
         Raises:
             CallFailed: there is no quote.
         """
-        if len(self._live) >= self._bounds.purchases:
+        if len(self._live) >= self._bounds.purchases and not self._give_up_oldest():
             raise CallFailed(
                 UpstreamStatus.RESOURCE_EXHAUSTED,
                 f"too many jobs are under way ({len(self._live)})",
@@ -234,6 +234,14 @@ class Purchases:
         )
         peer.put(job_id, [Send(*write_message(protocol, message))])
 
+    def _give_up_oldest(self) -> bool:
+        """Give up the oldest quote that no caller has taken, as lcpd-grpcd does; False where all jobs are accepted or asked for."""
+        quoted = (one for one in self._live.values() if one.machine.phase is Phase.QUOTED and not one.claimed)
+        oldest = next(quoted, None)
+        if oldest is not None:
+            oldest.abandon("")
+        return oldest is not None
+
     def protocol_of(self, peer_id: str, job_id: bytes) -> Protocol | None:
         """Return the version of a job that is under way."""
         purchase = self._live.get((peer_id, job_id))
@@ -311,7 +319,7 @@ class Purchases:
             order=stored.order,
             manifest=stored.manifest,
             on_end=self._ended,
-            restored=stored.kept,
+            restored=stored,
         )
         self._live[stored.peer_id, machine.job_id] = purchase
         purchase.track()

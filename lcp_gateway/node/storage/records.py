@@ -130,6 +130,7 @@ class Records:
             "quote_expiry": min(quote.quote_expiry, _INT64_MAX),
             "payment_hash": purchase.kept.payment_hash,
             "manifest": write_kept(protocol, purchase.manifest),
+            "payer": purchase.payer,
             "began_at": began_at,
         }
 
@@ -155,6 +156,7 @@ class Records:
             ),
             kept=KeepPurchase(read_kept(QuoteResponse, row["quote"]), row["payment_hash"]),
             manifest=read_kept(Manifest, row["manifest"]),
+            payer=row["payer"],
         )
 
     def sale_row(self, sale: StoredSale, began_at: int) -> Row:

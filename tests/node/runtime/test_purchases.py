@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import Protocol
@@ -13,9 +14,10 @@ from lcp_gateway.node.memory.hooks import Hooks
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
 from lcp_gateway.node.runtime.calls import CallFailed, PaymentState
+from lcp_gateway.node.runtime.observer import Role
 from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support import virtual_time
-from tests.support.lcp_nodes import RESULT, HeldPayments, Pair, bought, order, settle
+from tests.support.lcp_nodes import RESULT, HeldPayments, Pair, ScriptedCompute, bought, order, settle
 
 V02, V03 = Protocol
 
@@ -453,13 +455,86 @@ def test_a_link_that_is_lost_before_the_quote_fails_at_once():
 
 def test_jobs_that_are_bought_are_bounded():
     async def scenario():
-        async with Pair(buyer={"bounds": Bounds(purchases=2)}) as pair:
-            await pair.quote()
-            await pair.quote()
+        hooks = HeldPayments()
+        hooks.learn.clear()
+        async with Pair(buyer={"bounds": Bounds(purchases=2)}, hooks=hooks) as pair:
+            buying = [asyncio.create_task(bought(pair.accept(await pair.quote()))) for _ in range(2)]
+            await settle()
             failure = await _failure(pair.quote())
             assert failure.status is UpstreamStatus.RESOURCE_EXHAUSTED
-            await settle(301)
+            hooks.learn.set()
+            assert [(await one)[1] for one in buying] == [RESULT, RESULT]
             await pair.quote()
+
+    virtual_time.run(scenario())
+
+
+def test_quotes_that_no_caller_takes_keep_no_other_from_being_asked_for():
+    """A seller chooses how long its quotes live: they could fill the bound for years."""
+
+    async def scenario():
+        long_lived = {"terms": SaleTerms(ttl_s=10_000_000)}
+        async with Pair(buyer={"bounds": Bounds(purchases=3)}, seller=long_lived) as pair:
+            quotes = [await pair.quote() for _ in range(20)]
+            assert (await bought(pair.accept(quotes[-1])))[1] == RESULT
+            failure = await _failure(bought(pair.accept(quotes[0])))
+            assert failure.payment.state is PaymentState.NONE
+            node = pair.buyer.node._purchases
+            assert len(node._live) <= 3 and len(node._over) <= 3
+            await settle()
+            # The seller need not wait for a payment either.
+            assert pair.seller.node.figures().quoted[Role.SELLER] <= 2
+
+    virtual_time.run(scenario())
+
+
+def test_bytes_that_come_one_by_one_are_held_as_few_pieces():
+    """A seller whose payment is held may send its result in the smallest pieces there are."""
+
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.learn.clear()
+        compute = ScriptedCompute([bytes([at % 256]) for at in range(3_000)])
+        async with Pair(hooks=hooks, compute=compute) as pair:
+            quote = await pair.quote(stream=True)
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle(100)
+            (purchase,) = pair.buyer.node._purchases._live.values()
+            assert len(purchase._items) < 10
+            hooks.learn.set()
+            assert (await buying)[1] == b"".join(compute.pieces)
+
+    virtual_time.run(scenario())
+
+
+def test_another_lightning_node_says_nothing_of_a_payment_that_it_did_not_begin():
+    async def scenario():
+        hooks = HeldPayments()
+        hooks.learn.clear()
+        async with Pair(hooks=hooks) as pair:
+            quote = await pair.quote()
+            buying = asyncio.create_task(bought(pair.accept(quote)))
+            await settle()
+            first = pair.buyer.lightning
+            await pair.buyer.stop()
+            assert (await _failure(buying)).payment.state is PaymentState.UNKNOWN
+
+            # The operator names another one, which has no record of it.
+            pair.buyer.lightning = pair.network.node("another", "10.0.0.3:9735")
+            await pair.buyer.start()
+            await settle(1_000)
+            payment_hash = bolt11.decode(quote.payment_request).payment_hash
+            report = await pair.buyer.node.payment(quote.job_id, payment_hash)
+            assert report.state is PaymentState.UNKNOWN
+            assert any("another Lightning node" in str(error) for _, error in pair.buyer.seen.problems)
+
+            hooks.learn.set()
+            await pair.buyer.stop()
+            pair.buyer.lightning = first
+            await pair.buyer.start()
+            await settle()
+            report = await pair.buyer.node.payment(quote.job_id, payment_hash)
+            assert report.state is PaymentState.SETTLED and report.preimage
 
     virtual_time.run(scenario())
 
