@@ -104,9 +104,29 @@ def _log_handlers_removed() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes long and waits a good part of it: a worker that ends early then takes quick ones."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Have each worker begin with a share of the modules that take long and wait a good part of it.
+
+    xdist gives each an equal part of the list, one after the other, and one that has ended takes from the end of another's.
+    """
+    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    slow: dict[Path, list[pytest.Item]] = {}
+    quick = []
+    for item in items:
+        if item.get_closest_marker("slow"):
+            slow.setdefault(item.path, []).append(item)
+        else:
+            quick.append(item)
+    shares = [[item for module in list(slow.values())[first::workers] for item in module] for first in range(workers)]
+    left, ordered = len(items), []
+    for number, share in enumerate(shares):
+        size = left // (workers - number)
+        taken = max(0, size - len(share))
+        ordered += share + quick[:taken]
+        del quick[:taken]
+        left = len(items) - len(ordered)
+    items[:] = ordered + quick
 
 
 def pytest_configure(config: pytest.Config) -> None:

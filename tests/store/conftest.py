@@ -67,7 +67,7 @@ def where(request) -> str:
 @pytest.fixture
 async def database(where: str) -> AsyncIterator[Database]:
     # On PostgreSQL one look at a lock suffices here; test_postgres_owners tests the waiting time.
-    database = await open_database(where, gone_after_s=0)
+    database = await open_database(where, write_timeout_s=60.0, gone_after_s=0)
     yield database
     await database.close()
 

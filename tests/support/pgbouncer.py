@@ -69,7 +69,7 @@ def through(url: str, port: int) -> str:
 
 
 def _wait(port: int, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text() if log.exists() else "it did not start"
         try:

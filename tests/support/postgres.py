@@ -123,10 +123,10 @@ class RunningPostgres:
         if self.process is not None:
             self.process.send_signal(how)
             try:
-                self.process.wait(15)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(5)
+                self.process.wait(60)
             self.process = None
 
     @contextmanager
@@ -153,7 +153,7 @@ class RunningPostgres:
             check=False,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -203,7 +203,7 @@ class RunningPostgres:
             return False
 
     async def _ask(self, database: str, *statements: str) -> object:
-        connection = await asyncpg.connect(self.url(database), timeout=10)
+        connection = await asyncpg.connect(self.url(database), timeout=60)
         try:
             *first, last = statements
             for statement in first:
@@ -224,7 +224,7 @@ class RunningPostgres:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, (self.folder / "log").read_text(errors="replace")
             asked = subprocess.run(
-                [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False, timeout=10
+                [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False, timeout=60
             )
             if asked.returncode == 0:
                 return

@@ -219,7 +219,7 @@ async def test_the_number_of_a_peers_error_is_read_by_the_daemons_version(versio
         upstream = LcpdUpstream(LcpdAddress(daemon.address, transport=transport))
         daemon.answers["RequestQuote"] = [(grpc.StatusCode[status], text)]
         with pytest.raises(UpstreamError) as caught:
-            await upstream.request_quote(CHAT, PEER, 0.2)
+            await upstream.request_quote(CHAT, PEER, 30)
         assert caught.value.retryable is retryable
         await upstream.close()
 
