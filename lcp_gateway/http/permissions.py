@@ -44,7 +44,7 @@ _SCOPES: Final[Mapping[str, tuple[frozenset[Scope], frozenset[Scope]]]] = Mappin
 )
 _READS = frozenset({"GET", "HEAD"})
 # Records of purchases: without keys all clients are one caller, and on a network each would see what the others bought.
-_RECORDS = ("/api/purchases", "/api/usage", "/api/budgets", "/api/events")
+_RECORDS = ("/api/purchases/", "/api/usage/", "/api/budgets/", "/api/events/")
 
 
 def scopes_for(method: str, path: str) -> frozenset[Scope]:
@@ -73,7 +73,7 @@ def check_permission(caller: Caller, request: web.Request) -> None:
     if request.method == "POST" and request.path in BUYING_PATHS and is_route_only(request.headers):
         # The offer is shown, and nothing can be bought.
         needed = _OFFERS
-    if not caller.key_id and f"{request.path}/".startswith(tuple(f"{prefix}/" for prefix in _RECORDS)):
+    if not caller.key_id and f"{request.path}/".startswith(_RECORDS):
         needed = _ADMIN
     if not scopes.isdisjoint(needed):
         return

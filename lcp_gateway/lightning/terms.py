@@ -140,7 +140,11 @@ def _record(kind: int, value: bytes) -> bytes:
 def _text(kind: int, name: str, value: str) -> bytes:
     if not value:
         raise ValueError(f"{name} (type {kind}) must not be empty")
-    return _record(kind, value.encode())
+    encoded = value.encode()
+    if len(encoded) < _ONE_BYTE_BIGSIZE:
+        # As nearly all are.
+        return bytes((kind, len(encoded))) + encoded
+    return _record(kind, encoded)
 
 
 def tu64(number: int) -> bytes:

@@ -52,25 +52,26 @@ class SpendingLimits:
         Raises:
             PriceLimitExceeded: it asks more.
         """
-        model_max_msat = self.model_max_price_msat.get(order.task.model, 0)
-        for max_price_msat in (self.max_price_msat, model_max_msat):
+        model = order.task.model
+        for max_price_msat in (self.max_price_msat, self.model_max_price_msat.get(model, 0)):
             if max_price_msat and quote.price_msat > max_price_msat:
                 raise PriceLimitExceeded(quote, max_price_msat)
-        totals = [self.max_total_msat, self.model_max_total_msat.get(order.task.model, 0)]
-        caps = [cap for cap in totals if cap]
         # A larger amount cannot be stored, whatever the operator allows.
-        caps.append(LARGEST_MSAT - 1)
+        max_total_msat = LARGEST_MSAT - 1
+        for cap in (self.max_total_msat, self.model_max_total_msat.get(model, 0)):
+            if cap and cap < max_total_msat:
+                max_total_msat = cap
         charge = self.charge_for(order, quote)
         if charge is not None:
             # A customer pays the charge, and no fees.
             most_msat = LARGEST_MSAT - 1 if order.limit_msat is None else order.limit_msat
             if charge.amount_msat > most_msat:
                 raise ChargeLimitExceeded(quote, charge.amount_msat, most_msat)
-        elif order.limit_msat is not None:
-            caps.append(order.limit_msat)
+        elif order.limit_msat is not None and order.limit_msat < max_total_msat:
+            max_total_msat = order.limit_msat
         fee_msat = self.fee.fee_for(quote)
-        if quote.price_msat + fee_msat > min(caps):
-            raise PriceLimitExceeded(quote, min(caps), fee_msat=fee_msat)
+        if quote.price_msat + fee_msat > max_total_msat:
+            raise PriceLimitExceeded(quote, max_total_msat, fee_msat=fee_msat)
 
     def charge_for(self, order: Order, quote: Quote) -> Charge | None:
         """Return the most that the customer is charged for a quote, None where no customer is charged."""
