@@ -227,12 +227,15 @@ class StreamJudge:
 
     def _read(self, chunk: bytes) -> None:
         for event in self._reader.feed(chunk):
+            raw = event.raw
             if self.is_complete:
-                self._after_end_bytes += len(event.raw)
+                self._after_end_bytes += len(raw)
                 continue
-            self._look(event)
-            if self._may_show():
-                self.free_bytes += len(event.raw)
+            if not self._has_content or self._matters(raw):
+                self._look(event)
+                if not self._may_show():
+                    continue
+            self.free_bytes += len(raw)
         self._is_quiet = self._has_content and not self.is_complete and not self._reader.holds
 
     def _may_show(self) -> bool:
@@ -241,8 +244,6 @@ class StreamJudge:
 
     def _look(self, event: Event) -> None:
         raw = event.raw
-        if self._has_content and not self._matters(raw):
-            return
         if not event.has_data:
             self._has_junk |= not (event.is_whole and _is_silent(raw))
             return
