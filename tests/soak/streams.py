@@ -245,7 +245,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--pause", type=float, default=0.05, help="seconds between two tokens of a stream")
+    parser.add_argument("--pause", type=float, default=0.1, help="seconds between two tokens of a stream")
     parser.add_argument("--tokens", type=int, default=400, help="of one stream")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lcp-gateway-soak-") as name:
