@@ -211,7 +211,9 @@ class Invoices(Interface):
         ...
 
     async def cancel(self, payment_hash: bytes) -> None:
-        """Make an invoice unpayable; of an accepted hold invoice the payer gets its money back. Twice is no error.
+        """Make an invoice unpayable; of an accepted hold invoice the payer gets its money back.
+
+        Twice is no error, and neither is that of a settled invoice, which stays so: the payment came first.
 
         Raises:
             LightningAway: it is not known to be cancelled.

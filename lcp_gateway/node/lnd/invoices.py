@@ -112,9 +112,10 @@ class LndJobInvoices(LndInvoices):
         await self._decide(self._holds.SettleInvoice, request, sha256(preimage).digest(), InvoiceState.SETTLED)
 
     async def cancel(self, payment_hash: bytes) -> None:
-        """Make an invoice unpayable; that of a settled one fails."""
+        """Make an invoice unpayable; a settled one stays settled."""
         request = self._stubs.invoices.CancelInvoiceMsg(payment_hash=payment_hash)
-        await self._decide(self._holds.CancelInvoice, request, payment_hash, InvoiceState.CANCELLED)
+        over = (InvoiceState.CANCELLED, InvoiceState.SETTLED)
+        await self._decide(self._holds.CancelInvoice, request, payment_hash, *over)
 
     async def paid(self, settle_index: int) -> AsyncGenerator[InvoicePaid, None]:
         """Return invoices as they are settled after that index, and hold invoices as they are accepted.
@@ -136,12 +137,12 @@ class LndJobInvoices(LndInvoices):
             self._inbox = None
             await stop_all([following, *self._watches.values()])
 
-    async def _decide(self, method: Any, request: Any, payment_hash: bytes, wanted: InvoiceState) -> None:
+    async def _decide(self, method: Any, request: Any, payment_hash: bytes, *wanted: InvoiceState) -> None:
         """Settle or cancel. An earlier lnd refuses it for an invoice that is settled or cancelled already: the state decides."""
         try:
             await self._ask(method, request)
         except LndError as error:
-            if not error.status.is_unanswered and await self.state(payment_hash) is wanted:
+            if not error.status.is_unanswered and await self.state(payment_hash) in wanted:
                 return
             raise LightningAway(str(error)) from error
 

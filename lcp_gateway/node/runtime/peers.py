@@ -82,6 +82,7 @@ class Peers:
         self._unwritten: dict[tuple[str, Protocol], Manifest | None] = {}
         self._write = asyncio.Event()
         self._senders: dict[str, asyncio.Task[None]] = {}
+        self._disconnecting: set[str] = set()
         # Peers that were connected when the stream broke, or before the start, and were not named since.
         self._missing: set[str] = set()
 
@@ -210,7 +211,8 @@ class Peers:
         known = MESSAGE_TYPES.get(message_type)
         if known is None:
             self._log.message_dropped(peer_id, "unknown type")
-            if message_type % 2 == 0:
+            if message_type % 2 == 0 and peer_id not in self._disconnecting:
+                self._disconnecting.add(peer_id)
                 self._tasks.once("disconnect", partial(self._disconnect, peer_id))
             return
         # A message shows that its peer is connected, whatever was heard of it before.
@@ -230,8 +232,13 @@ class Peers:
             self._on_message(peer, protocol, message)
 
     async def _disconnect(self, peer_id: str) -> None:
-        with contextlib.suppress(LightningAway):
+        try:
             await self._transport.disconnect(peer_id)
+        except LightningAway:
+            # Its next such message is the next occasion.
+            pass
+        finally:
+            self._disconnecting.discard(peer_id)
 
     def _broken(self) -> None:
         """Nothing is heard any more: whether peers are connected is known again once the stream works."""

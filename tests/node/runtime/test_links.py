@@ -248,6 +248,31 @@ def test_messages_that_are_no_use_are_dropped():
     virtual_time.run(scenario())
 
 
+def test_a_peer_that_cannot_be_sent_away_is_not_sent_away_for_each_message():
+    """lnd keeps peers that it has channels with: each message would cost it two calls."""
+
+    async def scenario():
+        async with Pair() as pair:
+            gate = asyncio.Event()
+
+            async def refuse(_peer_id):
+                await gate.wait()
+                raise LightningAway("lnd has channels with the peer")
+
+            disconnect = pair.buyer.lightning.transport.disconnect = AsyncMock(side_effect=refuse)
+            for _ in range(100):
+                await pair.seller.lightning.transport.send(pair.buyer.node_id, 42_080, b"")
+            await settle()
+            assert disconnect.await_count == 1
+            gate.set()
+            await settle()
+            await pair.seller.lightning.transport.send(pair.buyer.node_id, 42_080, b"")
+            await settle()
+            assert disconnect.await_count == 2
+
+    virtual_time.run(scenario())
+
+
 def test_an_unknown_even_type_ends_the_connection():
     async def scenario():
         async with Pair() as pair:
