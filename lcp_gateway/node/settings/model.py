@@ -336,8 +336,6 @@ class NodeSettings:
                 raise ConfigError(f"peers[{at}]: must be a node's id and its address, ID@HOST:PORT")
         if len(self.peer_addresses) < len(self.peers):
             raise ConfigError("peers: a node's id is there twice")
-        if self.sell.active and not self.lnd.grpc_addr:
-            raise ConfigError("lnd.grpc_addr: missing: a node that sells needs lnd for its invoices")
 
     @property
     def peer_addresses(self) -> dict[str, str]:

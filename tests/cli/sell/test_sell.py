@@ -124,6 +124,16 @@ def test_the_store_is_that_of_the_nodes_configuration(run, tmp_path):
     assert done.err.startswith(f"lcp-gateway: {place}: ")
 
 
+async def test_the_configuration_of_a_node_whose_flags_name_its_lnd_is_enough(busy, run, tmp_path):
+    config = tmp_path / "node.toml"
+    model = '[[sell.models]]\nname = "m"\ninput_msat_per_mtok = 1\noutput_msat_per_mtok = 1\n'
+    config.write_text(f'{model}[[sell.backends]]\nkind = "echo"\n')
+    done = run("sell", "status", "--config", str(config))
+
+    assert done.code == 0, done.err
+    assert "ended   2 delivered, 1 failed\n" in done.out
+
+
 def test_a_wrong_configuration_is_a_usage_error(run, tmp_path):
     config = tmp_path / "node.toml"
     config.write_text("[sell]\nmodel = 1\n")

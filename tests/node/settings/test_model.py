@@ -137,7 +137,6 @@ def test_what_cannot_be_sold_stops_the_start_and_names_the_key(document, complai
 @pytest.mark.parametrize(
     ("document", "complaint"),
     [
-        ({"lnd": {}, "sell": {"models": [MODEL], "backends": [ECHO]}}, "lnd.grpc_addr: missing"),
         ({"grpc": {"listen": "50051"}}, 'grpc: listen: must be "host:port"'),
         ({"grpc": {"tls_cert": "a"}}, "grpc: tls_cert and tls_key come together"),
         ({"limits": {"max_payload_bytes": 70_000}}, "limits: max_payload_bytes is 70000: at most 65533"),

@@ -1,10 +1,12 @@
 """Nodes whose connection drops, and whose lnd pays badly, slowly or without an answer: what the client is told is true."""
 
+import json
 import signal
 
 import grpc
 import pytest
 
+from tests.support.gateway import run_command
 from tests.support.lcp_jobs import Job, let_everything_go, money_of
 from tests.support.lcp_processes import MODEL, lcp_world
 from tests.support.lnd_standin import OPEN, SETTLED, Trouble
@@ -147,6 +149,24 @@ def test_a_job_that_is_paid_while_its_seller_stops_runs_in_its_next_run(world):
     restart(world.seller)
     assert late.wait().delivered, late.error
     assert world.backend.begun == begun + 1
+
+
+def test_a_job_whose_backend_fails_is_shown_as_failed_at_once(world):
+    before = sold(world)
+    world.backend.fail_next()
+    terms = world.quote()
+    assert world.accept(terms).wait().error.details() == "lcp_error code=7: backend unavailable: status 500"
+    eventually(lambda: sold(world)["ended"].get("failed", 0) > before["ended"].get("failed", 0))
+    after = sold(world)
+    assert terms.job_id.hex() not in {job["job_id"] for job in after["open"]}
+    assert after["undelivered"] == before["undelivered"] + 1
+
+
+def sold(world):
+    """What `sell status` says of the seller, whose lnd is named by flags alone."""
+    done = run_command("sell", "status", "--json", "--config", world.seller.flags[-1])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def sells_no_more(world):
