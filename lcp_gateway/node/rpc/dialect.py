@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 from typing import Protocol as Interface
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from lcp_gateway.node.lcp.buying_events import Order, Outcome
 from lcp_gateway.node.lcp.messages import Protocol, QuoteResponse
 from lcp_gateway.node.runtime.calls import CallFailed, Delivered, LocalInfo, PaymentReport, ReadyPeer
@@ -13,6 +15,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 
 ID_BYTES: Final = 32
 MAX_REASON_CHARS: Final = 256
+_LATEST: Final = 2**63 - 1
 _PEER_ID: Final = re.compile(r"[0-9a-fA-F]{66}")
 
 
@@ -92,6 +95,11 @@ class Dialect(Interface):
 
 STATUS_NUMBERS: Final = {Outcome.DELIVERED: 1, Outcome.FAILED: 2, Outcome.CANCELLED: 3}
 """The numbers of a result's status; they are those of both versions, as is 0 for a status that is not known."""
+
+
+def expiry_of(quote: QuoteResponse) -> Timestamp:
+    """Return when a quote expires. A peer may name a time that the message cannot; its client finds then that it is not the terms'."""
+    return Timestamp(seconds=min(quote.quote_expiry, _LATEST))
 
 
 def malformed() -> CallFailed:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.node.lcp.buying_events import Order
@@ -20,6 +19,7 @@ from lcp_gateway.node.rpc.dialect import (
     check_accept,
     check_cancel,
     check_peer_id,
+    expiry_of,
     invalid,
     malformed,
 )
@@ -93,7 +93,7 @@ class DialectV02:
                 protocol_version=quote.protocol_version,
                 job_id=quote.job_id,
                 price_msat=quote.price_msat,
-                quote_expiry=Timestamp(seconds=quote.quote_expiry),
+                quote_expiry=expiry_of(quote),
                 terms_hash=quote.terms_hash,
                 payment_request=quote.payment_request,
             ),

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Final
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from lcp_gateway._gen.lcpd import lcpd_v03_pb2 as pb
 from lcp_gateway.node.lcp.buying_events import Order
 from lcp_gateway.node.lcp.messages import IDENTITY, Manifest, Protocol, QuoteResponse, TaskTemplate
@@ -15,6 +13,7 @@ from lcp_gateway.node.rpc.dialect import (
     check_accept,
     check_cancel,
     check_peer_id,
+    expiry_of,
     invalid,
 )
 from lcp_gateway.node.rpc.reports import SOFTWARE, report_message
@@ -73,7 +72,7 @@ class DialectV03:
                 protocol_version=quote.protocol_version,
                 call_id=quote.job_id,
                 price_msat=quote.price_msat,
-                quote_expiry=Timestamp(seconds=quote.quote_expiry),
+                quote_expiry=expiry_of(quote),
                 terms_hash=quote.terms_hash,
                 payment_request=quote.payment_request,
                 response_content_type=quote.response_content_type,

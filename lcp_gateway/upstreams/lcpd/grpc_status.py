@@ -37,6 +37,9 @@ _SOMEWHERE = "[address]"
 _PEER_ERROR = re.compile(r"\blcp_error code=(\d{1,5})\b")
 # A daemon that has just started, or a peer that is reconnecting.
 _NOT_READY_YET = re.compile(r"manifest not exchanged|not (?:connected|ready)")
+# Error 10 is worth a retry whatever its text. A peer answers each message of a request that it does not take, and lcpd-grpcd
+# reports the last answer: 10, "no input stream for job", also where the first was 2 (3 in version 3), an unknown model, or 10,
+# "manifest not exchanged", which passes. The two cannot be told apart, so a model that a peer does not sell is asked for four times.
 _NOT_READY_CODES = frozenset({ErrorCode.INVALID_STATE, ErrorCode.MANIFEST_REQUIRED})
 _TOO_LARGE = re.compile(r"too large|larger than max|exceeds peer max")
 _TOO_LARGE_CODES = frozenset({ErrorCode.PAYLOAD_TOO_LARGE, ErrorCode.STREAM_LIMIT_EXCEEDED})

@@ -121,6 +121,27 @@ async def test_a_quote_is_asked_for_with_the_bytes_of_the_request():
     assert (terms.terms_hash, terms.payment_request) == (b"\x22" * 32, "lnbcrt1")
 
 
+@pytest.mark.parametrize("protocol", Protocol)
+async def test_a_quote_that_no_clock_reaches_is_no_error_of_the_node(protocol):
+    """A seller's quote may expire at any time of 64 bits; the client finds that it is none."""
+    calls = FakeNodeCalls(quote={"quote_expiry": 2**64 - 1})
+    if protocol is Protocol.V02:
+        async with client(calls) as stub:
+            expiry = (await stub.RequestQuote(quote_request())).terms.quote_expiry
+    else:
+        async with client_v03(calls) as call:
+            spec = {
+                "method": "m",
+                "request_bytes": b"x",
+                "request_content_type": "x/y",
+                "request_content_encoding": "identity",
+            }
+            request = pb3.RequestQuoteRequest(peer_id=PEER, call=spec)
+            answer = await call("RequestQuote", request, pb3.RequestQuoteResponse)
+            expiry = answer.quote.quote_expiry
+    assert expiry.seconds == 2**63 - 1 and not calls.bugs
+
+
 async def test_a_responses_task_is_asked_for_as_one():
     calls = FakeNodeCalls()
     async with client(calls) as stub:
