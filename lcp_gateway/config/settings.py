@@ -634,7 +634,11 @@ class Settings(BaseModel):
         None, "A macaroon with read access: `lncli bakemacaroon info:read offchain:read`.", Group.LND, restart=_LND
     )
     reconcile_interval_s: parsers.Duration = setting(
-        30.0, "How often lnd is asked about payments whose outcome is unknown.", Group.LND, gt=0, restart=_LND
+        30.0,
+        "How often lnd, or without it a node of lcp-gateway, is asked about payments whose outcome is unknown.",
+        Group.LND,
+        gt=0,
+        restart=_LND,
     )
 
     # -- Limits and time-outs -------------------------------------------------------------------

@@ -174,7 +174,7 @@ async def _examine_journal(report: Report, settings: Settings) -> None:
     text, advice = f"{without_password(str(place))}, version {HEAD}", ""
     if open_now.unknown:
         text += f"; {open_now.unknown} unknown ({format_sat(open_now.unknown_msat)})"
-        advice = "lnd resolves them if it is configured; else: purchases resolve"
+        advice = "lnd resolves them if it is configured, or a node of lcp-gateway; else: purchases resolve"
     report.ok("journal", text, advice)
     if waiting is not None:
         _examine_withdrawals(report, settings, waiting)
