@@ -47,6 +47,8 @@ from lcp_gateway.node.runtime.peers import Peers
 from lcp_gateway.node.runtime.tasks import Tasks
 
 _PREIMAGE_BYTES: Final = 32
+_MAX_WAITING: Final = 64
+"""How many effects may wait, behind a disk that is full for instance, when a refusal is added to them."""
 _ENDS: Final = {
     SaleOutcome.DELIVERED: JobEnd.DELIVERED,
     SaleOutcome.FAILED: JobEnd.FAILED,
@@ -151,7 +153,7 @@ class Sale:
         for effect in self.machine.on(self._parts.clock(), event):
             if isinstance(effect, StopCompute):
                 self._stop_compute()
-            else:
+            elif not self._is_refusal(effect) or len(self._effects) < _MAX_WAITING:
                 self._effects.append(effect)
             if isinstance(effect, KeepSent):
                 self._parts.kept(self, sum(len(one.payload) for one in effect.messages))
@@ -219,10 +221,15 @@ class Sale:
         peer = self._parts.peers.get(self.peer_id)
         if peer is None:
             return
-        if MESSAGE_TYPES[message.message_type][1] == "error" and self.machine.outcome is None:
+        if self._is_refusal(message):
             peer.answer(self.job_id, message)
         elif peer.put(self.job_id, [message]):
             self.handed_at = self._parts.clock()
+
+    def _is_refusal(self, effect: SaleEffect) -> bool:
+        """Return whether an effect refuses a message and does not end the job: a peer can ask for such errors without end."""
+        is_error = isinstance(effect, Send) and MESSAGE_TYPES[effect.message_type][1] == "error"
+        return is_error and self.machine.outcome is None
 
     async def _make_invoice(self, effect: MakeInvoice) -> None:
         self._preimage = os.urandom(_PREIMAGE_BYTES) if effect.hold else None

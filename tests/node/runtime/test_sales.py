@@ -9,7 +9,7 @@ import pytest
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.manifests import Limits
-from lcp_gateway.node.lcp.messages import CHAT, Protocol, QuoteRequest
+from lcp_gateway.node.lcp.messages import CHAT, IDENTITY, JSON, Protocol, QuoteRequest, StreamBegin, StreamKind
 from lcp_gateway.node.lcp.selling_events import SaleTerms
 from lcp_gateway.node.lcp.table import write_message, write_params
 from lcp_gateway.node.memory.hooks import Hooks
@@ -438,6 +438,35 @@ def test_errors_for_a_peer_that_reads_none_are_bounded():
                 await send(pair.seller.node_id, *write_message(V02, request))
             await settle()
             assert pair.seller.node.figures().queued_messages == 1_000
+
+    virtual_time.run(scenario())
+
+
+def test_errors_that_wait_behind_a_disk_that_is_full_are_bounded():
+    async def scenario():
+        async with Pair() as pair:
+            pair.seller.store.keep_sale = AsyncMock(side_effect=OSError("disk full"))
+            asking = asyncio.create_task(pair.quote())
+            await settle()
+            (sale,) = pair.seller.node._sales._sales.values()
+            for number in range(3_000):
+                begin = StreamBegin(
+                    protocol_version=2,
+                    job_id=sale.job_id,
+                    msg_id=number.to_bytes(32, "big"),
+                    expiry=virtual_time.START + 300,
+                    stream_id=number.to_bytes(32, "big"),
+                    stream_kind=StreamKind.INPUT,
+                    content_type=JSON,
+                    content_encoding=IDENTITY,
+                    total_len=1,
+                    sha256=b"s" * 32,
+                )
+                await pair.buyer.lightning.transport.send(pair.seller.node_id, *write_message(V02, begin))
+            await settle()
+            assert len(sale._effects) < 100
+            asking.cancel()
+            await asyncio.wait([asking])
 
     virtual_time.run(scenario())
 
