@@ -1,5 +1,8 @@
 """A node keeps its lnd connected with the peers that its file names, whatever restarts."""
 
+from contextlib import suppress
+
+import grpc
 import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
@@ -38,8 +41,15 @@ def test_a_peer_without_a_channel_comes_back_when_either_lnd_has_restarted(netwo
         node = stub(program.address)
 
         def buys():
-            eventually(lambda: node.ListLCPPeers(pb.ListLCPPeersRequest()).peers)
-            terms = node.RequestQuote(quote_request(seller.identity), timeout=60).terms
+            quotes = []
+
+            def quoted():
+                with suppress(grpc.RpcError):
+                    quotes.append(node.RequestQuote(quote_request(seller.identity), timeout=60).terms)
+                return quotes
+
+            eventually(quoted)
+            (terms,) = quotes
             request = pb.AcceptAndExecuteRequest(peer_id=seller.identity, job_id=terms.job_id, pay_invoice=True)
             assert node.AcceptAndExecute(request, timeout=60).result.status == pb.Result.STATUS_OK
 
