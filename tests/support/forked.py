@@ -1,11 +1,12 @@
 """Runs `python -m MODULE` without the second of its imports: forked from a process that has loaded them.
 
-The same program runs in a process of its own, with its own arguments, environment, folder and pipes; so does the first program
-that it starts itself, an embedded node or a gateway in the background. Real starts are what tests of starting, packaging and the
-command line have; so has every test where `LCP_TEST_REAL_STARTS` is set.
+The same program runs in a process of its own, with its own arguments, environment, folder and pipes; so do those that it starts
+itself: an embedded node, workers, a gateway in the background. Real starts are what tests of starting, packaging and the command
+line have; so has every test where `LCP_TEST_REAL_STARTS` is set.
 """
 
 import atexit
+import fcntl
 import gc
 import importlib
 import inspect
@@ -31,6 +32,8 @@ START_TIMEOUT_S = 120.0
 REAL_START = {"PYTHONHASHSEED": "0"}
 """Variables with which a program and all that it starts are interpreters of their own."""
 _MESSAGE_BYTES = 1 << 20
+_MOST_DESCRIPTORS = 100
+_CHILDS_ENDS = ("p2cread", "c2pwrite", "errwrite")
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 # Read by the interpreter or the C library when they start: a fork cannot change them any more.
 _READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "GRPC_")
@@ -272,68 +275,92 @@ def _become(request: dict) -> None:
     time.tzset()
     os.chdir(request["folder"])
     sys.argv = ["", *request["arguments"]]
-    if "--embedded" in request["arguments"] or request["arguments"][:1] in (["start"], ["restart"]):
-        _prepare_child()
+    _prepare_children(_modules_started_by(request))
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     sys.exit(0)
 
 
-def _prepare_child() -> None:
-    """Fork a process now, while there are no threads, to become the first module that this process starts.
+def _modules_started_by(request: dict) -> int:
+    """Return how many programs of ours a command starts itself."""
+    arguments = " ".join(request["arguments"]).replace("=", " ").split()
+    if arguments[:1] in (["start"], ["restart"]):
+        return 1
+    workers = request["environment"].get("LCP_GATEWAY_WORKERS", "1")
+    if "--workers" in arguments[:-1]:
+        workers = arguments[arguments.index("--workers") + 1]
+    is_several = arguments[:1] == ["serve"] and workers.isdigit() and int(workers) > 1
+    return ("--embedded" in arguments) + (int(workers) if is_several else 0)
 
-    It is a child as any other to this process, which waits for it; it ends with it if it is not needed.
+
+def _prepare_children(count: int) -> None:
+    """Fork processes now, while there are no threads, to become the first modules that this process starts.
+
+    Each is a child as any other to this process, which waits for it; those that are not needed end with this process.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if not pid:
-        ours.close()
-        _be_the_child(theirs)
-    theirs.close()
+    spare: list[tuple[int, socket.socket]] = []
+    for _ in range(count):
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if not pid:
+            for opened in (ours, *(other for _, other in spare)):
+                opened.close()
+            _be_a_child(theirs)
+        theirs.close()
+        spare.append((pid, ours))
     really = subprocess.Popen._execute_child
 
     def execute(process: subprocess.Popen, *given: Any) -> None:
         asked = inspect.signature(really).bind(process, *given).arguments
         arguments, env = asked["args"], asked["env"] or os.environ
-        is_module = isinstance(arguments, list) and arguments[:2] == [sys.executable, "-m"]
-        if not is_module or asked["pass_fds"] or _at_start(env) != _at_start(os.environ):
+        is_module = isinstance(arguments, list | tuple) and [*arguments[:2]] == [sys.executable, "-m"]
+        if not is_module or not spare or _at_start(env) != _at_start(os.environ):
             really(process, *given)
             return
-        subprocess.Popen._execute_child = really
-        streams = [asked[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        pid, control = spare.pop()
+        # -1 stands for the stream of this process.
+        streams = [asked[name] if asked[name] != -1 else own for own, name in enumerate(_CHILDS_ENDS)]
+        passed = sorted(map(int, asked["pass_fds"]))
         request = {
             "module": arguments[2],
             "arguments": arguments[3:],
             "environment": dict(env),
             "folder": str(asked["cwd"] or Path.cwd()),
             "session": asked["start_new_session"],
+            "descriptors": [0, 1, 2, *passed],
         }
-        with ours:
-            # -1 stands for the stream of this process.
-            theirs = [own if stream == -1 else stream for own, stream in enumerate(streams)]
-            socket.send_fds(ours, [json.dumps(request).encode()], theirs)
+        with control:
+            socket.send_fds(control, [json.dumps(request).encode()], [*streams, *passed])
         process.pid, process._child_created = pid, True
         process._close_pipe_fds(*(asked[name] for name in _PIPES))
 
-    subprocess.Popen._execute_child = execute
+    if spare:
+        subprocess.Popen._execute_child = execute
 
 
-def _be_the_child(control: socket.socket) -> None:
+def _be_a_child(control: socket.socket) -> None:
     """Wait for the request of the process that this one was forked from; then run its module to its end."""
     nothing = os.open(os.devnull, os.O_RDWR)
     # A reader of the other process's output must not wait for this one.
     for number in range(3):
         os.dup2(nothing, number)
     os.close(nothing)
-    message, streams, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, 3)
+    message, received, _, _ = socket.recv_fds(control, _MESSAGE_BYTES, _MOST_DESCRIPTORS)
     control.close()
     if not message:
         os._exit(0)
-    for number, descriptor in enumerate(streams):
+    request = json.loads(message)
+    # Out of the way of the numbers that they are to have.
+    away = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, _MOST_DESCRIPTORS + 3) for descriptor in received]
+    for descriptor in received:
+        os.close(descriptor)
+    for descriptor, number in zip(away, request["descriptors"], strict=True):
         os.dup2(descriptor, number)
         os.close(descriptor)
-    request = json.loads(message)
     if request["session"]:
         os.setsid()
+    with suppress(OSError):
+        # As its module is called: its command line is that of the template.
+        Path("/proc/self/comm").write_text(request["module"].rpartition(".")[2])
     _become(request)
 
 

@@ -14,19 +14,27 @@ from tests.support.wire import Answer, Wire, get
 UNTIL_S = 120.0
 
 
-def children(gateway: RunningGateway, mark: str) -> list[psutil.Process]:
-    """Return the supervisor's children whose command line has a mark."""
+WORKER = "lcp_gateway.cli.serve.worker"
+
+
+def runs(process: psutil.Process, program: str) -> bool:
+    """Return whether a process runs a module or another program; one that was forked has the module's name alone."""
+    return program in " ".join(process.cmdline()) or program.rpartition(".")[2] == process.name()
+
+
+def children(gateway: RunningGateway, program: str) -> list[psutil.Process]:
+    """Return the supervisor's children that run a program."""
     found = []
     for child in psutil.Process(gateway.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if mark in " ".join(child.cmdline()):
+            if runs(child, program):
                 found.append(child)
     return found
 
 
 def worker_processes(gateway: RunningGateway) -> list[psutil.Process]:
     """Return the processes of the workers."""
-    return children(gateway, "lcp_gateway.cli.serve.worker")
+    return children(gateway, WORKER)
 
 
 def worker_of(gateway: RunningGateway, connection: Wire) -> psutil.Process:

@@ -17,7 +17,7 @@ from tests.support.journaled import counted_msat
 from tests.support.ports import free_address
 from tests.support.reloading import reloadable
 from tests.support.wire import CHAT, document, get, post
-from tests.support.workers import at_once, children, metric, running, until, worker_processes
+from tests.support.workers import WORKER, at_once, children, metric, running, runs, until, worker_processes
 
 WORKERS = 4
 TEN_WORDS = "one two three four five six seven eight nine ten"
@@ -186,9 +186,10 @@ def test_the_commands_for_the_background_see_one_gateway(tmp_path):
         assert "changed: nothing" in run_command("reload", *where, env=env).stdout
         # Every worker writes to the file that has the log's name now.
         log = next(tmp_path.rglob("gateway-*.log"))
-        for process in tree:
-            if "serve.worker" in " ".join(process.cmdline()):
-                until(lambda it=process: Path(f"/proc/{it.pid}/fd/2").samefile(log), "a worker writes to an old log")
+        workers = [process for process in tree if runs(process, WORKER)]
+        assert len(workers) == 2
+        for process in workers:
+            until(lambda it=process: Path(f"/proc/{it.pid}/fd/2").samefile(log), "a worker writes to an old log")
     finally:
         stopped = run_command("stop", *where, env=env)
     assert stopped.returncode == 0, stopped.stderr
