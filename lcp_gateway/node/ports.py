@@ -269,7 +269,7 @@ class Compute(Interface):
 class StoredPurchase:
     """A purchase that was being paid when the node ended: what ``Buying.restore`` needs.
 
-    ``payer`` is the id of the Lightning node that pays: another one knows nothing of the payment.
+    ``payer`` is the id of the Lightning node that pays: another one knows nothing of the payment. Empty where it is not known.
     """
 
     peer_id: str

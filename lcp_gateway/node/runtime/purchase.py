@@ -334,7 +334,9 @@ class Purchase:
         Raises:
             LightningAway: it is another one, or does not say.
         """
-        if isinstance(end, PaymentLost) and (await self._parts.peers.identity())[0] != self._payer:
+        if not self._payer or not isinstance(end, PaymentLost):
+            return
+        if (await self._parts.peers.identity())[0] != self._payer:
             raise LightningAway(f"another Lightning node is in the place of {self._payer}, which pays a purchase")
 
     def _paid(self, end: PaymentEnd) -> None:

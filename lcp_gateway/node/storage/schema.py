@@ -28,7 +28,7 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             job_id BLOB PRIMARY KEY, peer_id TEXT NOT NULL, protocol INTEGER NOT NULL, task_kind TEXT NOT NULL,
             model TEXT, sealed_params BLOB, content_type TEXT NOT NULL, params_content_type TEXT,
             quote BLOB NOT NULL, price_msat INTEGER NOT NULL, quote_expiry INTEGER NOT NULL, payment_hash BLOB NOT NULL,
-            manifest BLOB NOT NULL, payer TEXT NOT NULL, began_at INTEGER NOT NULL
+            manifest BLOB NOT NULL, began_at INTEGER NOT NULL
         )""",
         # ``last``: the end of the result, without its text; for sales whose messages are not kept. ``delivered_at``: when the
         # whole result was kept; the sale stays a while, to be sent again.
@@ -61,6 +61,8 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             FROM sales WHERE ended_at IS NOT NULL ORDER BY ended_at""",
         "UPDATE sales SET has_line = 1 WHERE ended_at IS NOT NULL",
         "CREATE INDEX history_by_job ON history (job_id)",
+        # The id of the Lightning node that pays; empty for a purchase of an earlier version, of which it is not known.
+        "ALTER TABLE purchases ADD COLUMN payer TEXT NOT NULL DEFAULT ''",
     ),
 )
 """One list of statements for each version. A step is never changed once it was released: a new one is added."""

@@ -167,6 +167,20 @@ async def test_delivered_sales_of_the_first_version_have_their_lines_and_are_not
     assert job.peer_id == peer(2)
 
 
+async def test_a_purchase_of_the_first_version_is_gone_on_with_though_its_payer_is_not_known(open_store, path):
+    row = Records(None, seals=False).purchase_row(purchase(1), 900)
+    assert row.pop("payer")
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        migrate(connection, STEPS[:1])
+        places = ", ".join(f":{name}" for name in row)
+        connection.execute(f"INSERT INTO purchases ({', '.join(row)}) VALUES ({places})", row)
+
+    (kept,) = await (await open_store()).purchases()
+
+    assert kept.kept == purchase(1).kept and kept.payer == ""
+
+
 async def test_a_step_that_fails_leaves_the_tables_as_they_were(open_store, path):
     await (await open_store()).close()
     wrong = (*STEPS, ("ALTER TABLE history ADD COLUMN note TEXT", "no statement"))
