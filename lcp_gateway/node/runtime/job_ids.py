@@ -1,6 +1,6 @@
 """Ids of jobs that a node knows again: after a restart it can say that it never paid one of which it has no record.
 
-A job's id is the time of its quote, random bytes, and a code over both that only the node's store can make. To peers it is 32
+A job's id is random bytes, the time of its quote, and a code over both that only the node's store can make. To peers it is 32
 bytes, as any other. Without the code a job could be one of another node, whose payments this one does not know.
 """
 
@@ -30,7 +30,8 @@ class JobIds:
     def new(self) -> bytes:
         """Return the id of a new job, 32 bytes."""
         time = (int(self._clock()) % _TIMES).to_bytes(_TIME_BYTES, "big")
-        head = time + os.urandom(_HEAD_BYTES - _TIME_BYTES)
+        # Random bytes first: where an id is shortened, its beginning is shown.
+        head = os.urandom(_HEAD_BYTES - _TIME_BYTES) + time
         return head + self._code(head)
 
     def made_at(self, job_id: bytes) -> int | None:
@@ -38,7 +39,7 @@ class JobIds:
         head, code = job_id[:_HEAD_BYTES], job_id[_HEAD_BYTES:]
         if not hmac.compare_digest(code, self._code(head)):
             return None
-        return int.from_bytes(head[:_TIME_BYTES], "big")
+        return int.from_bytes(head[-_TIME_BYTES:], "big")
 
     def _code(self, head: bytes) -> bytes:
         return hmac.digest(self._key, b"job " + head, "sha256")[:_HEAD_BYTES]

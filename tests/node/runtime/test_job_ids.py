@@ -27,6 +27,6 @@ def test_an_id_that_was_altered_is_another_nodes(place, change):
 
 def test_ids_differ_and_those_of_other_programs_are_not_known():
     ids = JobIds(KEY, lambda: 1_800_000_000)
-    assert len({ids.new() for _ in range(1_000)}) == 1_000
+    assert len({ids.new()[:6] for _ in range(1_000)}) == 1_000
     assert ids.made_at(os.urandom(32)) is None
     assert ids.made_at(b"") is None
