@@ -187,14 +187,13 @@ class LcpdUpstream:
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:  # noqa: ARG002 - the daemon has kept the task since it was quoted
         """Pay and wait for the whole result. Goes out once."""
-        deadline = time.monotonic() + timeout_s
-        daemon = await self._daemon_of(quote, timeout_s)
+        daemon, left_s = await self._daemon_of(quote, timeout_s)
         request = pb.AcceptAndExecuteRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         try:
             answer = await self._send(
                 "AcceptAndExecute",
                 request.SerializeToString(),
-                _left_s(deadline),
+                left_s,
                 daemon.connection,
                 daemon.dialect.version,
                 self._limits(quote),
@@ -217,13 +216,12 @@ class LcpdUpstream:
         timeout_s: float,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Goes out once."""
-        deadline = time.monotonic() + timeout_s
-        daemon = await self._daemon_of(quote, timeout_s)
+        daemon, left_s = await self._daemon_of(quote, timeout_s)
         request = pb.AcceptAndExecuteStreamRequest(peer_id=quote.peer_id, job_id=quote.job_id, pay_invoice=True)
         call = self._transport.stream(
             _SERVICE + "AcceptAndExecuteStream",
             request.SerializeToString(),
-            _left_s(deadline),
+            left_s,
             (*self._present_metadata(), *self._limits(quote)),
             on=daemon.connection,
         )
@@ -302,19 +300,21 @@ class LcpdUpstream:
             return known
         return await self._ask_daemon(timeout_s)
 
-    async def _daemon_of(self, quote: Quote, timeout_s: float) -> _Daemon:
-        """Return the daemon that a quote may be accepted on; the call then goes out on its connection or not at all.
+    async def _daemon_of(self, quote: Quote, timeout_s: float) -> tuple[_Daemon, float]:
+        """Return the daemon that a quote may be accepted on, and the seconds left; the call goes out on its connection or not at all.
 
         Raises:
             UpstreamError: there is none; nothing was paid.
         """
-        try:
-            daemon = self._known()
-            if daemon is None:
+        daemon = self._known()
+        if daemon is None:
+            deadline = time.monotonic() + timeout_s
+            try:
                 daemon = await self._retried(self._daemon_now, timeout_s)
-        except UpstreamError as error:
-            error.evidence = Verdict.NONE
-            raise
+            except UpstreamError as error:
+                error.evidence = Verdict.NONE
+                raise
+            timeout_s = _left_s(deadline)
         version = daemon.dialect.version
         if version != quote.protocol_version:
             # The calls that accept are the same on the wire: the other version would pay, and its result be misread.
@@ -325,7 +325,7 @@ class LcpdUpstream:
                 retryable=True,
                 evidence=Verdict.NONE,
             )
-        return daemon
+        return daemon, timeout_s
 
     async def _ask_daemon(self, timeout_s: float) -> _Daemon:
         connection = await self._connect(timeout_s)
