@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.cases import each_case
 
+ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 120
 # Typer itself loads pydantic.
 HEAVY = {"sqlalchemy", "grpc", "aiohttp", "alembic", "rich", "google.protobuf"}
@@ -35,9 +36,10 @@ def completed(tmp_path_factory):
     program = folder / "lcp-gateway"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m lcp_gateway "$@"\n')
     program.chmod(0o755)
-    drive = folder / "drive.sh"
+    script, drive = folder / "completion.sh", folder / "drive.sh"
+    script.write_text(subprocess.check_output([program, "completion", "bash"], text=True, cwd=ROOT, timeout=TIMEOUT_S))
     drive.write_text(
-        'eval "$(lcp-gateway completion bash)"\n'
+        f". {script}\n"
         'COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()\n'
         "function=$(complete -p lcp-gateway | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n"
         '"$function" "$1" "${!#}" ""\n'
@@ -48,7 +50,7 @@ def completed(tmp_path_factory):
         done = subprocess.run(
             ["bash", "--norc", str(drive), "lcp-gateway", *words],
             env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

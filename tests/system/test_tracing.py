@@ -13,6 +13,8 @@ from tests.support.node_thread import eventually
 from tests.support.otlp_collector import CLIENT, INTERNAL, SERVER, Collector, Trace, collector
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
 
+pytestmark = pytest.mark.slow
+
 PROMPT, OUTPUT, KEY, QUERY = "MARKERprompt", "MARKERoutput", "sk-MARKERkey", "MARKERquery"
 NODE_KEY, OTLP_KEY = "sk-MARKERnode", "MARKERotlp"
 AUTH = {"Authorization": f"Bearer {KEY}"}

@@ -17,6 +17,8 @@ from tests.support.node_thread import eventually
 from tests.support.ports import free_port
 from tests.support.wire import CHAT, document, get, post
 
+pytestmark = pytest.mark.slow
+
 F_SETPIPE_SZ = 1031
 SMALL_PIPE_BYTES = 4096
 LOST = "lcpgateway_log_lines_lost_total"

@@ -19,6 +19,8 @@ from tests.support.reloading import reloadable
 from tests.support.wire import CHAT, document, get, post
 from tests.support.workers import WORKER, at_once, children, metric, running, runs, until, worker_processes
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 4
 TEN_WORDS = "one two three four five six seven eight nine ten"
 

@@ -8,6 +8,8 @@ from tests.support.gateway import gateway
 from tests.support.redis import running_redis
 from tests.support.wire import CHAT, document, post
 
+pytestmark = pytest.mark.slow
+
 PURCHASES = 16
 # What ends late of purchases before, and what workers do at times: fewer than one call a purchase.
 BESIDE = 8

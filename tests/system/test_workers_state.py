@@ -12,6 +12,8 @@ from tests.support.reloading import reloadable
 from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes, wire
 from tests.support.workers import at_once, metric, until, worker_of
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 4
 TRIES = 12
 """Requests on connections of their own, enough to come to every worker."""

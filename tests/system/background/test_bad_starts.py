@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.background import answers
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_port_in_use_is_reported_with_the_log_and_the_remedy(machine, port):
     with socket.socket() as taken:

@@ -5,8 +5,12 @@ import re
 import shutil
 import signal
 
+import pytest
+
 from tests.support.background import TIMEOUT_S, ended
 from tests.support.ports import free_port
+
+pytestmark = pytest.mark.slow
 
 KEYS = {"LCP_GATEWAY_API_KEYS": "sk-first"}
 

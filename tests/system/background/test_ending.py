@@ -9,6 +9,8 @@ import pytest
 from tests.support.background import ended, jobs_in_flight, kill, post_chat, wait_for_answer
 from tests.support.node_thread import eventually
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_stops_at_once_ask_the_gateway_once(machine, port):
     assert machine.start(port, "--node-tokens-per-second", "20").code == 0

@@ -6,10 +6,13 @@ import stat
 from pathlib import Path
 
 import psutil
+import pytest
 
 from lcp_gateway.__about__ import __version__
 from tests.support.background import answers, post_chat
 from tests.support.forked import REAL_START
+
+pytestmark = pytest.mark.slow
 
 
 def test_start_status_and_stop(machine, port):

@@ -6,9 +6,13 @@ import signal
 import threading
 from contextlib import suppress
 
+import pytest
+
 from lcp_gateway.telemetry.log_output import rotated
 from tests.support.background import ended
 from tests.support.node_thread import eventually
+
+pytestmark = pytest.mark.slow
 
 REQUESTS = 600
 BATCH = 100

@@ -3,9 +3,12 @@
 import json
 
 import psutil
+import pytest
 
 from tests.support.background import answers, ended, wait_for_answer
 from tests.support.ports import free_port
+
+pytestmark = pytest.mark.slow
 
 
 def test_of_two_starts_at_once_one_wins_and_the_other_says_so(machine, port):

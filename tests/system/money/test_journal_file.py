@@ -10,6 +10,8 @@ from tests.support.node_thread import eventually
 from tests.support.wire import CHAT, get, post
 from tests.system.selling.seller import Office, bearer, selling
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):

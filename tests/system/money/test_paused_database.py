@@ -1,10 +1,14 @@
 """A database that hangs while nothing is bought: a gateway without accounts reports it too, and recovers by itself."""
 
+import pytest
+
 from tests.support.gateway import gateway
 from tests.support.journaled import money_node, on_node
 from tests.support.node_thread import eventually
 from tests.support.postgres import running_postgres
 from tests.support.wire import CHAT, document, get, post
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_gateway_that_nothing_is_bought_from_says_that_its_database_hangs(tmp_path):

@@ -17,6 +17,8 @@ from tests.support.stored import retrieve
 from tests.support.wire import CHAT, RESPONSES, Answer, document
 from tests.support.wire import post as posted
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 16
 # Payments stand for a while, so that a second request comes while the first is being paid.
 NODE = """

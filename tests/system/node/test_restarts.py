@@ -9,6 +9,8 @@ from tests.support.lcp_jobs import STAGES, VICTIMS, Job, end_and_start, let_ever
 from tests.support.lcp_processes import MODEL, lcp_world
 from tests.support.lnd_standin import OPEN, SETTLED
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):

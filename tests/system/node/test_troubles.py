@@ -12,6 +12,8 @@ from tests.support.lcp_processes import MODEL, lcp_world
 from tests.support.lnd_standin import OPEN, SETTLED, Trouble
 from tests.support.node_thread import eventually
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):

@@ -13,6 +13,8 @@ from tests.support.http_node import HttpNodeThread, http_nodes
 from tests.support.wire import CHAT, RESPONSES
 from tests.system.routing.providers import ask, info_of, nodes_of, row, served_by, until
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 

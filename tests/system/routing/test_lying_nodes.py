@@ -10,6 +10,8 @@ from tests.support.wire import CHAT, RESPONSES, get, post
 from tests.system.routing.providers import body_of, row, served_by
 from tests.system.selling.seller import Office, bearer, selling
 
+pytestmark = pytest.mark.slow
+
 PRICE_MSAT = 1_000
 FILLED_MSAT = 1_000_000
 ERROR = b'{"error":{"message":"no","type":"server_error","param":null,"code":"overloaded"}}'

@@ -12,6 +12,8 @@ from tests.support.journaled import money_node, on_node
 from tests.support.node_thread import eventually
 from tests.system.selling.seller import MARKUP, Customer, Office, charged, selling
 
+pytestmark = pytest.mark.slow
+
 FILLED = 1_000_000
 WORDS = " ".join(f"word{number}" for number in range(260))
 """Told at the node's slow pace in some thirteen seconds: longer than a dead gateway's purchases are left alone."""

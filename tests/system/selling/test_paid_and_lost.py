@@ -17,6 +17,8 @@ from tests.support.postgres import RunningPostgres, postgres  # noqa: F401 - a f
 from tests.support.wire import get
 from tests.system.selling.seller import ADMIN_KEY, MARKUP, Customer, Office, bearer, charged, selling
 
+pytestmark = pytest.mark.slow
+
 FILLED = 1_000_000
 
 

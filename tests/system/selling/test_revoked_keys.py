@@ -23,10 +23,12 @@ from tests.support.postgres import RunningPostgres, binaries, running_postgres
 from tests.support.wire import Answer, get
 from tests.system.selling.seller import Customer, Office, selling
 
+pytestmark = pytest.mark.slow
+
 A_LOT = 100_000_000
 STALE_S = 5.0
 # Intents that were written before the revocation are paid a moment later.
-UNDER_WAY_S = 1.0
+UNDER_WAY_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def test_while_the_database_is_paused(market):
     with Buyer(revoked).running() as buyer:
         revoked_at = market.revoke(revoked)
         with market.server.paused():
-            check = watched(market, other, 12.0)
+            check = watched(market, other, 9.0)
         eventually(market.is_ready)
         time.sleep(2.0)
     check()

@@ -13,6 +13,8 @@ from tests.support.node_thread import eventually
 from tests.support.wire import get
 from tests.system.selling.seller import ADMIN_KEY, Customer, Office, bearer, selling
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory):
