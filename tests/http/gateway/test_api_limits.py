@@ -70,7 +70,9 @@ async def test_waiting_callers_have_their_turn_in_order_and_one_that_is_full_hol
         asked.append(asyncio.create_task(ask(caller, name)))
         await asyncio.sleep(0)
     await second.aclose()
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(60):
+        while not turns:
+            await asyncio.sleep(0.001)
     assert turns == ["other"]
     await first.aclose()
     await asyncio.gather(*asked)
@@ -95,8 +97,11 @@ async def test_of_thousands_at_once_few_run_some_wait_and_the_rest_is_refused_at
             return error.status
 
     reads = [asyncio.create_task(read()) for _ in range(3_000)]
-    await asyncio.sleep(0.05)
-    assert sum(read.done() for read in reads) == 3_000 - 4 - 4 * 16
+    refused = 3_000 - 4 - 4 * 16
+    async with asyncio.timeout(60):
+        while sum(read.done() for read in reads) < refused:
+            await asyncio.sleep(0.001)
+    assert sum(read.done() for read in reads) == refused
     gate.set()
     found = await asyncio.gather(*reads)
     assert most == 4

@@ -261,8 +261,9 @@ async def test_a_job_that_is_refused_after_its_row_was_written_leaves_no_row(hea
 async def test_a_client_that_leaves_before_its_job_is_written_down_leaves_nothing_behind(front):
     front.repository.gate = asyncio.Event()
     asked = asyncio.ensure_future(front.create(background=True))
-    await asyncio.sleep(0.05)
-    assert len(front.jobs) == 1
+    async with asyncio.timeout(60):
+        while len(front.jobs) != 1:
+            await asyncio.sleep(0.001)
     asked.cancel()
     await asyncio.sleep(0.05)
     front.repository.gate.set()

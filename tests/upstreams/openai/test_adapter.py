@@ -358,10 +358,12 @@ async def test_a_reader_that_stops_stops_the_node(server, opened):
     events = upstream.execute_stream(quote, asked, 60)
     assert isinstance(await anext(events), StreamBegin)
     taken = len(await anext(events))
-    await asyncio.sleep(0.3)
-    before = server.server.written_bytes
-    await asyncio.sleep(0.3)
-    assert server.server.written_bytes == before < 20_000_000
+    before = -1
+    async with asyncio.timeout(60):
+        while server.server.written_bytes != before:
+            before = server.server.written_bytes
+            await asyncio.sleep(0.3)
+    assert before < 20_000_000
     with pytest.raises(UpstreamError, match="without its end mark"):
         async for event in events:
             if isinstance(event, bytes):
@@ -434,14 +436,17 @@ async def test_a_busy_node_can_still_be_asked_for_its_models(server, opened):
 
 
 async def test_a_task_without_a_connection_in_time_bought_nothing(server, opened):
-    server.behave(delay_s=1)
+    server.behave(delay_s=120)
     upstream = opened(server.base_url, max_connections=1, price=PRICE)
-    busy = asyncio.create_task(bought(upstream, task()))
-    await asyncio.sleep(0.1)
+    busy = asyncio.create_task(bought(upstream, task(), 120))
+    while not server.server.under_way:
+        await asyncio.sleep(0.01)
     error = await failed(bought(upstream, task(), 0.2))
     assert (error.status, error.evidence, error.retryable) == ("RESOURCE_EXHAUSTED", Verdict.NONE, True)
-    await busy
     assert len(server.calls()) == 1
+    busy.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await busy
 
 
 # Failures, and whether they were paid.
