@@ -17,7 +17,7 @@ import pytest
 from tests.support.gateway import clean_environment
 from tests.support.promql import ROOT
 
-TIMEOUT_S = 120
+TIMEOUT_S = 240
 _LISTENING = re.compile(rb"listening on http://\S+?:(\d+) ")
 
 
@@ -105,7 +105,7 @@ class Installed:
 
 def post_json(port: int, path: str, document: object) -> tuple[int, dict]:
     """Send JSON as any client would; return the status and the answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         headers = {"content-type": "application/json"}
         connection.request("POST", path, json.dumps(document), headers)
