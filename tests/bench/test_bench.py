@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(*options):
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *options], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-m", "bench", *options], cwd=ROOT, capture_output=True, text=True, timeout=280, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
@@ -37,8 +37,7 @@ def test_paced_streams_are_compared_with_the_daemon_itself():
 
 @pytest.mark.slow
 def test_the_floor_is_the_ruler():
-    printed = run("--quick", "--only", "floor", "--lines", "unary,tokens")
-    for title in ("Whole answers, 16 clients", "A token each 20 ms, 16 streams"):
-        head, *lines = rows(printed, title)
-        assert [line[0] for line in lines] == ["floor", "gateway"]
-        assert lines[0][head.index("to floor") - len(head)] == "1.00"
+    printed = run("--quick", "--only", "floor", "--lines", "tokens")
+    head, *lines = rows(printed, "A token each 20 ms, 16 streams")
+    assert [line[0] for line in lines] == ["floor", "gateway"]
+    assert lines[0][head.index("to floor") - len(head)] == "1.00"

@@ -18,7 +18,7 @@ def test_streams_are_stored_within_the_budget_and_compared_with_others():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=280,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
