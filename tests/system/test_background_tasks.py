@@ -9,10 +9,10 @@ from tests.support.wire import get
 from tests.system.selling.seller import ADMIN_KEY, bearer, selling
 
 ALWAYS = {"peers", "nodes", "dialin", "events", "loop", "purge", "reload"}
-OF_A_JOURNAL = {"journal", "owner_lock", "sweep", "books"}
+OF_A_JOURNAL = {"journal", "owner_lock", "sweep", "books", "reconciler"}
 OF_ACCOUNTS = {"keys", "solvency", "sessions", "node_terms", "withdrawals_open", "withdrawals_begun"}
 OF_TOP_UPS = {"settlements", "settlements_lead", "topups", "payouts"}
-OF_LND = {"lnd", "learning", "reconciler"}
+OF_LND = {"lnd", "learning"}
 
 
 @pytest.fixture(scope="module")
