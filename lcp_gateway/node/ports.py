@@ -155,6 +155,10 @@ class Payments(Interface):
         ...
 
 
+class PaymentHashUsed(Exception):
+    """The payment hash of a purchase is that of another one, open or paid: one payment would count for both."""
+
+
 class InvoiceState(enum.StrEnum):
     """The state of an invoice of this node. ``ACCEPTED`` is a hold invoice whose payment waits to be settled or cancelled."""
 
@@ -318,7 +322,11 @@ class Store(Interface):
         ...
 
     async def keep_purchase(self, purchase: StoredPurchase) -> None:
-        """Keep a purchase before it is paid. Its request's bytes are not kept: asking again for a result takes none."""
+        """Keep a purchase before it is paid. Its request's bytes are not kept: asking again for a result takes none.
+
+        Raises:
+            PaymentHashUsed: another purchase that is open, or was paid, has its payment hash; it is not kept.
+        """
         ...
 
     async def end_purchase(
@@ -336,6 +344,10 @@ class Store(Interface):
 
     async def ended_purchase(self, job_id: bytes) -> EndedPurchase | None:
         """Return what is kept of a purchase that has ended; None where there is no line of it, or none any more."""
+        ...
+
+    async def is_hash_used(self, payment_hash: bytes, *, but_for: bytes) -> bool:
+        """Return whether another purchase than that job's, open or paid, has a payment hash."""
         ...
 
     async def forgotten_until(self) -> int:

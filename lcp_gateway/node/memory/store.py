@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
-from lcp_gateway.node.ports import EndedPurchase, StoredPurchase, StoredSale
+from lcp_gateway.node.ports import EndedPurchase, PaymentHashUsed, StoredPurchase, StoredSale
 
 
 class MemoryStore:
@@ -20,6 +20,7 @@ class MemoryStore:
         self._purchases: dict[bytes, StoredPurchase] = {}
         self._ended_purchases: dict[bytes, EndedPurchase] = {}
         self._history_lines = history_lines
+        self._paid_hashes: dict[bytes, bytes] = {}
         self._forgotten_until = 0
         self._job_key = os.urandom(32)
         self._sales: dict[tuple[str, bytes], StoredSale] = {}
@@ -39,8 +40,11 @@ class MemoryStore:
 
     async def keep_purchase(self, purchase: StoredPurchase) -> None:
         """Keep a purchase, but for its request's bytes."""
+        job_id, payment_hash = purchase.kept.quote.job_id, purchase.kept.payment_hash
+        if await self.is_hash_used(payment_hash, but_for=job_id):
+            raise PaymentHashUsed
         order = replace(purchase.order, request=b"")
-        self._purchases[purchase.kept.quote.job_id] = replace(purchase, order=order)
+        self._purchases[job_id] = replace(purchase, order=order)
 
     async def end_purchase(
         self,
@@ -54,18 +58,29 @@ class MemoryStore:
     ) -> None:
         """Remove a purchase, and keep how it ended."""
         purchase = self._purchases.pop(job_id, None)
-        if purchase is not None:
-            self._ended_purchases[job_id] = EndedPurchase(
-                payment_hash=purchase.kept.payment_hash, paid=paid, fee_msat=fee_msat, preimage=preimage
-            )
-            if len(self._ended_purchases) > self._history_lines:
-                del self._ended_purchases[next(iter(self._ended_purchases))]
-                # The one that is forgotten ended before this one.
-                self._forgotten_until = ended_at
+        if purchase is None:
+            return
+        payment_hash = purchase.kept.payment_hash
+        self._ended_purchases[job_id] = EndedPurchase(
+            payment_hash=payment_hash, paid=paid, fee_msat=fee_msat, preimage=preimage
+        )
+        if paid:
+            self._paid_hashes[payment_hash] = job_id
+        if len(self._ended_purchases) > self._history_lines:
+            forgotten = self._ended_purchases.pop(next(iter(self._ended_purchases)))
+            if forgotten.paid:
+                self._paid_hashes.pop(forgotten.payment_hash, None)
+            # The one that is forgotten ended before this one.
+            self._forgotten_until = ended_at
 
     async def ended_purchase(self, job_id: bytes) -> EndedPurchase | None:
         """Return how a purchase ended, one of the last."""
         return self._ended_purchases.get(job_id)
+
+    async def is_hash_used(self, payment_hash: bytes, *, but_for: bytes) -> bool:
+        """Return whether another purchase has a payment hash."""
+        is_open = any(one.kept.payment_hash == payment_hash for key, one in self._purchases.items() if key != but_for)
+        return is_open or self._paid_hashes.get(payment_hash, but_for) != but_for
 
     async def forgotten_until(self) -> int:
         """Return the time up to which ended purchases may be forgotten."""

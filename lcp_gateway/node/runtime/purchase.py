@@ -31,6 +31,7 @@ from lcp_gateway.node.lcp.messages import Manifest, Protocol, QuoteResponse
 from lcp_gateway.node.ports import (
     LightningAway,
     PaymentEnd,
+    PaymentHashUsed,
     PaymentLost,
     PaymentRefused,
     Payments,
@@ -289,6 +290,10 @@ class Purchase:
         self._stored = True
         try:
             await parts.store.keep_purchase(stored)
+        except PaymentHashUsed:
+            # lnd would say that it is paid already, and one payment count for two jobs.
+            self._paid(PaymentLost("the invoice has the payment hash of another purchase"))
+            return
         except OSError as error:
             parts.log.problem("keep_purchase", error)
             self._not_begun("the purchase could not be recorded")

@@ -191,33 +191,35 @@ class Purchases:
         if over is not None:
             return replace(over, payment_hash=over.payment_hash or payment_hash)
         try:
-            ended = await self._parts.store.ended_purchase(job_id)
-            if ended is not None:
-                return PaymentReport(
-                    state=PaymentState.SETTLED if ended.paid else PaymentState.NONE,
-                    payment_hash=ended.payment_hash,
-                    preimage=ended.preimage,
-                    fee_msat=ended.fee_msat,
-                )
-            made_at = None if self._job_ids is None else self._job_ids.made_at(job_id)
-            # A payment is recorded before it begins. A store that was restored lacks records, hence the Lightning node's word too.
-            never_began = made_at is not None and made_at > await self._parts.store.forgotten_until()
-            found = await self._parts.payments.find(payment_hash)
+            return await self._past_payment(job_id, payment_hash)
         except OSError as error:
             raise statuses.unavailable(f"the node's store: {error}", _UNKNOWN) from None
         except LightningAway as error:
             raise statuses.unavailable(f"TrackPaymentV2: {error}", _UNKNOWN) from None
-        match found:
+
+    async def _past_payment(self, job_id: bytes, payment_hash: bytes) -> PaymentReport:
+        """Return what the store, and then the Lightning node, know of a purchase that this run does not."""
+        store = self._parts.store
+        report = PaymentReport(state=PaymentState.NONE, payment_hash=payment_hash)
+        if (ended := await store.ended_purchase(job_id)) is not None:
+            state = PaymentState.SETTLED if ended.paid else PaymentState.NONE
+            return replace(
+                report, state=state, payment_hash=ended.payment_hash, preimage=ended.preimage, fee_msat=ended.fee_msat
+            )
+        made_at = None if self._job_ids is None else self._job_ids.made_at(job_id)
+        # A payment is recorded before it begins. A store that was restored lacks records, hence the Lightning node's word too.
+        never_began = made_at is not None and made_at > await store.forgotten_until()
+        if never_began and await store.is_hash_used(payment_hash, but_for=job_id):
+            # The Lightning node would tell of the other purchase's payment.
+            return report
+        match await self._parts.payments.find(payment_hash):
             case PaymentSucceeded(preimage, fee_msat):
-                return PaymentReport(
-                    state=PaymentState.SETTLED, payment_hash=payment_hash, preimage=preimage, fee_msat=fee_msat
-                )
+                return replace(report, state=PaymentState.SETTLED, preimage=preimage, fee_msat=fee_msat)
             case PaymentLost():
-                return PaymentReport(state=PaymentState.NONE, payment_hash=payment_hash)
+                return report
             case PaymentUnderWay():
-                return PaymentReport(state=PaymentState.UNKNOWN, payment_hash=payment_hash)
-        state = PaymentState.NONE if never_began else PaymentState.NO_RECORD
-        return PaymentReport(state=state, payment_hash=payment_hash)
+                return replace(report, state=PaymentState.UNKNOWN)
+        return report if never_began else replace(report, state=PaymentState.NO_RECORD)
 
     def cancel(self, peer: Peer, protocol: Protocol, job_id: bytes, reason: str) -> None:
         """Tell a peer that a job is not wanted, one of which nothing is known too."""

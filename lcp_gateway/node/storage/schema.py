@@ -61,6 +61,7 @@ STEPS: Final[Sequence[Sequence[str]]] = (
             FROM sales WHERE ended_at IS NOT NULL ORDER BY ended_at""",
         "UPDATE sales SET has_line = 1 WHERE ended_at IS NOT NULL",
         "CREATE INDEX history_by_job ON history (job_id)",
+        "CREATE INDEX history_by_hash ON history (payment_hash)",
         # The id of the Lightning node that pays; empty for a purchase of an earlier version, of which it is not known.
         "ALTER TABLE purchases ADD COLUMN payer TEXT NOT NULL DEFAULT ''",
     ),

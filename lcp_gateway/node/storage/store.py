@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
-from lcp_gateway.node.ports import EndedPurchase, StoredPurchase, StoredSale
+from lcp_gateway.node.ports import EndedPurchase, PaymentHashUsed, StoredPurchase, StoredSale
 from lcp_gateway.node.storage.database import Database, damaged
 from lcp_gateway.node.storage.files import RecordDamaged
 from lcp_gateway.node.storage.records import (
@@ -34,6 +34,11 @@ _JOB_KEY_BYTES: Final = 32
 _LONGEST_MODEL: Final = 200
 """Of a name in a line of history: a client may have asked for any."""
 
+_HASH_USED: Final = """
+    SELECT EXISTS (SELECT 1 FROM purchases WHERE payment_hash = :payment_hash AND job_id != :job_id)
+        OR EXISTS (SELECT 1 FROM history
+                   WHERE payment_hash = :payment_hash AND kind = 'purchase' AND paid AND job_id != :job_id)
+"""
 _ADD_LINE: Final = """
     INSERT INTO history (kind, peer_id, job_id, protocol, model, price_msat, fee_msat, payment_hash, preimage,
                          outcome, paid, began_at, ended_at)
@@ -115,11 +120,18 @@ class SqliteStore:
             await self._run("INSERT OR REPLACE INTO manifests VALUES (?, ?, ?)", (*key, kept))
 
     async def keep_purchase(self, purchase: StoredPurchase) -> None:
-        """Keep a purchase before it is paid, but for its request's bytes."""
+        """Keep a purchase before it is paid, but for its request's bytes.
+
+        Raises:
+            PaymentHashUsed: another purchase that is open, or was paid, has its payment hash.
+        """
         began_at = int(self._clock())
 
         def work(connection: sqlite3.Connection) -> None:
-            _insert(connection, "INSERT OR REPLACE INTO purchases", self._records.purchase_row(purchase, began_at))
+            row = self._records.purchase_row(purchase, began_at)
+            if connection.execute(_HASH_USED, row).fetchone()[0]:
+                raise PaymentHashUsed
+            _insert(connection, "INSERT OR REPLACE INTO purchases", row)
 
         await self._database.run(work, durable=True)
 
@@ -172,6 +184,11 @@ class SqliteStore:
             return EndedPurchase(payment_hash=payment_hash, paid=bool(paid), fee_msat=fee_msat, preimage=preimage)
 
         return await self._database.run(work)
+
+    async def is_hash_used(self, payment_hash: bytes, *, but_for: bytes) -> bool:
+        """Return whether another purchase, open or paid, has a payment hash."""
+        used = {"payment_hash": payment_hash, "job_id": but_for}
+        return await self._database.run(lambda connection: bool(connection.execute(_HASH_USED, used).fetchone()[0]))
 
     async def forgotten_until(self) -> int:
         """Return the time up to which lines may have been pruned."""

@@ -21,7 +21,16 @@ from tests.support import virtual_time
 from tests.support.lcp_nodes import RESULT, Pair, ScriptedCompute, bought, settle
 
 READS = {
-    *("manifests", "purchases", "sales", "settle_index", "job_key", "ended_purchase", "forgotten_until"),
+    *(
+        "manifests",
+        "purchases",
+        "sales",
+        "settle_index",
+        "job_key",
+        "ended_purchase",
+        "forgotten_until",
+        "is_hash_used",
+    ),
     *("events", "paid", "find", "identity", "node_id"),
 }
 FINE = (LightningAway, OSError)

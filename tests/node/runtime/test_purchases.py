@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 
@@ -503,6 +504,45 @@ def test_bytes_that_come_one_by_one_are_held_as_few_pieces():
             assert len(purchase._items) < 10
             hooks.learn.set()
             assert (await buying)[1] == b"".join(compute.pieces)
+
+    virtual_time.run(scenario())
+
+
+@pytest.mark.parametrize("first_has_ended", [True, False])
+def test_an_invoice_with_the_payment_hash_of_another_purchase_is_not_paid_nor_taken_for_paid(first_has_ended):
+    """A seller could sell once for little, and have a dear job counted as paid by the same payment."""
+
+    async def scenario():
+        hooks = HeldPayments()
+        async with Pair(hooks=hooks) as pair:
+            invoices = pair.seller.lightning.invoices
+            make = invoices.make
+
+            async def same_hash(**terms):
+                first = invoices._invoices.pop(sha256(b"p" * 32).digest(), None)
+                made = await make(**terms | {"hold_preimage": b"p" * 32})
+                invoices._invoices[made.payment_hash].is_hold = False
+                if first is not None:
+                    invoices._invoices[made.payment_hash] = first
+                return made
+
+            invoices.make = same_hash
+            if not first_has_ended:
+                hooks.learn.clear()
+            quotes = [await pair.quote()]
+            first = asyncio.create_task(bought(pair.accept(quotes[0])))
+            await settle()
+            quotes.append(await pair.quote(padding=5_000))
+            failure = await _failure(bought(pair.accept(quotes[1])))
+            reason = "payment failed: the invoice has the payment hash of another purchase"
+            assert _is(failure, UpstreamStatus.FAILED_PRECONDITION, reason)
+            hooks.learn.set()
+            assert (await first)[2].payment.state is PaymentState.SETTLED
+            await settle()
+            await pair.buyer.restart()
+            payment_hash = bolt11.decode(quotes[1].payment_request).payment_hash
+            states = [(await pair.buyer.node.payment(one.job_id, payment_hash)).state for one in quotes]
+            assert states == [PaymentState.SETTLED, PaymentState.NONE]
 
     virtual_time.run(scenario())
 

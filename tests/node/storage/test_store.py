@@ -7,6 +7,7 @@ import pytest
 
 from lcp_gateway.node.lcp.messages import Protocol
 from lcp_gateway.node.lcp.table import write_params
+from lcp_gateway.node.ports import PaymentHashUsed
 from lcp_gateway.node.storage.files import StoreUnavailable
 from lcp_gateway.node.storage.history import open_history
 from tests.support.node_records import (
@@ -262,6 +263,25 @@ async def test_ends_of_purchases_are_found_by_their_job_and_what_is_pruned_is_kn
     assert await store.job_key() == key and len(key) == 32
     other = await open_store(path=path.with_name("other.db"))
     assert await other.job_key() != key
+
+
+async def test_a_purchase_with_the_payment_hash_of_one_that_is_open_or_paid_is_not_kept(open_store):
+    store = await open_store()
+    reused = replace(purchase(2), kept=replace(purchase(2).kept, payment_hash=purchase(1).kept.payment_hash))
+    await store.keep_purchase(purchase(1))
+    with pytest.raises(PaymentHashUsed):
+        await store.keep_purchase(reused)
+    await store.end_purchase(quote(1).job_id, outcome="delivered", paid=True, ended_at=10**10)
+    with pytest.raises(PaymentHashUsed):
+        await store.keep_purchase(reused)
+    assert await store.purchases() == []
+
+    # One that failed may be tried again, in another job.
+    await store.keep_purchase(purchase(3))
+    await store.end_purchase(quote(3).job_id, outcome="unpaid", paid=False, ended_at=10**10)
+    again = replace(purchase(4), kept=replace(purchase(4).kept, payment_hash=purchase(3).kept.payment_hash))
+    await store.keep_purchase(again)
+    assert len(await store.purchases()) == 1
 
 
 async def test_a_model_of_any_length_takes_a_bounded_line(open_store, path):
