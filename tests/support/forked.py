@@ -200,15 +200,36 @@ def close_template() -> None:
 
 
 def _load() -> None:
-    """Import what a gateway and a node have loaded once they run, and the migrations that a new journal needs."""
+    """Import what gateways, nodes and commands load once they run, with the extras, and the migrations that a new journal needs."""
     for name in (
         "lcp_gateway.cli.program",
         "lcp_gateway.cli.serve",
+        "lcp_gateway.cli.serve.serve",
+        "lcp_gateway.cli.service.start",
+        "lcp_gateway.cli.node.program",
+        "lcp_gateway.cli.node.assembly",
         "lcp_gateway.app",
+        "lcp_gateway.lightning.lnd.invoice_issuer",
         "lcp_gateway.node.server",
+        "lcp_gateway.store.accounts.nodes",
+        "lcp_gateway.store.accounts.refunds",
+        "lcp_gateway.store.accounts.registrations",
+        "lcp_gateway.store.accounts.sessions",
+        "lcp_gateway.store.accounts.withdrawals",
+        "lcp_gateway.store.database.creation",
+        "lcp_gateway.store.database.postgres",
         "lcp_gateway.store.database.sqlite",
         "lcp_gateway.telemetry.log_output",
+        "lcp_gateway.upstreams.lcpd.http2_transport",
         "alembic.context",
+        "encodings.idna",
+        "lndgrpc.compiled",
+        "pydantic.type_adapter",
+        "redis.asyncio",
+        "sqlalchemy.dialects.postgresql.asyncpg",
+        "tenacity.asyncio",
+        "typer._adapters",
+        "typer._click.decorators",
     ):
         importlib.import_module(name)
 
