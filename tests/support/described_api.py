@@ -117,7 +117,7 @@ def try_operation(operation: Any, seller: Seller, key: str | None, *, examples: 
         )
         @given(case=strategy)
         def run(case: Any) -> None:
-            case.call_and_validate(base_url=seller.gateway.base_url, headers=headers, timeout=30, checks=[*CHECKS])
+            case.call_and_validate(base_url=seller.gateway.base_url, headers=headers, timeout=120, checks=[*CHECKS])
 
         try:
             run()

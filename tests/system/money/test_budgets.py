@@ -68,7 +68,7 @@ def all_at_once(ports: list[int], body: dict, headers: list[dict | None] | None 
     def ask(number: int) -> Answer:
         ready.wait(60)
         port = ports[number % len(ports)]
-        return post(port, CHAT, body, headers[number % len(headers)] if headers else None, 30)
+        return post(port, CHAT, body, headers[number % len(headers)] if headers else None, 120)
 
     with ThreadPoolExecutor(AT_ONCE) as clients:
         return list(clients.map(ask, range(AT_ONCE)))

@@ -61,7 +61,7 @@ def two(node, journal, **settings) -> Iterator[tuple[RunningGateway, RunningGate
 
 def post(port, path, body, headers=None) -> Answer:
     """Send a request, with a time-out in which a repeat can wait until a killed gateway is taken for dead."""
-    return posted(port, path, body, headers, 30.0)
+    return posted(port, path, body, headers, 120.0)
 
 
 def keyed(key, headers=MINE):

@@ -132,7 +132,7 @@ def shop():
         settings = {k.removeprefix("LCP_GATEWAY_").lower(): v for k, v in selling(markup_percent=0).items()}
         row = {"name": "honest", "base_url": honest_node.base_url, "price_per_request_msat": 5 * PRICE_MSAT}
         rows = dialin_rows("liar", timeout_s=3)
-        with served_by(row, dialin_nodes=rows, timeout_execute_s="6", **settings) as running:
+        with served_by(row, dialin_nodes=rows, timeout_execute_s="60", **settings) as running:
             yield running
 
 

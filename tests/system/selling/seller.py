@@ -130,7 +130,7 @@ class Customer:
     def ask(self, model: str = "echo-1", text: str = "hello", *, headers=None, **more) -> Answer:
         more = {"max_tokens": 8, **more}
         body = document(CHAT, model, text, **more)
-        return post(self.port, CHAT, body, {**self.headers, **(headers or {})}, 30)
+        return post(self.port, CHAT, body, {**self.headers, **(headers or {})}, 120)
 
     def quote(self, model: str = "echo-1", **more) -> dict:
         answer = self.ask(model, headers={"X-Lcp-Quote-Only": "true"}, **more)
