@@ -1,7 +1,7 @@
-"""``python -m bench.node``: what a job costs two nodes of ours, buyer and seller in one process, against the embedded node.
+"""``python -m bench.node``: what a job costs two nodes, buyer and seller in one process, against the embedded node.
 
-All simulate Lightning, answer by the echo and are called over gRPC; the pair sends its jobs as messages of the protocol. The
-embedded node keeps no books, so the pair is measured with its books in memory, and on a disk.
+All simulate Lightning, answer by the echo, are called over gRPC, and send their jobs as messages of the protocol. The embedded
+node keeps no books, and adds its wallet, its events and its scripts of failures; the pair has books, in memory or on a disk.
 """
 
 import argparse

@@ -15,11 +15,12 @@ from typing import Final, NoReturn
 
 import grpc
 
-from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.compute.backend import STREAM_TYPE, ComputeResult, ResultEnd
 from lcp_gateway.node.config import FaultConfig
-from lcp_gateway.node.status import CallError, lcp_error
+from lcp_gateway.node.lcp.buying_events import ResultHead
+from lcp_gateway.node.ports import ComputeError
+from lcp_gateway.node.runtime.calls import CallFailed
+from lcp_gateway.upstream_status import UpstreamStatus
 
 MODEL_PREFIX: Final = "fault/"
 PEER_ALIAS: Final = "Mallory"
@@ -171,6 +172,7 @@ class FaultScript:
 _GZIP_WINDOW = 31
 _FIRST_LEAD_BYTE = 0xC0
 _BINARY_CHUNKS = 16
+_ODD_TYPE = 'application/x-odd; charset=koi8-r; q="a,b"'
 _COMMENT = ": é € 😀\n\n".encode()
 
 _Chunks = AsyncGenerator[bytes, None]
@@ -184,66 +186,58 @@ async def wait_forever() -> NoReturn:
 
 
 class FaultInjector:
-    """Changes results as a fault says."""
+    """Changes results as a fault says: what a seller computes, and what a daemon delivers of it."""
 
     def __init__(self, config: FaultConfig) -> None:
         self._config = config
-        self._filters: dict[str, _ChunkFilter] = {
-            "stream-cut": self._cut,
-            "stream-cut-silently": self._take,
-            "stream-stalls": self._stall,
+        self._computed: dict[str, _ChunkFilter] = {
             "stream-slow": self._slow,
             "stream-split-utf8": _split_characters,
             "stream-binary": _binary,
+            "big-result": lambda chunks: self._enlarge(chunks, _white_space),
+        }
+        self._delivered: dict[str, _ChunkFilter] = {
+            "stream-cut": self._cut,
+            "stream-cut-silently": self._take,
+            "stream-stalls": self._stall,
             "empty-chunks": _interleave_empty,
+            "gzip-encoding": _gzip,
         }
         # These add bytes that are valid in a stream of events only.
-        self._stream_filters: dict[str, _ChunkFilter] = {
-            "stream-floods": self._flood,
+        self._computed_events: dict[str, _ChunkFilter] = self._computed | {
             "stream-split-utf8": lambda chunks: _split_characters(_prepend(_COMMENT, chunks)),
+            "big-result": lambda chunks: self._enlarge(chunks, _comment),
         }
+        self._delivered_events: dict[str, _ChunkFilter] = self._delivered | {"stream-floods": self._flood}
 
-    async def before_result(self, fault: Fault) -> None:
+    def before_result(self, name: str) -> None:
         """Apply a fault between the payment and the result.
 
         Raises:
-            CallError: the fault ends the call.
+            ComputeError: the fault ends the job.
         """
-        if fault.code is not None:
-            raise CallError(fault.code, "scripted failure after payment")
-        if fault.name == "fail-after-payment":
-            raise lcp_error(ErrorCode.RATE_LIMITED, "backend unavailable: scripted failure")
-        if fault.name == "execute-hangs":
-            await wait_forever()
+        if name == "fail-after-payment":
+            raise ComputeError(ErrorCode.RATE_LIMITED, "backend unavailable: scripted failure")
 
-    def change_result(self, fault: Fault, result: ComputeResult, *, stream: bool) -> ComputeResult:
-        """Return a result with the fault in its head or its chunks; without such a fault, unchanged."""
-        if fault.name == "odd-content-type":
-            return replace(result, content_type='application/x-odd; charset=koi8-r; q="a,b"')
-        if fault.name == "gzip-encoding":
-            return replace(result, content_encoding="gzip", chunks=_gzip(result.chunks))
-        if fault.name == "big-result":
-            return replace(result, chunks=self._enlarge(result))
-        filters = {**self._filters, **(self._stream_filters if stream else {})}
-        if (chunk_filter := filters.get(fault.name)) is not None:
-            return replace(result, chunks=chunk_filter(result.chunks))
-        return result
+    def computed(self, name: str, chunks: _Chunks, *, stream: bool) -> _Chunks:
+        """Return what a seller computes with the fault in it; without such a fault, unchanged."""
+        change = (self._computed_events if stream else self._computed).get(name)
+        return chunks if change is None else change(chunks)
 
-    def change_end(self, fault: Fault, end: ResultEnd) -> ResultEnd:
-        """Return the end of a result with the fault in it."""
-        match fault.name:
-            case "wrong-hash":
-                return replace(end, sha256=sha256(end.sha256).digest())
-            case "wrong-length":
-                return replace(end, length=end.length + 1)
-            case "result-failed":
-                return replace(end, status=lcpd_pb2.Result.STATUS_FAILED, message="scripted failure")
-            case "result-cancelled":
-                return replace(end, status=lcpd_pb2.Result.STATUS_CANCELLED, message="scripted cancel")
-            case "stream-cut-silently":
-                return replace(end, sent=False)
+    def delivered(self, name: str, chunks: _Chunks, *, stream: bool) -> _Chunks:
+        """Return what a daemon delivers of a result with the fault in it; without such a fault, unchanged."""
+        change = (self._delivered_events if stream else self._delivered).get(name)
+        return chunks if change is None else change(chunks)
+
+    def head(self, name: str, honest: ResultHead) -> ResultHead:
+        """Return a result's head with the fault in it."""
+        match name:
+            case "odd-content-type":
+                return replace(honest, content_type=_ODD_TYPE)
+            case "gzip-encoding":
+                return replace(honest, content_encoding="gzip")
             case _:
-                return end
+                return honest
 
     async def _take(self, chunks: _Chunks) -> _Chunks:
         left = self._config.chunks_before_failure
@@ -256,7 +250,7 @@ class FaultInjector:
     async def _cut(self, chunks: _Chunks) -> _Chunks:
         async for chunk in self._take(chunks):
             yield chunk
-        raise CallError(grpc.StatusCode.UNAVAILABLE, "transport is closing")
+        raise CallFailed(UpstreamStatus.UNAVAILABLE, "transport is closing")
 
     async def _stall(self, chunks: _Chunks) -> _Chunks:
         async for chunk in self._take(chunks):
@@ -279,16 +273,20 @@ class FaultInjector:
             await asyncio.sleep(self._config.slow_chunk_s)
             yield chunk
 
-    async def _enlarge(self, result: ComputeResult) -> _Chunks:
-        """Put white space before a JSON text, or a comment before events: both mean the same as without."""
-        parts = [chunk async for chunk in result.chunks]
-        room = max(0, self._config.big_result_bytes - sum(map(len, parts)))
-        if result.content_type == STREAM_TYPE:
-            yield (b": " + b"x" * (room - 4) + b"\n\n") if room >= 4 else b""  # noqa: PLR2004 - its frame
-        else:
-            yield b" " * room
+    async def _enlarge(self, chunks: _Chunks, filled: Callable[[int], bytes]) -> _Chunks:
+        """Put bytes before a result that mean nothing in it, so that it has the size of the largest one."""
+        parts = [chunk async for chunk in chunks]
+        yield filled(max(0, self._config.big_result_bytes - sum(map(len, parts))))
         for part in parts:
             yield part
+
+
+def _white_space(size: int) -> bytes:
+    return b" " * size
+
+
+def _comment(size: int) -> bytes:
+    return (b": " + b"x" * (size - 4) + b"\n\n") if size >= 4 else b""  # noqa: PLR2004 - its frame
 
 
 async def _prepend(head: bytes, chunks: _Chunks) -> _Chunks:

@@ -1,101 +1,207 @@
-"""The peers that a node is connected to, and the manifest of each."""
+"""The peers of the simulated node: each is a selling node of its own, linked with it over the simulated network."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-import grpc
-from coincurve import PrivateKey
-
-from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.config import ModelConfig, PeerConfig, derive_key, public_id
-from lcp_gateway.node.status import CallError, failed_precondition, lcp_error, not_found
-from lcp_gateway.node.tasks import Task, TaskKind
+from lcp_gateway.node.compute.echo import EchoBackend
+from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig, derive_key
+from lcp_gateway.node.faults import FaultInjector
+from lcp_gateway.node.faulty_seller import FaultyCompute, FaultyTransport
+from lcp_gateway.node.jobs import Jobs
+from lcp_gateway.node.lcp.judging import RequestRefused, SoldModel
+from lcp_gateway.node.lcp.manifests import Limits
+from lcp_gateway.node.lcp.messages import CHAT, RESPONSES
+from lcp_gateway.node.lcp.pricing import TokenPrice
+from lcp_gateway.node.lcp.selling_events import SaleTerms
+from lcp_gateway.node.memory.invoices import MemoryInvoices
+from lcp_gateway.node.memory.network import MemoryNode, Network
+from lcp_gateway.node.memory.store import NoStore
+from lcp_gateway.node.ports import Compute, MadeInvoice
+from lcp_gateway.node.runtime.bounds import Bounds, Delays
+from lcp_gateway.node.runtime.node import LcpNode
+from lcp_gateway.node.runtime.observer import Role
+from lcp_gateway.node.toml import ConfigError
+
+_MTOK: Final = 1_000_000
+_MAX_OUTPUT_TOKENS: Final = 1 << 31
+_MAX_CHOICES: Final = 128
+_LIMIT_NAMES: Final = {CHAT: ("max_completion_tokens", "max_tokens"), RESPONSES: ("max_output_tokens",)}
+_MIB: Final = 2**20
+_MANY: Final = 100_000
+"""Quotes and jobs that a simulated seller holds: more than a test asks for within the life of a quote."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedModel(SoldModel):
+    """A model that takes any limit, that of a Responses request too; one without a limit is charged for ``max_output_tokens``."""
+
+    def charged_tokens(self, kind: str, document: Mapping[str, Any]) -> int:
+        """Return the output tokens that a request is charged for."""
+        choices = document.get("n")
+        if kind == CHAT and isinstance(choices, int) and choices > _MAX_CHOICES:
+            raise RequestRefused(ErrorCode.UNSUPPORTED_PARAMS, "n is too large")
+        for name in _LIMIT_NAMES[kind]:
+            limit = document.get(name)
+            if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
+                if limit > _MAX_OUTPUT_TOKENS:
+                    raise RequestRefused(ErrorCode.UNSUPPORTED_PARAMS, f"{name} is too large")
+                return limit
+        return self.max_output_tokens
+
+
+def sold_model(model: ModelConfig) -> SimulatedModel:
+    """Return what a seller makes of a model's settings."""
+    kinds = tuple(kind for kind, there in ((CHAT, model.chat), (RESPONSES, model.responses)) if there)
+    price = TokenPrice(model.prompt_token_msat * _MTOK, model.output_token_msat * _MTOK, model.base_msat)
+    return SimulatedModel(price, model.default_max_tokens, kinds)
+
+
+class PacedEcho:
+    """The echo as a backend: each model at its pace, one piece a token."""
+
+    def __init__(self, models: Mapping[str, ModelConfig], tokens_per_second: float) -> None:
+        self._echo = EchoBackend()
+        self._paces = {name: model.tokens_per_second or tokens_per_second for name, model in models.items()}
+
+    async def models(self) -> tuple[str, ...]:
+        """Return no models: it echoes for any."""
+        return ()
+
+    def run(
+        self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Return the echo of a request; see ``ports.Compute``."""
+        pace = self._paces.get(model, 0.0)
+        return self._echo.pieces(job_id, task_kind, model, body, stream=stream, pace=pace)
+
+    async def close(self) -> None:
+        """Close nothing."""
+
+
+class _Invoices(MemoryInvoices):
+    """The invoices of a seller, which the simulated wallet is to know by their jobs."""
+
+    def __init__(self, lightning: MemoryNode, network: Network, jobs: Jobs) -> None:
+        super().__init__(lightning.key, network.prefix, network.clock)
+        self._jobs = jobs
+
+    async def make(
+        self, *, description_hash: bytes, amount_msat: int, expiry_s: int, hold_preimage: bytes | None = None
+    ) -> MadeInvoice:
+        """Make an invoice."""
+        made = await super().make(
+            description_hash=description_hash, amount_msat=amount_msat, expiry_s=expiry_s, hold_preimage=hold_preimage
+        )
+        self._jobs.invoice_made(description_hash, made.payment_hash, self._invoices[made.payment_hash].preimage)
+        return made
+
+    async def cancel(self, payment_hash: bytes) -> None:
+        """Leave the invoice payable, as lcpd-grpcd does: a payment that is under way when its client leaves arrives."""
 
 
 class Peer:
-    """A peer at work: its key, its models by name, and how many jobs it is running."""
+    """A selling node. ``ready`` says whether it is linked with the node that buys, and may be set."""
 
-    def __init__(self, config: PeerConfig, key: PrivateKey, protocol_version: int) -> None:
+    def __init__(
+        self,
+        config: PeerConfig,
+        node: NodeConfig,
+        *,
+        network: Network,
+        buyer: MemoryNode,
+        jobs: Jobs,
+        backend: Compute | None,
+    ) -> None:
+        """``backend`` is None for the echo.
+
+        Raises:
+            ConfigError: the peer's limits are out of bounds.
+        """
         self.config = config
-        self.key = key
-        self.id = public_id(key)
         self.models = {model.name: model for model in config.models}
-        self.ready = config.ready
-        self.inflight = 0
-        self.description = self._describe(protocol_version)
-
-    def model_for(self, task: Task) -> ModelConfig:
-        """Return the model that a task asks for.
-
-        Raises:
-            CallError: the peer does not offer it for this kind of task.
-        """
-        model = self.models.get(task.model)
-        if model is None:
-            supported = ", ".join(sorted(self.models))
-            raise lcp_error(ErrorCode.UNSUPPORTED_TASK, f'unsupported model: "{task.model}" (supported: {supported})')
-        if not (model.chat if task.kind is TaskKind.CHAT else model.responses):
-            raise lcp_error(ErrorCode.UNSUPPORTED_TASK, "task kind is not offered for this model")
-        return model
-
-    def check_room(self, task: Task) -> None:
-        """Check a task against the manifest's limits.
-
-        Raises:
-            CallError: RESOURCE_EXHAUSTED, by the daemon for a size and by the peer for its number of jobs.
-        """
-        limit = min(self.config.max_stream_bytes, self.config.max_job_bytes)
-        if len(task.body) > limit:
-            raise CallError(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"request of {len(task.body)} bytes exceeds the peer's limit of {limit}",
-            )
-        if self.inflight >= self.config.max_inflight_jobs:
-            raise lcp_error(ErrorCode.RATE_LIMITED, "too many jobs in flight")
-
-    def _describe(self, protocol_version: int) -> lcpd_pb2.LCPPeer:
-        config = self.config
-        tasks = []
-        for model in config.models:
-            if model.chat:
-                tasks.append(
-                    lcpd_pb2.LCPTaskTemplate(
-                        kind=lcpd_pb2.LCP_TASK_KIND_OPENAI_CHAT_COMPLETIONS_V1,
-                        openai_chat_completions_v1=lcpd_pb2.OpenAIChatCompletionsV1Params(model=model.name),
-                    )
-                )
-            if model.responses:
-                tasks.append(
-                    lcpd_pb2.LCPTaskTemplate(
-                        kind=lcpd_pb2.LCP_TASK_KIND_OPENAI_RESPONSES_V1,
-                        openai_responses_v1=lcpd_pb2.OpenAIResponsesV1Params(model=model.name),
-                    )
-                )
-        return lcpd_pb2.LCPPeer(
-            peer_id=self.id,
-            address=config.address or f"{config.alias.lower()}.invalid:9735",
-            remote_manifest=lcpd_pb2.LCPManifest(
-                protocol_version=protocol_version,
-                max_payload_bytes=config.max_payload_bytes,
-                supported_tasks=tasks,
-                max_stream_bytes=config.max_stream_bytes,
-                max_job_bytes=config.max_job_bytes,
-                max_inflight_jobs=config.max_inflight_jobs,
-            ),
+        self._network = network
+        self._buyer = buyer
+        self._lightning = network.node(
+            node.seed, config.address or f"{config.alias.lower()}.invalid:9735", name=config.alias
         )
+        self._lightning.invoices = _Invoices(self._lightning, network, jobs)
+        self.id = self._lightning.node_id
+        try:
+            limits = Limits(config.max_payload_bytes, config.max_stream_bytes, config.max_job_bytes)
+        except ValueError as error:
+            raise ConfigError(f"peers: {config.alias}: {error}") from None
+        running = max(1, config.max_inflight_jobs)
+        compute = backend or PacedEcho(self.models, node.tokens_per_second)
+        self._node = LcpNode(
+            transport=FaultyTransport(
+                self._lightning,
+                jobs,
+                network=node.network,
+                stranger=derive_key(node.seed, "a stranger"),
+                refusals=node.fault_settings.manifest_refusals,
+            ),
+            payments=self._lightning.payments,
+            invoices=self._lightning.invoices,
+            store=NoStore(),
+            compute=FaultyCompute(compute, jobs, FaultInjector(node.fault_settings)),
+            models={name: sold_model(model) for name, model in self.models.items()},
+            terms=SaleTerms(ttl_s=max(1, math.ceil(node.quote_ttl_s))),
+            limits=limits,
+            bounds=Bounds(
+                jobs_per_peer=max(running, _MANY),
+                running=running,
+                quotes_per_peer=_MANY,
+                sales=_MANY,
+                input_bytes=1024 * _MIB,
+                input_bytes_per_peer=1024 * _MIB,
+                result_bytes=16 * _MIB,
+            ),
+            delays=Delays(keep_sale_s=0),
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is linked with the node that buys."""
+        return self._network.are_linked(self.id, self._buyer.node_id)
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        if ready:
+            self._network.connect(self._buyer, self._lightning)
+        else:
+            self._network.disconnect(self._buyer.node_id, self.id)
+
+    @property
+    def inflight(self) -> int:
+        """How many jobs it runs."""
+        return self._node.figures().running.get(Role.SELLER, 0)
+
+    async def start(self) -> None:
+        """Start the node."""
+        await self._node.start()
+
+    async def stop(self) -> None:
+        """Stop the node."""
+        await self._node.stop()
 
 
 class Peers:
     """The node's peers by id."""
 
-    def __init__(self, configs: Iterable[PeerConfig], seed: str, protocol_version: int) -> None:
-        peers = [Peer(config, derive_key(seed, config.alias), protocol_version) for config in configs]
+    def __init__(self, peers: tuple[Peer, ...]) -> None:
         self._by_id = {peer.id: peer for peer in peers}
         self._by_alias = {peer.config.alias: peer for peer in peers}
 
     def __iter__(self) -> Iterator[Peer]:
         """Yield every peer, ready or not, in the order of the configuration."""
         return iter(self._by_id.values())
+
+    def get(self, peer_id: str) -> Peer | None:
+        """Return a peer by its exact id."""
+        return self._by_id.get(peer_id)
 
     def named(self, alias: str) -> Peer:
         """Return a peer by its alias.
@@ -104,16 +210,3 @@ class Peers:
             KeyError: no peer has it.
         """
         return self._by_alias[alias]
-
-    def connected(self, peer_id: str) -> Peer:
-        """Return a peer that is ready, by its exact id.
-
-        Raises:
-            CallError: NOT_FOUND for an unknown one, FAILED_PRECONDITION for one that is not ready.
-        """
-        peer = self._by_id.get(peer_id)
-        if peer is None:
-            raise not_found("peer not found")
-        if not peer.ready:
-            raise failed_precondition("peer is not ready for lcp")
-        return peer

@@ -110,7 +110,7 @@ class PaymentLost:
 PaymentEnd = PaymentSucceeded | PaymentLost
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PaymentUnderWay:
     """The payment was begun, and has not ended."""
 

@@ -4,27 +4,21 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
-import grpc
-
 from lcp_gateway.constants import PPM
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import WalletConfig
 from lcp_gateway.node.events import EventKind, EventLog
 from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
-from lcp_gateway.node.jobs import Job, JobPayment
-from lcp_gateway.node.status import CallError, failed_precondition
-
-MAX_FEE_MSAT = 10_000_000
-"""The daemon's fixed limit on routing fees, 10,000 sat."""
+from lcp_gateway.node.jobs import Job
+from lcp_gateway.node.memory.payments import NO_ROUTE
 
 
 class Wallet:
-    """Pays jobs' invoices, each at most once."""
+    """What the node has, and has spent on jobs."""
 
     def __init__(self, config: WalletConfig, events: EventLog) -> None:
         self._config = config
         self._events = events
-        self._under_way: set[asyncio.Task[None]] = set()
         self.balance_msat = config.balance_msat
         self.spent_msat = 0
         self.fees_msat = 0
@@ -36,57 +30,35 @@ class Wallet:
         self.balance_msat += amount_msat
         self.received_msat += amount_msat
 
-    async def pay(self, job: Job, *, no_route: bool = False) -> None:
-        """Pay a job's invoice and wait for the preimage. The payment goes on when the caller does not wait.
-
-        Raises:
-            CallError: it was paid already or is being paid (UNAVAILABLE), or cannot be (FAILED_PRECONDITION).
-        """
-        if job.payment is JobPayment.SETTLED:
-            raise CallError(grpc.StatusCode.UNAVAILABLE, "payment failed: invoice is already paid")
-        if job.payment is JobPayment.IN_FLIGHT:
-            raise CallError(grpc.StatusCode.UNAVAILABLE, "payment failed: payment is in transition")
+    def begin(self, job: Job) -> str | None:
+        """Let the price and the fee of a job leave the wallet; returns lnd's name of the reason where they cannot."""
         fee = self.fee_msat(job.price_msat)
-        if no_route or job.price_msat < self._config.min_htlc_msat or fee > MAX_FEE_MSAT:
-            self._refuse(job, "FAILURE_REASON_NO_ROUTE")
+        if job.price_msat < self._config.min_htlc_msat:
+            return NO_ROUTE
         if job.price_msat + fee > self.balance_msat:
-            self._refuse(job, "FAILURE_REASON_INSUFFICIENT_BALANCE")
+            return "FAILURE_REASON_INSUFFICIENT_BALANCE"
         self.balance_msat -= job.price_msat + fee
-        job.payment = JobPayment.IN_FLIGHT
-        job.fee_msat = fee
+        job.fee_msat, job.left = fee, True
         self._events.record_job(EventKind.PAID, job)
-        if self._config.payment_latency_s > 0:
-            task = asyncio.create_task(self._settle_later(job))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-            await asyncio.shield(task)
-        else:
-            self._settle(job)
+        return None
 
-    def fee_msat(self, amount_msat: int) -> int:
-        """Return the routing fee of an amount."""
-        return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // PPM
-
-    async def close(self) -> None:
-        """Cancel payments in flight, as a daemon does that is stopped."""
-        for task in self._under_way:
-            task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
-
-    def _refuse(self, job: Job, reason: str) -> None:
-        self._events.record_job(EventKind.UNPAID, job, reason)
-        raise failed_precondition(f"payment failed: {reason}")
-
-    async def _settle_later(self, job: Job) -> None:
-        await asyncio.sleep(self._config.payment_latency_s)
-        self._settle(job)
-
-    def _settle(self, job: Job) -> None:
-        job.payment = JobPayment.SETTLED
+    def settle(self, job: Job) -> None:
+        """Record that a job's payment has arrived."""
         self.spent_msat += job.price_msat
         self.fees_msat += job.fee_msat
         self.payments += 1
         self._events.record_job(EventKind.SETTLED, job)
+
+    def fail(self, job: Job, reason: str) -> None:
+        """Record that a job's payment has failed; what had left the wallet is back."""
+        if job.left:
+            self.balance_msat += job.price_msat + job.fee_msat
+            job.left, job.fee_msat = False, 0
+        self._events.record_job(EventKind.UNPAID, job, reason)
+
+    def fee_msat(self, amount_msat: int) -> int:
+        """Return the routing fee of an amount."""
+        return self._config.fee_base_msat + amount_msat * self._config.fee_ppm // PPM
 
 
 class CustomerPaymentFailed(Exception):

@@ -42,15 +42,15 @@ async def test_hundreds_of_slow_streams_run_side_by_side_and_stay_apart(make_nod
         assert client.node.wallet.payments == 300
 
 
-async def test_a_result_larger_than_the_peer_allows_is_a_failed_result_after_payment(make_node):
+async def test_a_result_larger_than_the_requester_takes_is_a_failed_result_after_payment(make_node):
     failed = lcpd_pb2.Result(status=lcpd_pb2.Result.STATUS_FAILED, message="result exceeds remote stream limits")
-    peer = PeerConfig("Tight", (ModelConfig("m"),), max_stream_bytes=600)
-    async with make_node(peers=(peer,)) as client:
-        task = chat_task(model="m", say="a b c d e f " * 20)
-        assert (await client.accept(await client.quote(task, "Tight"), "Tight")).result == failed
-        streamed = await client.ask_stream(chat_task(model="m", say="a b c d e f", stream=True), "Tight")
+    async with make_node(faults=True, fault_settings=FaultConfig(big_result_bytes=(4 * MIB) + 1)) as client:
+        task = chat_task(model="fault/big-result")
+        assert (await client.accept(await client.quote(task, "Mallory"), "Mallory")).result == failed
+        task = chat_task(model="fault/big-result", stream=True)
+        streamed = await client.ask_stream(task, "Mallory", timeout=60)
 
-        assert streamed.begin and streamed.chunks and streamed.end is None
+        assert streamed.end is None
         assert streamed.result == failed
         assert client.node.wallet.payments == 2
 

@@ -3,10 +3,12 @@ import time
 import grpc
 import pytest
 
+from lcp_gateway._gen.lcpd import extensions_pb2
 from lcp_gateway.lightning.bolt11 import decode
 from lcp_gateway.lightning.terms import terms_hash
 from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig
 from lcp_gateway.node.events import EventKind
+from lcp_gateway.node.rpc.service import GET_PAYMENT
 from tests.support.node_client import chat_task, raw_chat_task, raw_responses_task, responses_task, running_node
 
 
@@ -97,16 +99,16 @@ async def test_two_peers_ask_different_prices_for_the_same_model(client):
 @pytest.mark.parametrize(
     ("task", "complaint"),
     [
-        (raw_chat_task(b"{", "a"), "valid JSON"),
-        (raw_chat_task(b"[" * 60_000, "a"), "valid JSON"),
-        (raw_chat_task(b'"text"', "a"), "object"),
+        (raw_chat_task(b"{", "a"), "valid json"),
+        (raw_chat_task(b"[" * 60_000, "a"), "valid json"),
+        (raw_chat_task(b'"text"', "a"), "valid json"),
         (raw_chat_task(b'{"messages":[1]}', "a"), "model is required"),
-        (raw_chat_task(b'{"model":7,"messages":[1]}', "a"), "model is required"),
-        (raw_chat_task(b'{"model":"b","messages":[1]}', "a"), "does not match"),
+        (raw_chat_task(b'{"model":7,"messages":[1]}', "a"), "valid json"),
+        (raw_chat_task(b'{"model":"b","messages":[1]}', "a"), "must match request_json.model"),
         (raw_chat_task(b'{"model":"a","messages":[1]}', ""), "params.model"),
         (raw_chat_task(b'{"model":"a"}', "a"), "messages is required"),
         (raw_chat_task(b'{"model":"a","messages":[]}', "a"), "messages is required"),
-        (raw_responses_task(b'{"model":"a","input":""}', "a"), "input is required"),
+        (raw_responses_task(b'{"model":"a","input":null}', "a"), "input is required"),
         (None, "spec"),
     ],
 )
@@ -121,7 +123,10 @@ async def test_no_error_repeats_the_prompt(client):
 
 
 async def test_an_unknown_peer_is_not_found_and_ids_are_exact(client):
-    for peer_id in ("02" + "00" * 32, client.peer_id().upper(), client.peer_id() + " "):
+    await refused(
+        client.quote(chat_task(), peer_id=client.peer_id() + " "), grpc.StatusCode.INVALID_ARGUMENT, "peer_id"
+    )
+    for peer_id in ("02" + "00" * 32, client.peer_id().upper()):
         await refused(client.quote(chat_task(), peer_id=peer_id), grpc.StatusCode.NOT_FOUND, "peer not found")
 
 
@@ -129,7 +134,7 @@ async def test_a_peer_that_is_not_ready_is_not_listed_and_gives_no_quote(client)
     client.node.peers.named("Alice").ready = False
 
     assert len(await client.list_peers()) == 2
-    await refused(client.quote(chat_task()), grpc.StatusCode.FAILED_PRECONDITION, "not ready")
+    await refused(client.quote(chat_task()), grpc.StatusCode.FAILED_PRECONDITION, "not connected")
 
 
 async def test_a_model_that_the_peer_does_not_offer_is_refused_by_the_peer(client):
@@ -175,10 +180,10 @@ async def test_quotes_are_counted_and_cost_nothing(client):
     assert client.node.wallet.balance_msat == client.node.config.wallet.balance_msat
 
 
-async def test_old_quotes_are_forgotten_when_they_hold_too_much(client):
-    client.node.jobs._max_held_bytes = 3000
-    first = await client.quote(chat_task(say="x" * 2000))
-    await client.quote(chat_task(say="y" * 2000))
+async def test_the_oldest_quotes_are_forgotten_above_a_bound(client):
+    client.node.jobs._max_jobs = 1
+    first = await client.quote(chat_task())
+    await client.quote(chat_task())
 
     assert len(client.node.jobs) == 1
     await refused(client.accept(first), grpc.StatusCode.NOT_FOUND, "job not found")
@@ -193,6 +198,20 @@ async def test_the_node_reports_its_protocol_version(make_node, version):
 
     assert len(info.node_id) == 66
     assert info.manifest.protocol_version == version
+    # It stands for lcpd-grpcd, which reports no payments and has no call that looks one up.
+    assert not info.HasField("software")
+
+
+async def test_it_says_no_more_of_a_payment_than_lcpd_grpcd(client):
+    terms = await client.quote(chat_task())
+    answer = await client.accept(terms)
+    assert not answer.result.HasField("payment")
+    with pytest.raises(grpc.aio.AioRpcError, match="already paid") as caught:
+        await client.accept(terms)
+    assert "x-lcp-payment-bin" not in dict(caught.value.trailing_metadata())
+    request = extensions_pb2.GetPaymentRequest(job_id=b"j" * 32, payment_hash=b"h" * 32)
+    look_up = client.channel.unary_unary(GET_PAYMENT, extensions_pb2.GetPaymentRequest.SerializeToString)
+    await refused(look_up(request), grpc.StatusCode.UNIMPLEMENTED)
 
 
 async def test_a_unix_socket_serves_as_well(tmp_path):

@@ -1,6 +1,5 @@
 """Runs the gateway as its own process, as a user would, and ends it."""
 
-import contextlib
 import json
 import os
 import re
@@ -20,15 +19,13 @@ from tests.support.forked import ForkedProcess, start_module
 
 START_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 120.0
-EMBEDDED, OVER_GRPC, IN_PROCESS = "", "grpc", "in-process"
-WORLD = "tests.support.lcp_world"
-_READY = re.compile(r"node ready on (\S+)")
+IN_PROCESS = "in-process"
 _LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
 
 
-def node_in_use() -> str:
-    """Return which node tests with an embedded one have: that, or the real node of ``lcp_world``, over gRPC or in process."""
-    return os.environ.get("LCP_TEST_NODE", EMBEDDED)
+def node_is_in_process() -> bool:
+    """Return whether tests with an embedded node have it in the gateway's process, as with ``serve --lnd``."""
+    return os.environ.get("LCP_TEST_NODE", "") == IN_PROCESS
 
 
 def clean_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -122,9 +119,8 @@ class RunningGateway:
 def gateway(
     *, embedded: bool = True, args: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> Iterator[RunningGateway]:
-    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept: ``node_in_use`` says which."""
-    node = node_in_use() if embedded else EMBEDDED
-    with tempfile.TemporaryDirectory(prefix="lcp-gateway-test-") as folder, contextlib.ExitStack() as stack:
+    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept."""
+    with tempfile.TemporaryDirectory(prefix="lcp-gateway-test-") as folder:
         events_file = Path(folder) / "events.jsonl" if embedded else None
         settings = {
             "LCP_GATEWAY_HTTP_ADDR": "127.0.0.1:0",
@@ -142,10 +138,8 @@ def gateway(
         if "OPENAI_SERVE_HTTP_ADDR" in settings and not (env or {}).get("LCP_GATEWAY_HTTP_ADDR"):
             del settings["LCP_GATEWAY_HTTP_ADDR"]
         command, module = ["serve", *args], "lcp_gateway"
-        if node == IN_PROCESS:
-            module = WORLD
-        elif node == OVER_GRPC:
-            settings["LCP_GATEWAY_LCPD_GRPC_ADDR"] = stack.enter_context(_world(settings))
+        if embedded and node_is_in_process():
+            module = "tests.support.gateway_with_node"
         elif embedded:
             command.append("--embedded")
         process = start_module(
@@ -172,23 +166,6 @@ def gateway(
             )
             for pipe in (process.stdout, process.stderr):
                 pipe.close()
-
-
-@contextmanager
-def _world(settings: Mapping[str, str]) -> Iterator[str]:
-    """Run the real node in a world of its own, as the settings describe the embedded one; yield its address."""
-    process = start_module(WORLD, "node", stdout=subprocess.PIPE, env=clean_environment(settings), text=True)
-    late = threading.Timer(START_TIMEOUT_S, process.kill)
-    late.start()
-    try:
-        found = _READY.match(process.stdout.readline())
-        assert found, "the node did not start"
-        yield found[1]
-    finally:
-        late.cancel()
-        process.terminate()
-        process.wait(60)
-        process.stdout.close()
 
 
 def _collect(pipe, lines: list[str]) -> threading.Thread:

@@ -8,10 +8,8 @@ import enum
 import sys
 
 from lcp_gateway.cli import main
-from lcp_gateway.node.events import EventKind
-from lcp_gateway.node.jobs import Job, JobPayment
-from lcp_gateway.node.status import failed_precondition
-from lcp_gateway.node.wallets import Wallet
+from lcp_gateway.node.memory.payments import NO_ROUTE
+from lcp_gateway.node.server import SimulatedLightning
 from tests.support.telling_node import tell_preimages
 
 SOON_S = 0.02
@@ -41,35 +39,17 @@ def held_s(payment_hash: bytes) -> float:
 
 
 def hold_payments() -> None:
-    pay = Wallet.pay
+    begin = SimulatedLightning.before_payment
 
-    async def settle_later(self: Wallet, job: Job) -> None:
-        held = fate_of(job.payment_hash) is Fate.HELD_THEN_SETTLES
-        await asyncio.sleep(held_s(job.payment_hash) if held else SOON_S)
-        self._settle(job)
+    async def held(self, payer, invoice):
+        fate = fate_of(invoice.payment_hash)
+        reason = NO_ROUTE if fate is Fate.FAILS else await begin(self, payer, invoice)
+        if reason is None:
+            held = fate in {Fate.HELD_THEN_SETTLES, Fate.HELD_THEN_FAILS}
+            await asyncio.sleep(held_s(invoice.payment_hash) if held else SOON_S)
+        return NO_ROUTE if fate is Fate.HELD_THEN_FAILS else reason
 
-    async def fail_later(self: Wallet, job: Job) -> None:
-        await asyncio.sleep(held_s(job.payment_hash))
-        self.balance_msat += job.price_msat + job.fee_msat
-        self._events.record_job(EventKind.UNPAID, job, "FAILURE_REASON_NO_ROUTE")
-
-    async def held(self: Wallet, job: Job, *, no_route: bool = False) -> None:
-        fate = fate_of(job.payment_hash)
-        if job.payment is not JobPayment.NONE or fate is not Fate.HELD_THEN_FAILS:
-            await pay(self, job, no_route=no_route or fate is Fate.FAILS)
-            return
-        job.fee_msat = self.fee_msat(job.price_msat)
-        self.balance_msat -= job.price_msat + job.fee_msat
-        job.payment = JobPayment.IN_FLIGHT
-        self._events.record_job(EventKind.PAID, job)
-        task = asyncio.create_task(fail_later(self, job))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
-        await asyncio.shield(task)
-        raise failed_precondition("payment failed: FAILURE_REASON_NO_ROUTE")
-
-    Wallet.pay = held
-    Wallet._settle_later = settle_later
+    SimulatedLightning.before_payment = held
 
 
 if __name__ == "__main__":

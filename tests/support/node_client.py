@@ -64,6 +64,7 @@ def raw_responses_task(body: bytes, model: str):
 
 class NodeClient:
     def __init__(self, channel: grpc.aio.Channel, node: Node) -> None:
+        self.channel = channel
         self.stub = lcpd_pb2_grpc.LCPDServiceStub(channel)
         self.node = node
 

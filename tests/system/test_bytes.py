@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
 
@@ -175,17 +176,22 @@ def test_an_end_is_not_seen_before_the_hash_is_right_however_it_is_cut(port, pat
     assert json.loads(wrong.blocks[-1][1])["error"]["code"] == "undelivered"
 
 
+@contextmanager
 def answering(chunks, **changes):
-    """Make the faulty peer answer with these chunks."""
+    """Make the faulty daemon answer with these chunks."""
 
     async def given_chunks():
         for chunk in chunks:
             yield chunk
 
-    def change_result(self, fault, answer, *, stream):
-        return replace(answer, chunks=given_chunks(), **changes)
+    def delivered(self, name, honest, *, stream):
+        return given_chunks()
 
-    return mock.patch.object(FaultInjector, "change_result", change_result)
+    def head(self, name, honest):
+        return replace(honest, **changes)
+
+    with mock.patch.object(FaultInjector, "delivered", delivered), mock.patch.object(FaultInjector, "head", head):
+        yield
 
 
 @BOTH

@@ -2,16 +2,17 @@
 
 import json
 import secrets
-from dataclasses import replace
 from unittest import mock
 
-import grpc
 import pytest
 
-from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.node.config import NodeConfig
 from lcp_gateway.node.faults import FaultInjector
-from lcp_gateway.node.status import CallError
+from lcp_gateway.node.faulty_daemon import FaultyDaemon, failed
+from lcp_gateway.node.lcp.buying_events import Outcome
+from lcp_gateway.node.lcp.messages import Status
+from lcp_gateway.node.runtime.calls import CallFailed
+from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support.gateway import gateway
 from tests.support.node_thread import threaded_node
 from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes, wire
@@ -95,10 +96,10 @@ def test_of_a_job_that_fails(served, path, stream, name):
 @BOTH
 @STREAMED_OR_NOT
 def test_of_a_provider_that_repeats_the_prompt_in_its_error(served, path, stream):
-    async def fail(self, fault):
-        raise CallError(grpc.StatusCode.UNAVAILABLE, f"cannot do this: {PROMPT}")
+    def fail(self, name, honest):
+        raise CallFailed(UpstreamStatus.UNAVAILABLE, f"cannot do this: {PROMPT}")
 
-    with mock.patch.object(FaultInjector, "before_result", fail):
+    with mock.patch.object(FaultInjector, "head", fail):
         answer = ask(served, path, "fault/empty-chunks", stream=stream)
     assert answer.status == 502 and answer.verdict == "unknown"
 
@@ -106,10 +107,10 @@ def test_of_a_provider_that_repeats_the_prompt_in_its_error(served, path, stream
 @BOTH
 @STREAMED_OR_NOT
 def test_of_a_provider_that_repeats_the_prompt_in_its_result(served, path, stream):
-    def fail(self, fault, end):
-        return replace(end, status=lcpd_pb2.Result.STATUS_FAILED, message=f"no: {PROMPT}")
+    def fail(self, name, end, *_):
+        return failed(end, Outcome.FAILED, Status.FAILED, f"no: {PROMPT}")
 
-    with mock.patch.object(FaultInjector, "change_end", fail):
+    with mock.patch.object(FaultyDaemon, "_end", fail):
         answer = ask(served, path, "fault/empty-chunks", stream=stream)
     assert answer.status == (200 if stream else 502) and answer.verdict == "settled"
 

@@ -199,7 +199,8 @@ class _Stream:
 
 
 def _rpc_error(failure: CallFailed) -> RpcError:
-    trailers = {} if failure.payment is None else {PAYMENT_TRAILER: report_message(failure.payment).SerializeToString()}
+    report = report_message(failure.payment)
+    trailers = {} if report is None else {PAYMENT_TRAILER: report.SerializeToString()}
     return RpcError(failure.status, failure.details, trailers=trailers)
 
 

@@ -8,12 +8,8 @@ from typing import Any
 
 import orjson
 
-from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.compute.backend import IDENTITY, JSON_TYPE, STREAM_TYPE, ComputeResult, PaidTask
 from lcp_gateway.node.compute.echo_reply import Reply, compose, paced
-from lcp_gateway.node.ports import ComputeError
-from lcp_gateway.node.status import CallError
-from lcp_gateway.node.tasks import TaskKind, read_body
+from lcp_gateway.node.compute.tasks import PaidTask, TaskKind, read_body
 
 
 def chat_completion(paid: PaidTask, reply: Reply) -> bytes:
@@ -248,26 +244,30 @@ class EchoBackend:
     def __init__(self, tokens_per_second: float = 0.0) -> None:
         self._tokens_per_second = tokens_per_second
 
-    async def start(self) -> tuple[str, ...]:
-        """Return no models: the configuration alone names them."""
-        return ()
-
     async def models(self) -> tuple[str, ...]:
         """Return no models: it echoes for any."""
         return ()
+
+    async def pieces(
+        self, job_id: bytes, task_kind: str, model: str, body: bytes, *, stream: bool, pace: float
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the echo of a request, each token by itself, ``pace`` of them a second; 0 means no pause.
+
+        Raises:
+            ComputeError: it is no request for that model.
+        """
+        task = read_body(TaskKind(task_kind), model, body)
+        paid = PaidTask(job_id, replace(task, stream=stream), int(time.time()), pace)
+        async with aclosing(_compute(paid)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def run(
         self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool
     ) -> AsyncGenerator[bytes, None]:
         """Yield the echo of a request; see ``ports.Compute``."""
-        try:
-            task = read_body(TaskKind(task_kind), model, body)
-        except CallError as error:
-            raise ComputeError(ErrorCode.UNSUPPORTED_PARAMS, error.details) from None
-        paid = PaidTask(job_id, replace(task, stream=stream), int(time.time()), self._tokens_per_second)
-        result = await self.compute(paid)
-        read = bytearray()
-        async with aclosing(result.chunks) as chunks:
+        read, pace = bytearray(), self._tokens_per_second
+        async with aclosing(self.pieces(job_id, task_kind, model, body, stream=stream, pace=pace)) as chunks:
             async for chunk in chunks:
                 read += chunk
                 if self._tokens_per_second > 0 or len(read) >= _READ_BYTES:
@@ -276,19 +276,18 @@ class EchoBackend:
         if read:
             yield bytes(read)
 
-    async def compute(self, paid: PaidTask) -> ComputeResult:
-        """Begin a result at the task's pace; a whole one comes after the time that its tokens take."""
-        task = paid.task
-        reply = compose(task)
-        is_chat = task.kind is TaskKind.CHAT
-        if task.stream:
-            stream = chat_chunks(paid, reply) if is_chat else response_events(paid, reply)
-            return ComputeResult(STREAM_TYPE, IDENTITY, stream)
-        body = chat_completion(paid, reply) if is_chat else whole_response(paid, reply)
-        return ComputeResult(JSON_TYPE, IDENTITY, _whole(body, reply.tokens, paid.tokens_per_second))
-
     async def close(self) -> None:
         """Do nothing: there are no connections."""
+
+
+def _compute(paid: PaidTask) -> AsyncGenerator[bytes, None]:
+    """Begin a result at the task's pace; a whole one comes after the time that its tokens take."""
+    reply = compose(paid.task)
+    is_chat = paid.task.kind is TaskKind.CHAT
+    if paid.task.stream:
+        return chat_chunks(paid, reply) if is_chat else response_events(paid, reply)
+    body = chat_completion(paid, reply) if is_chat else whole_response(paid, reply)
+    return _whole(body, reply.tokens, paid.tokens_per_second)
 
 
 async def _whole(body: bytes, tokens: tuple[str, ...], tokens_per_second: float) -> AsyncGenerator[bytes, None]:

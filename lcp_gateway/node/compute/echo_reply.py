@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from lcp_gateway.node.compute.json_sample import sample_json
-from lcp_gateway.node.tasks import Task, TaskKind
+from lcp_gateway.node.compute.tasks import Task, TaskKind
 
 # Possessive quantifiers keep this linear in the length of a run of white space.
 _TOKEN = re.compile(r"\s*+\S{1,16}|\s++")

@@ -3,7 +3,7 @@
 import asyncio
 import io
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -12,9 +12,9 @@ import aiohttp
 import orjson
 
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.compute.backend import IDENTITY, ComputeResult, PaidTask
+from lcp_gateway.node.compute.tasks import TaskKind
+from lcp_gateway.node.lcp.messages import IDENTITY
 from lcp_gateway.node.ports import ComputeError
-from lcp_gateway.node.tasks import TaskKind
 
 _PATHS: Final = {TaskKind.CHAT: "/chat/completions", TaskKind.RESPONSES: "/responses"}
 _CONNECT_TIMEOUT_S = 10.0
@@ -50,31 +50,14 @@ class BackendLimits:
 class HttpBackend:
     """Posts each task's bytes to the server at ``base_url``, which ends where ``/chat/completions`` begins."""
 
-    def __init__(
-        self, base_url: str, api_key: str = "", *, discover: bool = True, limits: BackendLimits | None = None
-    ) -> None:
+    def __init__(self, base_url: str, api_key: str = "", *, limits: BackendLimits | None = None) -> None:
         self._base_url = base_url.rstrip("/")
-        self._discover = discover
         self._limits = limits or BackendLimits()
         # Compression would only be undone here: results travel on as identity.
         self._headers = {"Accept-Encoding": IDENTITY, "Content-Type": "application/json"}
         if api_key:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._session: aiohttp.ClientSession | None = None
-
-    async def start(self) -> tuple[str, ...]:
-        """Return the server's models; none where they were named.
-
-        Raises:
-            ComputeError: the server does not say which models it has.
-        """
-        if not self._discover:
-            return ()
-        try:
-            return await self.models()
-        except ComputeError:
-            await self.close()
-            raise
 
     async def models(self) -> tuple[str, ...]:
         """Return the models that the server lists.
@@ -97,23 +80,6 @@ class HttpBackend:
             entry["id"]
             for entry in (entries if isinstance(entries, list) else ())
             if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry["id"]
-        )
-
-    async def compute(self, paid: PaidTask) -> ComputeResult:
-        """Post a task, and return the result as it comes.
-
-        Raises:
-            ComputeError: the server has none. The chunks may raise it too.
-        """
-        stack = AsyncExitStack()
-        task = paid.task
-        begin_by = self._begin_by(task.stream)
-        response = await stack.enter_async_context(self._post(task.kind, task.body, begin_by))
-        return ComputeResult(
-            response.headers.get("Content-Type", "application/octet-stream"),
-            response.headers.get("Content-Encoding", IDENTITY),
-            self._read(response, begin_by),
-            stack.aclose,
         )
 
     async def run(

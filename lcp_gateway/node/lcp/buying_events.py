@@ -6,7 +6,7 @@ from typing import Protocol as Interface
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
-from lcp_gateway.node.lcp.messages import JSON, QuoteResponse
+from lcp_gateway.node.lcp.messages import IDENTITY, JSON, QuoteResponse
 
 
 class Outcome(enum.StrEnum):
@@ -138,9 +138,10 @@ class Pay:
 
 @dataclass(frozen=True, slots=True)
 class ResultHead:
-    """The result begins."""
+    """The result begins. A node's own machine takes no other encoding than identity."""
 
     content_type: str
+    content_encoding: str = IDENTITY
 
 
 @dataclass(frozen=True, slots=True)

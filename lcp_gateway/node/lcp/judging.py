@@ -31,10 +31,21 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SoldModel:
-    """A model that is sold. A request without a limit of its own is charged for ``max_output_tokens``."""
+    """A model that is sold, for those kinds of task. A request without a limit of its own is charged for ``max_output_tokens``."""
 
     price: TokenPrice
     max_output_tokens: int
+    kinds: tuple[str, ...] = (CHAT, RESPONSES)
+
+    def charged_tokens(self, kind: str, document: Mapping[str, Any]) -> int:
+        """Return the output tokens that a request is charged for; ``document`` are its fields, their names in lower case.
+
+        The limit of a Responses request is not read, as at lcpd-grpcd.
+
+        Raises:
+            RequestRefused: it asks for more output than the model has.
+        """
+        return self.max_output_tokens if kind == RESPONSES else _limit(kind, document, self.max_output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,8 @@ def judge_request(protocol: Protocol, request: QuoteRequest, models: Mapping[str
     if model not in models:
         names = ", ".join(sorted(models))
         raise RequestRefused(ErrorCode.UNSUPPORTED_TASK, f"unsupported model: {_quoted(model)} (supported: {names})")
+    if kind not in models[model].kinds:
+        raise RequestRefused(ErrorCode.UNSUPPORTED_TASK, f"the model {_quoted(model)} is not sold for {kind}")
     return model
 
 
@@ -96,10 +109,7 @@ def judge_input(kind: str, model: str, sold: SoldModel, body: bytes) -> JudgedIn
         RequestRefused: it is no request of that kind for that model, or asks for more output than the model has.
     """
     document = read_input(kind, model, body)
-    stream = bool(document.get("stream"))
-    if kind == RESPONSES:
-        return JudgedInput(sold.max_output_tokens, stream)
-    return JudgedInput(_limit(kind, document, sold.max_output_tokens), stream)
+    return JudgedInput(sold.charged_tokens(kind, document), bool(document.get("stream")))
 
 
 def read_input(kind: str, model: str, body: bytes) -> dict[str, Any]:
@@ -152,7 +162,7 @@ def _text(kind: str, model: object) -> str:
     return model
 
 
-def _limit(kind: str, document: dict[str, Any], most: int) -> int:
+def _limit(kind: str, document: Mapping[str, Any], most: int) -> int:
     given = {name: document[name] for name in _LIMITS if document.get(name) is not None}
     for number in given.values():
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= _U32_MAX:

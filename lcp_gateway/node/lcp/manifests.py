@@ -1,9 +1,10 @@
 """Manifests: what a node says of itself to a peer, and what a peer's manifest offers."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.messages import CHAT, RESPONSES, Manifest, Protocol, TaskTemplate
 from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, read_params, write_message, write_params
 from lcp_gateway.node.lcp.tlv import WireError
@@ -34,8 +35,10 @@ class Offer:
     model: str | None
 
 
-def own_manifest(protocol: Protocol, limits: Limits, models: Collection[str] = ()) -> Manifest:
-    """Return the manifest of a node that sells those models; one that only buys sells none.
+def own_manifest(
+    protocol: Protocol, limits: Limits, models: Mapping[str, SoldModel] | Collection[str] = ()
+) -> Manifest:
+    """Return the manifest of a node that sells those models, by their names alone for both kinds; one that only buys sells none.
 
     A seller that is also a buyer shows no models to a peer from which it buys: lcpd-grpcd 0.2 refuses a request whose task
     is not in the requester's own list.
@@ -59,13 +62,15 @@ def own_manifest(protocol: Protocol, limits: Limits, models: Collection[str] = (
     return manifest
 
 
-def _templates(protocol: Protocol, models: Collection[str]) -> tuple[TaskTemplate, ...]:
+def _templates(protocol: Protocol, models: Mapping[str, SoldModel] | Collection[str]) -> tuple[TaskTemplate, ...]:
+    sold = {name: models[name].kinds if isinstance(models, Mapping) else _KINDS for name in sorted(models)}
     if protocol is Protocol.V03:
-        return tuple(TaskTemplate(task_kind=kind) for kind in _KINDS) if models else ()
+        return tuple(TaskTemplate(task_kind=kind) for kind in _KINDS if any(kind in kinds for kinds in sold.values()))
     return tuple(
-        TaskTemplate(task_kind=kind, params=params)
-        for params in (write_params(model) for model in sorted(models))
+        TaskTemplate(task_kind=kind, params=write_params(model))
+        for model, kinds in sold.items()
         for kind in _KINDS
+        if kind in kinds
     )
 
 

@@ -17,10 +17,14 @@ class PriceTooHigh(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TokenPrice:
-    """The price of a million tokens, in msat. ``input_msat`` is asked for all of the input: what is cached is not known."""
+    """The price of a million tokens, in msat. ``input_msat`` is asked for all of the input: what is cached is not known.
+
+    ``job_msat`` is asked for each job besides; lcpd-grpcd has no such part.
+    """
 
     input_msat: int
     output_msat: int
+    job_msat: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,8 @@ def price_msat(
         PriceTooHigh: it does not fit 64 bits.
     """
     input_tokens = -(-request_bytes // BYTES_PER_TOKEN)
-    base = -(-(input_tokens * price.input_msat + output_tokens * price.output_msat) // _MTOK)
+    tokens = -(-(input_tokens * price.input_msat + output_tokens * price.output_msat) // _MTOK)
+    base = price.job_msat + tokens
     total = -(-base * surge.multiplier_bps(inflight) // _ONE_BPS)
     if total > _U64_MAX:
         raise PriceTooHigh("the price does not fit 64 bits")

@@ -33,6 +33,9 @@ class Hooks:
     async def after_payment(self, payer: str, invoice: Invoice) -> None:
         """Return when the payer may learn that its payment has settled."""
 
+    def payment_failed(self, payer: str, invoice: Invoice, reason: str) -> None:
+        """Take it that a payment has failed; it may have left the payer before, if ``before_payment`` let it."""
+
     def fee_msat(self, payer: str, invoice: Invoice) -> int:
         """Return the routing fee of a payment."""
         return 0

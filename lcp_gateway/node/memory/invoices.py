@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
+from coincurve import PrivateKey
+
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.node.config import derive_key, public_id
+from lcp_gateway.node.config import public_id
 from lcp_gateway.node.ports import InvoicePaid, InvoiceState, LightningAway, MadeInvoice
 
 MAX_INVOICES: Final = 10_000
@@ -32,9 +34,9 @@ class _Invoice:
 class MemoryInvoices:
     """The invoices port of one node, and the end of the payments to it."""
 
-    def __init__(self, seed: str, prefix: str, clock: Callable[[], float]) -> None:
+    def __init__(self, key: PrivateKey, prefix: str, clock: Callable[[], float]) -> None:
         self.is_away = False
-        self._key = derive_key(seed, "node")
+        self._key = key
         self.node_id = public_id(self._key)
         self._prefix = prefix
         self._clock = clock

@@ -4,6 +4,9 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from coincurve import PrivateKey
+
+from lcp_gateway.node.config import derive_key
 from lcp_gateway.node.memory.hooks import Hooks, PassingMessage
 from lcp_gateway.node.memory.invoices import MemoryInvoices
 from lcp_gateway.node.memory.payments import MemoryPayments
@@ -16,9 +19,10 @@ class MemoryNode:
     It lives as long as the network: a compute node that restarts finds its links, invoices and payments again.
     """
 
-    def __init__(self, network: "Network", seed: str, address: str) -> None:
+    def __init__(self, network: "Network", key: PrivateKey, address: str) -> None:
         self.address = address
-        self.invoices = MemoryInvoices(seed, network.prefix, network.clock)
+        self.key = key
+        self.invoices = MemoryInvoices(key, network.prefix, network.clock)
         self.node_id = self.invoices.node_id
         self.transport = MemoryTransport(network, self.node_id)
         self.payments = MemoryPayments(network, self.node_id)
@@ -48,9 +52,9 @@ class Network:
         self._links: dict[frozenset[str], int] = {}
         self._link_count = 0
 
-    def node(self, seed: str, address: str = "") -> MemoryNode:
-        """Add a node; its id follows from ``seed``."""
-        made = MemoryNode(self, seed, address)
+    def node(self, seed: str, address: str = "", *, name: str = "node") -> MemoryNode:
+        """Add a node; its id follows from ``seed`` and ``name``."""
+        made = MemoryNode(self, derive_key(seed, name), address)
         if made.node_id in self.nodes:
             raise ValueError("the network has a node of this seed already")
         self.nodes[made.node_id] = made
@@ -77,6 +81,10 @@ class Network:
         """Return the ids of the nodes that are linked with a node."""
         return [other for pair in self._links if node_id in pair for other in pair if other != node_id]
 
+    def are_linked(self, one: str, other: str) -> bool:
+        """Return whether two nodes are linked, by their ids."""
+        return frozenset({one, other}) in self._links
+
     def carry(self, message: PassingMessage) -> bool:
         """Take a message to the other end of a link; False where there is none."""
         link = self._links.get(frozenset({message.sender, message.receiver}))
@@ -84,7 +92,7 @@ class Network:
             return False
         for delay_s in self.hooks.deliveries(message):
             if delay_s <= 0:
-                self._arrive(message, link)
+                self.nodes[message.receiver].transport.arrived(message)
             else:
                 asyncio.get_running_loop().call_later(delay_s, self._arrive, message, link)
         return True

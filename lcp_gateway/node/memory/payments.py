@@ -89,23 +89,32 @@ class MemoryPayments:
         return None if payment is None else payment.end or PaymentUnderWay()
 
     async def _run(self, payment: _Payment, invoice: bolt11.Invoice, amount_msat: int, fee_limit_msat: int) -> None:
+        hooks = self._network.hooks
         end = await self._settle(invoice, amount_msat, fee_limit_msat)
         if isinstance(end, PaymentSucceeded):
-            await self._network.hooks.after_payment(self._node_id, invoice)
+            await hooks.after_payment(self._node_id, invoice)
+        else:
+            hooks.payment_failed(self._node_id, invoice, end.reason)
         payment.end = end
         payment.ended.set()
 
     async def _settle(self, invoice: bolt11.Invoice, amount_msat: int, fee_limit_msat: int) -> PaymentEnd:
         hooks = self._network.hooks
-        if reason := await hooks.before_payment(self._node_id, invoice):
-            return PaymentLost(reason)
         payee, fee_msat = self._network.nodes.get(invoice.payee), hooks.fee_msat(self._node_id, invoice)
         if payee is None or fee_msat > fee_limit_msat:
             return PaymentLost(NO_ROUTE)
+        if reason := await hooks.before_payment(self._node_id, invoice):
+            return PaymentLost(reason)
         preimage = await payee.invoices.take(invoice.payment_hash, amount_msat)
         if preimage is None:
             return PaymentLost("FAILURE_REASON_INCORRECT_PAYMENT_DETAILS")
         return PaymentSucceeded(preimage, fee_msat)
+
+    async def close(self) -> None:
+        """Cancel payments that are under way."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _forget_oldest(self) -> None:
         if len(self._payments) > MAX_PAYMENTS:

@@ -140,3 +140,13 @@ class MemoryStore:
     async def keep_settle_index(self, node_id: str, index: int) -> None:
         """Keep that index."""
         self._settle_indexes[node_id] = index
+
+
+class NoStore(MemoryStore):
+    """A store that keeps no jobs: for a node whose jobs end with its process."""
+
+    async def keep_purchase(self, purchase: StoredPurchase) -> None:
+        """Keep nothing."""
+
+    async def keep_sale(self, sale: StoredSale) -> None:
+        """Keep nothing."""

@@ -68,7 +68,7 @@ class Dialect(Interface):
         """Write the answer of AcceptAndExecute."""
         ...
 
-    def write_begin(self, content_type: str, payment: PaymentReport) -> bytes:
+    def write_begin(self, content_type: str, content_encoding: str, payment: PaymentReport | None) -> bytes:
         """Write the first event of a streamed result."""
         ...
 

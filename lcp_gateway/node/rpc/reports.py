@@ -1,6 +1,6 @@
 """What this node says beyond lcpd-grpcd: itself, and the payment of each purchase."""
 
-from typing import Final
+from typing import Final, overload
 
 from lcp_gateway.__about__ import __version__
 from lcp_gateway._gen.lcpd import extensions_pb2 as pb
@@ -24,8 +24,14 @@ _STATES: Final = {
 }
 
 
-def report_message(payment: PaymentReport) -> pb.PaymentReport:
-    """Return the message that reports a payment."""
+@overload
+def report_message(payment: PaymentReport) -> pb.PaymentReport: ...
+@overload
+def report_message(payment: None) -> None: ...
+def report_message(payment: PaymentReport | None) -> pb.PaymentReport | None:
+    """Return the message that reports a payment; None where nothing is reported."""
+    if payment is None:
+        return None
     return pb.PaymentReport(
         state=_STATES[payment.state],
         payment_hash=payment.payment_hash or b"",

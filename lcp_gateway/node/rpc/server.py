@@ -1,7 +1,7 @@
 """LCPDService on a port: TLS, a token, and the statuses of calls that fail."""
 
 import hmac
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -86,15 +86,21 @@ def is_loopback(listen: str) -> bool:
 
 
 class RpcServer:
-    """Serves a node's calls. Start it once.
+    """Serves a node's calls, and those of other ``handlers``, on one port. Start it once.
 
     ``on_bug`` gets the name of a call and the error that it ended in where that is none of its own.
     """
 
     def __init__(
-        self, calls: NodeCalls, options: ServerOptions, *, on_bug: Callable[[str, BaseException], None]
+        self,
+        calls: NodeCalls,
+        options: ServerOptions,
+        *,
+        on_bug: Callable[[str, BaseException], None],
+        handlers: Sequence[grpc.GenericRpcHandler] = (),
     ) -> None:
         self._options = options
+        self._others = tuple(handlers)
         self._handler = _Handler(RpcService(calls, options.protocol), options.token, on_bug)
         self._server: grpc.aio.Server | None = None
 
@@ -107,7 +113,7 @@ class RpcServer:
         options = self._options
         options.check()
         server = grpc.aio.server(options=_OPTIONS)
-        server.add_generic_rpc_handlers((self._handler,))
+        server.add_generic_rpc_handlers((self._handler, *self._others))
         try:
             if options.certificate:
                 pair = (options.key, options.certificate)
@@ -204,7 +210,8 @@ async def _refuse(_request: bytes, context: Context) -> bytes:
 
 
 async def _abort(context: Context, error: CallFailed) -> NoReturn:
-    trailers = () if error.payment is None else ((PAYMENT_TRAILER, report_message(error.payment).SerializeToString()),)
+    report = report_message(error.payment)
+    trailers = () if report is None else ((PAYMENT_TRAILER, report.SerializeToString()),)
     details = error.details.encode("utf-8", "replace")[:MAX_DETAILS_BYTES].decode("utf-8", "ignore")
     await context.abort(grpc.StatusCode[error.status.name], details, trailers)
     raise AssertionError  # abort does not return

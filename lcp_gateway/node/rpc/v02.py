@@ -9,7 +9,7 @@ from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.node.lcp.buying_events import Order
 from lcp_gateway.node.lcp.judging import RequestRefused, read_input
 from lcp_gateway.node.lcp.manifests import offers
-from lcp_gateway.node.lcp.messages import CHAT, IDENTITY, RESPONSES, Manifest, Protocol, QuoteResponse
+from lcp_gateway.node.lcp.messages import CHAT, RESPONSES, Manifest, Protocol, QuoteResponse
 from lcp_gateway.node.lcp.table import write_params
 from lcp_gateway.node.lcp.tlv import WireError
 from lcp_gateway.node.rpc.dialect import (
@@ -61,7 +61,7 @@ class DialectV02:
     def write_info(self, info: LocalInfo) -> bytes:
         """Write the answer of GetLocalInfo."""
         return pb.GetLocalInfoResponse(
-            node_id=info.node_id, manifest=_manifest(info.manifest), software=SOFTWARE
+            node_id=info.node_id, manifest=_manifest(info.manifest), software=SOFTWARE if info.has_extensions else None
         ).SerializeToString()
 
     def read_quote_request(self, request: bytes) -> QuoteCall:
@@ -108,11 +108,11 @@ class DialectV02:
         """Write the answer of AcceptAndExecute."""
         return pb.AcceptAndExecuteResponse(result=_result(delivered, body)).SerializeToString()
 
-    def write_begin(self, content_type: str, payment: PaymentReport) -> bytes:
+    def write_begin(self, content_type: str, content_encoding: str, payment: PaymentReport | None) -> bytes:
         """Write the first event of a streamed result."""
         return pb.AcceptAndExecuteStreamResponse(
             result_begin=pb.ResultStreamBegin(
-                content_type=content_type, content_encoding=IDENTITY, payment=report_message(payment)
+                content_type=content_type, content_encoding=content_encoding, payment=report_message(payment)
             )
         ).SerializeToString()
 

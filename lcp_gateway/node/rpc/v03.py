@@ -40,7 +40,7 @@ class DialectV03:
     def write_info(self, info: LocalInfo) -> bytes:
         """Write the answer of GetLocalInfo."""
         return pb.GetLocalInfoResponse(
-            node_id=info.node_id, manifest=_manifest(info.manifest), software=SOFTWARE
+            node_id=info.node_id, manifest=_manifest(info.manifest), software=SOFTWARE if info.has_extensions else None
         ).SerializeToString()
 
     def read_quote_request(self, request: bytes) -> QuoteCall:
@@ -89,11 +89,11 @@ class DialectV03:
         """Write the answer of AcceptAndExecute."""
         return pb.AcceptAndExecuteResponse(complete=_complete(delivered, body)).SerializeToString()
 
-    def write_begin(self, content_type: str, payment: PaymentReport) -> bytes:
+    def write_begin(self, content_type: str, content_encoding: str, payment: PaymentReport | None) -> bytes:
         """Write the first event of a streamed response."""
         return pb.AcceptAndExecuteStreamResponse(
             response_begin=pb.ResponseStreamBegin(
-                content_type=content_type, content_encoding=IDENTITY, payment=report_message(payment)
+                content_type=content_type, content_encoding=content_encoding, payment=report_message(payment)
             )
         ).SerializeToString()
 

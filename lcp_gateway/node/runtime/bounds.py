@@ -32,6 +32,8 @@ class Bounds:
     """Bytes of one job that wait to be sent, before the backend that produces them has to wait."""
     cut_input_bytes: int = 32 * _MIB
     """Bytes of long requests that wait to be sent as messages, to all peers; further ones wait their turn."""
+    gathered_bytes: int = 64 * 1024
+    """Bytes of small pieces of a result that are put together while their caller takes none; 0 keeps each by itself."""
     peers: int = 10_000
     """Peers that are remembered after they left."""
 

@@ -55,18 +55,22 @@ class ReadyPeer:
 
 @dataclass(frozen=True, slots=True)
 class LocalInfo:
-    """This node's id, and its manifest in a version."""
+    """This node's id, and its manifest in a version.
+
+    ``has_extensions``: it reports payments, takes limits of a purchase and looks payments up, which lcpd-grpcd does not.
+    """
 
     node_id: str
     manifest: Manifest
     limits: Limits
+    has_extensions: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Paid:
-    """The payment has settled; the first item of a purchase."""
+    """The payment has settled; the first item of a purchase. Calls that stand for lcpd-grpcd report nothing of it."""
 
-    payment: PaymentReport
+    payment: PaymentReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class Delivered:
 
     ended: Ended
     result: Result | None
-    payment: PaymentReport
+    payment: PaymentReport | None
 
 
 PurchaseItem = Paid | ResultHead | ResultData | Delivered

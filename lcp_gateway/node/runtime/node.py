@@ -120,6 +120,7 @@ class LcpNode:
                 log=log,
                 clock=clock,
                 delays=delays,
+                gathered_bytes=bounds.gathered_bytes,
             ),
             observer=observer,
             own=limits,

@@ -50,8 +50,7 @@ _UNANSWERED: Final = 8
 """How many messages of an accepted job are kept to be sent again: there are only cancels and a repeated request."""
 
 _SMALL_BYTES: Final = 1_024
-_GATHERED_BYTES: Final = 64 * 1_024
-"""A piece of a result that is shorter than the first is gathered with others that wait, up to the second."""
+"""A piece of a result that is shorter is gathered with others that wait."""
 
 _ENDS: Final = {
     Outcome.DELIVERED: (JobEnd.DELIVERED, JobEnd.DELIVERED),
@@ -75,7 +74,7 @@ def how_ended(ended: Ended) -> JobEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuyerParts:
-    """What all purchases of a node share."""
+    """What all purchases of a node share. ``gathered_bytes`` is that of ``Bounds``."""
 
     peers: Peers
     payments: Payments
@@ -84,6 +83,7 @@ class BuyerParts:
     log: NodeLog
     clock: Callable[[], float]
     delays: Delays
+    gathered_bytes: int
 
 
 class Purchase:
@@ -237,8 +237,8 @@ class Purchase:
     def _append(self, item: ResultHead | ResultData) -> None:
         """Keep an item for the caller. Small pieces are gathered: each as an item of its own takes a hundred times its bytes."""
         last = self._items[-1] if self._items else None
-        if isinstance(item, ResultData) and len(item.data) < _SMALL_BYTES:
-            if isinstance(last, bytearray) and len(last) < _GATHERED_BYTES:
+        if isinstance(item, ResultData) and len(item.data) < min(_SMALL_BYTES, self._parts.gathered_bytes):
+            if isinstance(last, bytearray) and len(last) < self._parts.gathered_bytes:
                 last += item.data
                 return
             if last is not None:

@@ -47,7 +47,7 @@ async def test_a_stream_comes_as_it_is_made(make_node, backend):
     async with make_node(backend=backend.url) as client:
         terms = await client.quote(chat_task(model="llama", stream=True), "Backend")
         call = client.open_stream(terms, "Backend")
-        assert (await call.read()).result_begin.content_type == "text/event-stream"
+        assert (await call.read()).result_begin.content_type == "text/event-stream; charset=utf-8"
         assert (await call.read()).result_chunk.data == b"data: 1\n\n"
         backend.gate.set()
         assert (await call.read()).result_chunk.data == b"data: [DONE]\n\n"

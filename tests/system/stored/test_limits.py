@@ -267,7 +267,7 @@ def test_a_purchase_that_takes_too_long_is_ended_and_says_what_was_paid(tmp_path
         '[[peers]]\nalias = "A"\nquote_latency_s = 9.0\n[[peers.models]]\nname = "slow-quote"\n'
         '[[peers]]\nalias = "B"\n[[peers.models]]\nname = "echo-slow"\ntokens_per_second = 5.0\n'
     )
-    env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(peers), "LCP_GATEWAY_TIMEOUT_S": "1"}
+    env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(peers), "LCP_GATEWAY_TIMEOUT_S": "3"}
     with gateway(env=env) as running:
         answer = respond(running.port, model="slow-quote")
         assert (answer.status, answer.verdict) == (504, "none")

@@ -1,16 +1,15 @@
-"""A task as it arrives at RequestQuote: checked as the daemon checks it, and parsed once."""
+"""A task as the echo reads it: the request, parsed, and what decides the length of its reply."""
 
 import enum
 import json
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
-from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.status import invalid, lcp_error
+from lcp_gateway.node.ports import ComputeError
+from lcp_gateway.values import value
 
 MAX_OUTPUT_TOKENS: Final = 1 << 31
 MAX_CHOICES: Final = 128
@@ -27,7 +26,7 @@ _INPUT_KEY = {TaskKind.CHAT: "messages", TaskKind.RESPONSES: "input"}
 _LIMIT_KEYS = {TaskKind.CHAT: ("max_completion_tokens", "max_tokens"), TaskKind.RESPONSES: ("max_output_tokens",)}
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Task:
     """One request. ``document`` is the parsed ``body``; ``max_tokens`` is per choice, None when it names no limit."""
 
@@ -45,43 +44,31 @@ class Task:
         return -(-len(self.body) // BYTES_PER_TOKEN)
 
 
-def read_task(message: lcpd_pb2.Task) -> Task:
-    """Check a task and read what pricing and compute need.
+@value
+class PaidTask:
+    """A task to compute. ``created_at`` is Unix seconds; ``tokens_per_second`` 0 means no pause."""
 
-    Raises:
-        CallError: INVALID_ARGUMENT as the daemon's own validation gives it, or the peer's refusal of a limit.
-    """
-    match message.WhichOneof("spec"):
-        case "openai_chat_completions_v1":
-            kind = TaskKind.CHAT
-            body = message.openai_chat_completions_v1.request_json
-            model = message.openai_chat_completions_v1.params.model
-        case "openai_responses_v1":
-            kind = TaskKind.RESPONSES
-            body = message.openai_responses_v1.request_json
-            model = message.openai_responses_v1.params.model
-        case _:
-            raise invalid("task.spec is required")
-    if not model:
-        raise invalid("task.params.model is required")
-    return read_body(kind, model, body)
+    job_id: bytes
+    task: Task
+    created_at: int
+    tokens_per_second: float
 
 
 def read_body(kind: TaskKind, model: str, body: bytes) -> Task:
     """Read a request for a model. The error quotes nothing of it.
 
     Raises:
-        CallError: as ``read_task``.
+        ComputeError: it is no request for that model, or a limit of it is out of bounds.
     """
     document = _parse(body)
     if not isinstance(document, dict):
-        raise invalid("request_json must be an object")
+        raise _refused("request_json must be an object")
     if not isinstance(document.get("model"), str) or not document["model"]:
-        raise invalid("request_json.model is required")
+        raise _refused("request_json.model is required")
     if document["model"] != model:
-        raise invalid("request_json.model does not match params.model")
+        raise _refused("request_json.model does not match params.model")
     if not document.get(_INPUT_KEY[kind]):
-        raise invalid(f"request_json.{_INPUT_KEY[kind]} is required")
+        raise _refused(f"request_json.{_INPUT_KEY[kind]} is required")
     return Task(
         kind=kind,
         model=model,
@@ -104,7 +91,7 @@ def _parse(body: bytes) -> object:
         return orjson.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except (ValueError, RecursionError):
         # The decoder's own text may quote the body.
-        raise invalid("request_json is not valid JSON") from None
+        raise _refused("request_json is not valid JSON") from None
 
 
 def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:
@@ -112,7 +99,7 @@ def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:
         limit = document.get(key)
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
             if limit > MAX_OUTPUT_TOKENS:
-                raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, f"{key} is too large")
+                raise _refused(f"{key} is too large")
             return limit
     return None
 
@@ -122,5 +109,9 @@ def _read_choices(document: dict[str, Any]) -> int:
     if not isinstance(choices, int) or choices < 1:
         return 1
     if choices > MAX_CHOICES:
-        raise lcp_error(ErrorCode.UNSUPPORTED_PARAMS, "n is too large")
+        raise _refused("n is too large")
     return choices
+
+
+def _refused(message: str) -> ComputeError:
+    return ComputeError(ErrorCode.UNSUPPORTED_PARAMS, message)
