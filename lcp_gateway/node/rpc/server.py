@@ -178,15 +178,18 @@ class _Handler(grpc.GenericRpcHandler):
     ) -> Callable[[bytes, Context], Awaitable[None]]:
         async def answers(request: bytes, context: Context) -> None:
             # Written here rather than yielded: gRPC leaves a generator whose caller is gone to the garbage collector.
+            is_writing = False
             try:
                 async with aclosing(call(request, _metadata(context))) as messages:
                     async for message in messages:
+                        is_writing = True
                         await context.write(message)
+                        is_writing = False
             except CallFailed as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - as above
-                if context.cancelled():
-                    # The caller is gone: nothing can be written any more.
+                if is_writing or context.cancelled():
+                    # The caller is gone: nothing can be written any more. gRPC says so at once or only a little later.
                     return
                 failure = self._bug(path, error)
             else:

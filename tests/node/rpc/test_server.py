@@ -364,26 +364,30 @@ async def test_an_error_of_the_node_itself_is_recorded_and_its_text_stays_here()
 
 
 class _Gone:
-    """The context of a call whose caller has left while an answer was being written."""
+    """The context of a call whose caller has left while an answer was being written; gRPC may not know it yet."""
+
+    def __init__(self, is_known):
+        self._is_known = is_known
 
     def invocation_metadata(self):
         return ()
 
     def cancelled(self):
-        return True
+        return self._is_known
 
     async def write(self, message):
         raise RuntimeError("the batch cannot be executed")
 
 
-async def test_a_caller_that_has_left_is_no_error_of_the_node():
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_caller_that_has_left_is_no_error_of_the_node(is_known):
     calls = FakeNodeCalls(items=whole(b"x"))
     bugs = []
     server = RpcServer(calls, ServerOptions(), on_bug=lambda name, error: bugs.append(name))
     path = "/lcpd.v1.LCPDService/AcceptAndExecuteStream"
     handler = server._handler.service(SimpleNamespace(method=path, invocation_metadata=()))
 
-    await handler.unary_stream(stream().SerializeToString(), _Gone())
+    await handler.unary_stream(stream().SerializeToString(), _Gone(is_known))
 
     assert calls.left.is_set() and not bugs
 
