@@ -4,13 +4,13 @@ import enum
 import os
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import orjson
 
 from lcp_gateway.node.jobs import Job
+from lcp_gateway.values import value
 
 KEPT_EVENTS: Final = 10_000
 """Events held in memory; the counters go on."""
@@ -34,7 +34,7 @@ class EventKind(enum.StrEnum):
     INVOICE_PAID = "invoice_paid"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Event:
     """One event; ids and hashes are hex, ``at`` is Unix seconds, ``detail`` says how a job ended.
 

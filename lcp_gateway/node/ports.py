@@ -6,7 +6,6 @@ ids of peers 66 lower-case hex digits, hashes and preimages 32 bytes.
 
 import enum
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
 from typing import Protocol as Interface
 
 from lcp_gateway.lightning.error_codes import ErrorCode
@@ -14,13 +13,14 @@ from lcp_gateway.node.lcp.buying_events import KeepPurchase, Order
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
 from lcp_gateway.node.lcp.selling_events import KeepSale
+from lcp_gateway.values import value
 
 
 class LightningAway(Exception):
     """The Lightning node does not answer, or refuses; the text holds no secret. What was asked for may have happened or not."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerConnected:
     """A direct peer is connected; ``address`` is "host:port" or empty."""
 
@@ -28,14 +28,14 @@ class PeerConnected:
     address: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerDisconnected:
     """A direct peer is no longer connected."""
 
     peer_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MessageReceived:
     """A direct peer sent a custom message."""
 
@@ -92,7 +92,7 @@ class Transport(Interface):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PaymentSucceeded:
     """The payment arrived."""
 
@@ -100,7 +100,7 @@ class PaymentSucceeded:
     fee_msat: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PaymentLost:
     """The payment failed for good, no part of it is on its way. ``reason`` is lnd's name, "FAILURE_REASON_NO_ROUTE" for instance."""
 
@@ -168,7 +168,7 @@ class InvoiceState(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MadeInvoice:
     """An invoice that was made."""
 
@@ -176,7 +176,7 @@ class MadeInvoice:
     payment_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InvoicePaid:
     """An invoice was settled, the ``settle_index``-th of the Lightning node; or a hold invoice accepted, without an index."""
 
@@ -269,7 +269,7 @@ class Compute(Interface):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class StoredPurchase:
     """A purchase that was being paid when the node ended: what ``Buying.restore`` needs.
 
@@ -284,7 +284,7 @@ class StoredPurchase:
     payer: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class EndedPurchase:
     """What is kept of a purchase that was to be paid and has ended; ``fee_msat`` and ``preimage`` where it was paid."""
 
@@ -294,7 +294,7 @@ class EndedPurchase:
     preimage: bytes | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class StoredSale:
     """A job that is sold: what ``Selling.restore`` needs. ``hold_preimage`` is that of a hold invoice."""
 
@@ -312,6 +312,11 @@ class Store(Interface):
     with an empty body, without the messages of its result but the last, and without its hold preimage: it cannot be run. Its
     invoice is cancelled if it is not settled; a paid one that has not ended is answered with an error.
     """
+
+    @property
+    def keeps_jobs(self) -> bool:
+        """Whether sales are kept at all; where they are not, ``keep_sale`` and ``keep_sent`` need not be called."""
+        ...
 
     async def manifests(self) -> dict[tuple[str, Protocol], Manifest]:
         """Return the last manifest of each peer in each version."""

@@ -1,12 +1,12 @@
 """Events and effects of a job that is bought, and how it ended."""
 
 import enum
-from dataclasses import dataclass
 from typing import Protocol as Interface
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send, SetTimer, TimerFired
 from lcp_gateway.node.lcp.messages import IDENTITY, JSON, QuoteResponse
+from lcp_gateway.values import value
 
 
 class Outcome(enum.StrEnum):
@@ -31,7 +31,7 @@ class Outcome(enum.StrEnum):
     """The seller said nothing more for too long."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Order:
     """What is asked for. ``params`` are always sent, empty ones too in 0.2 and none in 0.3."""
 
@@ -43,7 +43,7 @@ class Order:
     """0.3 only."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Patience:
     """How long a seller may be silent, in seconds: before its quote, before the first byte of a paid result, between bytes."""
 
@@ -80,12 +80,12 @@ class InvoiceFacts(Interface):
         """Unix seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ask:
     """Ask for a quote: the first event."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Accept:
     """Pay the quote, whose invoice was read. The price may be at most ``max_price_msat``, the network that one."""
 
@@ -94,33 +94,33 @@ class Accept:
     network: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CancelJob:
     """The caller wants no result any more."""
 
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PaymentSettled:
     """The payment is known to have arrived."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PaymentFailed:
     """The payment is known to have failed for good: no part of it is on its way. ``reason`` is lnd's word."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Quoted:
     """The quote, checked against the request. The caller reads its invoice."""
 
     quote: QuoteResponse
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KeepPurchase:
     """Make the purchase durable, before the next effect: ``Buying.restore`` goes on from it."""
 
@@ -128,7 +128,7 @@ class KeepPurchase:
     payment_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Pay:
     """Pay the invoice, once, and report the end of the payment however long it takes."""
 
@@ -136,7 +136,7 @@ class Pay:
     price_msat: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResultHead:
     """The result begins. A node's own machine takes no other encoding than identity."""
 
@@ -144,14 +144,14 @@ class ResultHead:
     content_encoding: str = IDENTITY
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ResultData:
     """Bytes of the result, as they came: only ``Ended`` tells whether the whole was right."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """The job is over. ``number`` is the error's on the wire of its version; ``message`` is the seller's text or ours."""
 

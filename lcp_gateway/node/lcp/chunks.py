@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.lightning.terms import bigsize, tu64
 from lcp_gateway.node.lcp.messages import (
     IDENTITY,
     Message,
@@ -16,6 +17,11 @@ from lcp_gateway.node.lcp.messages import (
     StreamKind,
 )
 from lcp_gateway.node.lcp.table import MAX_PAYLOAD_BYTES, chunk_msg_id, write_message
+
+_SEQ_TYPE: Final = 96
+_DATA_TYPE: Final = bytes((97,))
+_SEQ_AND_DATA_BYTES: Final = 4
+"""The last bytes of an empty chunk with the number 0: two types with the length 0."""
 
 _ONE_BYTE_LENGTHS: Final = 0xFD
 _LONGER_LENGTH_BYTES: Final = 2
@@ -69,6 +75,7 @@ class StreamWriter:
         self._most = min(max_payload_bytes, MAX_PAYLOAD_BYTES)
         self._new_id = new_id
         self._seq = 0
+        self._template = _ChunkTemplate(protocol, protocol_version, job_id, expiry, stream_id)
         # The room of a chunk whose number takes so many bytes.
         self._room_for = (-1, 0)
         self._hash = hashlib.sha256()
@@ -104,7 +111,7 @@ class StreamWriter:
         while at < len(data):
             piece = data[at : at + self._room()]
             at += len(piece)
-            payload = self._write(self._chunk(piece))
+            payload = self._template.write(self._seq, piece)
             self._seq += 1
             self._hash.update(piece)
             self.sent_bytes += len(piece)
@@ -133,17 +140,6 @@ class StreamWriter:
             )
         )
 
-    def _chunk(self, data: bytes) -> StreamChunk:
-        return StreamChunk(
-            protocol_version=self._version,
-            job_id=self._job_id,
-            msg_id=chunk_msg_id(self._stream_id, self._seq),
-            expiry=self._expiry,
-            stream_id=self._stream_id,
-            seq=self._seq,
-            data=data,
-        )
-
     def _room(self) -> int:
         """Return how many bytes the next chunk can carry: what its other fields leave of the limit.
 
@@ -152,7 +148,7 @@ class StreamWriter:
         number_bytes = (self._seq.bit_length() + 7) // 8
         if number_bytes == self._room_for[0]:
             return self._room_for[1]
-        room = self._most - len(write_message(self._protocol, self._chunk(b""))[1])
+        room = self._most - len(self._template.write(self._seq, b"")[1])
         if room >= _ONE_BYTE_LENGTHS:
             room = max(room - _LONGER_LENGTH_BYTES, _ONE_BYTE_LENGTHS - 1)
         if room < 1:
@@ -170,6 +166,35 @@ class StreamWriter:
                 f"a message of {len(payload)} bytes: the peer's max_payload_bytes is {self._most}",
             )
         return number, payload
+
+
+class _ChunkTemplate:
+    """The chunks of one stream as ``write_message`` writes them. Most messages are chunks: what is the same in all is written once."""
+
+    def __init__(self, protocol: Protocol, protocol_version: int, job_id: bytes, expiry: int, stream_id: bytes) -> None:
+        self._stream_id = stream_id
+        first = StreamChunk(
+            protocol_version=protocol_version,
+            job_id=job_id,
+            msg_id=chunk_msg_id(stream_id, 0),
+            expiry=expiry,
+            stream_id=stream_id,
+            seq=0,
+            data=b"",
+        )
+        self._number, payload = write_message(protocol, first)
+        self._before_id, _, rest = payload.partition(first.msg_id)
+        self._before_seq = rest[:-_SEQ_AND_DATA_BYTES]
+
+    def write(self, seq: int, data: bytes) -> tuple[int, bytes]:
+        """Return the type and the payload of a chunk."""
+        number = tu64(seq)
+        payload = b"".join((
+            self._before_id, chunk_msg_id(self._stream_id, seq), self._before_seq,
+            bytes((_SEQ_TYPE, len(number))), number,
+            _DATA_TYPE, bigsize(len(data)), data,
+        ))  # fmt: skip
+        return self._number, payload
 
 
 class StreamReader:

@@ -1,23 +1,22 @@
 """Events and effects that every machine of the protocol has: a machine takes an event and returns effects, in their order."""
 
-from dataclasses import dataclass
-
 from lcp_gateway.node.lcp.messages import Message
+from lcp_gateway.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MessageCame:
     """The peer sent a message of this version."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TimerFired:
     """The time of the last ``SetTimer`` has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Send:
     """Send a custom message to the peer."""
 
@@ -25,7 +24,7 @@ class Send:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SetTimer:
     """Report ``TimerFired`` at this time, in place of an earlier one that has not fired."""
 

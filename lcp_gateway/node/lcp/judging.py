@@ -138,11 +138,7 @@ def read_input(kind: str, model: str, body: bytes) -> dict[str, Any]:
 
 def _read(kind: str, body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(
-            body.decode("utf-8", "replace"),
-            object_pairs_hook=lambda pairs: {name.lower(): value for name, value in pairs},
-            parse_constant=_no_constant,
-        )
+        document = _DECODER.decode(body.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         _no_json(kind)
     if not isinstance(document, dict):
@@ -152,6 +148,11 @@ def _read(kind: str, body: bytes) -> dict[str, Any]:
 
 def _no_constant(_: str) -> NoReturn:
     raise ValueError("no JSON number")
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=lambda pairs: {name.lower(): value for name, value in pairs}, parse_constant=_no_constant
+)
 
 
 def _text(kind: str, model: object) -> str:

@@ -49,7 +49,9 @@ class Layout(Generic[T]):
         self.made = made
         self.rows = tuple(row for row in rows if row.only in {None, protocol})
         self.form = Form(self.read, self.write)
-        self._by_kind = {row.kind: row for row in self.rows}
+        self._by_kind = {row.kind: (row, row.attribute, row.form.read, row.filled) for row in self.rows}
+        self._to_write = tuple((row, row.attribute, row.form.write) for row in self.rows)
+        self._required = frozenset(row.attribute for row in self.rows if row.required)
         self._forbidden = forbidden
         self._prepare = prepare
         self._check = check
@@ -73,14 +75,19 @@ class Layout(Generic[T]):
             raise WireError(f"{self.name}: {error}") from None
         values: dict[str, Any] = {}
         for kind, value in records:
-            row = self._by_kind.get(kind)
-            if row is not None:
-                values[row.attribute] = self._value(row, value)
+            known = self._by_kind.get(kind)
+            if known is not None:
+                row, attribute, read, filled = known
+                try:
+                    values[attribute] = found = read(value)
+                except WireError as error:
+                    raise self._failed(row, str(error)) from None
+                if filled and not found:
+                    raise self._failed(row, "empty or zero")
             elif kind in self._forbidden:
                 raise WireError(f"{self.name}: type {kind} is not allowed here")
-        for row in self.rows:
-            if row.required and row.attribute not in values:
-                raise self._failed(row, "missing")
+        if not values.keys() >= self._required:
+            raise self._failed(next(it for it in self.rows if it.required and it.attribute not in values), "missing")
         if self._prepare is not None:
             self._prepare(values)
         made = self.made(**values)
@@ -100,14 +107,14 @@ class Layout(Generic[T]):
         if self._check is not None:
             self._check(made)
         records: list[tuple[int, bytes]] = []
-        for row in self.rows:
-            value = getattr(made, row.attribute)
-            if not row.required and (value is None or value == ()):
+        for row, attribute, write in self._to_write:
+            value = getattr(made, attribute)
+            if (value is None or value == ()) and not row.required:
                 continue
-            if row.filled and not value:
+            if not value and row.filled:
                 raise self._failed(row, "empty or zero")
             try:
-                records.append((row.kind, row.form.write(value)))
+                records.append((row.kind, write(value)))
             except WireError as error:
                 raise self._failed(row, str(error)) from None
         try:
@@ -118,15 +125,6 @@ class Layout(Generic[T]):
     def unknown(self, payload: bytes) -> tuple[int, ...]:
         """Return the types in a TLV stream that have no row here."""
         return tuple(kind for kind, _ in read_records(payload) if kind not in self._by_kind)
-
-    def _value(self, row: Field, value: bytes) -> Any:
-        try:
-            read = row.form.read(value)
-        except WireError as error:
-            raise self._failed(row, str(error)) from None
-        if row.filled and not read:
-            raise self._failed(row, "empty or zero")
-        return read
 
     def _failed(self, row: Field, problem: str) -> WireError:
         return WireError(f"{self.name}: {row.attribute} (type {row.kind}): {problem}")

@@ -94,6 +94,11 @@ class Link:
         """Whether requests can be sent: it is ready, and speaks the same version."""
         return self.ready and self.manifest is not None and self.manifest.protocol_version == self._protocol.value
 
+    @property
+    def expects_nothing(self) -> bool:
+        """Whether a message other than a manifest changes nothing here."""
+        return self.connected and not self._due
+
     def on(self, now: float, event: LinkEvent) -> list[LinkEffect]:
         """Take an event; the effects are carried out in their order."""
         match event:

@@ -5,8 +5,9 @@ that only one version has says so. Times are Unix seconds.
 """
 
 import enum
-from dataclasses import dataclass
 from typing import Final
+
+from lcp_gateway.values import value
 
 CHAT: Final = "openai.chat_completions.v1"
 RESPONSES: Final = "openai.responses.v1"
@@ -37,7 +38,7 @@ class Status(enum.IntEnum):
     CANCELLED = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class TaskTemplate:
     """A task that a provider offers: in 0.2 a kind and its params, in 0.3 a method and its description.
 
@@ -55,7 +56,7 @@ class TaskTemplate:
     policy_notice: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Manifest:
     """What a peer takes and offers; the first message of each side."""
 
@@ -67,7 +68,7 @@ class Manifest:
     max_inflight_jobs: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class JobMessage:
     """A message of a job. ``job_id`` and ``msg_id`` are 32 bytes; the message is void after ``expiry``."""
 
@@ -77,7 +78,7 @@ class JobMessage:
     expiry: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class QuoteRequest(JobMessage):
     """Ask for a quote; the input follows as a stream. Absent and empty ``params`` differ."""
 
@@ -87,7 +88,7 @@ class QuoteRequest(JobMessage):
     """0.3 only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class QuoteResponse(JobMessage):
     """A quote. ``terms_hash`` is 32 bytes, ``payment_request`` a BOLT 11 invoice."""
 
@@ -100,7 +101,7 @@ class QuoteResponse(JobMessage):
     response_content_encoding: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Result(JobMessage):
     """The end of a job. The five fields of the result's stream come together, and always when the status is OK.
 
@@ -116,7 +117,7 @@ class Result(JobMessage):
     content_encoding: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class StreamBegin(JobMessage):
     """The head of a stream. Length and hash are absent where they are not known yet."""
 
@@ -128,7 +129,7 @@ class StreamBegin(JobMessage):
     sha256: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class StreamChunk(JobMessage):
     """A piece of a stream. Its ``msg_id`` is ``chunk_msg_id(stream_id, seq)``."""
 
@@ -137,7 +138,7 @@ class StreamChunk(JobMessage):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class StreamEnd(JobMessage):
     """The end of a stream, with the length and the hash of all of its bytes."""
 
@@ -146,14 +147,14 @@ class StreamEnd(JobMessage):
     sha256: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Cancel(JobMessage):
     """The requester no longer wants the job."""
 
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class Error(JobMessage):
     """A refusal; ``code`` is the number on the wire, which means another thing in the other version: ``codes``."""
 

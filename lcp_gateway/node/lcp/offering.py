@@ -1,6 +1,5 @@
 """What a seller offers for a request whose input is whole: the price, how long it holds, and the terms that the invoice commits to."""
 
-from dataclasses import dataclass
 from hashlib import sha256
 
 from lcp_gateway.lightning.error_codes import ErrorCode
@@ -10,9 +9,10 @@ from lcp_gateway.node.lcp.messages import IDENTITY, JSON, Protocol, QuoteRequest
 from lcp_gateway.node.lcp.pricing import PriceTooHigh, price_msat
 from lcp_gateway.node.lcp.selling_events import SaleTerms
 from lcp_gateway.node.lcp.table import hash_params
+from lcp_gateway.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Offered:
     """An offer; ``quote_expiry`` is Unix seconds, ``stream`` whether the result is wanted as a stream."""
 

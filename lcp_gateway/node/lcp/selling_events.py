@@ -1,13 +1,13 @@
 """Events and effects of a job that is sold."""
 
 import enum
-from dataclasses import dataclass
 from typing import Final
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.messages import QuoteRequest, QuoteResponse, Status
 from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge
+from lcp_gateway.values import value
 
 
 class SalePhase(enum.StrEnum):
@@ -45,7 +45,7 @@ TOO_LONG: Final = "result exceeds remote stream limits"
 INTERRUPTED: Final = "backend unavailable: interrupted by a restart"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SaleTerms:
     """How long quotes live, how much sooner their invoices end, and the surcharge; seconds."""
 
@@ -61,7 +61,7 @@ class SaleTerms:
         return max(1, self.ttl_s - self.invoice_slack_s if self.ttl_s > self.invoice_slack_s else self.ttl_s)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InvoiceMade:
     """The invoice that was asked for."""
 
@@ -69,46 +69,46 @@ class InvoiceMade:
     payment_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InvoiceFailed:
     """No invoice could be made. ``reason`` goes to the peer."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InvoiceSettled:
     """The job's invoice is paid."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InvoiceAccepted:
     """The job's hold invoice is paid: the payment waits to be settled or cancelled."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class InvoiceLost:
     """The payment that was held went back to the peer before it was settled."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QuoteExpired:
     """The quote's time has passed, and its invoice is not paid."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ComputeData:
     """Bytes of the backend's result."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ComputeEnded:
     """The backend's result is whole."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ComputeFailed:
     """The backend has no result, or broke off. The message goes to the peer."""
 
@@ -116,12 +116,12 @@ class ComputeFailed:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PeerBack:
     """The peer is connected again, and both manifests have gone: what was sent before may be lost."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class MakeInvoice:
     """Make an invoice over the price with the terms hash as its description hash."""
 
@@ -131,19 +131,19 @@ class MakeInvoice:
     hold: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SettleInvoice:
     """Take the payment that is held, before the next effect."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class CancelInvoice:
     """Make an unpaid invoice unpayable; a payment that is held goes back."""
 
     payment_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KeepSale:
     """Make a job durable before its quote goes out: ``Selling.restore`` goes on from it."""
 
@@ -155,14 +155,14 @@ class KeepSale:
     payment_hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class KeepSent:
     """Make messages of a result durable before they are sent."""
 
     messages: tuple[Send, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Compute:
     """Run the job at the backend."""
 
@@ -172,7 +172,7 @@ class Compute:
     stream: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class StopCompute:
     """Stop the job at the backend."""
 

@@ -16,6 +16,8 @@ MAX_RECORD_BYTES: Final = 0xFFFF
 MAX_LIST_ITEMS: Final = 1024
 ID_BYTES: Final = 32
 
+_ONE_BYTE_END: Final = 0xFD
+_ONE_BYTE: Final = tuple(bytes((number,)) for number in range(_ONE_BYTE_END))
 _BIGSIZE_BYTES: Final = {0xFD: 2, 0xFE: 4, 0xFF: 8}
 _BIGSIZE_LEAST: Final = {0xFD: 0xFD, 0xFE: 0x1_0000, 0xFF: 0x1_0000_0000}
 _U16_BYTES: Final = 2
@@ -67,17 +69,25 @@ def read_records(payload: bytes) -> list[tuple[int, bytes]]:
         WireError: a record is cut short or too long, or the types do not ascend.
     """
     records: list[tuple[int, bytes]] = []
-    at, last = 0, -1
-    while at < len(payload):
-        kind, at = read_bigsize(payload, at)
+    at, last, size = 0, -1, len(payload)
+    while at < size:
+        # Almost all numbers are of one byte: those are read here.
+        kind = payload[at]
+        at += 1
+        if kind >= _ONE_BYTE_END:
+            kind, at = read_bigsize(payload, at - 1)
         if kind <= last:
             raise WireError(f"type {kind} follows type {last}")
-        length, at = read_bigsize(payload, at)
+        if at < size and payload[at] < _ONE_BYTE_END:
+            length = payload[at]
+            at += 1
+        else:
+            length, at = read_bigsize(payload, at)
         if length > MAX_RECORD_BYTES:
             raise WireError(f"type {kind} has {length} bytes: at most {MAX_RECORD_BYTES} are allowed")
         end = at + length
-        if end > len(payload):
-            raise WireError(f"type {kind} is cut short: {len(payload) - at} of {length} bytes")
+        if end > size:
+            raise WireError(f"type {kind} is cut short: {size - at} of {length} bytes")
         records.append((kind, payload[at:end]))
         at, last = end, kind
     return records
@@ -91,9 +101,12 @@ def write_records(records: Iterable[tuple[int, bytes]]) -> bytes:
     """
     parts: list[bytes] = []
     for kind, value in records:
-        if len(value) > MAX_RECORD_BYTES:
-            raise WireError(f"type {kind} has {len(value)} bytes: at most {MAX_RECORD_BYTES} are allowed")
-        parts += (bigsize(kind), bigsize(len(value)), value)
+        length = len(value)
+        if length > MAX_RECORD_BYTES:
+            raise WireError(f"type {kind} has {length} bytes: at most {MAX_RECORD_BYTES} are allowed")
+        parts.append(_ONE_BYTE[kind] if kind < _ONE_BYTE_END else bigsize(kind))
+        parts.append(_ONE_BYTE[length] if length < _ONE_BYTE_END else bigsize(length))
+        parts.append(value)
     return b"".join(parts)
 
 

@@ -1,12 +1,12 @@
 """What a script may change in a simulated network: messages, payments, fees."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lcp_gateway.lightning.bolt11 import Invoice
+from lcp_gateway.values import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class PassingMessage:
     """A custom message between two connected nodes, by their ids."""
 

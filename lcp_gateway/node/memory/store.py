@@ -14,6 +14,8 @@ class MemoryStore:
     How the last ``history_lines`` purchases ended is kept.
     """
 
+    keeps_jobs = True
+
     def __init__(self, *, history_lines: int = 10_000) -> None:
         self.ended: dict[str, int] = {}
         self._manifests: dict[tuple[str, Protocol], Manifest] = {}
@@ -144,6 +146,8 @@ class MemoryStore:
 
 class NoStore(MemoryStore):
     """A store that keeps no jobs: for a node whose jobs end with its process."""
+
+    keeps_jobs = False
 
     async def keep_purchase(self, purchase: StoredPurchase) -> None:
         """Keep nothing."""

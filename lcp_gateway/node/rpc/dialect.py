@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 from typing import Protocol as Interface
 
@@ -12,6 +11,7 @@ from lcp_gateway.node.lcp.buying_events import Order, Outcome
 from lcp_gateway.node.lcp.messages import Protocol, QuoteResponse
 from lcp_gateway.node.runtime.calls import CallFailed, Delivered, LocalInfo, PaymentReport, ReadyPeer
 from lcp_gateway.upstream_status import UpstreamStatus
+from lcp_gateway.values import value
 
 ID_BYTES: Final = 32
 MAX_REASON_CHARS: Final = 256
@@ -19,7 +19,7 @@ _LATEST: Final = 2**63 - 1
 _PEER_ID: Final = re.compile(r"[0-9a-fA-F]{66}")
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class QuoteCall:
     """A call that asks a peer for a quote."""
 
@@ -27,7 +27,7 @@ class QuoteCall:
     order: Order
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class JobCall:
     """A call about a job: one that pays it, or one that cancels it with a ``reason``."""
 

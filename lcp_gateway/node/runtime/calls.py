@@ -5,13 +5,13 @@ Every call raises ``CallFailed`` with the status and the text that lcpd-grpcd an
 
 import enum
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 from typing import Protocol as Interface
 
 from lcp_gateway.node.lcp.buying_events import Ended, Order, ResultData, ResultHead
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import Manifest, Protocol, QuoteResponse, Result
 from lcp_gateway.upstream_status import UpstreamStatus
+from lcp_gateway.values import value
 
 
 class CallFailed(Exception):
@@ -34,7 +34,7 @@ class PaymentState(enum.StrEnum):
     """Only of ``payment``: neither this node nor its Lightning node has a record of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(kw_only=True)
 class PaymentReport:
     """What this node says of a purchase's payment beyond lcpd-grpcd: amounts in msat, hash and preimage of 32 bytes."""
 
@@ -44,7 +44,7 @@ class PaymentReport:
     fee_msat: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ReadyPeer:
     """A peer that jobs can be exchanged with."""
 
@@ -53,7 +53,7 @@ class ReadyPeer:
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class LocalInfo:
     """This node's id, and its manifest in a version.
 
@@ -66,14 +66,14 @@ class LocalInfo:
     has_extensions: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Paid:
     """The payment has settled; the first item of a purchase. Calls that stand for lcpd-grpcd report nothing of it."""
 
     payment: PaymentReport | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Delivered:
     """The result is whole; the last item of a purchase. ``result`` is the seller's, its status may be failed or cancelled."""
 

@@ -23,7 +23,13 @@ class _Lane:
     def __init__(self) -> None:
         self.messages: deque[Send] = deque()
         self.waiting_bytes = 0
-        self.drained = asyncio.Event()
+        # Made by the first task that waits: most lanes hold one message for one turn of the loop.
+        self.drained: asyncio.Event | None = None
+
+    def tell(self) -> None:
+        """Wake the tasks that wait for room."""
+        if self.drained is not None:
+            self.drained.set()
 
 
 class Outbox:
@@ -64,6 +70,8 @@ class Outbox:
     async def until_below(self, lane_id: bytes, waiting_bytes: int) -> None:
         """Return once at most that many bytes of a lane wait, or the lane was dropped."""
         while (lane := self._lanes.get(lane_id)) is not None and lane.waiting_bytes > waiting_bytes:
+            if lane.drained is None:
+                lane.drained = asyncio.Event()
             lane.drained.clear()
             await lane.drained.wait()
 
@@ -73,7 +81,7 @@ class Outbox:
         if lane is not None:
             self._turns.remove(lane_id)
             self.messages -= len(lane.messages)
-            lane.drained.set()
+            lane.tell()
 
     def clear(self) -> set[bytes]:
         """Drop all messages, and return the lanes that had any."""
@@ -104,7 +112,7 @@ class Outbox:
     def _sent(self, lane_id: bytes, lane: _Lane) -> None:
         lane.waiting_bytes -= len(lane.messages.popleft().payload)
         self.messages -= 1
-        lane.drained.set()
+        lane.tell()
         self._turns.remove(lane_id)
         if lane.messages:
             self._queue(lane_id)

@@ -227,7 +227,9 @@ class Peers:
             return
         self._observer.message(sent=False, protocol=protocol.value, byte_count=len(payload))
         message = read[1]
-        peer.on(protocol, MessageCame(message))
+        is_manifest = isinstance(message, Manifest)
+        if is_manifest or not peer.links[protocol].expects_nothing:
+            peer.on(protocol, MessageCame(message))
         if not isinstance(message, Manifest):
             self._on_message(peer, protocol, message)
 

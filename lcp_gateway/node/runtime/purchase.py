@@ -157,7 +157,7 @@ class Purchase:
         if isinstance(event, MessageCame):
             self._unanswered.clear()
         effects = self.machine.on(self._parts.clock(), event)
-        if self.ended is None and any(isinstance(effect, Ended) for effect in effects):
+        if self.ended is None and self.machine.phase is Phase.ENDED:
             self._drop_unsent()
         for effect in effects:
             self._carry_out(effect)

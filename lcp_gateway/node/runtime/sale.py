@@ -186,7 +186,11 @@ class Sale:
             await self._carry_out(self._effects.popleft())
 
     def _begin_work(self) -> None:
-        if self._effects and self._worker is None:
+        if self._worker is not None:
+            return
+        while self._effects and self._carry_out_at_once(self._effects[0]):
+            self._effects.popleft()
+        if self._effects:
             self._worker = self._parts.tasks.once("sale", self._work)
             self._worker.add_done_callback(self._worked)
 
@@ -197,25 +201,40 @@ class Sale:
             # Behind an effect that failed as no part of this program should, the others follow.
             self._begin_work()
 
-    async def _carry_out(self, effect: SaleEffect | _RecordEnd) -> None:
+    def _carry_out_at_once(self, effect: SaleEffect | _RecordEnd) -> bool:
+        """Carry out an effect that waits for nothing; False for others. Most are: a task for each would cost as much again."""
         parts = self._parts
         match effect:
             case Send():
                 self._send(effect)
+            case KeepSent():
+                return not parts.store.keeps_jobs
+            case _RecordEnd():
+                return not self._stored
+            case Compute():
+                if parts.may_run():
+                    self._compute = parts.tasks.once("compute", partial(self._run, effect))
+            case _:
+                return False
+        return True
+
+    async def _carry_out(self, effect: SaleEffect | _RecordEnd) -> None:
+        parts = self._parts
+        if self._carry_out_at_once(effect):
+            return
+        match effect:
             case KeepSent(messages):
                 await self._durable("keep_sent", lambda: parts.store.keep_sent(self.peer_id, self.job_id, messages))
             case MakeInvoice():
                 await self._make_invoice(effect)
             case KeepSale():
                 await self._keep(effect)
-            case _RecordEnd() if self._stored:
+            case _RecordEnd():
                 await self._durable("end_sale", self._end_stored)
             case CancelInvoice(payment_hash):
                 await parts.tasks.persist("cancel_invoice", lambda: parts.invoices.cancel(payment_hash), LightningAway)
             case SettleInvoice():
                 await self._settle()
-            case Compute() if parts.may_run():
-                self._compute = parts.tasks.once("compute", partial(self._run, effect))
 
     def _send(self, message: Send) -> None:
         peer = self._parts.peers.get(self.peer_id)
@@ -250,7 +269,7 @@ class Sale:
 
     async def _keep(self, kept: KeepSale) -> None:
         sale = StoredSale(peer_id=self.peer_id, protocol=self.protocol, kept=kept, hold_preimage=self._preimage)
-        self._stored = True
+        self._stored = self._parts.store.keeps_jobs
         self.expires_at = kept.quote.quote_expiry
         await self._durable("keep_sale", lambda: self._parts.store.keep_sale(sale))
 
@@ -310,6 +329,10 @@ class Sale:
             await self._done.wait()
         peer = self._parts.peers.get(self.peer_id)
         if peer is None or not peer.outbox.waiting_bytes(self.job_id):
+            return
+        # Where sending waits for nothing, it is sent in the next turn of the loop.
+        await asyncio.sleep(0)
+        if not peer.outbox.waiting_bytes(self.job_id):
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._parts.delays.gather_s):

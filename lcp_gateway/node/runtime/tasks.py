@@ -105,12 +105,18 @@ class Timer:
     def __init__(self, clock: Callable[[], float], fired: Callable[[], None]) -> None:
         self._clock = clock
         self._fired = fired
+        self._at = 0.0
+        self._armed_for = 0.0
         self._handle: asyncio.TimerHandle | None = None
 
     def set(self, at: float) -> None:
         """Call the function at that time."""
+        self._at = at
+        if self._handle is not None and self._armed_for <= at:
+            # It is put off with each message of a stream: the loop's timer is armed anew once it is due.
+            return
         self.cancel()
-        self._handle = asyncio.get_running_loop().call_later(max(0.0, at - self._clock()), self._due, at)
+        self._arm()
 
     def cancel(self) -> None:
         """Call nothing."""
@@ -118,10 +124,14 @@ class Timer:
             self._handle.cancel()
             self._handle = None
 
-    def _due(self, at: float) -> None:
+    def _arm(self) -> None:
+        self._armed_for = self._at
+        self._handle = asyncio.get_running_loop().call_later(max(0.0, self._at - self._clock()), self._due)
+
+    def _due(self) -> None:
         self._handle = None
-        if self._clock() < at:
-            # The loop's clock is not the one that was asked for.
-            self.set(at)
+        if self._clock() < self._at:
+            # It was put off, or the loop's clock is not the one that was asked for.
+            self._arm()
         else:
             self._fired()

@@ -53,6 +53,8 @@ class SqliteStore:
     Use ``open``; every method raises ``StoreUnavailable`` (an ``OSError``) where the database cannot be used.
     """
 
+    keeps_jobs = True
+
     def __init__(
         self, database: Database, records: Records, *, history_s: int, history_lines: int, clock: Callable[[], float]
     ) -> None:

@@ -305,3 +305,32 @@ def test_a_result_is_about_its_stream_or_refused():
     for changed in ({"sha256": bytes(32)}, {"total_len": 4}, {"content_type": "x"}, {"content_encoding": "gzip"}):
         with pytest.raises(StreamError, match=r"result_\w+ mismatch"):
             told(**changed)
+
+
+@pytest.mark.parametrize("protocol", Protocol)
+def test_a_chunk_is_written_as_any_other_message(protocol):
+    begin = StreamBegin(
+        protocol_version=protocol.value,
+        job_id=b"j" * 32,
+        msg_id=b"m" * 32,
+        expiry=1_800_000_300,
+        stream_id=b"j" * 32,
+        stream_kind=StreamKind.INPUT,
+        content_type=JSON,
+        content_encoding="identity",
+    )
+    writer = _writer(protocol, begin, 70_000, None)
+    # The room of the largest chunk, and the lengths where the form of a length changes; numbers of no, one and two bytes.
+    for seq in range(300):
+        data = b"x" * (1, 252, 253, 65_000)[seq % 4]
+        (written,) = writer.chunks(data)
+        chunk = StreamChunk(
+            protocol_version=protocol.value,
+            job_id=begin.job_id,
+            msg_id=chunk_msg_id(begin.stream_id, seq),
+            expiry=begin.expiry,
+            stream_id=begin.stream_id,
+            seq=seq,
+            data=data,
+        )
+        assert written == write_message(protocol, chunk)

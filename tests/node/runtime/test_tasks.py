@@ -95,6 +95,11 @@ def test_a_timer_fires_at_its_last_time_and_not_before_the_clock_says_so():
         timer.cancel()
         await asyncio.sleep(100)
         assert fired == [7]
+        behind = 0.0
+        timer.set(300)
+        timer.set(200)
+        await asyncio.sleep(300)
+        assert fired == [7, 200]
 
     virtual_time.run(scenario())
 
