@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -297,6 +298,8 @@ def _become(request: dict) -> None:
     os.chdir(request["folder"])
     sys.argv = ["", *request["arguments"]]
     _prepare_children(_modules_started_by(request))
+    # It was loaded with the modules that import it: a start of its own would load it later.
+    warnings.filterwarnings("ignore", ".* found in sys.modules after import of package", RuntimeWarning)
     runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
     sys.exit(0)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 
 import lcp_gateway
-from lcp_gateway._gen.lcpd import lcpd_pb2
+from lcp_gateway._gen.lcpd import extensions_pb2, lcpd_pb2
 from lcp_gateway.lightning.checks import Mismatch
 from lcp_gateway.purchase.money import Period
 from lcp_gateway.purchase.quote import ProviderSource
@@ -81,9 +81,12 @@ def test_sources_and_names_are_those_of_the_router():
     assert model_registry.AUTO == AUTO
 
 
-def test_methods_are_those_of_the_service():
-    service = lcpd_pb2.DESCRIPTOR.services_by_name["LCPDService"]
-    assert set(GRPC_METHODS) == {method.name for method in service.methods}
+def test_methods_are_those_of_the_two_services():
+    services = (
+        lcpd_pb2.DESCRIPTOR.services_by_name["LCPDService"],
+        extensions_pb2.DESCRIPTOR.services_by_name["NodeService"],
+    )
+    assert set(GRPC_METHODS) == {method.name for service in services for method in service.methods}
 
 
 def test_codes_are_those_of_grpc_that_are_errors():
