@@ -5,7 +5,7 @@ import threading
 
 import grpc
 
-from tests.support.lnd_standin import FAILED, SUCCEEDED
+from tests.support.lnd_standin import CANCELED, FAILED, OPEN, SUCCEEDED
 from tests.support.node_thread import eventually
 
 STAGES = ("asked", "quoted", "paying", "paid", "running", "sending")
@@ -112,3 +112,9 @@ def money_of(world, purchase):
     assert world.buyer_lnd.sent.count(payment_hash) == (payment is not None)
     names = {SUCCEEDED: "succeeded", FAILED: "failed"}
     return names[payment.status] if payment else "none", world.seller_lnd.invoice(payment_hash).state
+
+
+def is_unpaid(world, purchase, payment):
+    """Return whether the payment is as said, and the invoice unpaid: open, or cancelled once the seller hears of it."""
+    known, invoice = money_of(world, purchase)
+    return known == payment and invoice in {OPEN, CANCELED}

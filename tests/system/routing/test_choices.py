@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lcp_gateway.routing.auto import replay
-from tests.support.http_node import HttpNodeThread, http_nodes
+from tests.support.http_node import Behaviour, HttpNodeThread, http_nodes
 from tests.support.wire import CHAT, RESPONSES
 from tests.system.routing.providers import ask, info_of, nodes_of, row, served_by, until
 
@@ -68,7 +68,9 @@ def test_a_far_slower_node_gets_less_than_a_tenth(twins, model, stream, slowness
 
 def test_a_node_that_becomes_far_slower_is_soon_avoided(twins):
     def attempt():
-        twins[1].behave(token_delay_s=0.0)
+        # Long enough that what a busy machine adds does not make one look slow beside the other.
+        for twin in twins:
+            twin.behave(delay_s=0.1, token_delay_s=0.0)
         with served_by(*map(row, twins)) as process:
             known = Counter()
             while known["node:right"] < 3:
@@ -234,7 +236,8 @@ def test_beside_a_free_node_fifty_of_fifty_first_requests_cost_nothing(stream):
     """Once most of them paid a peer after a fresh start, with the reason "fastest, cheapest, delivers"."""
 
     def fresh_start() -> None:
-        node = HttpNodeThread(name="free", models=("tiny-1b",))
+        # Long enough that what a busy machine adds does not make it look slow beside peers that were not bought from.
+        node = HttpNodeThread(name="free", models=("tiny-1b",), behaviour=Behaviour(delay_s=0.15))
         with http_nodes(node), served_by(row(node), embedded=True) as process:
             for number in range(50):
                 answer = ask(process, "auto", f"question {number}", stream=stream)
