@@ -91,7 +91,6 @@ class PeerWatch:
         """Ask the daemon now. A failure is not raised but becomes ``problem``."""
         if self._refreshing is None:
             self._refreshing = asyncio.create_task(self._ask())
-            self._refreshing.add_done_callback(self._asked)
         await asyncio.shield(self._refreshing)
 
     def refresh_soon(self) -> None:
@@ -110,10 +109,14 @@ class PeerWatch:
                 ):
                     await self._wanted.wait()
 
-    def _asked(self, _task: asyncio.Task[None]) -> None:
-        self._refreshing = None
-
     async def _ask(self) -> None:
+        try:
+            await self._read()
+        finally:
+            # In the step in which the snapshot is there: a refresh that is wanted from then on is another one.
+            self._refreshing = None
+
+    async def _read(self) -> None:
         try:
             # Asked each time: a daemon can be exchanged for one of another version between two refreshes.
             self._info = await self._upstream.local_info(self._timeout_s)

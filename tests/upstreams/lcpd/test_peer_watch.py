@@ -74,3 +74,21 @@ async def test_a_daemon_of_another_version_is_not_used(daemon, watch):
     async with serving(daemon, daemon.address):
         await watch.refresh()
     assert "version 4" in watch.problem.message
+
+
+async def test_a_refresh_that_is_wanted_once_the_snapshot_is_there_is_another_one(daemon):
+    upstream, wanted = LcpdUpstream(LcpdAddress(daemon.address)), []
+
+    def want(_catalog):
+        if not wanted:
+            # The first step after the one in which the snapshot is there.
+            asyncio.get_running_loop().call_soon(watch.refresh_soon)
+            wanted.append(len(daemon.requests["ListLCPPeers"]))
+
+    watch = PeerWatch(upstream, refresh_s=3_600, timeout_s=30, on_refresh=want)
+    async with asyncio.timeout(60), serving(daemon, daemon.address):
+        running = asyncio.create_task(watch.run())
+        while not wanted or len(daemon.requests["ListLCPPeers"]) == wanted[0]:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await upstream.close()
