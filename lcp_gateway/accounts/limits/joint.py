@@ -59,7 +59,7 @@ class JointLimits:
             LimitsUnavailable: Redis is unreachable, and no job may run uncounted.
         """
         if self._outage.is_on:
-            return await self._jobs.take(caller), await self._rates.check(caller, tokens)
+            return await self._take_each(caller, tokens)
         most, limits = self._jobs.limit_of(caller), self._rates.limits_of(caller, tokens)
         lease_id = secrets.token_hex(_ID_BYTES)
         keys, values = windows_of(limits)
@@ -77,3 +77,12 @@ class JointLimits:
                 raise TooManyConcurrentJobs(most)
             allowance = self._rates.allowance(limits, tokens, counted)
         return self._jobs.lease(caller, lease_id), allowance
+
+    async def _take_each(self, caller: Caller, tokens: int) -> tuple[Lease, Allowance]:
+        lease = await self._jobs.take(caller)
+        try:
+            return lease, await self._rates.check(caller, tokens)
+        except BaseException:
+            # The outage can end between the two calls: then the lease was counted, and would be renewed for ever.
+            await lease.release()
+            raise

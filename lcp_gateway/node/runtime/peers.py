@@ -227,11 +227,12 @@ class Peers:
             return
         self._observer.message(sent=False, protocol=protocol.value, byte_count=len(payload))
         message = read[1]
-        is_manifest = isinstance(message, Manifest)
-        if is_manifest or not peer.links[protocol].expects_nothing:
+        if isinstance(message, Manifest):
             peer.on(protocol, MessageCame(message))
-        if not isinstance(message, Manifest):
-            self._on_message(peer, protocol, message)
+            return
+        if not peer.links[protocol].expects_nothing:
+            peer.on(protocol, MessageCame(message))
+        self._on_message(peer, protocol, message)
 
     async def _disconnect(self, peer_id: str) -> None:
         try:

@@ -186,13 +186,12 @@ class Sale:
             await self._carry_out(self._effects.popleft())
 
     def _begin_work(self) -> None:
-        if self._worker is not None:
-            return
-        while self._effects and self._carry_out_at_once(self._effects[0]):
-            self._effects.popleft()
-        if self._effects:
-            self._worker = self._parts.tasks.once("sale", self._work)
-            self._worker.add_done_callback(self._worked)
+        while self._effects and self._worker is None:
+            effect = self._effects.popleft()
+            if not self._carry_out_at_once(effect):
+                self._effects.appendleft(effect)
+                self._worker = self._parts.tasks.once("sale", self._work)
+                self._worker.add_done_callback(self._worked)
 
     def _worked(self, worker: asyncio.Task[None]) -> None:
         self._worker = None

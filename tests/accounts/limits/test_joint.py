@@ -127,3 +127,27 @@ async def test_while_redis_is_away_requests_pass_uncounted_or_not_at_all():
                 await strict.joint.take(who, 1)
         for each in (generous, strict):
             await each.calls.aclose()
+
+
+async def test_a_request_over_its_rate_holds_no_place_where_an_outage_ends_between_its_two_calls(redis):
+    await redis.forget()
+
+    class Ending(Outage):
+        """It ends after it was asked once."""
+
+        asked = False
+
+        @property
+        def is_on(self) -> bool:
+            asked, self.asked = self.asked, True
+            return not asked
+
+    calls, outage = RedisCalls(redis.url), Ending()
+    leases = RedisLeases(calls)
+    jobs, rates = ConcurrencyLimits(leases, outage=outage), RateLimits(RedisCounters(calls), outage=outage)
+    who = caller(concurrent_jobs=1, tokens_per_minute=100)
+    with pytest.raises(RateLimited):
+        await JointLimits(calls, leases, jobs, rates, outage).take(who, 101)
+    async with await jobs.take(who) as lease:
+        assert lease.is_counted
+    await calls.aclose()
