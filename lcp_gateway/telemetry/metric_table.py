@@ -301,7 +301,7 @@ GRPC_METHODS = (
 GRPC_CODES = tuple(UpstreamStatus)
 ROLES = ("buyer", "seller")
 JOB_ENDS = ("delivered", "refused", "expired", "unpaid", "cancelled", "failed", "lost")
-WHY_DROPPED = ("undecodable", "unknown type", "unknown job", "expired", "repeated")
+WHY_DROPPED = ("undecodable", "unknown type", "too many manifests", "unknown job", "expired", "repeated")
 LCP_ERRORS = (
     "unsupported_version",
     "unsupported_task",

@@ -36,6 +36,8 @@ class Bounds:
     """Bytes of small pieces of a result that are put together while their caller takes none; 0 keeps each by itself."""
     peers: int = 10_000
     """Peers that are remembered after they left."""
+    manifest_bytes: int = 64 * _MIB
+    """Bytes of all peers' manifests, as they came; one has up to 64 KiB, and each version its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

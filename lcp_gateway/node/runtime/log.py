@@ -19,7 +19,7 @@ class NodeLog:
         """Record that a peer became ready in a version, or is no longer."""
 
     def message_dropped(self, peer_id: str, reason: str) -> None:
-        """Record a message that was not taken: "undecodable", "unknown type", "unknown job", "expired", "repeated"."""
+        """Record a message that was not taken: "undecodable", "unknown type", "too many manifests", "unknown job", "expired", "repeated"."""
 
     def job_refused(self, peer_id: str, protocol: Protocol, code: str) -> None:
         """Record that a peer got an error for a request, by the name of its code."""

@@ -9,7 +9,7 @@ from typing import Final, cast
 from lcp_gateway.node.lcp.effects import MessageCame
 from lcp_gateway.node.lcp.link import PeerDown, PeerUp, StreamBroken
 from lcp_gateway.node.lcp.messages import AnyJobMessage, Manifest, Protocol
-from lcp_gateway.node.lcp.table import MESSAGE_TYPES, read_message
+from lcp_gateway.node.lcp.table import MESSAGE_TYPES, read_message, write_message
 from lcp_gateway.node.lcp.tlv import WireError
 from lcp_gateway.node.ports import (
     LightningAway,
@@ -79,6 +79,7 @@ class Peers:
         self._on_lost = on_lost
         self._peers: dict[str, Peer] = {}
         self._kept: dict[tuple[str, Protocol], Manifest] = {}
+        self._manifest_bytes: dict[tuple[str, Protocol], int] = {}
         self._unwritten: dict[tuple[str, Protocol], Manifest | None] = {}
         self._write = asyncio.Event()
         self._senders: dict[str, asyncio.Task[None]] = {}
@@ -89,6 +90,11 @@ class Peers:
     async def load(self) -> None:
         """Read the kept manifests."""
         self._kept = await self._store.manifests()
+        self._manifest_bytes = {
+            key: len(write_message(key[1], manifest)[1])
+            for key, manifest in self._kept.items()
+            if manifest.protocol_version
+        }
         self._missing = {peer_id for peer_id, _ in self._kept}
 
     def start(self) -> None:
@@ -228,11 +234,19 @@ class Peers:
         self._observer.message(sent=False, protocol=protocol.value, byte_count=len(payload))
         message = read[1]
         if isinstance(message, Manifest):
-            peer.on(protocol, MessageCame(message))
+            if self._has_room(key := (peer_id, protocol), len(payload)):
+                self._manifest_bytes[key] = len(payload)
+                peer.on(protocol, MessageCame(message))
+            else:
+                self._log.message_dropped(peer_id, "too many manifests")
             return
         if not peer.links[protocol].expects_nothing:
             peer.on(protocol, MessageCame(message))
         self._on_message(peer, protocol, message)
+
+    def _has_room(self, key: tuple[str, Protocol], size: int) -> bool:
+        others = sum(self._manifest_bytes.values()) - self._manifest_bytes.get(key, 0)
+        return others + size <= self._bounds.manifest_bytes
 
     async def _disconnect(self, peer_id: str) -> None:
         try:
@@ -269,6 +283,7 @@ class Peers:
     def _keep(self, peer_id: str, protocol: Protocol, manifest: Manifest | None) -> None:
         if manifest is None:
             self._kept.pop((peer_id, protocol), None)
+            self._manifest_bytes.pop((peer_id, protocol), None)
         self._unwritten[peer_id, protocol] = manifest
         self._write.set()
 

@@ -10,11 +10,11 @@ from lcp_gateway.node.lcp.messages import Error, Protocol
 from lcp_gateway.node.lcp.table import write_message
 from lcp_gateway.node.memory.hooks import Hooks
 from lcp_gateway.node.ports import LightningAway
-from lcp_gateway.node.runtime.bounds import Delays
+from lcp_gateway.node.runtime.bounds import Bounds, Delays
 from lcp_gateway.node.runtime.calls import CallFailed
 from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support import virtual_time
-from tests.support.lcp_nodes import RESULT, SOLD, Pair, ScriptedCompute, settle
+from tests.support.lcp_nodes import RESULT, SOLD, Pair, ScriptedCompute, Side, settle
 
 V02, V03 = Protocol
 MANIFESTS = {42081, 42101}
@@ -332,5 +332,37 @@ def test_a_peer_that_talks_without_pause_does_not_stop_the_node():
             assert (await pair.buy())[1] == RESULT
             stop.set()
             await talking
+
+    virtual_time.run(scenario())
+
+
+def _manifest_bytes():
+    return sum(len(write_message(one, own_manifest(one, Limits(), tuple(SOLD)))[1]) for one in Protocol)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_manifests_of_all_peers_together_are_bounded(restarts):
+    async def scenario():
+        buyer = {"bounds": Bounds(manifest_bytes=_manifest_bytes())}
+        async with Pair(buyer=buyer) as pair:
+            assert (await pair.buy())[1] == RESULT
+            if restarts:
+                await pair.buyer.restart()
+                await settle()
+            other = Side(pair.network.node("other", "10.0.0.3:9735"), models=SOLD, compute=ScriptedCompute())
+            await other.start()
+            pair.network.connect(pair.buyer.lightning, other.lightning)
+            await settle()
+            ready = [peer.peer_id for protocol in Protocol for peer in pair.buyer.node.ready_peers(protocol)]
+            assert ready == [pair.seller.node_id] * len(Protocol)
+            assert pair.buyer.seen.dropped == ["too many manifests"] * len(pair.buyer.seen.dropped) != []
+            # One that has left makes room.
+            pair.disconnect()
+            await settle()
+            await other.restart()
+            await settle()
+            ready = [peer.peer_id for protocol in Protocol for peer in pair.buyer.node.ready_peers(protocol)]
+            assert ready == [other.node_id] * len(Protocol)
+            await other.stop()
 
     virtual_time.run(scenario())
