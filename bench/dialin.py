@@ -14,6 +14,7 @@ from aiohttp import web
 
 from bench import processes
 from bench.workload import Workload
+from tests.support.ports import free_port
 
 _PROMPT = "word " * 90
 _CHUNKS = 60
@@ -111,7 +112,7 @@ def main() -> None:
         ):
             place = folder / kind.replace(" ", "-")
             place.mkdir()
-            port = processes.free_port()
+            port = free_port()
             if kind == "dialled in":
                 # It is not ready before its node has dialled in, which tries until it can.
                 stack.enter_context(_joined(f"127.0.0.1:{port}", backend, place))

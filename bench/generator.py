@@ -25,6 +25,7 @@ async def run(kind: str, where: str, workload: Workload) -> None:
     tally.begin(time.perf_counter())
     print("measuring", flush=True)
     await asyncio.sleep(workload.seconds)
+    await tally.until_counted(stream=workload.stream)
     print(tally.load(time.perf_counter()).to_json(), flush=True)
     await stop()
 

@@ -86,7 +86,7 @@ async def start_clients(where: str, workload: Workload, tally: Tally) -> Callabl
 
 async def _seller(stub: Any, model: str) -> str:
     """The first peer that sells a model, which is the one that the gateway takes."""
-    answer = await stub.ListLCPPeers(pb.ListLCPPeersRequest(), timeout=10, wait_for_ready=True)
+    answer = await stub.ListLCPPeers(pb.ListLCPPeersRequest(), timeout=60, wait_for_ready=True)
     for peer in answer.peers:
         for task in peer.remote_manifest.supported_tasks:
             if task.openai_chat_completions_v1.model == model:

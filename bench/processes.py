@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 
 from bench.workload import Load, Workload
+from tests.support.ports import free_port
 
 _ROOT = Path(__file__).resolve().parent.parent
-_TIMEOUT_S = 30.0
+_TIMEOUT_S = 120.0
 _POLL_S = 0.002
 # Streams whose clients left at the end of one turn would run on in the next.
 _NO_GRACE = {"LCP_GATEWAY_JOIN_GRACE_S": "0"}
@@ -43,7 +44,7 @@ def running(*arguments: str, program: str = sys.executable, output: int = subpro
         process.stdin.close()
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -204,11 +205,6 @@ def _wait_for_port(port: int) -> None:
             return
         time.sleep(0.01)
     raise SystemExit(f"nothing listens on port {port}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def _is_ready(port: int) -> bool:

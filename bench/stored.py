@@ -130,6 +130,7 @@ async def _round(gateway: Server, clients: int, seconds: float, *, store: bool) 
         before = gateway.cpu_s()
         tally.begin(time.perf_counter())
         await asyncio.sleep(seconds)
+        await tally.until_counted(stream=True)
         load = tally.load(time.perf_counter())
         return Round(load, gateway.cpu_s() - before)
 
@@ -154,7 +155,7 @@ async def _fill(gateway: Server, clients: int, streams: int) -> tuple[Load, int]
 def _status(gateway: Server, response_id: str) -> int:
     url = f"http://{gateway.address}/v1/responses/{response_id}"
     try:
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return response.status
     except urllib.error.HTTPError as error:
         return error.code

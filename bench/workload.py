@@ -1,7 +1,12 @@
 """The workload and its result: the contract between the bench and its load generators."""
 
+import asyncio
 import json
 from dataclasses import asdict, dataclass
+from typing import Final
+
+_WAIT_S: Final = 0.05
+_WAITS: Final = 1_200
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,13 @@ class Tally:
 
     def failed(self) -> None:
         self._errors += 1
+
+    async def until_counted(self, *, stream: bool) -> None:
+        """Wait until something was counted: on a machine that does other work, nothing may come within the time that is measured."""
+        for _ in range(_WAITS):
+            if self._errors or (self._chunks if stream else self._total):
+                return
+            await asyncio.sleep(_WAIT_S)
 
     def load(self, now: float) -> Load:
         first, total, gaps = sorted(self._first), sorted(self._total), sorted(self._gaps)

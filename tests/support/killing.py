@@ -1,7 +1,7 @@
 """Kills gateways at chosen moments and resolves their unknown payments: for the tests and the long runs of kill -9."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Event
@@ -18,6 +18,8 @@ from tests.support.lnd_standin import LndStandin
 
 LONGEST_START_S = 0.5
 """A gateway that is forked with its modules loaded listens by then, on a machine that is not busy."""
+
+ANSWER_TIMEOUT_S = 120.0
 
 
 class Load(Protocol):
@@ -36,11 +38,19 @@ def kill_while_starting(settings: Mapping[str, str], after_s: float) -> None:
     process.wait(60)
 
 
-def kill_under_load(settings: Mapping[str, str], load: Load, after_s: float) -> None:
+def kill_under_load(
+    settings: Mapping[str, str], load: Load, after_s: float, *, answers: Sequence[object] | None = None
+) -> None:
+    """Kill a gateway ``after_s`` after it listens, and where there are ``answers`` not before it has added one to them."""
     with gateway(embedded=False, env=settings) as running:
         load.port = running.port
+        before = len(answers or ())
         load.up.set()
         time.sleep(after_s)
+        deadline = time.monotonic() + ANSWER_TIMEOUT_S
+        while answers is not None and len(answers) == before:
+            assert time.monotonic() < deadline, f"no client had an answer:\n{running.logs[-2000:]}"
+            time.sleep(0.01)
         running.process.kill()
         load.up.clear()
         running.process.wait(60)
