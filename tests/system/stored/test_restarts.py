@@ -43,7 +43,7 @@ MINE, THEIRS = ({"Authorization": f"Bearer {key}"} for key in KEYS)
 
 @pytest.fixture(scope="module")
 def slow_paying(tmp_path_factory):
-    with money_node(tmp_path_factory.mktemp("slow"), toml=node_of(1.0)) as node:
+    with money_node(tmp_path_factory.mktemp("slow"), toml=node_of(60.0)) as node:
         yield node
 
 
