@@ -16,6 +16,7 @@ from lcp_gateway.store.database.times import to_micros
 from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 
 _UPSTREAMS = {ProviderSource.LCP: "lcpd", ProviderSource.NODE: "openai_http"}
+_PAYING = State.PAYING.value
 _NO_CHARGE: dict[str, object] = dict.fromkeys(CHARGE_COLUMNS)
 _NO_REPEAT: dict[str, object] = dict.fromkeys(("repeat_key", "repeat_body", "repeat_until"))
 
@@ -35,6 +36,7 @@ _FACTS = (
 )
 """The columns beside those of state and charge that an update can change."""
 _CHANGED = ("state", "charge_msat", "refund_undelivered", *_FACTS)
+_STATES = {state.value: state for state in State}
 _facts = attrgetter(*_FACTS)
 _NEW_FACTS = tuple(f"new_{name}" for name in _FACTS)
 
@@ -70,7 +72,7 @@ class PurchaseRow:
     updated_at: int | None = None
 
     def __post_init__(self) -> None:
-        self.state = State(self.found_state)
+        self.state = _STATES[self.found_state]
 
     @property
     def counted_msat(self) -> int:
@@ -126,7 +128,7 @@ class PurchaseRow:
         if self.preimage is None:
             self.preimage = update.preimage
         if update.ending is not None and self.ended_by is None:
-            self.ended_by, self.received = update.ending.ended_by, update.ending.received
+            self.ended_by, self.received = str(update.ending.ended_by), str(update.ending.received)
             if update.ending.ruling.keeps_charge and self.charge is not None:
                 self.charge = replace(self.charge, refund_undelivered=False)
         return before != self._known
@@ -150,7 +152,7 @@ class PurchaseRow:
             "of_job": self.job_id,
             "from_state": self.found_state,
             "now": self.updated_at,
-            "new_state": self.state.value,
+            "new_state": str(self.state),
             "new_charge_msat": None if charge is None else charge.amount_msat,
             "new_refund_undelivered": None if charge is None else charge.refund_undelivered,
             **dict(zip(_NEW_FACTS, _facts(self), strict=True)),
@@ -222,9 +224,9 @@ def values_of(intent: Intent, number: int, owner: str, at: int) -> dict[str, obj
     return {
         "job_id": quote.job_id,
         "payment_hash": intent.payment_hash,
-        "state": State.PAYING.value,
-        "kind": quote.source.value,
-        "task_kind": intent.kind.value,
+        "state": _PAYING,
+        "kind": str(quote.source),
+        "task_kind": str(intent.kind),
         "model": intent.model,
         "peer_id": quote.peer_id,
         "upstream": _UPSTREAMS[quote.source],

@@ -253,7 +253,7 @@ class JournalTransaction:
             else:
                 self._report(entry, JournalProblemKind.LATE_NOTE, f"the purchase is {row.state} already")
             return False
-        held_msat, taken_msat = row.held_msat, row.taken_msat
+        charged_before = (0, 0) if row.charge is None else (row.held_msat, row.taken_msat)
         news = row.apply(entry.update)
         if stays and not news:
             self._report(entry, JournalProblemKind.LATE_NOTE, f"nothing new: the purchase is {row.state}")
@@ -264,7 +264,7 @@ class JournalTransaction:
         if row.charge is not None:
             if row.state is State.UNDELIVERED and not stays:
                 row.charge = self._decide_refund(row, row.charge, at)
-            self._charge(row, row.charge, held_msat, taken_msat, at)
+            self._charge(row, row.charge, *charged_before, at)
         if row.state is State.DELIVERED and not stays:
             self._earn(row, at)
         return True

@@ -285,21 +285,24 @@ class JournalWriter:
         updates: list[UpdateEntry] = []
         intents: list[_Waiting] = []
         jobs: set[bytes] = set()
-        at_most = 1 if self._singly else self._limits.batch
-        while self._queue and len(updates) + len(intents) < at_most:
+        left = 1 if self._singly else self._limits.batch
+        while self._queue and left:
             item = self._queue[0]
             if isinstance(item, UpdateEntry):
                 if item.job_id in jobs:
                     break
                 updates.append(item)
+                left -= 1
             elif item.done.done():
                 # Its caller was cancelled, or waited too long: it is not written.
                 self._intents -= 1
             else:
                 intents.append(item)
                 jobs.add(item.entry.intent.quote.job_id)
+                left -= 1
             self._queue.popleft()
-            self._singly = max(0, self._singly - 1)
+            if self._singly:
+                self._singly -= 1
         return updates, intents
 
     async def _write(self, updates: list[UpdateEntry], intents: list[_Waiting]) -> DatabaseUnavailable | None:
