@@ -1,5 +1,6 @@
 """What all tests share: their order, how Hypothesis runs, and that nothing of a run is left when it ends."""
 
+import gc
 import logging
 import os
 import shutil
@@ -31,6 +32,9 @@ settings.register_profile(
 )
 settings.register_profile("thorough", settings.get_profile("quick"), max_examples=500, derandomize=False)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# All that is collected stays: the garbage collector is turned on once it has been, and leaves it alone.
+gc.disable()
 
 _MARK = "LCP_TEST_RUN"
 _GONE_WITHIN_S = 20.0
@@ -127,6 +131,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         del quick[:taken]
         left = len(items) - len(ordered)
     items[:] = ordered + quick
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
