@@ -2,6 +2,7 @@
 
 import asyncio
 import binascii
+import struct
 from collections.abc import Mapping
 from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
@@ -10,7 +11,8 @@ from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd import http2_protocol
 from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, MessageSink, RpcError
 
-_PREFIX_BYTES: Final = 5
+_PREFIX: Final = struct.Struct(">BI")  # whether a message is compressed, and its length
+_PREFIX_BYTES: Final = _PREFIX.size
 # Read bytes are told to the connection in portions. With what it holds back itself they leave a part of the window open.
 _ACKNOWLEDGED_BYTES: Final = http2_protocol.WINDOW_BYTES // 4
 
@@ -182,9 +184,9 @@ class GrpcCall:
         position, end = 0, len(data)
         self._need = _PREFIX_BYTES
         while end - position >= _PREFIX_BYTES:
-            size = int.from_bytes(data[position + 1 : position + _PREFIX_BYTES], "big")
-            if data[position] or size > MAX_RECEIVE_BYTES:
-                self.end(_refusal(data[position], size))
+            compressed, size = _PREFIX.unpack_from(data, position)
+            if compressed or size > MAX_RECEIVE_BYTES:
+                self.end(_refusal(compressed, size))
                 return False
             start = position + _PREFIX_BYTES
             if start + size > end:

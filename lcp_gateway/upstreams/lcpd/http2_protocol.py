@@ -14,6 +14,7 @@ import hpack
 from hpack.table import HeaderTable
 
 Headers = tuple[tuple[bytes, bytes], ...]
+_Decoded = tuple[Headers, list[bytes]]  # and the values of :status among them
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WINDOW_BYTES: Final = 65_535
@@ -36,6 +37,7 @@ _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWA
 _WINDOW_UPDATE, _CONTINUATION = 8, 9
 _END_STREAM = _ACK = 0x1
 _END_HEADERS, _PADDED, _HAS_PRIORITY = 0x4, 0x8, 0x20
+_WHOLE_HEADERS: Final = _END_STREAM | _END_HEADERS
 _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 2, 3, 4, 5
 
 
@@ -112,7 +114,7 @@ Event = HeadersReceived | DataReceived | StreamReset | GoingAway | PingAnswered 
 @dataclass(slots=True)
 class _Stream:
     send_window: int
-    unsent: memoryview
+    unsent: bytes | memoryview
     is_sent: bool = False  # the whole request, with its END_STREAM
     has_head: bool = False
     receive_window: int = WINDOW_BYTES
@@ -161,7 +163,7 @@ class Http2Connection:
         self._tail = b""
         self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BLOCK_BYTES)
         # Decoded blocks that did not change the decoder's table, for as long as that stays as it is.
-        self._known_blocks: dict[bytes, Headers] = {}
+        self._known_blocks: dict[bytes, _Decoded] = {}
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._last_id = 0
@@ -175,21 +177,13 @@ class Http2Connection:
         self._peer_frame_bytes = _MAX_FRAME_BYTES
         self._max_streams = _MAX_WINDOW
         self._went_away_at: int | None = None
+        self.is_leaving = False
+        """Whether no stream can ever be opened on this connection again."""
 
     @property
     def can_open(self) -> bool:
         """Whether a stream can be opened now: the server's limit allows it, and neither side is going away."""
-        return (
-            not self._is_over
-            and self._went_away_at is None
-            and len(self._streams) < self._max_streams
-            and self._next_id <= _MAX_WINDOW
-        )
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether no stream can ever be opened on this connection again."""
-        return self._is_over or self._went_away_at is not None or self._next_id > _MAX_WINDOW
+        return not self.is_leaving and len(self._streams) < self._max_streams
 
     @property
     def has_output(self) -> bool:
@@ -205,14 +199,15 @@ class Http2Connection:
         """Open a stream with a whole request: a header block of ``literal`` and a body. Return its id; None if not ``can_open``."""
         if not self.can_open:
             return None
-        stream_id, self._next_id = self._next_id, self._next_id + 2
-        self._last_id = stream_id
-        stream = self._streams[stream_id] = _Stream(self._peer_window, memoryview(body))
-        kind, size = _HEADERS, len(header_block)
-        for at in range(0, size, _MAX_FRAME_BYTES):
-            end = at + _MAX_FRAME_BYTES
-            self._output.append(_frame(kind, _END_HEADERS if end >= size else 0, stream_id, header_block[at:end]))
-            kind = _CONTINUATION
+        stream_id = self._last_id = self._next_id
+        self._next_id += 2
+        self.is_leaving = self._next_id > _MAX_WINDOW
+        stream = self._streams[stream_id] = _Stream(self._peer_window, body)
+        kind = _HEADERS
+        while len(header_block) > _MAX_FRAME_BYTES:
+            self._output.append(_frame(kind, 0, stream_id, header_block[:_MAX_FRAME_BYTES]))
+            kind, header_block = _CONTINUATION, header_block[_MAX_FRAME_BYTES:]
+        self._output.append(_frame(kind, _END_HEADERS, stream_id, header_block))
         self._send(stream_id, stream)
         return stream_id
 
@@ -241,7 +236,7 @@ class Http2Connection:
     def close(self, code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         """Send GOAWAY; the connection sends and reads nothing after it."""
         if not self._is_over:
-            self._is_over = True
+            self._is_over = self.is_leaving = True
             self._streams.clear()
             self._output.append(_frame(_GOAWAY, 0, 0, bytes(4) + code.to_bytes(4, "big")))
 
@@ -277,7 +272,11 @@ class Http2Connection:
                 break
             stream_id &= _MAX_WINDOW
             position = start + length
-            if kind == _DATA and self._has_settings and self._block is None:
+            is_plain = self._has_settings and self._block is None
+            if is_plain and kind == _HEADERS and flags | _END_STREAM == _WHOLE_HEADERS:
+                # As in _on_headers: nearly every head and every trailer.
+                self._on_header_block(events, stream_id, data[start:position], is_end=flags != _END_HEADERS)
+            elif is_plain and kind == _DATA:
                 stream = self._streams.get(stream_id)
                 received = self._received_since_refill + length
                 if flags or stream is None or not stream.has_head or received >= _CONNECTION_REFILL:
@@ -350,7 +349,6 @@ class Http2Connection:
             events.append(DataReceived(stream_id, data, is_end))
 
     def _on_headers(self, events: list[Event], flags: int, stream_id: int, payload: bytes) -> None:
-        self._stream(stream_id, "HEADERS")
         if flags & _PADDED:
             payload = _unpadded(payload)
         if flags & _HAS_PRIORITY:
@@ -375,12 +373,11 @@ class Http2Connection:
             self._on_header_block(events, stream_id, b"".join(block.parts), is_end=block.is_end)
 
     def _on_header_block(self, events: list[Event], stream_id: int, encoded: bytes, *, is_end: bool) -> None:
+        stream = self._streams.get(stream_id) or self._stream(stream_id, "HEADERS")
         # Also for a stream that is over: the decoder's table has to follow.
-        headers = self._decoded(encoded)
-        stream = self._streams.get(stream_id)
+        headers, status = self._decoded(encoded)
         if stream is None:
             return
-        status = [value for name, value in headers if name == b":status"]
         if not stream.has_head:
             if len(status) != 1 or (len(status[0]) != 3 or not status[0].isdigit()):  # noqa: PLR2004 - 8.3.2
                 self._malformed(events, stream_id)
@@ -396,7 +393,7 @@ class Http2Connection:
             self._ended(stream_id, stream)
         events.append(HeadersReceived(stream_id, headers, is_end))
 
-    def _decoded(self, encoded: bytes) -> Headers:
+    def _decoded(self, encoded: bytes) -> _Decoded:
         known = self._known_blocks.get(encoded)
         if known is not None:
             return known
@@ -407,14 +404,15 @@ class Http2Connection:
         except hpack.HPACKError:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a header block is broken") from None
         headers = tuple((bytes(name), bytes(value)) for name, value, *_ in decoded)
+        found = headers, [value for name, value in headers if name == b":status"]
         size_now, count_now, newest_now = _shape(table)
         # A new entry is another object, and the old one was held until here: its place in memory cannot be used again.
         is_same = size_now == size and count_now == count and newest_now is newest
         if not is_same or len(self._known_blocks) >= _MAX_KNOWN_BLOCKS:
             self._known_blocks.clear()
         else:
-            self._known_blocks[encoded] = headers
-        return headers
+            self._known_blocks[encoded] = found
+        return found
 
     def _malformed(self, events: list[Event], stream_id: int) -> None:
         self.reset(stream_id, ErrorCode.PROTOCOL_ERROR)
@@ -474,7 +472,7 @@ class Http2Connection:
         if self._went_away_at is not None:
             # A later one may only lower it (6.8); what was called processed once stays so.
             last = min(last, self._went_away_at)
-        self._went_away_at = last
+        self._went_away_at, self.is_leaving = last, True
         for refused in [number for number in self._streams if number > last]:
             del self._streams[refused]
         events.append(GoingAway(last, int.from_bytes(payload[4:8], "big")))
@@ -512,13 +510,16 @@ class Http2Connection:
         """Send what the windows allow of a request's body."""
         while not stream.is_sent:
             unsent = stream.unsent
-            size = min(len(unsent), self._peer_frame_bytes, stream.send_window, self._send_window)
-            if size <= 0 < len(unsent):
+            length = len(unsent)
+            size = min(length, self._peer_frame_bytes, stream.send_window, self._send_window)
+            if size == length:
+                stream.is_sent, stream.unsent = True, b""
+                self._output.append(_frame(_DATA, _END_STREAM, stream_id, unsent))
+            elif size > 0:
+                stream.unsent = memoryview(unsent)[size:]
+                self._output.append(_frame(_DATA, 0, stream_id, unsent[:size]))
+            else:
                 return
-            stream.is_sent = size == len(unsent)
-            flags = _END_STREAM if stream.is_sent else 0
-            self._output.append(_frame(_DATA, flags, stream_id, unsent[:size]))
-            stream.unsent = unsent[size:]
             stream.send_window -= size
             self._send_window -= size
 

@@ -15,6 +15,7 @@ from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd import http2_protocol
 from lcp_gateway.upstreams.lcpd.endpoint import Endpoint
 from lcp_gateway.upstreams.lcpd.grpc_call import GrpcCall, reset_error
+from lcp_gateway.upstreams.lcpd.http2_protocol import DataReceived, HeadersReceived
 from lcp_gateway.upstreams.lcpd.transport import CONNECTION_ENDED, Metadata, RpcError
 
 # grpc-go's servers close a connection that pings more often than every 5 minutes, and a quiet stream that has been
@@ -61,30 +62,32 @@ class _Connection(asyncio.Protocol):
         except http2_protocol.Http2Error as error:
             self.close(f"the daemon broke the HTTP/2 protocol: {error}")
             return
+        self._on_events(events)
+        if self._room and self._core.can_open:
+            self._wake_waiting()
+        self._flush()
+
+    def _on_events(self, events: list[http2_protocol.Event]) -> None:
         fed: list[GrpcCall] = []
         for event in events:
-            if isinstance(event, http2_protocol.DataReceived):
-                if (call := self._calls.get(event.stream_id)) is not None:
-                    if call.on_data(event.data):
+            if isinstance(event, HeadersReceived):
+                stream_id, headers, is_end = event
+                if (call := self._calls.get(stream_id)) is not None:
+                    call.on_headers(headers, is_end=is_end)
+            elif isinstance(event, DataReceived):
+                stream_id, data, is_end = event
+                if (call := self._calls.get(stream_id)) is not None:
+                    if call.on_data(data):
                         fed.append(call)
-                    if event.is_end:
+                    if is_end:
                         call.on_end()
             else:
                 self._on_event(event)
         # All messages that one read brought for a call are one block.
         for call in fed:
             call.deliver()
-        if self._room and self._core.can_open:
-            self._wake_waiting()
-        if self._core.has_output:
-            self._flush()
 
     def _on_event(self, event: http2_protocol.Event) -> None:
-        if isinstance(event, http2_protocol.HeadersReceived):
-            # Nearly every event but data.
-            if (call := self._calls.get(event.stream_id)) is not None:
-                call.on_headers(event.headers, is_end=event.is_end)
-            return
         match event:
             case http2_protocol.StreamReset(stream_id, code):
                 if (call := self._calls.get(stream_id)) is not None:
@@ -151,7 +154,7 @@ class _Connection(asyncio.Protocol):
 
     def flush_soon(self) -> None:
         """Write once for all that this iteration of the loop has to send."""
-        if not self._flush_planned and self._core.has_output:
+        if not self._flush_planned:
             self._flush_planned = True
             self._loop.call_soon(self._flush)
 
