@@ -111,7 +111,7 @@ class Breaker:
         self._end_trial()
 
     def _close_if_well(self) -> None:
-        if not self._is_bad():
+        if self._resting_until is not None and not self._is_bad():
             self._resting_until = None
             self._end_trial()
 

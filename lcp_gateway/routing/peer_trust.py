@@ -109,9 +109,9 @@ class _Account:
     _lapse_at: dict[bytes, float] = field(default_factory=dict)
 
     def put(self, job_id: bytes, price_msat: int, lapse_at: float | None = None) -> None:
-        self.take(job_id)
+        self.out_msat += price_msat - self._jobs.get(job_id, 0)
         self._jobs[job_id] = price_msat
-        self.out_msat += price_msat
+        self._lapse_at.pop(job_id, None)
         if lapse_at is not None:
             self._lapse_at[job_id] = lapse_at
 
@@ -181,7 +181,8 @@ class PeerTrust:
                 account.put(job_id, price_msat)
             if history.failures:
                 account.breaker.failed_to_deliver(now, history.failures)
-            if self._is_unproven(account, now):
+            _, _, is_unproven = self._limits(account, now)
+            if is_unproven:
                 self._lose_to_strangers(history.lost_today_msat, now)
 
     def use(self, rules: TrustRules) -> None:
@@ -206,7 +207,8 @@ class PeerTrust:
                 case "quoted":
                     self.quoted(event.peer_id)
                 case "hold":
-                    self._hold(event.peer_id, bytes.fromhex(event.job_id), event.price_msat)
+                    account, job_id = self._account(event.peer_id), bytes.fromhex(event.job_id)
+                    self._hold(account, job_id, event.price_msat, self._clock())
                 case "paying":
                     self._pay(event.peer_id, bytes.fromhex(event.job_id), event.price_msat)
                     self.on_paid_elsewhere(bytes.fromhex(event.job_id))
@@ -222,10 +224,10 @@ class PeerTrust:
         """Return what may be out with a peer, losses taken off; changes nothing."""
         account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
-        limit_msat = self._limit_msat(account, now)
-        peer_msat = None if limit_msat is None else max(0, limit_msat - self._lost_msat(account, now))
+        limit_msat, lost_msat, is_unproven = self._limits(account, now)
+        peer_msat = None if limit_msat is None else max(0, limit_msat - lost_msat)
         strangers_msat = self._rules.exposure_unproven_msat
-        if not strangers_msat or not self._is_unproven(account, now):
+        if not strangers_msat or not is_unproven:
             return Allowance(peer_msat, None)
         return Allowance(peer_msat, max(0, strangers_msat - self._lost_to_strangers_msat(now)))
 
@@ -237,7 +239,7 @@ class PeerTrust:
 
     def _tell(self, what: str, peer_id: str, job_id: bytes = b"", price_msat: int = 0, state: str = "") -> None:
         if self.on_event is not None:
-            self.on_event(TrustEvent(what, peer_id, job_id.hex(), price_msat, state))
+            self.on_event(TrustEvent(what, peer_id, job_id.hex(), price_msat, str(state)))
 
     # -- before a quote -------------------------------------------------------------------------
 
@@ -249,13 +251,7 @@ class PeerTrust:
         """
         account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
-        limit_msat = self._limit_msat(account, now)
-        account.drop_lapsed(now)
-        if limit_msat is not None:
-            exposed_msat = account.out_msat + self._lost_msat(account, now)
-            if exposed_msat >= limit_msat or self._strangers_are_full(account, now):
-                return False
-        return account.breaker.ask(now)
+        return not self._is_full(account, now) and account.breaker.ask(now)
 
     def readiness(self, peer_id: str) -> float:
         """Return how ready a peer is to be asked: 0 not now, 1 at once, a half when it is on trial. Changes nothing."""
@@ -263,12 +259,8 @@ class PeerTrust:
         now = self._clock()
         if account.breaker.resting_s(now):
             return 0.0
-        limit_msat = self._limit_msat(account, now)
-        if limit_msat is not None:
-            account.drop_lapsed(now)
-            exposed_msat = account.out_msat + self._lost_msat(account, now)
-            if exposed_msat >= limit_msat or self._strangers_are_full(account, now):
-                return 0.0
+        if self._is_full(account, now):
+            return 0.0
         return 0.5 if account.breaker.is_on_trial(now) else 1.0
 
     def quoted(self, peer_id: str) -> None:
@@ -301,12 +293,12 @@ class PeerTrust:
         Raises:
             PeerNotTrusted: its peer has not delivered enough for this price, or is paused for now.
         """
-        self._weigh(self._account(quote.peer_id), quote)
-        self._hold(quote.peer_id, quote.job_id, quote.price_msat)
+        account = self._account(quote.peer_id)
+        now = self._weigh(account, quote)
+        self._hold(account, quote.job_id, quote.price_msat, now)
         self._tell("hold", quote.peer_id, quote.job_id, quote.price_msat)
 
-    def _hold(self, peer_id: str, job_id: bytes, price_msat: int) -> None:
-        account, now = self._account(peer_id), self._clock()
+    def _hold(self, account: _Account, job_id: bytes, price_msat: int, now: float) -> None:
         account.breaker.hold(job_id, now)
         account.put(job_id, price_msat, now + RESERVED_S)
 
@@ -314,10 +306,9 @@ class PeerTrust:
         """Raise unless a quote may be taken now; return the time for which this holds."""
         now = self._clock()
         account.drop_lapsed(now)
-        limit_msat = self._limit_msat(account, now)
+        limit_msat, lost_msat, is_unproven = self._limits(account, now)
         if limit_msat is not None:
             out_msat = account.out_without(quote.job_id)
-            lost_msat = self._lost_msat(account, now)
             if out_msat + lost_msat + quote.price_msat > limit_msat:
                 raise PeerNotTrusted(
                     f"the peer is trusted with {limit_msat} msat until it has delivered more; "
@@ -325,17 +316,16 @@ class PeerTrust:
                     f"and the quote asks {quote.price_msat} msat; nothing was paid",
                     quote=quote,
                 )
-            self._weigh_strangers(account, quote, now)
+        if is_unproven and self._rules.exposure_unproven_msat:
+            self._weigh_strangers(quote, now)
         if not account.breaker.would_pay(quote.job_id, now):
             raise PeerNotTrusted(
                 "the peer failed several times in a row and is paused for now; nothing was paid", quote=quote
             )
         return now
 
-    def _weigh_strangers(self, account: _Account, quote: Quote, now: float) -> None:
+    def _weigh_strangers(self, quote: Quote, now: float) -> None:
         limit_msat = self._rules.exposure_unproven_msat
-        if not limit_msat or not self._is_unproven(account, now):
-            return
         exposed_msat = self._exposed_to_strangers_msat(now, without=quote.job_id)
         if exposed_msat + quote.price_msat > limit_msat:
             raise PeerNotTrusted(
@@ -375,7 +365,7 @@ class PeerTrust:
         ``settled`` is an unknown that turned out to be paid: nothing was delivered for it. States before a payment
         (``refused``, ``expired``) and ``not_paid`` release the held price.
         """
-        self._tell("resolved", peer_id, job_id, price_msat, state.value)
+        self._tell("resolved", peer_id, job_id, price_msat, state)
         account = self._account(peer_id)
         now = self._clock()
         account.take(job_id)
@@ -386,9 +376,10 @@ class PeerTrust:
                 account.delivered_count += 1
                 account.breaker.delivered()
             case State.UNDELIVERED | State.SETTLED:
-                if self._is_unproven(account, now):
+                _, lost_msat, is_unproven = self._limits(account, now)
+                if is_unproven:
                     self._lose_to_strangers(price_msat, now)
-                account.lost_msat = self._lost_msat(account, now) + price_msat
+                account.lost_msat = lost_msat + price_msat
                 account.lost_at = now
                 account.breaker.failed_to_deliver(now)
             case State.UNKNOWN | State.PAYING:
@@ -407,38 +398,38 @@ class PeerTrust:
         account = self._accounts.get(peer_id) or self._new_account(peer_id)
         now = self._clock()
         account.drop_lapsed(now)
-        limit_msat = self._limit_msat(account, now)
+        limit_msat, lost_msat, _ = self._limits(account, now)
         return TrustStatus(
             delivered_msat=Msat(account.delivered_msat),
             delivered_count=account.delivered_count,
             out_msat=Msat(account.out_msat),
-            undelivered_msat=Msat(self._lost_msat(account, now)),
+            undelivered_msat=Msat(lost_msat),
             limit_msat=None if limit_msat is None else Msat(limit_msat),
             resting_s=account.breaker.resting_s(now),
             on_trial=account.breaker.is_on_trial(now),
         )
 
-    def _limit_msat(self, account: _Account, now: float) -> int | None:
+    def _limits(self, account: _Account, now: float) -> tuple[int | None, int, bool]:
+        """Return the limit of what may be at risk with a peer, what it has lost of that, and whether it is unproven."""
+        lost_msat = self._lost_msat(account, now) if account.lost_msat else 0
         rules = self._rules
-        if not (rules.exposure_base_msat and account.limited):
-            return None
-        earned_msat = self._earned_msat(account, now)
-        return rules.exposure_base_msat + earned_msat * rules.exposure_share_ppm // PPM
+        base_msat = rules.exposure_base_msat
+        if not (base_msat and account.limited):
+            return None, lost_msat, False
+        earned_msat = max(0, account.delivered_msat - LOSS_WEIGHT * lost_msat)
+        return base_msat + earned_msat * rules.exposure_share_ppm // PPM, lost_msat, earned_msat < base_msat
 
-    def _earned_msat(self, account: _Account, now: float) -> int:
-        if not account.lost_msat:
-            return account.delivered_msat
-        return max(0, account.delivered_msat - LOSS_WEIGHT * self._lost_msat(account, now))
+    def _is_full(self, account: _Account, now: float) -> bool:
+        """Return whether as much is at risk with a peer, or with all unproven ones, as may be."""
+        account.drop_lapsed(now)
+        limit_msat, lost_msat, is_unproven = self._limits(account, now)
+        if limit_msat is None:
+            return False
+        return account.out_msat + lost_msat >= limit_msat or (is_unproven and self._strangers_are_full(now))
 
-    def _is_unproven(self, account: _Account, now: float) -> bool:
-        base_msat = self._rules.exposure_base_msat
-        if account.delivered_msat < base_msat:
-            return account.limited
-        return account.limited and self._earned_msat(account, now) < base_msat
-
-    def _strangers_are_full(self, account: _Account, now: float) -> bool:
+    def _strangers_are_full(self, now: float) -> bool:
         limit_msat = self._rules.exposure_unproven_msat
-        if not limit_msat or not self._is_unproven(account, now):
+        if not limit_msat:
             return False
         # Asked for every provider of a choice, and for every model of a list: added up again only from time to time.
         if not 0 <= now - self._exposed_at < _EXPOSED_FOR_S:
@@ -448,9 +439,11 @@ class PeerTrust:
     def _exposed_to_strangers_msat(self, now: float, *, without: bytes = b"") -> int:
         exposed_msat = self._lost_to_strangers_msat(now)
         for account in self._accounts.values():
-            if account.out_msat and self._is_unproven(account, now):
-                account.drop_lapsed(now)
-                exposed_msat += account.out_without(without)
+            if account.out_msat:
+                _, _, is_unproven = self._limits(account, now)
+                if is_unproven:
+                    account.drop_lapsed(now)
+                    exposed_msat += account.out_without(without)
         return exposed_msat
 
     def _lose_to_strangers(self, amount_msat: int, now: float) -> None:
@@ -465,9 +458,6 @@ class PeerTrust:
         return max(0, self._strangers_lost_msat - forgiven_msat)
 
     def _lost_msat(self, account: _Account, now: float) -> int:
-        # Asked several times for every request, of peers that have nearly all lost nothing.
-        if not account.lost_msat:
-            return 0
         elapsed_micros = int((now - account.lost_at) * _MICROS)
         forgiven_msat = elapsed_micros * self._rules.exposure_base_msat // _DAY_MICROS
         return max(0, account.lost_msat - forgiven_msat)
