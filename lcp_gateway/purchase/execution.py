@@ -28,6 +28,11 @@ END_WAIT_S: Final = 15.0
 """How long a peer may take, after its result's own end, to say which hash and length it sent."""
 CLOSE_WAIT_S: Final = 2.0
 """How long a call may take to end, once the whole result has come and its hash is right."""
+# Named here, because Python 3.11 takes ten times as long to find the member of an enumeration.
+_PAY: Final = PurchaseEvent.PAY
+_SETTLE: Final = PurchaseEvent.SETTLE
+_DELIVER: Final = PurchaseEvent.DELIVER
+_WHOLE: Final = Ending(EndedBy.PROVIDER, Received.WHOLE)
 # The stream's end and the result.
 _ALL_ENDS: Final = 2
 # What has arrived already is still taken.
@@ -348,13 +353,13 @@ class PurchaseExecutor:
             except BaseException as error:
                 self._lose_sight(purchase, Received.PART, error)
                 raise
-            self._move(purchase, PurchaseEvent.SETTLE, reported(purchase, result.payment))
+            self._move(purchase, _SETTLE, reported(purchase, result.payment))
             digest = hashlib.sha256(result.body).digest()
             problem = problem_with_status(result) or problem_with_bytes(
                 digest, len(result.body), result.sha256, result.length
             )
             received = Received.ALTERED if problem else self._judge(purchase, result)
-            if received is not Received.WHOLE:
+            if received is not _WHOLE.received:
                 self._end(purchase, Ending(EndedBy.PROVIDER, received))
                 raise Undelivered(
                     problem or PROBLEMS[received], quote=purchase.quote, verdict=purchase.verdict, received=received
@@ -362,7 +367,7 @@ class PurchaseExecutor:
             update = PurchaseUpdate(
                 result_sha256=digest, result_bytes=len(result.body), charged_msat=result.charged_msat
             )
-            self._end(purchase, Ending(EndedBy.PROVIDER, received), update)
+            self._end(purchase, _WHOLE, update)
             return result
 
     async def open_stream(self, purchase: Purchase) -> PaidStream:
@@ -385,7 +390,7 @@ class PurchaseExecutor:
                 self._lose_sight(purchase, Received.NOTHING, error)
                 raise
             payment = first.payment if isinstance(first, StreamBegin | Result) else None
-            self._move(purchase, PurchaseEvent.SETTLE, reported(purchase, payment))
+            self._move(purchase, _SETTLE, reported(purchase, payment))
             if not isinstance(first, StreamBegin):
                 # A provider whose first event is not the head failed before it produced anything.
                 await events.aclose()
@@ -437,11 +442,11 @@ class PurchaseExecutor:
             raise
         except BaseException:
             # Cancelled while it was being written: the intent may stand, and it is known that nothing went out.
-            purchase.apply(PurchaseEvent.PAY)
+            purchase.apply(_PAY)
             self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
             raise
         # Written before the call goes out: after a crash the journal knows of every payment that may have happened.
-        purchase.apply(PurchaseEvent.PAY)
+        purchase.apply(_PAY)
         if self._now() >= quote.expires_at:
             # The journal may have taken seconds. Its intent is taken back, with all that it reserved.
             self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
@@ -476,7 +481,7 @@ class PurchaseExecutor:
             case Verdict.UNKNOWN:
                 self._move(purchase, PurchaseEvent.LOSE_SIGHT)
             case Verdict.SETTLED:
-                self._move(purchase, PurchaseEvent.SETTLE, reported(purchase, error.payment))
+                self._move(purchase, _SETTLE, reported(purchase, error.payment))
                 self._end(purchase, ending_of_error(purchase, Received.NOTHING, error))
         return PaymentFailed(error, purchase.verdict, quote=purchase.quote)
 
@@ -488,7 +493,7 @@ class PurchaseExecutor:
             self._move(purchase, PurchaseEvent.FAIL_PAYMENT)
         elif purchase.quote.source is ProviderSource.NODE:
             # A node has no payment to look up later: a request that it got and did not refuse counts as bought.
-            self._move(purchase, PurchaseEvent.SETTLE)
+            self._move(purchase, _SETTLE)
             self._end(purchase, ending_of_error(purchase, received, error))
         else:
             self._move(purchase, PurchaseEvent.LOSE_SIGHT)
@@ -496,10 +501,11 @@ class PurchaseExecutor:
     def _end(self, purchase: Purchase, ending: Ending, update: PurchaseUpdate = NOTHING_NEW) -> None:
         """End a paid purchase: the table of endings decides about charge and blame."""
         ruling = purchase.end(ending)
-        if ruling.event is not PurchaseEvent.DELIVER:
+        is_delivered = ruling.event is _DELIVER
+        if not is_delivered:
             update = replace(update, ending=ending)
         self._record(purchase, update)
-        if ruling.blames_provider or ruling.event is PurchaseEvent.DELIVER:
+        if ruling.blames_provider or is_delivered:
             self._exposure.ended(purchase.quote, purchase.state)
         else:
             self._exposure.released(purchase.quote)
@@ -508,7 +514,7 @@ class PurchaseExecutor:
         """Move a purchase on while it is not settled, or to settled, with what became known of its payment."""
         state = purchase.apply(event)
         self._record(purchase, update)
-        if event is not PurchaseEvent.SETTLE:
+        if event is not _SETTLE:
             self._exposure.ended(purchase.quote, state)
 
     def _record(self, purchase: Purchase, update: PurchaseUpdate) -> None:
@@ -519,7 +525,7 @@ class PurchaseExecutor:
         job_id, state, now = purchase.quote.job_id, purchase.state, self._now()
         if purchase.awaits_refund:
             self._journal.record(job_id, state, now, update, purchase.record_refund)
-        elif state is State.DELIVERED and purchase.charge is not None and purchase.is_awaited():
+        elif purchase.charge is not None and state is State.DELIVERED and purchase.is_awaited():
             # A customer is not charged for a result in the memory of a killed gateway: until its client has the whole
             # result, the journal says `settled`, which the sweep after a crash refunds.
             purchase.hold_delivery(partial(self._journal.record, job_id, state, now, update))

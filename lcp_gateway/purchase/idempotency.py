@@ -207,7 +207,7 @@ class IdempotencyCache:
         knows_body = self._by_repeat.get(_body_key(order), self._clock()) is not None
         return self._hashes.identity(
             key_id=order.key_id,
-            kind=order.task.kind.value,
+            kind=order.task.kind,
             body_sha256=order.body_sha256,
             key=keys.key,
             key_for_s=self._limits.keys_for_s,
@@ -275,7 +275,7 @@ def _idempotency_key(order: Order, key: str) -> _Key:
 
 
 def _body_key(order: Order) -> _Key:
-    return ("body", order.key_id, order.task.kind.value, order.body_sha256)
+    return ("body", order.key_id, order.task.kind, order.body_sha256)
 
 
 def _client_key(order: Order, client_request_id: str) -> _Key:

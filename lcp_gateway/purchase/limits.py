@@ -4,12 +4,15 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from lcp_gateway.constants import PPM
 from lcp_gateway.purchase.errors import ChargeLimitExceeded, PriceLimitExceeded, Refused
 from lcp_gateway.purchase.money import LARGEST_MSAT, Budget, Charge, Msat, Period, Tariff
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.quote import ProviderSource, Quote
+
+_NODE: Final = ProviderSource.NODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class FeeEstimate:
 
     def fee_for(self, quote: Quote) -> Msat:
         """Return the fee for a quote; nothing is routed to a node."""
-        return Msat(0) if quote.source is ProviderSource.NODE else self.fee_msat(quote.price_msat)
+        return Msat(0) if quote.source is _NODE else self.fee_msat(quote.price_msat)
 
 
 @dataclass(frozen=True, slots=True)

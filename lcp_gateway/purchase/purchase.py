@@ -121,9 +121,9 @@ class Purchase:
     def awaits_refund(self) -> bool:
         """Whether its charge is to be refunded and the decision on that is not known yet."""
         return (
-            self.refund is None
+            self.charge is not None
+            and self.refund is None
             and self._state is State.UNDELIVERED
-            and self.charge is not None
             and self.charge.refund_undelivered
             and self.charge.amount_msat > 0
         )

@@ -114,4 +114,4 @@ class Quote:
     @property
     def is_free(self) -> bool:
         """Whether nothing is paid for it at all: a node without a price."""
-        return self.source is ProviderSource.NODE and self.price_msat == 0
+        return self.price_msat == 0 and self.source is ProviderSource.NODE

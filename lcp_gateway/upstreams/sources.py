@@ -1,15 +1,19 @@
 """Lightning peers and virtual nodes as one: one catalog, and one upstream."""
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Protocol
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any, Final, Protocol
 
+from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task
 from lcp_gateway.purchase.ports import Result, StreamEvent, Upstream
 from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
+
+_LCP: Final = ProviderSource.LCP
+_NODE: Final = ProviderSource.NODE
 
 
 class NodeProviders(Protocol):
@@ -143,16 +147,16 @@ class UpstreamBySource:
     """Sends each call to the Lightning peers' upstream or to the virtual nodes'."""
 
     def __init__(self, peers: Upstream, nodes: Upstream) -> None:
-        self._by_source = {ProviderSource.LCP: peers, ProviderSource.NODE: nodes}
+        self._by_source = {_LCP: peers, _NODE: nodes}
 
-    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
+    def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Coroutine[Any, Any, Quote]:
         """Ask a provider for its price."""
-        upstream = self._by_source[ProviderSource.of(peer_id)]
-        return await upstream.request_quote(task, peer_id, timeout_s)
+        source = _NODE if peer_id.startswith(NODE_PREFIX) else _LCP
+        return self._by_source[source].request_quote(task, peer_id, timeout_s)
 
-    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
+    def execute(self, quote: Quote, task: Task, timeout_s: float) -> Coroutine[Any, Any, Result]:
         """Pay and wait for the whole result. Goes out once."""
-        return await self._by_source[quote.source].execute(quote, task, timeout_s)
+        return self._by_source[quote.source].execute(quote, task, timeout_s)
 
     def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Goes out once."""
