@@ -52,13 +52,15 @@ def _two_symbol_remainders() -> tuple[int, ...]:
 _TO_SYMBOL = _to_symbol_table()
 _TO_LETTER = bytes.maketrans(_SYMBOLS, ALPHABET)
 _TO_DIGIT = bytes.maketrans(_SYMBOLS, _DIGITS)
+_HIGH_BITS = bytes(letter >> 5 for letter in range(256))
+_LOW_BITS = bytes(letter & 31 for letter in range(256))
 _FROM_BASE32 = bytes.maketrans(_BASE32, _SYMBOLS)
 _FOLD = _two_symbol_remainders()
 
 
 @cache
-def _masks() -> tuple[tuple[int, int], ...]:
-    """Return, for each bit of a remainder, its place and the bits of a text, as one number, of which it is the parity."""
+def _masks() -> tuple[int, ...]:
+    """Return, for each bit of a remainder, the highest first, the bits of a text of which it is the parity, as one number."""
     single = _one_symbol_remainders()
     digits: list[list[str]] = [[] for _ in range(30)]
     for bit in range(5):
@@ -69,7 +71,7 @@ def _masks() -> tuple[tuple[int, int], ...]:
                     found.append("")
                 found[place] = "01"[register >> number & 1] + found[place]
             register = (register & 0x1FFFFFF) << 5 ^ single[register >> 25]
-    return tuple((number, int("".join(reversed(found)), 2)) for number, found in enumerate(digits))
+    return tuple(int("".join(reversed(found)), 2) for found in reversed(digits))
 
 
 def _polymod(symbols: bytes) -> int:
@@ -82,8 +84,8 @@ def _polymod(symbols: bytes) -> int:
     # The one before the text is the register's initial value.
     text = int((b"\1" + symbols).translate(_TO_DIGIT), 32)
     remainder = 0
-    for place, mask in _masks():
-        remainder |= ((text & mask).bit_count() & 1) << place
+    for mask in _masks():
+        remainder = remainder << 1 | (text & mask).bit_count() & 1
     return remainder
 
 
@@ -101,7 +103,7 @@ def _polymod_of_long(symbols: bytes) -> int:
 
 
 def _expand(prefix: bytes) -> bytes:
-    return bytes([c >> 5 for c in prefix]) + b"\0" + bytes([c & 31 for c in prefix])
+    return prefix.translate(_HIGH_BITS) + b"\0" + prefix.translate(_LOW_BITS)
 
 
 def split(text: bytes) -> tuple[bytes, bytes]:
@@ -148,7 +150,7 @@ def to_bytes(symbols: bytes) -> bytes:
         ValueError: there are more bits left over, or one of them is set.
     """
     length, spare = divmod(len(symbols) * 5, 8)
-    number = to_int(symbols)
+    number = int(symbols.translate(_TO_DIGIT), 32) if symbols else 0
     if spare >= 5 or number & ((1 << spare) - 1):  # noqa: PLR2004 - a symbol has five bits
         raise ValueError("bits are left over")
     return (number >> spare).to_bytes(length, "big")

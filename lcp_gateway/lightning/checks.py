@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from lcp_gateway.lightning.bolt11 import Invoice, InvoiceError, decode
-from lcp_gateway.lightning.terms import PROTOCOL_VERSIONS, Terms, hash_terms, model_params
+from lcp_gateway.lightning.terms import PROTOCOL_VERSIONS, Terms, hash_model_params, hash_terms
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
@@ -105,10 +105,10 @@ def recompute_terms_hash(
             job_id=quote.job_id,
             price_msat=quote.price_msat,
             quote_expiry=int(quote.expires_at.timestamp()),
-            task_kind=kind.value,
+            task_kind=kind,
             request_sha256=request_sha256,
             request_bytes=request_bytes,
-            params_sha256=sha256(model_params(model)).digest(),
+            params_sha256=hash_model_params(model),
             response_content_type=quote.response_content_type,
             response_content_encoding=quote.response_content_encoding,
         )

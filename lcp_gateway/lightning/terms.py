@@ -5,6 +5,7 @@ invoice carries the hash as its description hash.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
@@ -118,7 +119,7 @@ def terms_hash(
         task_kind=task_kind,
         request_sha256=sha256(request).digest(),
         request_bytes=len(request),
-        params_sha256=sha256(model_params(model)).digest(),
+        params_sha256=hash_model_params(model),
     )
     return hash_terms(protocol_version, terms)
 
@@ -132,11 +133,19 @@ def model_params(model: str) -> bytes:
     return _record(1, model.encode())
 
 
+@lru_cache(maxsize=256)
+def hash_model_params(model: str) -> bytes:
+    """Hash the params of a model, of which few are bought; raises as ``model_params`` does."""
+    return sha256(model_params(model)).digest()
+
+
 def _record(kind: int, value: bytes) -> bytes:
     # Every type of the terms is below 0xfd, so that it is one byte.
     return bytes((kind,)) + bigsize(len(value)) + value
 
 
+# Nearly all terms have the same types and kinds.
+@lru_cache(maxsize=64)
 def _text(kind: int, name: str, value: str) -> bytes:
     if not value:
         raise ValueError(f"{name} (type {kind}) must not be empty")
