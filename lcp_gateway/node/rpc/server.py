@@ -30,6 +30,8 @@ _OPTIONS: Final = (
     # gRPC's C core cancels some of more than a thousand waiting calls at random, also ones that pay.
     ("grpc.server.max_pending_requests", _MAX_WAITING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", _MAX_WAITING_CALLS),
+    # It also cancels those that waited for half a minute, on a machine that is busy for so long: a client ends a call itself.
+    ("grpc.server_max_unrequested_time_in_server", 24 * 3600),
 )
 _SCHEME: Final = "Bearer "
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -565,3 +566,21 @@ async def test_other_paths_are_not_served():
     async with served(FakeNodeCalls()) as address, grpc.aio.insecure_channel(address) as channel:
         for path in ("/lcpd.v1.LCPDService/Other", "/lcpd.v1.LCPDService/GetPayment", "/lnrpc.Lightning/GetInfo"):
             assert (await refusal(channel.unary_unary(path)(b"")))[0] == "UNIMPLEMENTED"
+
+
+@pytest.mark.slow
+async def test_calls_that_wait_for_a_busy_node_are_not_cancelled():
+    """Regression: gRPC's C core cancels calls that no handler took for 30 s, also ones that pay."""
+    busy_s = 31
+
+    async def ask(address):
+        async with grpc.aio.insecure_channel(address) as channel:
+            stub = lcpd_pb2_grpc.LCPDServiceStub(channel)
+            waiting = [stub.RequestQuote(quote_request()) for _ in range(5)]
+            return [(await one).terms.job_id for one in waiting]
+
+    async with served(FakeNodeCalls()) as address:
+        asking = asyncio.create_task(asyncio.to_thread(asyncio.run, ask(address)))
+        await asyncio.sleep(0)
+        time.sleep(busy_s)  # noqa: ASYNC251 - the node's loop is what is busy
+        assert await asking == [JOB] * 5
