@@ -11,7 +11,7 @@ from lcp_gateway.store.accounts.ledger import Ledger
 from lcp_gateway.store.accounts.topups import Topups
 from lcp_gateway.store.database.engines import Database, open_database
 from lcp_gateway.store.journal.queries import Books
-from lcp_gateway.store.journal.writer import JournalWriter
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.store.journals import NOW
 from tests.support.postgres import RunningPostgres, postgres  # noqa: F401 - a fixture
 
@@ -22,6 +22,12 @@ async def _migrate(where: str) -> None:
 
 async def _no_check(*_arguments: object) -> None:
     """Skip the check for a pooler."""
+
+
+@pytest.fixture(autouse=True)
+def _patient_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a transaction a minute where a test says nothing else: on a machine with other work a commit can take seconds."""
+    monkeypatch.setitem(open_database.__kwdefaults__, "write_timeout_s", 60.0)
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +85,7 @@ def problems() -> list:
 
 @pytest.fixture
 async def journal(database: Database, problems: list) -> AsyncIterator[JournalWriter]:
-    journal = JournalWriter(database, on_problem=problems.append)
+    journal = JournalWriter(database, on_problem=problems.append, limits=JournalLimits(wait_s=60.0))
     journal.start()
     yield journal
     await journal.close()

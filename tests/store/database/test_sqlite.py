@@ -422,10 +422,11 @@ async def test_the_reserved_read_does_not_wait_for_a_read_that_takes_long(sqlite
 
 
 async def test_a_reserved_read_that_hangs_is_given_up_in_time(sqlite, monkeypatch):
-    monkeypatch.setattr("lcp_gateway.store.database.sqlite._RESERVED_READ_S", 0.05)
     release = threading.Event()
-    with pytest.raises(DatabaseUnavailable, match="in time"):
-        await sqlite.read_reserved(lambda _connection: release.wait(10))
+    with monkeypatch.context() as patched:
+        patched.setattr("lcp_gateway.store.database.sqlite._RESERVED_READ_S", 0.05)
+        with pytest.raises(DatabaseUnavailable, match="in time"):
+            await sqlite.read_reserved(lambda _connection: release.wait(60))
     release.set()
     assert await sqlite.read_reserved(one) == 1
 
