@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from itertools import chain
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -79,7 +79,7 @@ class RequestMiddleware:
         request[CONTEXT] = context
         # Each request runs in a task, and so in a context, of its own: nothing has to be unbound.
         bind_contextvars(request_id=context.request_id)
-        traced: AbstractContextManager[RequestSpan] = nullcontext(NO_SPAN)
+        traced: AbstractContextManager[RequestSpan] = NO_SPAN
         if context.endpoint not in NOT_TRACED:
             traced = self._tracing.request(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
         with traced as span:
@@ -214,7 +214,7 @@ class RequestMiddleware:
             return
         verdict = context.verdict
         self._metrics.request(
-            context.endpoint, context.model, status, verdict.value, context.stream, context.elapsed_s()
+            context.endpoint, context.model, status, str(verdict), context.stream, context.elapsed_s()
         )
         if context.operation:
             # It was paid, or may have been, and there is no whole answer.
@@ -229,7 +229,7 @@ class RequestMiddleware:
             "status": status,
             "model": context.model,
             "stream": context.stream,
-            "payment": context.verdict.value,
+            "payment": str(context.verdict),
             "request_bytes": context.request_bytes,
             "request_tokens_approx": context.request_bytes // BYTES_PER_TOKEN,
             "total_ms": round(context.elapsed_s() * 1000),
@@ -237,13 +237,13 @@ class RequestMiddleware:
         purchase = context.purchase
         if purchase is not None:
             quote = purchase.quote
-            fields["state"] = purchase.state.value
+            fields["state"] = str(purchase.state)
             if (ending := purchase.ending) is not None:
-                fields["ended_by"], fields["received"] = ending.ended_by.value, ending.received.value
+                fields["ended_by"], fields["received"] = str(ending.ended_by), str(ending.received)
             fields["peer_id"] = quote.peer_id
             fields["job_id"] = quote.job_id.hex()
             fields["price_msat"] = purchase.cost_msat
-            fields["source"] = quote.source.value
+            fields["source"] = str(quote.source)
             bought = purchase.order.task.model
             if bought != context.model:
                 fields["bought_model"] = bought

@@ -63,17 +63,18 @@ def check_permission(caller: Caller, request: web.Request) -> None:
     Raises:
         ApiError: 403.
     """
-    if request.path == METRICS:
+    path = request.path
+    if path == METRICS:
         # The metrics cover all customers, so none of them may read them.
         if caller.account_id is not None:
             raise missing_scope("metrics")
         return
     scopes = caller.rules.scopes
-    needed = scopes_for(request.method, request.path)
-    if request.method == "POST" and request.path in BUYING_PATHS and is_route_only(request.headers):
+    needed = scopes_for(request.method, path)
+    if request.method == "POST" and path in BUYING_PATHS and is_route_only(request.headers):
         # The offer is shown, and nothing can be bought.
         needed = _OFFERS
-    if not caller.key_id and f"{request.path}/".startswith(_RECORDS):
+    if not caller.key_id and f"{path}/".startswith(_RECORDS):
         needed = _ADMIN
     if not scopes.isdisjoint(needed):
         return

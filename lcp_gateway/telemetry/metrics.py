@@ -48,6 +48,30 @@ _UP, _DOWN = CHANGES
 _Add = Callable[..., None]
 
 
+class _Adders(dict[tuple[str, ...], _Add]):
+    """``inc``, ``set`` or ``observe`` of label children, by name and folded labels, which are few.
+
+    A look-up costs far less than ``labels()``.
+    """
+
+    def __init__(self, families: Families) -> None:
+        super().__init__()
+        self._families = families
+
+    def __missing__(self, key: tuple[str, ...]) -> _Add:
+        name, *labels = key
+        families = self._families
+        if name in families.counters:
+            counter = families.counters[name]
+            adder: _Add = (counter.labels(*labels) if labels else counter).inc
+        elif name in families.gauges:
+            adder = families.gauges[name].labels(*labels).set
+        else:
+            adder = families.histograms[name].labels(*labels).observe
+        self[key] = adder
+        return adder
+
+
 class Metrics:
     """Counts the gateway's events, in a registry of its own.
 
@@ -83,8 +107,7 @@ class Metrics:
         self._models = KnownLabels(MAX_MODELS + 1)
         self._models.admit((AUTO,))
         self._endpoints: set[str] = set()
-        # Bound methods of label children, by name and folded labels: a look-up costs far less than labels().
-        self._adders: dict[tuple[str, ...], _Add] = {}
+        self._adders = _Adders(families)
         self._streamed: _Add = self._counters["streamed_bytes_total"].inc
         self._commit: _Add = self._histograms["journal_commit_duration_seconds"].observe
         self._entries: _Add = self._counters["journal_entries_total"].inc
@@ -134,25 +157,10 @@ class Metrics:
 
     def _count(self, name: str, *labels: str, by: float = 1) -> None:
         """Count; labels are folded by the table, but for peers and models, which the caller folds."""
-        self._adder(name, *map(_fold, BY_NAME[name].labels, labels))(by)
+        self._adders[name, *map(_fold, BY_NAME[name].labels, labels)](by)
 
     def _set(self, name: str, value: float) -> None:
         self._gauges[name].set(value)
-
-    def _adder(self, name: str, *labels: str) -> _Add:
-        """Return ``inc``, ``set`` or ``observe`` of a child; ``labels`` are folded, so that they are few."""
-        key = (name, *labels)
-        adder = self._adders.get(key)
-        if adder is None:
-            if name in self._counters:
-                counter = self._counters[name]
-                adder = (counter.labels(*labels) if labels else counter).inc
-            elif name in self._gauges:
-                adder = self._gauges[name].labels(*labels).set
-            else:
-                adder = self._histograms[name].labels(*labels).observe
-            self._adders[key] = adder
-        return adder
 
     # -- a request, in the order of its events ----------------------------------------------------
 
@@ -171,14 +179,14 @@ class Metrics:
     def choice(self, source: str, provider_id: str, score: float) -> None:
         """Count a choice that was made for a request, with its score from 0 to 1."""
         source = _fold("source", source)
-        self._adder("routing_choices_total", source, self._peers.fold(provider_id))(1)
-        self._adder("routing_score", source)(score)
+        self._adders["routing_choices_total", source, self._peers.fold(provider_id)](1)
+        self._adders["routing_score", source](score)
 
     def quote(self, peer_id: str, model: str, duration_s: float, price_msat: int) -> None:
         """Count a quote: its time and its price."""
-        latency = self._adder("quote_duration_seconds", self._peers.fold(peer_id))
+        latency = self._adders["quote_duration_seconds", self._peers.fold(peer_id)]
         latency(duration_s, self.exemplar())
-        self._adder("quote_price_msat", self._models.fold(model))(price_msat)
+        self._adders["quote_price_msat", self._models.fold(model)](price_msat)
 
     def mismatch(self, peer_id: str, reason: str) -> None:
         """Count a quote that was refused for ``reason``, a value of ``lightning.checks.Mismatch``."""
@@ -203,18 +211,18 @@ class Metrics:
         """Count a payment by its state when its call ended: ``settled``, ``unknown`` or ``not_paid``."""
         peer, model = self._peers.fold(peer_id), self._models.fold(model)
         outcome = _fold("outcome", outcome)
-        self._adder("payments_total", outcome, peer)(1)
-        self._adder("payment_msat_total", outcome, peer)(price_msat)
-        self._adder("model_payment_msat_total", outcome, model)(price_msat)
+        self._adders["payments_total", outcome, peer](1)
+        self._adders["payment_msat_total", outcome, peer](price_msat)
+        self._adders["model_payment_msat_total", outcome, model](price_msat)
 
     def execute(self, peer_id: str, model: str, duration_s: float) -> None:  # noqa: ARG002 - peers x models would be too many histograms; the caller need not know
         """Count a paid call that ended, well or not, with its time."""
-        self._adder("execute_duration_seconds", self._peers.fold(peer_id))(duration_s, self.exemplar())
+        self._adders["execute_duration_seconds", self._peers.fold(peer_id)](duration_s, self.exemplar())
 
     def first_byte(self, endpoint: str, model: str, duration_s: float) -> None:
         """Count the first byte of an answer, timed from the request's head."""
         labels = (self._fold_endpoint(endpoint), self._fold_asked(model))
-        self._adder("first_byte_duration_seconds", *labels)(duration_s, self.exemplar())
+        self._adders["first_byte_duration_seconds", *labels](duration_s, self.exemplar())
 
     def streamed(self, byte_count: int) -> None:
         """Count bytes of a result that were written to a client."""
@@ -241,15 +249,15 @@ class Metrics:
         """
         endpoint, streamed = self._fold_endpoint(endpoint), "true" if stream else "false"
         is_status = 100 <= status <= 599  # noqa: PLR2004 - the range of HTTP status codes
-        self._adder(
+        self._adders[
             "requests_total",
             endpoint,
             self._fold_asked(model),
             str(status) if is_status else OTHER,
             verdict if verdict in VERDICTS else OTHER,
             streamed,
-        )(1)
-        self._adder("request_duration_seconds", endpoint, streamed)(duration_s, self.exemplar())
+        ](1)
+        self._adders["request_duration_seconds", endpoint, streamed](duration_s, self.exemplar())
 
     def _fold_asked(self, model: str) -> str:
         # ``auto:fast`` and the like are one: a client makes up the part after the colon.
@@ -291,7 +299,7 @@ class Metrics:
             ("provider_tokens_per_second", tokens_per_s),
         ):
             if value is not None:
-                self._adder(name, _fold("source", source), provider)(value)
+                self._adders[name, _fold("source", source), provider](value)
 
     def node_up(self, name: str, up: bool) -> None:
         """Set whether a virtual node is up: at first, and whenever that may have changed.

@@ -179,6 +179,10 @@ class Lease:
         return self._has_ended.is_set()
 
 
+UNCOUNTED: Final = Lease(None, "", "")
+"""The lease of a job that is not counted."""
+
+
 class ConcurrencyLimits:
     """Lets a key run as many jobs at once as its rules allow, or ``default`` where they set no limit; 0 is no limit.
 
@@ -212,10 +216,10 @@ class ConcurrencyLimits:
         """
         limit = self.limit_of(caller)
         if caller is None or not limit:
-            return Lease(None, "", "")
+            return UNCOUNTED
         if self._outage.is_on:
             self._outage.admit_or_refuse()
-            return Lease(None, "", "")
+            return UNCOUNTED
         lease_id = secrets.token_hex(_ID_BYTES)
         try:
             if not await self._leases.take(caller.key_id, lease_id, limit):

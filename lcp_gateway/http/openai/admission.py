@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.concurrency import ConcurrencyLimits, Lease
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 # How long interrupted requests may take to send the error to their clients.
 _ABORT_S = 6.0
+_NOT_COUNTED: Final = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Admission:
         """
         counted = caller if caller.key_id else None
         if self.rates is None or not self.rates.apply_to(counted):
-            return Allowance()
+            return _NOT_COUNTED
         # A request is counted, even if its client has left meanwhile.
         return await self._to_its_end(self.rates.check(counted, _tokens(task)))
 
@@ -274,7 +275,7 @@ class AdmissionTicket:
         self._admission = admission
         self._in_flight = in_flight
         self._context = context
-        self._allowance = Allowance()
+        self._allowance = _NOT_COUNTED
         self._leases: list[Lease] = []
         self._until: asyncio.Task[None] | None = None
         self.is_written = False

@@ -111,11 +111,10 @@ class History:
             options = read_options(kind, document)
         except InvalidOption as error:
             raise bad_request(error.message, error.param, error.code) from None
-        if not self.is_on:
-            if options.previous_response_id is not None:
-                raise _off(_PREVIOUS)
-            if options.background:
-                raise _off("background")
+        if options.previous_response_id is not None and not self.is_on:
+            raise _off(_PREVIOUS)
+        if options.background and not self.is_on:
+            raise _off("background")
         return options
 
     async def complete(self, order: Order, options: RequestOptions) -> CompletedOrder:

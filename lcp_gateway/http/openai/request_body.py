@@ -36,7 +36,9 @@ async def read_body(request: web.Request, timeout_s: float) -> bytes:
         raise _too_large(limit)
     try:
         if request.content.is_eof():
-            return await request.read()
+            if len(body := request.content.read_nowait()) > limit:
+                raise _too_large(limit)
+            return body
         async with asyncio.timeout(timeout_s):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:

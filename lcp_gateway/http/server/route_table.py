@@ -17,9 +17,8 @@ class RouteTable:
     def __init__(self, app: web.Application, server: web.Server) -> None:
         """``server`` is that of the application's runner, set up: no route is added any more."""
         self.request_factory = server.request_factory
-        self._app = app
         self._otherwise = server.request_handler
-        self._plain: Mapping[tuple[str, str], tuple[web.AbstractRoute, Handler]] = _plain_routes(app)
+        self._plain: Mapping[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = _plain_routes(app)
 
     async def request_handler(self, request: web.Request) -> web.StreamResponse:
         """Return the application's response."""
@@ -28,23 +27,22 @@ class RouteTable:
         if found is None or hdrs.EXPECT in request.headers:
             response: web.StreamResponse = await self._otherwise(request)
             return response
-        route, handler = found
-        match = web.UrlMappingMatchInfo({}, route)
-        match.add_app(self._app)
-        match.freeze()
-        request._match_info = match  # noqa: SLF001 - as aiohttp's application does it
+        request._match_info, handler = found  # noqa: SLF001 - as aiohttp's application does it
         return await handler(request)
 
 
-def _plain_routes(app: web.Application) -> dict[tuple[str, str], tuple[web.AbstractRoute, Handler]]:
-    """Return the routes without variables by method and path, each with its handler inside the middlewares."""
-    found: dict[tuple[str, str], tuple[web.AbstractRoute, Handler]] = {}
+def _plain_routes(app: web.Application) -> dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]]:
+    """Return the matches of routes without variables by method and path, each with its handler inside the middlewares."""
+    found: dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = {}
     for resource in app.router.resources():
         if isinstance(resource, web.PlainResource):
             for route in resource:
                 handler: Handler = route.handler
                 for middleware in reversed(app.middlewares):
                     handler = partial(middleware, handler=handler)
+                match = web.UrlMappingMatchInfo({}, route)
+                match.add_app(app)
+                match.freeze()
                 # Of two for the same path the first counts, as with aiohttp.
-                found.setdefault((route.method, resource.canonical), (route, handler))
+                found.setdefault((route.method, resource.canonical), (match, handler))
     return found
