@@ -253,7 +253,7 @@ def identity_of(connection):
 # -- from the tables before protocol version 3 ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("revision", ["0011", "0012", "0013"])
+@pytest.mark.parametrize("revision", ["0011", "0012", "0013", "0014"])
 async def test_purchases_of_protocol_version_2_promise_nothing_of_their_response(tmp_path, revision):
     path = tmp_path / "old.db"
     engine = create_engine(f"sqlite:///{path}")
@@ -269,6 +269,27 @@ async def test_purchases_of_protocol_version_2_promise_nothing_of_their_response
     found = await Books(database).purchase(job(0))
     assert (found.protocol_version, found.response_content_type, found.response_content_encoding) == (2, None, None)
     await database.close()
+
+
+# -- the index of missing fees ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("revision", ["0005", "0010", "0014"])
+async def test_the_index_of_missing_fees_is_that_of_a_new_journal(tmp_path, revision):
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.db'}")
+    with engine.begin() as connection:
+        upgrade_to(connection, revision)
+        for number, state in enumerate(("paying", "settled", "delivered", "undelivered", "not_paid")):
+            connection.execute(text(OLD_PURCHASE), {"job_id": job(number), "state": state, "number": number})
+    engine.dispose()
+    migrated = await open_database(tmp_path / "old.db")
+    new = await open_database(tmp_path / "new.db")
+    sql = text("SELECT sql FROM sqlite_master WHERE name = 'ix_purchases_no_fee'")
+    first, second = [await it.read(lambda connection: connection.execute(sql).scalar_one()) for it in (migrated, new)]
+    assert " ".join(first.split()) == " ".join(second.split())
+    assert await migrated.read(lambda connection: connection.execute(text("PRAGMA integrity_check")).scalar()) == "ok"
+    await migrated.close()
+    await new.close()
 
 
 # -- the times of states, from every schema there was ---------------------------------------------------
