@@ -99,7 +99,7 @@ _RESERVED_READ_S = 3.0
 # for a row of purchases that took as long as a third of SQLite's own work.
 sqlite3.register_adapter(bytes, bytes.__bytes__)
 sqlite3.register_adapter(bool, int)
-sqlite3.register_adapter(type(None), {}.get)
+sqlite3.register_adapter(type(None), lambda nothing: nothing)
 
 _OF_THE_WORK = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
 """Errors of a value or a statement, not of the database."""
