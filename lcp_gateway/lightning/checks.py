@@ -7,12 +7,18 @@ network and the terms themselves.
 import enum
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from hashlib import sha256
 from types import MappingProxyType
 from typing import Final
 
 from lcp_gateway.lightning.bolt11 import Invoice, InvoiceError, decode
-from lcp_gateway.lightning.terms import PROTOCOL_VERSIONS, Terms, hash_model_params, hash_terms
+from lcp_gateway.lightning.terms import (
+    CONTENT_ENCODING,
+    CONTENT_TYPE,
+    PROTOCOL_VERSIONS,
+    Terms,
+    hash_model_params,
+    hash_terms,
+)
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import Quote
@@ -74,7 +80,7 @@ def check_quote(task: Task, quote: Quote, now: datetime, *, network: str | None 
     quote_expiry = int(quote.expires_at.timestamp())
     if quote.protocol_version not in PROTOCOL_VERSIONS:
         raise QuoteMismatch(Mismatch.PROTOCOL_VERSION, quote=quote)
-    recomputed = recompute_terms_hash(quote, task.kind, task.model, sha256(task.body).digest(), len(task.body))
+    recomputed = recompute_terms_hash(quote, task.kind, task.model, task.body_sha256, len(task.body))
     if recomputed != quote.terms_hash:
         raise QuoteMismatch(Mismatch.TERMS_HASH, quote=quote)
     try:
@@ -101,16 +107,18 @@ def recompute_terms_hash(
     """Return the hash of a quote's terms for a request; None where they have none, since a term does not fit its field."""
     try:
         terms = Terms(
-            protocol_version=quote.protocol_version,
-            job_id=quote.job_id,
-            price_msat=quote.price_msat,
-            quote_expiry=int(quote.expires_at.timestamp()),
-            task_kind=kind,
-            request_sha256=request_sha256,
-            request_bytes=request_bytes,
-            params_sha256=hash_model_params(model),
-            response_content_type=quote.response_content_type,
-            response_content_encoding=quote.response_content_encoding,
+            quote.protocol_version,
+            quote.job_id,
+            quote.price_msat,
+            int(quote.expires_at.timestamp()),
+            kind,
+            request_sha256,
+            request_bytes,
+            hash_model_params(model),
+            CONTENT_TYPE,
+            CONTENT_ENCODING,
+            quote.response_content_type,
+            quote.response_content_encoding,
         )
         return hash_terms(quote.protocol_version, terms)
     except ValueError:

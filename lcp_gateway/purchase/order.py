@@ -47,6 +47,16 @@ class Task:
     body: bytes = field(repr=False)
     stream: bool
     output_tokens: int = 0
+    _body_sha256: bytes | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def body_sha256(self) -> bytes:
+        """The hash of its body, which is made once."""
+        found = self._body_sha256
+        if found is None:
+            found = hashlib.sha256(self.body).digest()
+            object.__setattr__(self, "_body_sha256", found)
+        return found
 
 
 def output_limit(document: Mapping[str, Any]) -> int:
@@ -89,15 +99,14 @@ class Order:
         budgets: tuple[Budget, ...] = (),
         models: frozenset[str] = frozenset(),
     ) -> "Order":
-        """Return the order for a task; hashes its body once for all comparisons."""
-        digest = hashlib.sha256(task.body).digest()
-        return cls(task, request_id, key_id, digest, limit_msat, account_id, budgets, models)
+        """Return the order for a task."""
+        return cls(task, request_id, key_id, task.body_sha256, limit_msat, account_id, budgets, models)
 
     def for_task(self, task: Task) -> "Order":
         """Return the order for the task that is really bought: another one where the gateway had to adapt it."""
         if task is self.task:
             return self
-        return replace(self, task=task, body_sha256=hashlib.sha256(task.body).digest())
+        return replace(self, task=task, body_sha256=task.body_sha256)
 
     def carrying(self, task: Task) -> "Order":
         """Return the order with the task that its request amounts to, where the gateway had to complete it.
