@@ -118,17 +118,17 @@ def decode(payment_request: str) -> Invoice:
     if (description is None) == (description_hash is None):
         raise InvoiceError("the invoice must have a description or its hash, and not both")
     return Invoice(
-        network=network,
-        amount_msat=amount_msat,
-        timestamp=bech32.to_int(symbols[:_TIMESTAMP_SYMBOLS]),
-        payment_hash=payment_hash,
-        payee=payee,
-        expiry_s=_read_number(fields.get(_EXPIRY), DEFAULT_EXPIRY_S, "expiry"),
-        description=description,
-        description_hash=description_hash,
-        min_final_cltv=_read_number(fields.get(_MIN_FINAL_CLTV), DEFAULT_MIN_FINAL_CLTV, "final CLTV delta"),
-        payment_secret=_read_bytes(fields.get(_PAYMENT_SECRET), "payment secret"),
-        features=bech32.to_int(fields.get(_FEATURES, b"")),
+        network,
+        amount_msat,
+        bech32.to_int(symbols[:_TIMESTAMP_SYMBOLS]),
+        payment_hash,
+        payee,
+        _read_number(fields.get(_EXPIRY), DEFAULT_EXPIRY_S, "expiry"),
+        description,
+        description_hash,
+        _read_number(fields.get(_MIN_FINAL_CLTV), DEFAULT_MIN_FINAL_CLTV, "final CLTV delta"),
+        _read_bytes(fields.get(_PAYMENT_SECRET), "payment secret"),
+        bech32.to_int(fields.get(_FEATURES, b"")),
     )
 
 

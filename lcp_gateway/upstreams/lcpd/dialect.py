@@ -5,6 +5,7 @@ the adapter handles them itself. A call of version 3 is a job, its method the ki
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
@@ -29,6 +30,8 @@ STATUSES: Final[Mapping[int, ResultStatus]] = MappingProxyType(
     {1: ResultStatus.OK, 2: ResultStatus.FAILED, 3: ResultStatus.CANCELLED}
 )
 """A result's status by its number, which is the same in every version."""
+UNSPECIFIED: Final = ResultStatus.UNSPECIFIED
+"""The status of other numbers."""
 
 _HASH_BYTES: Final = 32
 _VARINT, _LENGTH_DELIMITED = 0, 2
@@ -171,16 +174,12 @@ def quote_of(
         expires_at = datetime.fromtimestamp(fields.quote_expiry.seconds, UTC)
     except (OverflowError, ValueError, OSError):
         raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote's expiry is no possible time") from None
-    return Quote(
-        peer_id=asked_peer_id,
-        job_id=job_id,
-        price_msat=Msat(fields.price_msat),
-        expires_at=expires_at,
-        terms_hash=fields.terms_hash,
-        payment_request=fields.payment_request,
-        protocol_version=version,
-        response_content_type=response_content_type,
-        response_content_encoding=response_content_encoding,
+    price_msat = Msat(fields.price_msat)
+    quote = Quote(asked_peer_id, job_id, price_msat, expires_at, fields.terms_hash, fields.payment_request, version)
+    if response_content_type is None and response_content_encoding is None:
+        return quote
+    return replace(
+        quote, response_content_type=response_content_type, response_content_encoding=response_content_encoding
     )
 
 

@@ -245,7 +245,7 @@ class GrpcCall:
 
     def _finish(self) -> None:
         text = self._headers.get(b"grpc-status", b"")
-        number = int(text) if text.isdigit() else -1
+        number = 0 if text == b"0" else int(text) if text.isdigit() else -1
         if number == 0:
             if self._parts:
                 self.end(RpcError(UpstreamStatus.INTERNAL, "the call ended in the middle of a message"))

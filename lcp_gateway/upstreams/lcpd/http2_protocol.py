@@ -14,7 +14,7 @@ import hpack
 from hpack.table import HeaderTable
 
 Headers = tuple[tuple[bytes, bytes], ...]
-_Decoded = tuple[Headers, list[bytes]]  # and the values of :status among them
+_Decoded = tuple[Headers, bytes | None]  # and the value of :status: None without one, empty where it is malformed
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WINDOW_BYTES: Final = 65_535
@@ -287,7 +287,7 @@ class Http2Connection:
                     stream.receive_window -= length
                     if stream.receive_window < 0:
                         raise Http2Error(ErrorCode.FLOW_CONTROL_ERROR, "more bytes than the window allows")
-                    events.append(DataReceived(stream_id, data[start:position], is_end=False))
+                    events.append(DataReceived(stream_id, data[start:position], False))
             else:
                 self._on_frame(events, kind, flags, stream_id, data[start:position])
                 if self._replies > _MAX_PENDING_REPLIES:
@@ -379,13 +379,13 @@ class Http2Connection:
         if stream is None:
             return
         if not stream.has_head:
-            if len(status) != 1 or (len(status[0]) != 3 or not status[0].isdigit()):  # noqa: PLR2004 - 8.3.2
+            if not status:
                 self._malformed(events, stream_id)
                 return
-            if status[0].startswith(b"1") and not is_end:
+            if status.startswith(b"1") and not is_end:
                 return  # an interim response (8.1)
             stream.has_head = True
-        elif status or not is_end:
+        elif status is not None or not is_end:
             # A second head that is no trailer (8.1).
             self._malformed(events, stream_id)
             return
@@ -404,7 +404,7 @@ class Http2Connection:
         except hpack.HPACKError:
             raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a header block is broken") from None
         headers = tuple((bytes(name), bytes(value)) for name, value, *_ in decoded)
-        found = headers, [value for name, value in headers if name == b":status"]
+        found = headers, _status(headers)
         size_now, count_now, newest_now = _shape(table)
         # A new entry is another object, and the old one was held until here: its place in memory cannot be used again.
         is_same = size_now == size and count_now == count and newest_now is newest
@@ -540,6 +540,14 @@ def _shape(table: HeaderTable) -> tuple[int, int, object]:
     """Return what changes with every change of a dynamic table: its limit, its length, its newest entry (RFC 7541, 4)."""
     entries = table.dynamic_entries
     return table.maxsize, len(entries), entries[0] if entries else None
+
+
+def _status(headers: Headers) -> bytes | None:
+    values = [value for name, value in headers if name == b":status"]
+    if not values:
+        return None
+    is_number = len(values) == 1 and len(values[0]) == 3 and values[0].isdigit()  # noqa: PLR2004 - 8.3.2
+    return values[0] if is_number else b""
 
 
 def _unpadded(payload: bytes) -> bytes:

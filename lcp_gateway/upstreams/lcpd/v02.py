@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.order import Task, TaskKind
-from lcp_gateway.purchase.ports import Result, ResultStatus
+from lcp_gateway.purchase.ports import Result
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.routing.catalog import Provider, merge_kinds
 from lcp_gateway.upstreams.lcpd.dialect import (
     LENGTH_FORM,
     STATUSES,
+    UNSPECIFIED,
     ListedPeer,
     check_form_of_result,
     check_task,
@@ -78,14 +79,15 @@ class Version2:
 def _result(message: pb.Result) -> Result:
     check_form_of_result(message, own_form=LENGTH_FORM)
     return Result(
-        status=STATUSES.get(message.status, ResultStatus.UNSPECIFIED),
-        body=message.result,
-        sha256=message.result_hash,
-        length=message.result_len,
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
-        message=message.message,
-        payment=read_report(message.payment),
+        STATUSES.get(message.status, UNSPECIFIED),
+        message.result,
+        message.result_hash,
+        message.result_len,
+        message.content_type,
+        message.content_encoding,
+        message.message,
+        None,  # the final price: it is the quote's
+        read_report(message.payment),
     )
 
 

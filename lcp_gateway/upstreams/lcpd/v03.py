@@ -10,7 +10,7 @@ from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.lightning.terms import CONTENT_ENCODING, CONTENT_TYPE, model_params
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
-from lcp_gateway.purchase.ports import Result, ResultStatus
+from lcp_gateway.purchase.ports import Result
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.routing.catalog import Provider
 from lcp_gateway.upstream_status import UpstreamStatus
@@ -18,6 +18,7 @@ from lcp_gateway.upstreams.lcpd.dialect import (
     HASH_FORM,
     KINDS_OF_PEERS,
     STATUSES,
+    UNSPECIFIED,
     ListedPeer,
     check_form_of_result,
     check_task,
@@ -104,14 +105,15 @@ class Version3:
 def _result(message: pb.Complete) -> Result:
     check_form_of_result(message, own_form=HASH_FORM)
     return Result(
-        status=STATUSES.get(message.status, ResultStatus.UNSPECIFIED),
-        body=message.response_bytes,
-        sha256=message.response_hash,
-        length=message.response_len,
-        content_type=message.response_content_type,
-        content_encoding=message.response_content_encoding,
-        message=message.message,
-        payment=read_report(message.payment),
+        STATUSES.get(message.status, UNSPECIFIED),
+        message.response_bytes,
+        message.response_hash,
+        message.response_len,
+        message.response_content_type,
+        message.response_content_encoding,
+        message.message,
+        None,  # the final price: it is the quote's
+        read_report(message.payment),
     )
 
 
