@@ -32,6 +32,8 @@ CLOSE_WAIT_S: Final = 2.0
 _PAY: Final = PurchaseEvent.PAY
 _SETTLE: Final = PurchaseEvent.SETTLE
 _DELIVER: Final = PurchaseEvent.DELIVER
+_OK: Final = ResultStatus.OK
+_PAY_STEP: Final = TraceStep.PAY
 _WHOLE: Final = Ending(EndedBy.PROVIDER, Received.WHOLE)
 # The stream's end and the result.
 _ALL_ENDS: Final = 2
@@ -41,7 +43,7 @@ _LEAST_WAIT_S: Final = 0.05
 
 def problem_with_status(result: Result) -> str | None:
     """Return what is wrong with the status that a provider gives its result, or None."""
-    if result.status is ResultStatus.OK:
+    if result.status is _OK:
         return None
     return result.message.strip() or f"the provider's result has the status {result.status}"
 
@@ -284,7 +286,7 @@ class _PaySpan:
     __slots__ = ("_purchase", "_span", "_traced")
 
     def __init__(self, tracing: Tracing, purchase: Purchase) -> None:
-        self._traced = tracing.span(TraceStep.PAY)
+        self._traced = tracing.span(_PAY_STEP)
         self._purchase = purchase
 
     def __enter__(self) -> None:

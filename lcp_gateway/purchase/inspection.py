@@ -1,12 +1,16 @@
 """Inspection: the checks that a quote passes before it is shown or compared, and again right before it is paid."""
 
 from collections.abc import Callable
+from typing import Final
 
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Exposure
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import ProviderSource, Quote
+
+# Named here: see execution.py.
+_NODE: Final = ProviderSource.NODE
 
 CheckInvoice = Callable[[Order, Quote], bytes]
 """Checks that a peer's quote is for the task and its invoice for the quote; returns the payment hash of the invoice.
@@ -31,7 +35,7 @@ class QuoteInspector:
         """
         payment_hash = None
         # The gateway itself estimated the price of a node, from the price list that the operator set.
-        if quote.source is not ProviderSource.NODE:
+        if quote.source is not _NODE:
             payment_hash = self._check_invoice(order, quote)
             self._exposure.quoted(quote.peer_id)
         self._limits.check_price(order, quote)

@@ -5,6 +5,7 @@ import enum
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Final
 
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.journal import RepeatIdentity
@@ -13,6 +14,9 @@ from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Ruling
 from lcp_gateway.purchase.quote import Candidate, Quote
 from lcp_gateway.purchase.states import VERDICTS, PurchaseEvent, State, Verdict, step
+
+# Named here: see execution.py.
+_QUOTED: Final = State.QUOTED
 
 
 def not_held_up() -> bool:
@@ -79,7 +83,7 @@ class Purchase:
         self.payment_hash = payment_hash
         self.runner_up_msat = runner_up_msat
         self.repeat = repeat
-        self._state = State.QUOTED
+        self._state = _QUOTED
         self._decided: asyncio.Event | None = None
 
     @property

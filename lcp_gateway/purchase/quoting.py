@@ -19,6 +19,8 @@ from lcp_gateway.values import value
 
 _MOST_JOBS: Final = 4_096
 _NOT_TAKEN: Final = "another quote was taken"
+# Named here: see execution.py.
+_QUOTE_STEP: Final = TraceStep.QUOTE
 
 
 class PaidJobs:
@@ -222,7 +224,7 @@ class QuoteRequester:
     async def _try(self, asked: Order, candidate: Candidate) -> Offer | PurchaseError:
         started = self._clock()
         order = asked.for_task(candidate.adapt(asked.task))
-        with self._tracing.span(TraceStep.QUOTE) as span:
+        with self._tracing.span(_QUOTE_STEP) as span:
             span.note(asked_facts, candidate, order.task)
             try:
                 quote = await self._upstream.request_quote(order.task, candidate.provider_id, self._asking.timeout_s)

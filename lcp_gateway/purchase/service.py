@@ -54,6 +54,8 @@ _WORTH_ANOTHER: Final = frozenset(
     {UpstreamStatus.UNAVAILABLE, UpstreamStatus.RESOURCE_EXHAUSTED, UpstreamStatus.NOT_FOUND, UpstreamStatus.DATA_LOSS}
 )
 _PERHAPS_AT_WORK: Final = frozenset({State.PAYING, State.UNKNOWN, State.SETTLED, State.UNDELIVERED})
+# Named here: see execution.py.
+_ROUTE_STEP: Final = TraceStep.ROUTE
 
 Routing = Callable[[Order], Awaitable[Sequence[Candidate]]]
 """Returns the candidates for an order, the first choice first; raises where there are none."""
@@ -492,7 +494,7 @@ class PurchaseService:
                 self._observer.quote_released(purchase)
 
     async def _route(self, order: Order) -> Sequence[Candidate]:
-        with self._tracing.span(TraceStep.ROUTE) as span:
+        with self._tracing.span(_ROUTE_STEP) as span:
             candidates = await self._routing(order)
             span.note(choice_facts, candidates)
             return candidates

@@ -85,7 +85,7 @@ def explicit_providers(
             return (_ready(catalog, default, "the default peer is not ready"),)
         offering = nodes
     if found := offering or _open_to(catalog, task):
-        ready = tuple(provider for provider in found if available(provider.peer_id))
+        ready = [provider for provider in found if available(provider.peer_id)]
         if not ready:
             raise NoProvider("every provider of the model has failed lately; try again soon")
         return ready
@@ -112,7 +112,7 @@ def _open_to(catalog: Catalog, task: Task) -> tuple[Provider, ...]:
 def _check_model(
     catalog: Catalog, task: Task, rules: RoutingRules, asked_as: str, offering: Sequence[Provider]
 ) -> None:
-    if task.kind is TaskKind.EMBEDDINGS and not offering:
+    if not offering and task.kind is TaskKind.EMBEDDINGS:
         raise ModelNotFound(describe_embedding_models(catalog))
     if rules.allow_unlisted:
         return

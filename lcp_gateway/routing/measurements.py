@@ -5,10 +5,11 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.values import value
 
 # An average follows about the last two or three measurements, so that a provider that becomes slow is soon rated so.
 _MOST_WEIGHT = 1.5
@@ -29,7 +30,8 @@ class FadingAverage:
         """Add a measurement, which must be positive."""
         weight = self.weight
         if weight:
-            kept = weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
+            age_s = now - self.at
+            kept = weight * math.exp2(-age_s / self.half_life_s) if age_s > 0 else weight
             kept = min(kept, _MOST_WEIGHT)
             self.total = self.total / weight * kept + math.log(value)
             self.weight = kept + 1.0
@@ -141,7 +143,8 @@ class PriceRates:
         return math.exp(faded.total / faded.weight) * sized.units
 
 
-class SizeClass(NamedTuple):
+@value
+class SizeClass:
     """A size as it is looked up, worked out once for all candidates of a request."""
 
     size_class: int
@@ -172,11 +175,16 @@ class Mode(enum.StrEnum):
     EMBEDDING = "embedding"
 
 
+# Named here: see purchase/execution.py.
+_EMBEDDINGS: Final = TaskKind.EMBEDDINGS
+_WHOLE: Final = Mode.WHOLE
+
+
 def answer_mode(task: Task) -> Mode:
     """Return the mode in which a task is answered."""
-    if task.kind is TaskKind.EMBEDDINGS:
+    if task.kind is _EMBEDDINGS:
         return Mode.EMBEDDING
-    return Mode.STREAM if task.stream else Mode.WHOLE
+    return Mode.STREAM if task.stream else _WHOLE
 
 
 @dataclass(slots=True)
@@ -342,11 +350,13 @@ class Measurements:
             of_pair = pair.speeds[mode] = self._speed()
             # It was taken to be like others until now.
             pair.views.pop(mode, None)
+        rate = None if tokens_per_s is None else max(tokens_per_s, _LEAST_PER_S)
+        wait_s = None if first_byte_s is None else max(first_byte_s, _LEAST_S)
         for speed in (all_providers, of_provider, of_pair):
-            if tokens_per_s is not None:
-                speed.rate.add(max(tokens_per_s, _LEAST_PER_S), now)
-            if first_byte_s is not None:
-                speed.first_byte.add(max(first_byte_s, _LEAST_S), now)
+            if rate is not None:
+                speed.rate.add(rate, now)
+            if wait_s is not None:
+                speed.first_byte.add(wait_s, now)
 
     def failed(self, provider_id: str) -> None:
         """Record a job that the provider failed."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Final, Protocol
 
 from lcp_gateway.purchase.order import SUBJECTS, Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
@@ -28,6 +28,8 @@ from lcp_gateway.routing.preferences import Preferences, UnknownPreference, pars
 from lcp_gateway.routing.requirements import requirements_of
 from lcp_gateway.routing.scoring import QuoteComparison, Scored
 
+# Named here: see purchase/execution.py.
+_COMPLETIONS: Final = TaskKind.COMPLETIONS
 _KNOWN_WORDS = 20
 # More than these are hardly ever asked for one request.
 _CANDIDATES = 5
@@ -208,7 +210,7 @@ class Selector:
 
     def _candidate(self, task: Task, provider: Provider, model: str) -> Candidate:
         # A provider that offers neither was named by the operator: it gets the kind that peers take.
-        as_chat = task.kind is TaskKind.COMPLETIONS and not provider.offers(TaskKind.COMPLETIONS, model)
+        as_chat = task.kind is _COMPLETIONS and not provider.offers(TaskKind.COMPLETIONS, model)
         adapt = adaptation(self._adapters, task, model, self._registry.card(model), as_chat=as_chat)
         if as_chat:
             # A request that cannot be adapted is refused before any provider is asked.
@@ -252,7 +254,7 @@ class Selector:
         return found
 
     def _unfit_for_chat(self, task: Task) -> Exception | None:
-        if task.kind is TaskKind.COMPLETIONS:
+        if task.kind is _COMPLETIONS:
             try:
                 self._adapters.to_chat(task.body)
             except self._adapters.not_adaptable as error:

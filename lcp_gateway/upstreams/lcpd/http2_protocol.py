@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 import hpack
 from hpack.table import HeaderTable
 
+from lcp_gateway.values import value
+
 Headers = tuple[tuple[bytes, bytes], ...]
 _Decoded = tuple[Headers, bytes | None]  # and the value of :status: None without one, empty where it is malformed
 
@@ -68,7 +70,8 @@ class Http2Error(Exception):
         self.code = code
 
 
-class HeadersReceived(NamedTuple):
+@value
+class HeadersReceived:
     """A response's head or its trailers."""
 
     stream_id: int
@@ -76,7 +79,8 @@ class HeadersReceived(NamedTuple):
     is_end: bool
 
 
-class DataReceived(NamedTuple):
+@value
+class DataReceived:
     """Bytes of a response's body. The stream's window opens again by ``acknowledge``."""
 
     stream_id: int
@@ -543,7 +547,7 @@ def _shape(table: HeaderTable) -> tuple[int, int, object]:
 
 
 def _status(headers: Headers) -> bytes | None:
-    values = [value for name, value in headers if name == b":status"]
+    values = [content for name, content in headers if name == b":status"]
     if not values:
         return None
     is_number = len(values) == 1 and len(values[0]) == 3 and values[0].isdigit()  # noqa: PLR2004 - 8.3.2
@@ -563,4 +567,4 @@ def _expect(holds: bool, code: ErrorCode, what: str) -> None:
 
 def header_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Encode headers for ``open``."""
-    return b"".join(literal(name, value) for name, value in headers)
+    return b"".join(literal(name, content) for name, content in headers)

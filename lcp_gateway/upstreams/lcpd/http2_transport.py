@@ -71,15 +71,13 @@ class _Connection(asyncio.Protocol):
         fed: list[GrpcCall] = []
         for event in events:
             if isinstance(event, HeadersReceived):
-                stream_id, headers, is_end = event
-                if (call := self._calls.get(stream_id)) is not None:
-                    call.on_headers(headers, is_end=is_end)
+                if (call := self._calls.get(event.stream_id)) is not None:
+                    call.on_headers(event.headers, is_end=event.is_end)
             elif isinstance(event, DataReceived):
-                stream_id, data, is_end = event
-                if (call := self._calls.get(stream_id)) is not None:
-                    if call.on_data(data):
+                if (call := self._calls.get(event.stream_id)) is not None:
+                    if call.on_data(event.data):
                         fed.append(call)
-                    if is_end:
+                    if event.is_end:
                         call.on_end()
             else:
                 self._on_event(event)
