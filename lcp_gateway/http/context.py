@@ -1,7 +1,7 @@
 """The context of one HTTP request, from which headers, metrics, spans and the access log are made."""
 
+import os
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -87,4 +87,4 @@ def request_id_of(claimed: str | None) -> str:
     """Return the client's id if it has 1 to 128 harmless characters, else a new one."""
     if claimed and _SANE_ID.fullmatch(claimed):
         return claimed
-    return f"req_{secrets.token_hex(16)}"
+    return f"req_{os.urandom(16).hex()}"

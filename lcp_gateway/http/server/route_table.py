@@ -20,15 +20,14 @@ class RouteTable:
         self._otherwise = server.request_handler
         self._plain: Mapping[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = _plain_routes(app)
 
-    async def request_handler(self, request: web.Request) -> web.StreamResponse:
+    def request_handler(self, request: web.Request) -> Awaitable[web.StreamResponse]:
         """Return the application's response."""
         # A path with an escape is none of these, whatever it stands for.
         found = self._plain.get((request.method, request.rel_url.raw_path))
         if found is None or hdrs.EXPECT in request.headers:
-            response: web.StreamResponse = await self._otherwise(request)
-            return response
+            return self._otherwise(request)
         request._match_info, handler = found  # noqa: SLF001 - as aiohttp's application does it
-        return await handler(request)
+        return handler(request)
 
 
 def _plain_routes(app: web.Application) -> dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]]:

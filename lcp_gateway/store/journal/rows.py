@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from operator import attrgetter
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
@@ -17,8 +18,6 @@ from lcp_gateway.store.journal.purchases import CHARGE_COLUMNS, charge_of
 
 _UPSTREAMS = {ProviderSource.LCP: "lcpd", ProviderSource.NODE: "openai_http"}
 _PAYING = State.PAYING.value
-_NO_CHARGE: dict[str, object] = dict.fromkeys(CHARGE_COLUMNS)
-_NO_REPEAT: dict[str, object] = dict.fromkeys(("repeat_key", "repeat_body", "repeat_until"))
 
 _FACTS = (
     "price_msat",
@@ -215,11 +214,12 @@ def write_rows(connection: Connection, rows: Sequence[PurchaseRow]) -> None:
 
 def insert_rows(connection: Connection, rows: Sequence[Mapping[str, object]]) -> None:
     """Insert purchases, each as ``values_of`` returned it."""
-    execute_many(connection, _INSERT, rows)
+    for _, alike in groupby(rows, tuple):
+        execute_many(connection, _INSERT, list(alike))
 
 
 def values_of(intent: Intent, number: int, owner: str, at: int) -> dict[str, object]:
-    """Return the row of an intent; ``number`` is unique for its owner."""
+    """Return the row of an intent, without the columns of a charge, a payee or a repeat that it lacks; ``number`` is unique for its owner."""
     quote = intent.quote
     return {
         "job_id": quote.job_id,
@@ -248,16 +248,19 @@ def values_of(intent: Intent, number: int, owner: str, at: int) -> dict[str, obj
         "updated_at": at,
         "owner": owner,
         "intent_no": number,
-        "payee_id": None if quote.payee is None else quote.payee.account_id,
-        "commission_ppm": None if quote.payee is None else quote.payee.commission_ppm,
+        **_payee_values(quote.payee),
         **_charge_values(intent.charge),
         **_repeat_values(intent.repeat),
     }
 
 
+def _payee_values(payee: Payee | None) -> dict[str, object]:
+    return {} if payee is None else {"payee_id": payee.account_id, "commission_ppm": payee.commission_ppm}
+
+
 def _charge_values(charge: Charge | None) -> dict[str, object]:
     if charge is None:
-        return _NO_CHARGE
+        return {}
     return {
         "account_id": charge.account_id,
         "charge_msat": charge.amount_msat,
@@ -269,7 +272,9 @@ def _charge_values(charge: Charge | None) -> dict[str, object]:
 
 def _repeat_values(repeat: RepeatIdentity | None) -> dict[str, object]:
     if repeat is None:
-        return _NO_REPEAT
+        return {}
+    if repeat.key is None:
+        return {"repeat_body": repeat.body}
     return {
         "repeat_key": repeat.key,
         "repeat_body": repeat.body,
