@@ -8,11 +8,13 @@ import hashlib
 import itertools
 import secrets
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import grpc
@@ -56,6 +58,14 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
         capture_output=True,
     )
     return certificate, key
+
+
+@cache
+def _own_certificate() -> tuple[bytes, bytes]:
+    """The certificate and key of every stand-in of this process: openssl takes longer than most tests that need one."""
+    with tempfile.TemporaryDirectory() as folder:
+        certificate, key = make_certificate(Path(folder))
+        return certificate.read_bytes(), key.read_bytes()
 
 
 def settled(preimage: bytes, *, value_msat=5_000, fee_msat=7):
@@ -147,7 +157,9 @@ class LndStandin:
             num_active_channels=1,
         )
         self.balance = LN.ChannelBalanceResponse()
-        self._certificate, self._tls_key = make_certificate(self.directory)
+        self._certificate, self._tls_key = self.directory / "tls.cert", self.directory / "tls.key"
+        for path, content in zip((self._certificate, self._tls_key), _own_certificate(), strict=True):
+            path.write_bytes(content)
         self._macaroon = self.directory / "readonly.macaroon"
         self._macaroon.write_bytes(MACAROON)
         # The calls that each macaroon allows; None for all but CheckMacaroonPermissions.

@@ -23,6 +23,7 @@ from tests.support.lnd_standin import (
     LndStandin,
     Trouble,
     channel,
+    make_certificate,
     settled,
     unfinished,
 )
@@ -330,8 +331,8 @@ async def test_the_wrong_macaroon_is_refused_and_not_shown(node, tmp_path):
 async def test_another_certificate_than_lnds_own_is_not_trusted(node, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    other = LndStandin(elsewhere).address
-    async with LndClient(replace(node.address, tls_cert=other.tls_cert), timeout_s=1) as lnd:
+    certificate, _ = make_certificate(elsewhere)
+    async with LndClient(replace(node.address, tls_cert=certificate), timeout_s=1) as lnd:
         error = await failure(lnd.info())
 
     assert error.status in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
