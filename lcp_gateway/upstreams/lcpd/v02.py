@@ -37,19 +37,15 @@ class Version2:
     def quote_request(self, task: Task, peer_id: str) -> bytes:
         """Write RequestQuoteRequest."""
         check_task(task)
+        request = pb.RequestQuoteRequest(peer_id=peer_id)
+        # Filled in place: a message that another one is made of is copied, with the body in it.
         if task.kind is TaskKind.CHAT_COMPLETIONS:
-            spec = pb.Task(
-                openai_chat_completions_v1=pb.OpenAIChatCompletionsV1TaskSpec(
-                    request_json=task.body, params=pb.OpenAIChatCompletionsV1Params(model=task.model)
-                )
-            )
+            chat = request.task.openai_chat_completions_v1
+            chat.request_json, chat.params.model = task.body, task.model
         else:
-            spec = pb.Task(
-                openai_responses_v1=pb.OpenAIResponsesV1TaskSpec(
-                    request_json=task.body, params=pb.OpenAIResponsesV1Params(model=task.model)
-                )
-            )
-        return pb.RequestQuoteRequest(peer_id=peer_id, task=spec).SerializeToString()
+            response = request.task.openai_responses_v1
+            response.request_json, response.params.model = task.body, task.model
+        return request.SerializeToString()
 
     def quote(self, answer: bytes, peer_id: str) -> Quote:
         """Read RequestQuoteResponse."""

@@ -45,14 +45,13 @@ class Version3:
     def quote_request(self, task: Task, peer_id: str) -> bytes:
         """Write RequestQuoteRequest."""
         check_task(task)
-        call = pb.CallSpec(
-            method=task.kind.value,
-            params=model_params(task.model),
-            request_bytes=task.body,
-            request_content_type=CONTENT_TYPE,
-            request_content_encoding=CONTENT_ENCODING,
-        )
-        return pb.RequestQuoteRequest(peer_id=peer_id, call=call).SerializeToString()
+        request = pb.RequestQuoteRequest(peer_id=peer_id)
+        # Filled in place: a message that another one is made of is copied, with the body in it.
+        call = request.call
+        call.method, call.params = task.kind.value, model_params(task.model)
+        call.request_bytes = task.body
+        call.request_content_type, call.request_content_encoding = CONTENT_TYPE, CONTENT_ENCODING
+        return request.SerializeToString()
 
     def quote(self, answer: bytes, peer_id: str) -> Quote:
         """Read RequestQuoteResponse."""
