@@ -149,7 +149,8 @@ def to_bytes(symbols: bytes) -> bytes:
     Raises:
         ValueError: there are more bits left over, or one of them is set.
     """
-    length, spare = divmod(len(symbols) * 5, 8)
+    bits = len(symbols) * 5
+    length, spare = bits >> 3, bits & 7
     number = int(symbols.translate(_TO_DIGIT), 32) if symbols else 0
     if spare >= 5 or number & ((1 << spare) - 1):  # noqa: PLR2004 - a symbol has five bits
         raise ValueError("bits are left over")

@@ -92,7 +92,7 @@ class GrpcCall:
 
     def limit(self, timeout_s: float) -> None:
         """End the call when its time is over."""
-        self._timer = self._loop.call_later(max(timeout_s, 0.0), self._expire)
+        self._timer = self._loop.call_later(timeout_s, self._expire)
 
     def _expire(self) -> None:
         self.end(RpcError(UpstreamStatus.DEADLINE_EXCEEDED, "Deadline Exceeded"))
