@@ -9,6 +9,7 @@ from lcp_gateway.upstreams.lcpd.http2_protocol import (
     WINDOW_BYTES,
     DataReceived,
     ErrorCode,
+    Event,
     GoingAway,
     HeadersReceived,
     Http2Connection,
@@ -292,7 +293,7 @@ def test_any_input_gives_events_or_one_error_and_takes_little_memory(parts):
     try:
         for part in parts:
             for event in made.receive(part):
-                assert isinstance(event, tuple)
+                assert isinstance(event, Event)
             made.take_output()
             assert len(made._tail) < 16_384 + 9
     except Http2Error:
