@@ -12,6 +12,9 @@ from pathlib import Path
 
 from lcp_gateway.cli import main
 from lcp_gateway.node.compute import echo, echo_reply
+from lcp_gateway.node.lcp.buying_events import Patience
+from lcp_gateway.node.runtime.bounds import Delays
+from lcp_gateway.node.runtime.node import LcpNode
 from tests.support.journaled import TestedNode, money_node
 
 GATE = "TEST_NODE_GATE"
@@ -62,6 +65,12 @@ def _hold_answers(gate: _Gate, word: str) -> None:
     echo.paced = gated
 
 
+def _be_patient() -> None:
+    """Have the node that buys wait for what is held: it would end a job whose seller sends nothing for a minute."""
+    LcpNode.__init__.__kwdefaults__["delays"] = Delays(patience=Patience(idle_s=600))
+
+
 if __name__ == "__main__":
+    _be_patient()
     _hold_answers(_Gate(Path(os.environ[GATE])), os.environ[GATED_WORD])
     sys.exit(main())

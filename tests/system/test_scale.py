@@ -74,7 +74,12 @@ def _held(folder, **settings):
 async def test_a_thousand_streams_at_once_are_all_complete_and_never_mixed_up(tmp_path):
     _allow_open_files(3 * STREAMS)
     # All of them ask for a quote at once.
-    settings = {"max_concurrent_requests": 2 * STREAMS, "log_level": "warn", "timeout_quote_s": 60}
+    settings = {
+        "max_concurrent_requests": 2 * STREAMS,
+        "log_level": "warn",
+        "timeout_quote_s": 60,
+        "timeout_execute_s": 280,
+    }
     with _held(tmp_path, **settings) as (running, node, gate):
         memory = Memory(running.pid)
         began = time.monotonic()
