@@ -163,7 +163,8 @@ async def cut(node, request_id, request, _body):
     await node.head(request_id, EVENTS)
     await node.body(request_id, chat_events(request.model, ["half"])[1])
     await asyncio.sleep(0.1)
-    await node.end.socket.close()
+    # The node's own loop ends with the connection, and cancels this behaviour.
+    await asyncio.shield(node.end.socket.close())
 
 
 async def no_result(node, request_id, request, _body):
