@@ -15,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lcp_gateway.store.database import engines, postgres, sqlite
 from tests.support.forked import close_template
 
 # What one process has compiled, tests included, the many others need not compile again, whatever the environment says.
@@ -94,6 +95,16 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return "ended just now"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_databases() -> Iterator[None]:
+    """Give a database a minute where a test says nothing else: on a machine with other work a commit can take seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(engines.open_database.__kwdefaults__, "write_timeout_s", 60.0)
+        for kind in (postgres, sqlite):
+            patched.setattr(kind, "_RESERVED_READ_S", 60.0)
+        yield
 
 
 @pytest.fixture(autouse=True)

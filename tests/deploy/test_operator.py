@@ -118,7 +118,7 @@ def operator(tmp_path_factory):
         postgres.fresh_database() as database_url,
         redis_of_the_file() as redis_port,
         in_a_thread(lnd),
-        threaded_node(NodeConfig()) as node,
+        threaded_node(NodeConfig(listen="127.0.0.1:0")) as node,
     ):
         elsewhere = {
             "/run/secrets/lnd-cert": str(lnd.address.tls_cert),

@@ -24,12 +24,6 @@ async def _no_check(*_arguments: object) -> None:
     """Skip the check for a pooler."""
 
 
-@pytest.fixture(autouse=True)
-def _patient_databases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a transaction a minute where a test says nothing else: on a machine with other work a commit can take seconds."""
-    monkeypatch.setitem(open_database.__kwdefaults__, "write_timeout_s", 60.0)
-
-
 @pytest.fixture(scope="session")
 def migrated_file(tmp_path_factory) -> Path:
     """A migrated SQLite file without rows, to be copied."""
