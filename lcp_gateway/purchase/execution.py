@@ -366,7 +366,9 @@ class PurchaseExecutor:
                 raise Undelivered(
                     problem or PROBLEMS[received], quote=purchase.quote, verdict=purchase.verdict, received=received
                 )
-            update = PurchaseUpdate(digest, len(result.body), None, None, result.charged_msat)
+            update = PurchaseUpdate(
+                result_sha256=digest, result_bytes=len(result.body), charged_msat=result.charged_msat
+            )
             self._end(purchase, _WHOLE, update)
             return result
 
@@ -458,20 +460,20 @@ class PurchaseExecutor:
         order, quote = purchase.order, purchase.quote
         task = order.task
         return Intent(
-            quote,
-            task.kind,
-            task.model,
-            task.stream,
-            order.request_id,
-            order.key_id,
-            order.body_sha256,
-            len(task.body),
-            purchase.payment_hash,
-            self._limits.fee.fee_for(quote),
-            purchase.runner_up_msat,
-            now,
-            purchase.charge,
-            purchase.repeat,
+            quote=quote,
+            kind=task.kind,
+            model=task.model,
+            stream=task.stream,
+            request_id=order.request_id,
+            key_id=order.key_id,
+            request_sha256=order.body_sha256,
+            request_bytes=len(task.body),
+            payment_hash=purchase.payment_hash,
+            fee_cap_msat=self._limits.fee.fee_for(quote),
+            runner_up_msat=purchase.runner_up_msat,
+            at=now,
+            charge=purchase.charge,
+            repeat=purchase.repeat,
         )
 
     def _failed(self, purchase: Purchase, error: UpstreamError) -> PaymentFailed:

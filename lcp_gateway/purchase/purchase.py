@@ -64,6 +64,7 @@ class Purchase:
         self,
         order: Order,
         quote: Quote,
+        *,
         payment_hash: bytes | None = None,
         runner_up_msat: Msat | None = None,
         candidate: Candidate | None = None,

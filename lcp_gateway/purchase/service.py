@@ -466,7 +466,12 @@ class PurchaseService:
             offer = await self._quoting.request(order, await self._route(order))
         while True:
             buffer.purchase = purchase = Purchase(
-                offer.order, offer.quote, offer.payment_hash, offer.runner_up_msat, offer.candidate, buffer.repeat
+                offer.order,
+                offer.quote,
+                payment_hash=offer.payment_hash,
+                runner_up_msat=offer.runner_up_msat,
+                candidate=offer.candidate,
+                repeat=buffer.repeat,
             )
             purchase.is_awaited = buffer.has_waiting_client
             buffer.quote_s = self._clock() - started

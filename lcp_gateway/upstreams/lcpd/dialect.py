@@ -5,7 +5,6 @@ the adapter handles them itself. A call of version 3 is a job, its method the ki
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Final, Protocol, TypeVar
@@ -174,12 +173,16 @@ def quote_of(
         expires_at = datetime.fromtimestamp(fields.quote_expiry.seconds, UTC)
     except (OverflowError, ValueError, OSError):
         raise UpstreamError(UpstreamStatus.DATA_LOSS, "the quote's expiry is no possible time") from None
-    price_msat = Msat(fields.price_msat)
-    quote = Quote(asked_peer_id, job_id, price_msat, expires_at, fields.terms_hash, fields.payment_request, version)
-    if response_content_type is None and response_content_encoding is None:
-        return quote
-    return replace(
-        quote, response_content_type=response_content_type, response_content_encoding=response_content_encoding
+    return Quote(
+        peer_id=asked_peer_id,
+        job_id=job_id,
+        price_msat=Msat(fields.price_msat),
+        expires_at=expires_at,
+        terms_hash=fields.terms_hash,
+        payment_request=fields.payment_request,
+        protocol_version=version,
+        response_content_type=response_content_type,
+        response_content_encoding=response_content_encoding,
     )
 
 

@@ -75,15 +75,14 @@ class Version2:
 def _result(message: pb.Result) -> Result:
     check_form_of_result(message, own_form=LENGTH_FORM)
     return Result(
-        STATUSES.get(message.status, UNSPECIFIED),
-        message.result,
-        message.result_hash,
-        message.result_len,
-        message.content_type,
-        message.content_encoding,
-        message.message,
-        None,  # the final price: it is the quote's
-        read_report(message.payment),
+        status=STATUSES.get(message.status, UNSPECIFIED),
+        body=message.result,
+        sha256=message.result_hash,
+        length=message.result_len,
+        content_type=message.content_type,
+        content_encoding=message.content_encoding,
+        message=message.message,
+        payment=read_report(message.payment),
     )
 
 

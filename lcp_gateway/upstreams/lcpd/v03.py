@@ -104,15 +104,14 @@ class Version3:
 def _result(message: pb.Complete) -> Result:
     check_form_of_result(message, own_form=HASH_FORM)
     return Result(
-        STATUSES.get(message.status, UNSPECIFIED),
-        message.response_bytes,
-        message.response_hash,
-        message.response_len,
-        message.response_content_type,
-        message.response_content_encoding,
-        message.message,
-        None,  # the final price: it is the quote's
-        read_report(message.payment),
+        status=STATUSES.get(message.status, UNSPECIFIED),
+        body=message.response_bytes,
+        sha256=message.response_hash,
+        length=message.response_len,
+        content_type=message.response_content_type,
+        content_encoding=message.response_content_encoding,
+        message=message.message,
+        payment=read_report(message.payment),
     )
 
 
