@@ -40,14 +40,23 @@ async def start_leashed(
     Raises:
         OSError: no process can be started. A command that is not found ends with code 127 instead.
     """
-    return await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", _SHELL, "sh", *command),
-        stdin=PIPE,
-        stdout=stdout,
-        stderr=stderr,
-        env=environ,
-        start_new_session=True,
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *("/bin/sh", "-c", _SHELL, "sh", *command),
+            stdin=PIPE,
+            stdout=stdout,
+            stderr=stderr,
+            env=environ,
+            start_new_session=True,
+        )
     )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # Cancelled itself, it would kill the shell alone, and wait for ever for pipes that the command holds.
+        with contextlib.suppress(OSError):
+            await stop_leashed(await starting)
+        raise
 
 
 async def wait_leashed(process: Process) -> int:

@@ -258,6 +258,7 @@ SHORT = {
     "http/openai/admission.py": "the end waits for them",
     "http/openai/models.py": "one list of models; the clients that asked wait for it",
     "http/openai/sse_relay.py": "as long as its stream, which waits for it",
+    "leash.py": "the start of a process; the caller waits for it",
     "cli/serve/in_process.py": "as long as its call to the node; its caller waits for it",
     "purchase/quoting.py": "quotes; the caller waits for them",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
