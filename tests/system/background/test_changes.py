@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.support.background import TIMEOUT_S, ended
+from tests.support.node_thread import eventually
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.slow
@@ -32,7 +33,8 @@ def test_a_restart_keeps_the_flags_and_takes_new_ones_over_them(machine, port):
     other = machine.run("restart", "--log-level", "debug", "--no-preflight")
     assert other.code == 0, other.said
     assert flags_of(machine, port) == {**flags, "log_level": "debug", "preflight": False}
-    assert '"level":"debug"' in machine.run("logs").out
+    # The lines are written a moment after what they are about.
+    eventually(lambda: '"level":"debug"' in machine.run("logs").out)
     machine.run("stop")
 
 
