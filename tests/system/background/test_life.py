@@ -11,6 +11,7 @@ import pytest
 from lcp_gateway.__about__ import __version__
 from tests.support.background import answers, post_chat
 from tests.support.forked import REAL_START
+from tests.support.node_thread import eventually
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +76,8 @@ def test_no_secret_reaches_its_command_line_or_its_files(machine, port):
 def test_what_was_spent_today_is_shown(machine, port):
     assert machine.start(port).code == 0
     post_chat(port, "hello")
+    # That it was delivered is written a moment after its answer.
+    eventually(lambda: machine.status(port)[1]["spent_today"]["settled_msat"] > 0)
     _, reported = machine.status(port)
     assert reported["spent_today"]["purchases"] == 1
     assert reported["spent_today"]["settled_msat"] > 0
