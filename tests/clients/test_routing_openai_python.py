@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.support.http_node import HttpNodeThread
+from tests.support.node_thread import eventually
 from tests.system.routing.providers import NodeProcess, agrees, models_of, nodes_of, row, served_by, until
 
 HELLO = [{"role": "user", "content": "hello there"}]
@@ -135,6 +136,7 @@ def test_a_node_that_is_found_dead_by_a_request_costs_that_request_nothing(ollam
     with NodeProcess("mortal", ITS_MODEL) as node:
         rows = [row(ollama), row(node, price_per_request_msat=500)]
         with served_by(*rows, routing_temperature=TEMPERATURE, nodes_refresh_s=60) as process:
+            eventually(lambda: all(one["models"] for one in nodes_of(process).values()))
             node.kill()
             time.sleep(0.05)
             with openai.OpenAI(base_url=process.api_url, api_key="unused", max_retries=0) as client:
