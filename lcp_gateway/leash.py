@@ -55,7 +55,7 @@ async def start_leashed(
     except asyncio.CancelledError:
         # Cancelled itself, it would kill the shell alone, and wait for ever for pipes that the command holds.
         with contextlib.suppress(OSError):
-            await stop_leashed(await starting)
+            await stop_leashed(await asyncio.shield(starting))
         raise
 
 

@@ -19,7 +19,6 @@ from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.charges import ChargeReport
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.http.server.connection import close_if_http10
-from lcp_gateway.http.server.whole_response import WholeResponse
 from lcp_gateway.purchase.errors import Undelivered
 from lcp_gateway.purchase.held_quotes import HeldQuote
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -276,7 +275,7 @@ class ResponseWriter:
     ) -> web.Response:
         context.result_bytes = len(body)
         self._metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
-        response = WholeResponse(body=body, headers=headers)
+        response = web.Response(body=body, headers=headers)
         if answer.purchase is not None and answer.purchase.holds_delivery:
             # Written here and not by aiohttp, so that it is known when it has left this process.
             try:
