@@ -101,7 +101,8 @@ def _command(process: psutil.Process) -> str:
 def _patient_databases() -> Iterator[None]:
     """Give a database a minute where a test says nothing else: on a machine with other work a commit can take seconds."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(engines.open_database.__kwdefaults__, "write_timeout_s", 60.0)
+        for limit in ("busy_timeout_s", "write_timeout_s"):
+            patched.setitem(engines.open_database.__kwdefaults__, limit, 60.0)
         for kind in (postgres, sqlite):
             patched.setattr(kind, "_RESERVED_READ_S", 60.0)
         yield
