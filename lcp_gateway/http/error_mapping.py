@@ -1,8 +1,7 @@
 """The one error map: every failure of an order becomes an HTTP error."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -65,8 +64,11 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import ResultGone
 from lcp_gateway.purchase.shared_purchases import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.responses.paging import InvalidPageQuery
+from lcp_gateway.responses.request_options import InvalidOption
 from lcp_gateway.responses.stored_items import StoreUnavailable
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
+from lcp_gateway.routing.route_query import BadQuery
 from lcp_gateway.upstream_status import UpstreamStatus
 
 _Refusal = tuple[int, str, bool, dict[str, object]]
@@ -380,25 +382,18 @@ _ACCOUNT_ERRORS: Mapping[type[Exception], tuple[int, str, str | None, bool]] = M
 )
 
 
-def map_account_error(error: Exception) -> ApiError:
-    """Return the error for a change of accounts, or a top-up, that cannot be made."""
-    found = _ACCOUNT_ERRORS.get(type(error), (400, "invalid_value", None, False))
-    status, code, param, retry = found
-    reason = "bad_request" if status == HTTPStatus.BAD_REQUEST else ""
-    return ApiError(status, str(error), code, param, retry, reason=reason)
-
-
-@contextmanager
-def account_errors() -> Iterator[None]:
-    """Map the errors of accounts that the block raises.
-
-    Raises:
-        ApiError: 400, 404, 409, 429 or 503.
-    """
-    try:
-        yield
-    except (AccountError, TopupsDisabled, InvoiceServiceUnavailable) as error:
-        raise map_account_error(error) from None
+def map_handler_error(error: Exception) -> ApiError | None:
+    """Return the error for a request that cannot be read or a change of accounts that cannot be made; None for others."""
+    match error:
+        case BadQuery() | InvalidOption() | InvalidPageQuery():
+            return bad_request(error.message, error.param, error.code)
+        case AccountError() | TopupsDisabled() | InvoiceServiceUnavailable():
+            found = _ACCOUNT_ERRORS.get(type(error), (400, "invalid_value", None, False))
+            status, code, param, retry = found
+            reason = "bad_request" if status == HTTPStatus.BAD_REQUEST else ""
+            return ApiError(status, str(error), code, param, retry, reason=reason)
+        case _:
+            return None
 
 
 def map_http_exception(error: web.HTTPException) -> ApiError:

@@ -15,7 +15,7 @@ from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.console.cookies import is_loopback_name
 from lcp_gateway.http.context import CONTEXT, SERVER, RequestContext, request_id_of
 from lcp_gateway.http.cors import Cors
-from lcp_gateway.http.error_mapping import map_http_exception, map_purchase_error
+from lcp_gateway.http.error_mapping import map_handler_error, map_http_exception, map_purchase_error
 from lcp_gateway.http.errors import PAGE_HEADERS, PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
 from lcp_gateway.http.server.connection import cut_off
@@ -175,6 +175,9 @@ class RequestMiddleware:
             return map_http_exception(error)
         if isinstance(error, StoreUnavailable):
             return map_purchase_error(error)
+        # None of these comes after a purchase, of whose payment they would say nothing.
+        if context.purchase is None and (found := map_handler_error(error)) is not None:
+            return found
         quote = context.purchase.quote if context.purchase else None
         if isinstance(error, self._unavailable):
             return ApiError(

@@ -11,7 +11,6 @@ from lcp_gateway.accounts.documents import key_document
 from lcp_gateway.accounts.keys import SIGN_IN_RULES
 from lcp_gateway.accounts.repositories import RegistrationRepository
 from lcp_gateway.http.console.sessions import SignInDesk
-from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import json_response, read_fields, unix_time
 from lcp_gateway.http.gateway.admin import account_fields
@@ -61,14 +60,13 @@ class RegistrationRoutes:
         if self._mode == OPEN and not code:
             await desk.limits.open_account(request.remote)
         async with desk.api_limits.place(anonymous_caller(request.remote)):
-            with account_errors():
-                account, key = await self._registrations.register(
-                    name,
-                    actor=_ACTOR,
-                    at=datetime.now(UTC),
-                    rules=SIGN_IN_RULES,
-                    invite=None if self._mode == OPEN and not code else code,
-                )
+            account, key = await self._registrations.register(
+                name,
+                actor=_ACTOR,
+                at=datetime.now(UTC),
+                rules=SIGN_IN_RULES,
+                invite=None if self._mode == OPEN and not code else code,
+            )
             self._log.info("an account was opened", account_id=account.id, client=display_address(request.remote))
             response = json_response(
                 {

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from lcp_gateway.accounts.repositories import AccountRepository
-from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import account_of, customer_of, json_response, read_fields
 from lcp_gateway.http.gateway.admin import account_response
@@ -34,8 +33,7 @@ class AccountRoutes:
         fields = await read_fields(request, self._read_timeout_s)
         name = fields.text("name", required=True)
         fields.done()
-        with account_errors():
-            await self._accounts.rename(account_id, name, actor=customer_of(request), at=datetime.now(UTC))
+        await self._accounts.rename(account_id, name, actor=customer_of(request), at=datetime.now(UTC))
         return await self._respond(account_id)
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -44,10 +42,9 @@ class AccountRoutes:
         fields = await read_fields(request, self._read_timeout_s)
         forfeit_msat = Msat(fields.amount("forfeit_msat") or 0)
         fields.done()
-        with account_errors():
-            await self._accounts.delete(
-                account_id, actor=customer_of(request), at=datetime.now(UTC), forfeit_msat=forfeit_msat
-            )
+        await self._accounts.delete(
+            account_id, actor=customer_of(request), at=datetime.now(UTC), forfeit_msat=forfeit_msat
+        )
         await self._on_key_change()
         return json_response({"id": account_id, "deleted": True})
 

@@ -17,7 +17,6 @@ from lcp_gateway.accounts.documents import (
 )
 from lcp_gateway.accounts.models import Account, Statement, StatementLine
 from lcp_gateway.accounts.repositories import AccountRepository, AdminLogRepository, LedgerRepository
-from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
     actor_of,
@@ -60,8 +59,7 @@ class AdminRoutes:
     async def create_account(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/accounts."""
         name = await self._read_name(request)
-        with account_errors():
-            account = await self._accounts.create(name, actor=actor_of(request), at=_now())
+        account = await self._accounts.create(name, actor=actor_of(request), at=_now())
         return json_response(account_fields(account), status=201)
 
     async def list_accounts(self, request: web.Request) -> web.Response:
@@ -78,15 +76,13 @@ class AdminRoutes:
         """Serve PATCH /api/admin/accounts/{id}."""
         account_id = read_id(request)
         name = await self._read_name(request)
-        with account_errors():
-            await self._accounts.rename(account_id, name, actor=actor_of(request), at=_now())
+        await self._accounts.rename(account_id, name, actor=actor_of(request), at=_now())
         return json_response(account_fields(await self._find(request)))
 
     async def delete_account(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/admin/accounts/{id}."""
         account_id = read_id(request)
-        with account_errors():
-            await self._accounts.delete(account_id, actor=actor_of(request), at=_now())
+        await self._accounts.delete(account_id, actor=actor_of(request), at=_now())
         await self._on_key_change()
         return json_response({"id": account_id, "deleted": True})
 
@@ -100,15 +96,14 @@ class AdminRoutes:
         if amount_msat is None:
             raise bad_request("amount_msat is required", "amount_msat", "missing_required_parameter")
         adjustment_id = _adjustment_id(request)
-        with account_errors():
-            balance = await self._ledger.adjust(
-                account_id,
-                Msat(amount_msat),
-                reason=reason,
-                actor=actor_of(request),
-                at=_now(),
-                adjustment_id=adjustment_id,
-            )
+        balance = await self._ledger.adjust(
+            account_id,
+            Msat(amount_msat),
+            reason=reason,
+            actor=actor_of(request),
+            at=_now(),
+            adjustment_id=adjustment_id,
+        )
         return json_response(balance_document(balance), status=201)
 
     async def statement(self, request: web.Request) -> web.StreamResponse:

@@ -7,7 +7,6 @@ from aiohttp import web
 from lcp_gateway.accounts.documents import invite_document
 from lcp_gateway.accounts.invites import USUAL_LIFETIME, Invite
 from lcp_gateway.accounts.repositories import RegistrationRepository
-from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import actor_of, json_response, list_response, read_fields, read_id, read_page, unix_time
 
@@ -27,10 +26,9 @@ class InviteRoutes:
         fields.done()
         if expires_at <= now:
             raise bad_request("expires_at is over", "expires_at", "invalid_value")
-        with account_errors():
-            made = await self._registrations.create_invite(
-                note=note, expires_at=expires_at, actor=actor_of(request), at=now
-            )
+        made = await self._registrations.create_invite(
+            note=note, expires_at=expires_at, actor=actor_of(request), at=now
+        )
         return json_response({**_invite(made.record), "invite": made.code}, status=201)
 
     async def list(self, request: web.Request) -> web.Response:

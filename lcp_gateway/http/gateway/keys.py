@@ -12,7 +12,6 @@ from lcp_gateway.accounts.documents import KEY_LIMITS, key_document
 from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.accounts.repositories import KeyRepository
 from lcp_gateway.http.context import CONTEXT
-from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
     Fields,
@@ -123,10 +122,9 @@ class KeyRoutes:
         fields.done()
         # Read before the key is made: its text is in this response and nowhere else, so nothing may fail after that.
         unused = (await self._use([_NO_KEY]))[_NO_KEY]
-        with account_errors():
-            made = await self._keys.create(
-                account_id, name=name, actor=actor_of(request), at=self._now(), rules=rules, kind=kind
-            )
+        made = await self._keys.create(
+            account_id, name=name, actor=actor_of(request), at=self._now(), rules=rules, kind=kind
+        )
         await self._on_change()
         document = _document(made.record, unused)
         document["key"] = made.text
@@ -149,10 +147,7 @@ class KeyRoutes:
         # A scope that the caller may not give is kept where the operator gave it.
         rules = _read_rules(fields, record.rules, scopes | {scope.value for scope in record.rules.scopes})
         fields.done()
-        with account_errors():
-            changed = await self._keys.change(
-                record.id, actor=actor_of(request), at=self._now(), name=name, rules=rules
-            )
+        changed = await self._keys.change(record.id, actor=actor_of(request), at=self._now(), name=name, rules=rules)
         await self._on_change()
         return await self._one(_found(changed))
 

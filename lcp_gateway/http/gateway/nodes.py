@@ -8,7 +8,6 @@ from aiohttp import web
 
 from lcp_gateway.accounts.nodes import Earned, NodeNotFound, NodeRecord, NodeRepository, NodeTermsCache
 from lcp_gateway.constants import NODE_PREFIX
-from lcp_gateway.http.error_mapping import account_errors, map_account_error
 from lcp_gateway.http.errors import bad_request
 from lcp_gateway.http.fields import (
     account_of,
@@ -72,7 +71,7 @@ class NodeRoutes:
         limit, after = read_page(request)
         node = await self._nodes.get(read_id(request))
         if node is None or node.account_id != account_id:
-            raise map_account_error(NodeNotFound())
+            raise NodeNotFound
         page = await self._nodes.earnings(account_id, NODE_PREFIX + node.id, limit=limit, after=after or None)
         lines = (
             {
@@ -102,15 +101,14 @@ class NodeRoutes:
         fields.done()
         if percent is not None and not 0 <= percent <= _MOST_PERCENT:
             raise bad_request("commission_percent must be from 0 to 100", "commission_percent", "invalid_value")
-        with account_errors():
-            node = await self._nodes.set(
-                node_id,
-                commission_ppm=None if percent is None else round(percent * PPM_PER_PERCENT),
-                frozen=frozen,
-                reason=reason,
-                actor=actor_of(request),
-                at=datetime.now(UTC),
-            )
+        node = await self._nodes.set(
+            node_id,
+            commission_ppm=None if percent is None else round(percent * PPM_PER_PERCENT),
+            frozen=frozen,
+            reason=reason,
+            actor=actor_of(request),
+            at=datetime.now(UTC),
+        )
         await self._terms.refresh()
         earned = await self._nodes.earned(node.account_id)
         return json_response(self._admin_document(node, earned.get(NODE_PREFIX + node.id, _NONE), _NONE))

@@ -8,7 +8,6 @@ from aiohttp import web
 
 from lcp_gateway.accounts.models import PurchaseNotFound, RefundRecord
 from lcp_gateway.accounts.repositories import RefundRepository
-from lcp_gateway.http.error_mapping import account_errors, map_account_error
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import account_of, actor_of, json_response, list_response, read_fields, read_page
 from lcp_gateway.purchase.money import Refund, RefundDecision
@@ -52,10 +51,9 @@ class RefundRoutes:
         fields.done()
         if decision not in _DECISIONS:
             raise bad_request("decision may be grant or deny", "decision", "invalid_value")
-        with account_errors():
-            decided, is_new = await self._refunds.decide(
-                job_id, grant=_DECISIONS[decision], reason=reason, actor=actor_of(request), at=datetime.now(UTC)
-            )
+        decided, is_new = await self._refunds.decide(
+            job_id, grant=_DECISIONS[decision], reason=reason, actor=actor_of(request), at=datetime.now(UTC)
+        )
         if is_new:
             self._on_decision(RefundDecision(job_id, decided.account_id, decided.amount_msat, decided.refund))
         return json_response(_document(decided))
@@ -84,7 +82,7 @@ def _refund(request: web.Request) -> Refund | None:
 def _job_id(request: web.Request) -> bytes:
     text = request.match_info["id"]
     if not _JOB_ID.fullmatch(text):
-        raise map_account_error(PurchaseNotFound())
+        raise PurchaseNotFound
     return bytes.fromhex(text)
 
 

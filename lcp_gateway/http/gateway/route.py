@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from aiohttp import web
 
-from lcp_gateway.http.errors import bad_request
 from lcp_gateway.http.fields import json_response, read_object
-from lcp_gateway.routing.route_query import BadQuery, RouteQuery, read_query
+from lcp_gateway.routing.route_query import RouteQuery, read_query
 
 
 class RankingRoutes:
@@ -26,11 +25,7 @@ class RankingRoutes:
 
     async def rank(self, request: web.Request) -> web.Response:
         """Serve POST /api/models/route; an empty body asks for the best of all."""
-        document = await read_object(request, self._read_timeout_s)
-        try:
-            query = read_query(document)
-        except BadQuery as error:
-            raise bad_request(error.message, error.param, error.code) from None
+        query = read_query(await read_object(request, self._read_timeout_s))
         found = self._answer(query)
         body: dict[str, object] = {"object": "list", "data": found}
         if not found and (reasons := self._why_nothing(query)):

@@ -8,7 +8,6 @@ from lcp_gateway.accounts.documents import balance_document, topup_document
 from lcp_gateway.accounts.models import Statement, Topup, TopupState
 from lcp_gateway.accounts.wallet import InvoiceNotPaid, Wallet
 from lcp_gateway.constants import MSAT_PER_SAT
-from lcp_gateway.http.error_mapping import account_errors
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
     account_of,
@@ -65,8 +64,7 @@ class WalletRoutes:
             amount_msat = (amount_sat or 0) * MSAT_PER_SAT
         # Only once the body is read: a client that sends it slowly must not occupy the limit meanwhile.
         async with self._api_limits.place(account_caller(account_id)):
-            with account_errors():
-                topup = await self._wallet.top_up(account_id, amount_msat, memo)
+            topup = await self._wallet.top_up(account_id, amount_msat, memo)
         return json_response(_topup(topup), status=201)
 
     async def topup(self, request: web.Request) -> web.Response:
@@ -126,8 +124,7 @@ class WalletRoutes:
 
     async def _find(self, request: web.Request) -> Topup:
         account_id, topup_id = account_of(request), read_id(request)
-        with account_errors():
-            found = await self._wallet.topup(account_id, topup_id)
+        found = await self._wallet.topup(account_id, topup_id)
         if found is None:
             raise ApiError(404, "there is no such top-up", code="topup_not_found", param="id")
         return found

@@ -12,7 +12,6 @@ from lcp_gateway.accounts.withdrawal_states import WithdrawalState
 from lcp_gateway.accounts.withdrawals import Withdrawal, WithdrawalNotFound, WithdrawalRepository
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.http.context import CONTEXT
-from lcp_gateway.http.error_mapping import account_errors, map_account_error
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
     account_of,
@@ -64,14 +63,13 @@ class WithdrawalRoutes:
         fields.done()
         # Only once the body is read: a client that sends it slowly must not occupy the limit meanwhile.
         async with self._api_limits.place(account_caller(account_id)):
-            with account_errors():
-                made, is_new = await self._payouts.request(
-                    account_id,
-                    request[CONTEXT].key_id,
-                    payment_request.strip(),
-                    amount_msat=amount_msat,
-                    max_fee_msat=max_fee_msat,
-                )
+            made, is_new = await self._payouts.request(
+                account_id,
+                request[CONTEXT].key_id,
+                payment_request.strip(),
+                amount_msat=amount_msat,
+                max_fee_msat=max_fee_msat,
+            )
         return json_response(_document(made), status=201 if is_new else 200)
 
     async def of_customer(self, request: web.Request) -> web.Response:
@@ -82,13 +80,12 @@ class WithdrawalRoutes:
         """Serve GET /api/wallet/withdrawals/{id}."""
         found = await self._find(request)
         if found.account_id != account_of(request):
-            raise map_account_error(WithdrawalNotFound())
+            raise WithdrawalNotFound
         return json_response(_document(found))
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/wallet/withdrawals/{id}: one that has not been paid yet."""
-        with account_errors():
-            canceled = await self._withdrawals.cancel(account_of(request), read_id(request), _now())
+        canceled = await self._withdrawals.cancel(account_of(request), read_id(request), _now())
         return json_response(_document(canceled))
 
     async def demo_invoice(self, request: web.Request) -> web.Response:
@@ -125,15 +122,12 @@ class WithdrawalRoutes:
         if fee_msat is not None and decision != "settled":
             raise bad_request("only a settled withdrawal has a fee", "fee_msat", "invalid_value")
         by = {"reason": reason, "actor": actor_of(request)}
-        with account_errors():
-            if decision in {"approve", "deny"}:
-                decided, _ = await self._withdrawals.decide(
-                    withdrawal_id, approve=decision == "approve", at=_now(), **by
-                )
-            else:
-                decided = await self._payouts.resolve(
-                    withdrawal_id, settled=decision == "settled", fee_msat=fee_msat or 0, **by
-                )
+        if decision in {"approve", "deny"}:
+            decided, _ = await self._withdrawals.decide(withdrawal_id, approve=decision == "approve", at=_now(), **by)
+        else:
+            decided = await self._payouts.resolve(
+                withdrawal_id, settled=decision == "settled", fee_msat=fee_msat or 0, **by
+            )
         return json_response(_admin_document(decided))
 
     async def freeze(self, request: web.Request) -> web.Response:
@@ -143,8 +137,7 @@ class WithdrawalRoutes:
         frozen = bool(fields.flag("frozen"))
         reason = fields.text("reason", required=True)
         fields.done()
-        with account_errors():
-            await self._withdrawals.freeze(account_id, frozen=frozen, reason=reason, actor=actor_of(request), at=_now())
+        await self._withdrawals.freeze(account_id, frozen=frozen, reason=reason, actor=actor_of(request), at=_now())
         return json_response({"id": account_id, "withdrawals_frozen": frozen})
 
     async def _page(
@@ -159,7 +152,7 @@ class WithdrawalRoutes:
     async def _find(self, request: web.Request) -> Withdrawal:
         found = await self._withdrawals.get(read_id(request))
         if found is None:
-            raise map_account_error(WithdrawalNotFound())
+            raise WithdrawalNotFound
         return found
 
 

@@ -14,8 +14,8 @@ from lcp_gateway.http.openai.response import JSON
 from lcp_gateway.responses.chats import message_object
 from lcp_gateway.responses.history import join_segments
 from lcp_gateway.responses.items import Item, ItemKind
-from lcp_gateway.responses.paging import InvalidPageQuery, read_page, select_page
-from lcp_gateway.responses.request_options import InvalidOption, read_metadata
+from lcp_gateway.responses.paging import read_page, select_page
+from lcp_gateway.responses.request_options import read_metadata
 from lcp_gateway.responses.stored_items import StoredItems
 
 _PREFIX, _SUFFIX = "metadata[", "]"
@@ -37,10 +37,7 @@ class ChatRoutes:
             for item in await self._store.items(request[CONTEXT].key_id, ItemKind.CHAT)
             if item.matches(model=model, metadata=wanted)
         ]
-        try:
-            found = select_page(items, read_page(request.query, default_order="asc"))
-        except InvalidPageQuery as error:
-            raise bad_request(error.message, error.param, error.code) from None
+        found = select_page(items, read_page(request.query, default_order="asc"))
         # The documents go out as they are: only the list around them is written here.
         around = dump_json(
             {"object": "list", "first_id": found.first_id, "last_id": found.last_id, "has_more": found.has_more}
@@ -61,10 +58,7 @@ class ChatRoutes:
         document = parse_object(await read_body(request, self._read_timeout_s))
         if "metadata" not in document:
             raise bad_request("metadata is required", "metadata", "missing_required_parameter")
-        try:
-            metadata = read_metadata(document)
-        except InvalidOption as error:
-            raise bad_request(error.message, error.param, error.code) from None
+        metadata = read_metadata(document)
         item = (await self._find(request)).with_metadata(metadata)
         await self._store.replace(request[CONTEXT].key_id, item)
         return _json(_document(item))

@@ -15,9 +15,9 @@ from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.responses import ids
 from lcp_gateway.responses.history import request_for_provider
 from lcp_gateway.responses.items import ItemKind
-from lcp_gateway.responses.paging import InvalidPageQuery, list_object, read_page, select_page
+from lcp_gateway.responses.paging import list_object, read_page, select_page
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
-from lcp_gateway.responses.request_options import InvalidOption, RequestOptions, read_options
+from lcp_gateway.responses.request_options import RequestOptions, read_options
 from lcp_gateway.responses.stored_items import StoredItems
 from lcp_gateway.values import value
 
@@ -31,7 +31,8 @@ def page_response(
     """Return a page of the items of a JSON array.
 
     Raises:
-        ApiError: 400 for an invalid query, 502 for items that cannot be read.
+        InvalidPageQuery: the query cannot be read.
+        ApiError: 502 for items that cannot be read.
     """
     try:
         items = parse_json(array)
@@ -39,11 +40,8 @@ def page_response(
         raise unreadable("input") from None
     assert isinstance(items, list)  # noqa: S101 - ``array`` is one
     entries = [render(item, owner_id, place) for place, item in enumerate(items)]
-    try:
-        asked = read_page(query, default_order=order)
-        found = select_page([(str(entry["id"]), entry) for entry in entries], asked)
-    except InvalidPageQuery as error:
-        raise bad_request(error.message, error.param, error.code) from None
+    asked = read_page(query, default_order=order)
+    found = select_page([(str(entry["id"]), entry) for entry in entries], asked)
     try:
         body = dump_json(list_object(found))
     except ValueError:
@@ -105,12 +103,10 @@ class History:
         """Read the options of a request.
 
         Raises:
-            ApiError: 400, naming the field; 404 for an option that needs a store where nothing is stored.
+            InvalidOption: an option cannot be read.
+            ApiError: 404 for an option that needs a store where nothing is stored.
         """
-        try:
-            options = read_options(kind, document)
-        except InvalidOption as error:
-            raise bad_request(error.message, error.param, error.code) from None
+        options = read_options(kind, document)
         if options.previous_response_id is not None and not self.is_on:
             raise _off(_PREVIOUS)
         if options.background and not self.is_on:

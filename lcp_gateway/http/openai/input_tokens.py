@@ -17,7 +17,7 @@ from lcp_gateway.http.openai.request_body import parse_object, read_body
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.responses.request_options import InvalidOption, read_options
+from lcp_gateway.responses.request_options import read_options
 from lcp_gateway.routing.offers import Offers
 
 COUNT_HEADER = "X-Lcp-Token-Count"
@@ -67,7 +67,7 @@ class InputTokenRoutes:
         document = parse_object(body)
         _check_input(document)
         context.model = _model(document) or self._default_model
-        previous = _previous(document)
+        previous = read_options(_KIND, document).previous_response_id
         if previous is not None:
             body = await self._expand(context.key_id, body, previous)
             document = parse_object(body)
@@ -128,13 +128,6 @@ def _model(document: Mapping[str, Any]) -> str:
 def _check_input(document: Mapping[str, Any]) -> None:
     if not isinstance(document.get("input"), str | list | None):
         raise bad_request("input must be a string or an array", "input", "invalid_type")
-
-
-def _previous(document: Mapping[str, Any]) -> str | None:
-    try:
-        return read_options(_KIND, document).previous_response_id
-    except InvalidOption as error:
-        raise bad_request(error.message, error.param, error.code) from None
 
 
 def _with_model(body: bytes, document: Mapping[str, Any], model: str) -> bytes:

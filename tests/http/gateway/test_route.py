@@ -7,9 +7,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from lcp_gateway.http.error_mapping import map_handler_error
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.route import RankingRoutes
-from lcp_gateway.routing.route_query import RouteQuery, explain_no_match, rank_models
+from lcp_gateway.routing.route_query import BadQuery, RouteQuery, explain_no_match, rank_models
 from tests.routing.offering import Bench, provider
 
 
@@ -19,6 +20,8 @@ async def errors(request, handler):
         return await handler(request)
     except ApiError as error:
         return error.response()
+    except BadQuery as error:
+        return map_handler_error(error).response()
 
 
 @asynccontextmanager

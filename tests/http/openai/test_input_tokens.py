@@ -11,10 +11,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
 from lcp_gateway.http.context import CONTEXT, RequestContext
+from lcp_gateway.http.error_mapping import map_handler_error
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.openai.admission import Admission
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.responses.request_options import InvalidOption
 from lcp_gateway.responses.token_estimate import estimate_input_tokens
 from lcp_gateway.routing.catalog import Catalog
 from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
@@ -72,6 +74,8 @@ async def serving(*nodes, providers=(), models=("m",), kind=RESPONSES, earlier=N
             return await handler(request)
         except ApiError as error:
             return error.response()
+        except InvalidOption as error:
+            return map_handler_error(error).response()
 
     app = web.Application(middlewares=[middleware], client_max_size=2**20)
     app.router.add_post(PATH, handler.count)
