@@ -4,7 +4,7 @@ By itself a command costs redis-py 0.1 ms of CPU, several times that of one in a
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -14,6 +14,10 @@ from lcp_gateway.accounts.shared.outage import Outage, connect, redis_errors
 _MOST_TOGETHER: Final = 200
 # Such a value would hold up the small ones behind it.
 _ALONE_BYTES: Final = 32 * 1024
+
+
+class RedisUnavailable(Exception):
+    """Redis is unreachable; whether it executed a call that went out is not known."""
 
 
 class Script(Protocol):
@@ -78,6 +82,20 @@ class RedisCalls:
     def command(self, *command: Any, alone: bool = False) -> asyncio.Future[Any]:
         """Call a command, in order with the scripts; with ``alone`` beside them."""
         return self._add(_Call(command, asyncio.get_running_loop().create_future()), alone=alone)
+
+    async def reply(self, outage: Outage, call: Callable[..., asyncio.Future[Any]], *arguments: Any) -> Any:
+        """Call a script or ``command``, and return its reply; an error begins an outage, in which nothing is called.
+
+        Raises:
+            RedisUnavailable: there is no reply.
+        """
+        if outage.is_on:
+            raise RedisUnavailable
+        try:
+            return await call(*arguments)
+        except self.errors as error:
+            outage.begin(error)
+            raise RedisUnavailable from error
 
     async def settled(self) -> None:
         """Wait until every call has its reply; each has a time-out."""

@@ -8,9 +8,10 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.calls import RedisCalls, Script, unawaited
+from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable, unawaited
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 
 _ID_BYTES: Final = 16
@@ -147,10 +148,6 @@ class FoundClaim:
         return not self.has_ended and self.left_ms <= 0
 
 
-class ClaimsUnavailable(Exception):
-    """Redis is unreachable."""
-
-
 class TooManyOrders(Exception):
     """Another order of this body fits in ``wait_s``; no claim was made."""
 
@@ -220,11 +217,11 @@ class RedisClaims:
 
         Raises:
             TooManyOrders: it was not made, since there were as many orders as ``count`` allows.
-            ClaimsUnavailable: whether the claim was made is not known.
+            RedisUnavailable: whether the claim was made is not known.
         """
         called_at = time.monotonic()
         try:
-            found = await self._call(self._take, *self._to_take(claim, expired_id, count))
+            found = await self._calls.reply(self._outage, self._take, *self._to_take(claim, expired_id, count))
         except asyncio.CancelledError:
             # The claim is made nevertheless, and no purchase would end it.
             self.release(claim)
@@ -243,8 +240,8 @@ class RedisClaims:
         keys = [_CLAIMS + claim.id, *_keys(names.all)]
         values = [*(claim.id, self._lease_ms, names.claim_ms), *(names.fingerprint, claim.description, *names.keep_ms)]
         try:
-            is_held = await self._call(self._renew, keys, values)
-        except ClaimsUnavailable:
+            is_held = await self._calls.reply(self._outage, self._renew, keys, values)
+        except RedisUnavailable:
             return
         if is_held:
             claim.renewed_at = called_at
@@ -269,11 +266,10 @@ class RedisClaims:
         """Return the bytes of a result, or None when they are no longer kept.
 
         Raises:
-            ClaimsUnavailable: they cannot be read now.
+            RedisUnavailable: they cannot be read now.
         """
-        body: bytes | None = await self._call(
-            lambda keys, _values: self._calls.command("GET", *keys, alone=True), [_BODIES + claim_id], []
-        )
+        command = partial(self._calls.command, alone=True)
+        body: bytes | None = await self._calls.reply(self._outage, command, "GET", _BODIES + claim_id)
         return body
 
     def _to_take(
@@ -289,15 +285,6 @@ class RedisClaims:
             *(len(names.looked_up), claim.id, self._lease_ms, names.claim_ms),
             *(names.fingerprint, claim.description, expired_id, _CLAIMS, most, window_ms, *names.keep_ms),
         ]
-
-    async def _call(self, script: Script, keys: Sequence[bytes], values: Sequence[object]) -> Any:
-        if self._outage.is_on:
-            raise ClaimsUnavailable
-        try:
-            return await script(keys, values)
-        except self._calls.errors as error:
-            self._outage.begin(error)
-            raise ClaimsUnavailable from error
 
 
 def _keys(names: Sequence[bytes]) -> Sequence[bytes]:

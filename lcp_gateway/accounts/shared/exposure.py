@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from lcp_gateway.accounts.shared.calls import RedisCalls, unawaited
+from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable, unawaited
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PeerNotTrusted
@@ -76,10 +76,6 @@ end
 """
 
 
-class ExposureUnavailable(Exception):
-    """Redis is unreachable."""
-
-
 class ExposureFull(Exception):
     """``out_msat`` are out already in the group at ``place``, and the price does not fit."""
 
@@ -110,17 +106,11 @@ class RedisExposure:
 
         Raises:
             ExposureFull: it does not fit; nothing is counted.
-            ExposureUnavailable: it is not known.
+            RedisUnavailable: it is not known.
         """
         arguments = [self._job(job_id), price_msat, round(lasts_s * _MS_PER_S), *most_msat]
         keys = [key for group in groups for key in self._keys(group)]
-        if self._outage.is_on:
-            raise ExposureUnavailable
-        try:
-            place, out_msat = await self._reserve(keys, arguments)
-        except self._calls.errors as error:
-            self._outage.begin(error)
-            raise ExposureUnavailable from error
+        place, out_msat = await self._calls.reply(self._outage, self._reserve, keys, arguments)
         if place:
             raise ExposureFull(place - 1, out_msat)
 
@@ -195,12 +185,12 @@ class SharedExposure:
                 f"{quote.price_msat} msat; nothing was paid",
                 quote=quote,
             ) from None
-        except ExposureUnavailable:
+        except RedisUnavailable:
             return
 
     async def load(self, jobs: Iterable[tuple[str, bytes, int]]) -> None:
         """Count what is out already, by peer, job and price: unknown payments of the journal."""
-        with suppress(ExposureUnavailable):
+        with suppress(RedisUnavailable):
             for peer_id, job_id, price_msat in jobs:
                 await self._redis.reserve([peer_id], [-1], job_id, price_msat, _UNKNOWN_S)
 

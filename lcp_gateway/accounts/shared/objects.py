@@ -7,9 +7,9 @@ which each later turn has too. Names are keyed hashes and contents are encrypted
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from lcp_gateway.accounts.shared.calls import RedisCalls, Script
+from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 
@@ -181,10 +181,6 @@ return {{sized, aged, objects, all}}
 """
 
 
-class ObjectsUnavailable(Exception):
-    """Redis is unreachable."""
-
-
 @dataclass(frozen=True, slots=True)
 class ObjectLimits:
     """Limits: objects of one owner, bytes of all together, age in seconds."""
@@ -218,7 +214,7 @@ class RedisObjects:
     """The objects that all gateways on one Redis with one secret share."""
 
     def __init__(self, calls: RedisCalls, outage: Outage) -> None:
-        self._errors = calls.errors
+        self._calls = calls
         self._outage = outage
         self._put = calls.script(_PUT, alone=True)
         self._get = calls.script(_GET, alone=True)
@@ -242,7 +238,7 @@ class RedisObjects:
         Only the last ``new_segments`` are sent at first (0: all): those before are probably there.
 
         Raises:
-            ObjectsUnavailable: it is not stored.
+            RedisUnavailable: it is not stored.
         """
         name = _name(encryption, owner, kind, object_id)
         owner_name = _owner_name(encryption, owner)
@@ -257,7 +253,7 @@ class RedisObjects:
                 digest = encryption.keyed_name(b"segment", owner.encode(), hashlib.sha256(segment).digest())
                 content = b"" if place < first_sent else encryption.encrypt(digest, segment, _CONTEXT)
                 arguments += [digest.hex(), size, content]
-            found = await self._call(self._put, arguments)
+            found = await self._calls.reply(self._outage, self._put, [], arguments)
             if found[0] >= 0 or not first_sent:
                 stored, counted, sized, aged, objects, bytes_in_all = map(int, found)
                 return PutResult(bool(stored), {"count": counted, "bytes": sized, "age": aged}, objects, bytes_in_all)
@@ -269,10 +265,12 @@ class RedisObjects:
         """Return an object, and remove it if so wanted; None where the owner has none, or it is too old.
 
         Raises:
-            ObjectsUnavailable: it cannot be read now.
+            RedisUnavailable: it cannot be read now.
         """
         name = _name(encryption, owner, kind, object_id)
-        parts = await self._call(self._get, [name.hex(), round(keep_s * _MS_PER_S), int(remove)])
+        parts = await self._calls.reply(
+            self._outage, self._get, [], [name.hex(), round(keep_s * _MS_PER_S), int(remove)]
+        )
         if not parts:
             return None
         try:
@@ -290,10 +288,10 @@ class RedisObjects:
         """Return the heads of an owner's objects of a kind, the oldest first.
 
         Raises:
-            ObjectsUnavailable: they cannot be read now.
+            RedisUnavailable: they cannot be read now.
         """
         owner_name = _owner_name(encryption, owner)
-        found = await self._call(self._list, [owner_name, kind[0], round(keep_s * _MS_PER_S)])
+        found = await self._calls.reply(self._outage, self._list, [], [owner_name, kind[0], round(keep_s * _MS_PER_S)])
         heads = []
         for name, head in found:
             try:
@@ -306,21 +304,15 @@ class RedisObjects:
         """Evict objects that are too old, and the oldest above the limit of bytes.
 
         Raises:
-            ObjectsUnavailable: nothing was evicted.
+            RedisUnavailable: nothing was evicted.
         """
         sized, aged, objects, bytes_in_all = map(
-            int, await self._call(self._purge, [round(limits.keep_s * _MS_PER_S), limits.bytes_in_all])
+            int,
+            await self._calls.reply(
+                self._outage, self._purge, [], [round(limits.keep_s * _MS_PER_S), limits.bytes_in_all]
+            ),
         )
         return PutResult(True, {"bytes": sized, "age": aged}, objects, bytes_in_all)
-
-    async def _call(self, script: Script, arguments: list[Any]) -> Any:
-        if self._outage.is_on:
-            raise ObjectsUnavailable
-        try:
-            return await script([], arguments)
-        except self._errors as error:
-            self._outage.begin(error)
-            raise ObjectsUnavailable from error
 
 
 def _name(encryption: Encryption, owner: str, kind: str, object_id: str) -> bytes:

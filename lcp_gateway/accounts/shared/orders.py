@@ -1,7 +1,5 @@
 """Quotes that can be taken, and names of background jobs, at all gateways and workers that share a Redis."""
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -12,11 +10,11 @@ import orjson
 from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.claims import ClaimNames
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
+from lcp_gateway.accounts.shared.serialization import plain, quote_facts, quote_of
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.purchase.held_quotes import HeldQuote
-from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order, Task, TaskKind
-from lcp_gateway.purchase.quote import Candidate, Payee, ProviderSource, Quote
+from lcp_gateway.purchase.quote import Candidate, Payee
 from lcp_gateway.purchase.quoting import Offer
 
 _QUOTES: Final = f"{REDIS_KEY_PREFIX}:quote:"
@@ -55,10 +53,6 @@ class NamedJob:
     fingerprint: bytes
 
 
-class OrdersUnavailable(Exception):
-    """Redis is unreachable."""
-
-
 class RedisOrders:
     """Held quotes and named jobs in a Redis. Names are keyed hashes and quotes are encrypted."""
 
@@ -72,23 +66,21 @@ class RedisOrders:
         """Hold a quote; ``order`` still has its body.
 
         Raises:
-            OrdersUnavailable: it is not held.
+            RedisUnavailable: it is not held.
         """
         name = _name(encryption, held.id)
         left_s = max(0.0, (held.offer.quote.expires_at - now).total_seconds()) + _KEPT_AFTER_S
         content = encryption.encrypt(name, _packed(order, held), _CONTEXT)
-        await self._call(
-            lambda: self._calls.command("SET", _QUOTES + name.hex(), content, "PX", round(left_s * _MS_PER_S))
-        )
+        await self._command("SET", _QUOTES + name.hex(), content, "PX", round(left_s * _MS_PER_S))
 
     async def find(self, encryption: Encryption, quote_name: str) -> HeldQuote | None:
         """Return a held quote, which stays held; None where there is none.
 
         Raises:
-            OrdersUnavailable: it cannot be read now.
+            RedisUnavailable: it cannot be read now.
         """
         name = _name(encryption, quote_name)
-        content = await self._call(lambda: self._calls.command("GET", _QUOTES + name.hex()))
+        content = await self._command("GET", _QUOTES + name.hex())
         if content is None:
             return None
         try:
@@ -100,20 +92,21 @@ class RedisOrders:
         """Drop a held quote; return whether it was held: of several that drop it at one time, one gets True.
 
         Raises:
-            OrdersUnavailable: it is not known.
+            RedisUnavailable: it is not known.
         """
         name = _name(encryption, quote_name)
-        return bool(await self._call(lambda: self._calls.command("DEL", _QUOTES + name.hex())))
+        return bool(await self._command("DEL", _QUOTES + name.hex()))
 
     async def name_job(self, encryption: Encryption, names: ClaimNames, job_id: str) -> NamedJob:
         """Give these names to a job, unless another has one of those that are looked up; return the one that has them.
 
         Raises:
-            OrdersUnavailable: it is not known.
+            RedisUnavailable: it is not known.
         """
         content = _job_content(encryption, names, job_id)
         keys = [*map(_job_key, names.looked_up), *map(_job_key, names.all)]
-        found = await self._call(lambda: self._name_job(keys, [len(names.looked_up), content, *names.keep_ms]))
+        values = [len(names.looked_up), content, *names.keep_ms]
+        found = await self._calls.reply(self._outage, self._name_job, keys, values)
         if not found:
             return NamedJob(job_id, names.fingerprint)
         try:
@@ -126,19 +119,13 @@ class RedisOrders:
         """Take names back from a job.
 
         Raises:
-            OrdersUnavailable: they run out by themselves.
+            RedisUnavailable: they run out by themselves.
         """
         mark = encryption.keyed_name(b"job", job_id.encode())
-        await self._call(lambda: self._forget_job([*map(_job_key, names.all)], [mark, len(mark)]))
+        await self._calls.reply(self._outage, self._forget_job, [*map(_job_key, names.all)], [mark, len(mark)])
 
-    async def _call(self, call: Callable[[], asyncio.Future[Any]]) -> Any:
-        if self._outage.is_on:
-            raise OrdersUnavailable
-        try:
-            return await call()
-        except self._calls.errors as error:
-            self._outage.begin(error)
-            raise OrdersUnavailable from error
+    async def _command(self, *command: Any) -> Any:
+        return await self._calls.reply(self._outage, self._calls.command, *command)
 
 
 def _job_key(name: bytes) -> str:
@@ -183,26 +170,15 @@ def _packed(order: Order, held: HeldQuote) -> bytes:
             "routing": None if offer.candidate.routing is None else dict(offer.candidate.routing),
             "runner_up_msat": offer.runner_up_msat,
             "quote": {
-                "peer_id": quote.peer_id,
-                "job_id": quote.job_id.hex(),
-                "price_msat": quote.price_msat,
-                "expires_at": quote.expires_at.isoformat(),
-                "terms_hash": quote.terms_hash.hex(),
+                **quote_facts(quote),
                 "payment_request": quote.payment_request,
-                "protocol_version": quote.protocol_version,
                 "response": [quote.response_content_type, quote.response_content_encoding],
-                "source": quote.source,
                 "on_delivery": quote.on_delivery,
                 "payee": None if quote.payee is None else list(astuple(quote.payee)),
             },
         },
-        default=_plain,
+        default=plain,
     )
-
-
-def _plain(value: object) -> object:
-    """Convert a mapping that is no dict; the JSON library takes none."""
-    return dict(value)  # type: ignore[call-overload]
 
 
 def _unpacked(content: bytes) -> HeldQuote:
@@ -229,15 +205,9 @@ def _unpacked(content: bytes) -> HeldQuote:
     offer = Offer(
         bought,
         candidate,
-        Quote(
-            peer_id=quote["peer_id"],
-            job_id=bytes.fromhex(quote["job_id"]),
-            price_msat=Msat(quote["price_msat"]),
-            expires_at=datetime.fromisoformat(quote["expires_at"]),
-            terms_hash=bytes.fromhex(quote["terms_hash"]),
+        quote_of(
+            quote,
             payment_request=quote["payment_request"],
-            protocol_version=quote["protocol_version"],
-            source=ProviderSource(quote["source"]),
             on_delivery=quote["on_delivery"],
             payee=None if quote["payee"] is None else Payee(*quote["payee"]),
             response_content_type=response_type,

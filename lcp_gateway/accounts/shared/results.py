@@ -17,16 +17,9 @@ from typing import Final
 
 import orjson
 
-from lcp_gateway.accounts.shared.claims import (
-    ClaimNames,
-    ClaimsUnavailable,
-    FoundClaim,
-    OrderCount,
-    OwnClaim,
-    RedisClaims,
-    TooManyOrders,
-)
-from lcp_gateway.accounts.shared.orders import OrdersUnavailable, RedisOrders
+from lcp_gateway.accounts.shared.calls import RedisUnavailable
+from lcp_gateway.accounts.shared.claims import ClaimNames, FoundClaim, OrderCount, OwnClaim, RedisClaims, TooManyOrders
+from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.serialization import SerializedResult, serialize
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.purchase.held_quotes import HeldQuote
@@ -119,7 +112,7 @@ class RedisResults:
         while True:
             try:
                 found = await self._claims.take(own, expired_id, count)
-            except ClaimsUnavailable:
+            except RedisUnavailable:
                 # A gateway that is known to be buying it is waited for in any case.
                 found, is_free, is_counted = None, not waits, count is None
             else:
@@ -147,7 +140,7 @@ class RedisResults:
         """Hold a quote."""
         try:
             await self._orders.hold(self._encryption, order, held, datetime.now(UTC))
-        except OrdersUnavailable:
+        except RedisUnavailable:
             return False
         return True
 
@@ -155,7 +148,7 @@ class RedisResults:
         """Return a held quote."""
         try:
             return await self._orders.find(self._encryption, quote_name)
-        except OrdersUnavailable:
+        except RedisUnavailable:
             return None
 
     async def name_job(self, order: Order, keys: RepeatKeys, job_id: str) -> str:
@@ -163,7 +156,7 @@ class RedisResults:
         names = self._names(order, keys)
         try:
             found = await self._orders.name_job(self._encryption, names, job_id)
-        except OrdersUnavailable:
+        except RedisUnavailable:
             return job_id
         if found.fingerprint != names.fingerprint:
             raise KeyReused("the idempotency key was used with another request before")
@@ -171,14 +164,14 @@ class RedisResults:
 
     async def forget_job(self, order: Order, keys: RepeatKeys, job_id: str) -> None:
         """Take the names of a job back."""
-        with suppress(OrdersUnavailable):
+        with suppress(RedisUnavailable):
             await self._orders.forget_job(self._encryption, self._names(order, keys), job_id)
 
     async def drop_quote(self, quote_name: str) -> bool:
         """Drop a held quote."""
         try:
             return await self._orders.drop(self._encryption, quote_name)
-        except OrdersUnavailable:
+        except RedisUnavailable:
             return False
 
     def _claimed(self, own: OwnClaim, repeat: RepeatKeys, *, is_counted: bool) -> Claim:
@@ -255,7 +248,7 @@ class RedisResults:
                 return facts.bought(order, decrypt(b"body", body))
         except DecryptionFailed:
             raise self._unreadable() from None
-        except ClaimsUnavailable:
+        except RedisUnavailable:
             raise self._lost(
                 "this was bought before, and its answer is not available right now", Verdict.UNKNOWN
             ) from None

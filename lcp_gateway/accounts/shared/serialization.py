@@ -46,15 +46,7 @@ def serialize(answer: ResultBuffer, purchase: Purchase, *, is_kept: bool) -> byt
     quote, task, charge = purchase.quote, purchase.order.task, purchase.charge
     facts = {
         "state": purchase.state,
-        "quote": {
-            "peer_id": quote.peer_id,
-            "job_id": quote.job_id.hex(),
-            "price_msat": quote.price_msat,
-            "expires_at": quote.expires_at.isoformat(),
-            "terms_hash": quote.terms_hash.hex(),
-            "protocol_version": quote.protocol_version,
-            "source": quote.source,
-        },
+        "quote": quote_facts(quote),
         "task": [task.kind, task.model, task.stream],
         "charged_msat": purchase.charged_msat,
         "ending": purchase.ending and [*purchase.ending],
@@ -77,7 +69,7 @@ def serialize(answer: ResultBuffer, purchase: Purchase, *, is_kept: bool) -> byt
         "kept": is_kept,
         "given_id": answer.given_id,
     }
-    return orjson.dumps(facts, default=_plain)
+    return orjson.dumps(facts, default=plain)
 
 
 class SerializedResult:
@@ -117,7 +109,8 @@ class SerializedResult:
         task = Task(TaskKind(kind), model, b"", stream=stream)
         purchase = Purchase(
             replace(order, task=task),
-            _quote_of(facts["quote"]),
+            # It is paid, or must not be paid.
+            quote_of(facts["quote"], payment_request=""),
             runner_up_msat=facts["runner_up_msat"],
             candidate=Candidate(facts["provider_id"], adapter=facts["adapter"], routing=facts["routing"]),
         )
@@ -135,17 +128,30 @@ class SerializedResult:
         return purchase
 
 
-def _quote_of(facts: Mapping[str, Any]) -> Quote:
+def quote_facts(quote: Quote) -> dict[str, object]:
+    """Return what every gateway has to know of a quote, as plain values."""
+    return {
+        "peer_id": quote.peer_id,
+        "job_id": quote.job_id.hex(),
+        "price_msat": quote.price_msat,
+        "expires_at": quote.expires_at.isoformat(),
+        "terms_hash": quote.terms_hash.hex(),
+        "protocol_version": quote.protocol_version,
+        "source": quote.source,
+    }
+
+
+def quote_of(facts: Mapping[str, Any], **others: Any) -> Quote:
+    """Return the quote of ``quote_facts``; ``others`` are the fields that are not among them."""
     return Quote(
         peer_id=facts["peer_id"],
         job_id=bytes.fromhex(facts["job_id"]),
         price_msat=Msat(facts["price_msat"]),
         expires_at=datetime.fromisoformat(facts["expires_at"]),
         terms_hash=bytes.fromhex(facts["terms_hash"]),
-        # It is paid, or must not be paid.
-        payment_request="",
         protocol_version=facts["protocol_version"],
         source=ProviderSource(facts["source"]),
+        **others,
     )
 
 
@@ -195,7 +201,7 @@ def _error_of(facts: Mapping[str, Any], purchase: Purchase) -> PurchaseError:
             return FailedElsewhere(quote, verdict)
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Convert a mapping that is no dict; the JSON library takes none."""
     if isinstance(value, Mapping):
         return dict(value)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, ObjectsUnavailable, PutResult, RedisObjects
+from lcp_gateway.accounts.shared.calls import RedisUnavailable
+from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, PutResult, RedisObjects
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.responses.items import Item
 from lcp_gateway.responses.serialization import item_of, item_parts
@@ -52,7 +53,7 @@ class SharedItems:
         """Return the owner's items of a kind, without their bytes."""
         try:
             heads = await self._objects.heads(self._encryption(), owner, kind, self._limits.keep_s)
-        except ObjectsUnavailable:
+        except RedisUnavailable:
             raise StoreUnavailable from None
         return [item_of(head, None) for head in heads]
 
@@ -60,7 +61,7 @@ class SharedItems:
         """Evict items that are too old, and show how much is stored."""
         try:
             self._count(await self._objects.purge(self._object_limits()))
-        except ObjectsUnavailable:
+        except RedisUnavailable:
             return
 
     async def _put(self, owner: str, item: Item, *, replaces: bool) -> bool:
@@ -84,7 +85,7 @@ class SharedItems:
                 replaces=replaces,
                 new_segments=new,
             )
-        except ObjectsUnavailable:
+        except RedisUnavailable:
             raise StoreUnavailable from None
         self._count(result)
         return result.is_stored
@@ -94,7 +95,7 @@ class SharedItems:
             parts = await self._objects.get(
                 self._encryption(), owner, kind, item_id, self._limits.keep_s, remove=remove
             )
-        except ObjectsUnavailable:
+        except RedisUnavailable:
             raise StoreUnavailable from None
         return None if parts is None else item_of(parts.head, parts.segments)
 

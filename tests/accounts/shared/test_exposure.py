@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.accounts.shared.calls import RedisCalls
-from lcp_gateway.accounts.shared.exposure import ExposureFull, ExposureUnavailable, RedisExposure, SharedExposure
+from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable
+from lcp_gateway.accounts.shared.exposure import ExposureFull, RedisExposure, SharedExposure
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PeerNotTrusted
@@ -132,7 +132,7 @@ async def test_what_ended_before_and_after_a_check_is_counted_off_once(workers, 
 
 async def test_without_redis_each_worker_is_on_its_own():
     made = RedisExposure(RedisCalls("redis://127.0.0.1:1/0"), "run", Encryption(b"s" * 32), Outage())
-    with pytest.raises(ExposureUnavailable):
+    with pytest.raises(RedisUnavailable):
         await made.reserve(["p"], [1], job(1), PRICE, 60.0)
     await SharedExposure(made, lambda _peer: (0, 0), 60.0).reserve(quote())
     await made._calls.aclose()

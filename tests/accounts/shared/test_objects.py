@@ -5,8 +5,8 @@ import random
 import pytest
 from redis.asyncio import Redis
 
-from lcp_gateway.accounts.shared.calls import RedisCalls
-from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, ObjectsUnavailable, RedisObjects
+from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable
+from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, RedisObjects
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.responses.store import HOLD_BYTES, ITEM_BYTES, SEGMENT_BYTES, ResponseStore, StoreLimits
@@ -116,6 +116,6 @@ async def test_nothing_is_readable_and_another_secret_finds_nothing(objects, ser
 async def test_without_redis_it_says_so(server):
     calls = RedisCalls("redis://127.0.0.1:1/0")
     made = RedisObjects(calls, Outage())
-    with pytest.raises(ObjectsUnavailable):
+    with pytest.raises(RedisUnavailable):
         await made.get(Encryption(b"s" * 32), "a", "response", "id", 1.0)
     await calls.aclose()
