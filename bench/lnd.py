@@ -16,7 +16,7 @@ from bench.processes import Server
 from bench.workload import Load, Workload
 
 _MICRO, _MILLI = 1e6, 1e3
-_LEARNT_WITHIN_S = 60.0
+_ALL_KNOWN_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _turn(gateway: Server, workload: Workload) -> Measured:
     return Measured(load, used.cpu_s / load.requests)
 
 
-def _unlearnt(folder: Path) -> tuple[int, int]:
+def _without_fee(folder: Path) -> tuple[int, int]:
     """Count the paid purchases in a gateway's journal, and those of them without a fee."""
     (journal,) = folder.rglob("journal.db")
     with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as opened:
@@ -67,10 +67,10 @@ def _unlearnt(folder: Path) -> tuple[int, int]:
         ).fetchone()
 
 
-def _all_learnt(folder: Path) -> str:
-    deadline = time.monotonic() + _LEARNT_WITHIN_S
+def _all_known(folder: Path) -> str:
+    deadline = time.monotonic() + _ALL_KNOWN_WITHIN_S
     while True:
-        bought, without_fee = _unlearnt(folder)
+        bought, without_fee = _without_fee(folder)
         if not without_fee or time.monotonic() > deadline:
             return f"fees recorded: {bought - without_fee} of {bought}"
         time.sleep(0.2)
@@ -126,7 +126,7 @@ def main() -> None:
                 for what in order:
                     turns[what].append(_turn(gateways[what], workload))
             _print(clients, turns["without"], turns["beside"])
-        print(_all_learnt(folder / "beside"))
+        print(_all_known(folder / "beside"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.lightning.terms import Terms, hash_terms
 from lcp_gateway.node.compute.echo import EchoBackend
-from lcp_gateway.node.lcp.buying_events import Order, Patience
+from lcp_gateway.node.lcp.buying_events import Order, PeerTimeouts
 from lcp_gateway.node.lcp.chunks import StreamWriter
 from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.manifests import Limits, own_manifest
@@ -60,7 +60,7 @@ from lcp_gateway.node.runtime.observer import JobEnd, Role, Unobserved
 _MODEL = "m"
 _SOLD = {_MODEL: SoldModel(TokenPrice(1_000_000, 1_000_000), 20)}
 _BOUNDS = Bounds(jobs_per_peer=20, quotes_per_peer=40, sales=200, purchases=200, input_bytes_per_peer=2**20)
-_DELAYS = Delays(patience=Patience(0.05, 0.05, 0.05), keep_sale_s=0.5, sweep_s=0.1)
+_DELAYS = Delays(timeouts=PeerTimeouts(0.05, 0.05, 0.05), keep_sale_s=0.5, sweep_s=0.1)
 _TTL_S = 2
 _BODY = json.dumps({"model": _MODEL, "messages": [{"role": "user", "content": "x " * 60}]}).encode()
 _MIB = 2**20
@@ -295,10 +295,10 @@ class _Round:
         self._honest_lightning = self._network.node("honest")
         self._bad_lightning = self._network.node("mallory")
         self._node = self._make(self._node_lightning, self._log)
-        self._honest = self._make(self._honest_lightning, NodeLog(), patience=Patience(20, 20, 20))
+        self._honest = self._make(self._honest_lightning, NodeLog(), timeouts=PeerTimeouts(20, 20, 20))
         self._mallory = _Mallory(self._rng, self._bad_lightning, self._node_lightning.node_id)
 
-    def _make(self, lightning: MemoryNode, log: NodeLog, patience: Patience | None = None) -> LcpNode:
+    def _make(self, lightning: MemoryNode, log: NodeLog, timeouts: PeerTimeouts | None = None) -> LcpNode:
         return LcpNode(
             transport=lightning.transport,
             payments=lightning.payments,
@@ -308,7 +308,7 @@ class _Round:
             models=_SOLD,
             terms=SaleTerms(ttl_s=_TTL_S, invoice_slack_s=0),
             bounds=_BOUNDS,
-            delays=Delays(patience=patience) if patience else _DELAYS,
+            delays=Delays(timeouts=timeouts) if timeouts else _DELAYS,
             log=log,
             observer=log if isinstance(log, _Strict) else None,
         )

@@ -11,7 +11,7 @@ from lcp_gateway.purchase.records import PurchaseRecord
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What somebody watches: ``is_whole`` for everything, else the purchases of these accounts and of these keys.
+    """What one client watches: ``is_whole`` for everything, else the purchases of these accounts and of these keys.
 
     ``since`` bounds how far back purchases are looked at, by their last change. ``seen`` are changes that were told
     already, by job id in microseconds. ``open_topups`` are the top-ups that were open when they were last told.

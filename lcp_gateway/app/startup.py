@@ -21,7 +21,7 @@ from lcp_gateway.app.wiring.shared_redis import open_redis
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.shared_trust import open_shared_trust
 from lcp_gateway.app.wiring.telemetry import open_tracing
-from lcp_gateway.config import Settings, fee_cautions
+from lcp_gateway.config import Settings, fee_warnings
 from lcp_gateway.http.openai.admission import JobsInFlight
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.idempotency import IdempotencyCache, RepeatHashes
@@ -95,8 +95,8 @@ async def open_runtime(
         )
         # Of several workers the first speaks for all.
         if link is None or not link.boot.place:
-            for caution in fee_cautions(settings, limits_fees=info.software.limits_fees):
-                log.warning(caution)
+            for warning in fee_warnings(settings, limits_fees=info.software.limits_fees):
+                log.warning(warning)
         peers.refresh_soon()
 
     daemon = _open_daemon(settings, metrics, tracing, transport, models, on_daemon)

@@ -25,7 +25,7 @@ from lcp_gateway.config.paths import journal_place, models_folder
 from lcp_gateway.config.setting import Group, Spec
 from lcp_gateway.config.settings import Settings, specs
 from lcp_gateway.config.sources import SourceKind, others_may_read
-from lcp_gateway.config.validation import fee_cautions, spending_cautions
+from lcp_gateway.config.validation import fee_warnings, spending_warnings
 
 __all__ = [
     "LOCAL_NODE",
@@ -46,7 +46,7 @@ __all__ = [
     "auth_mode",
     "console_problem",
     "docs_markdown",
-    "fee_cautions",
+    "fee_warnings",
     "is_open_to_others",
     "journal_place",
     "known_hosts",
@@ -62,7 +62,7 @@ __all__ = [
     "reachable_nodes",
     "serves_console",
     "specs",
-    "spending_cautions",
+    "spending_warnings",
     "without_password",
     "worker_count",
     "written",

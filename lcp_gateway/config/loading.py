@@ -24,7 +24,7 @@ from lcp_gateway.config.sources import (
     nearest,
 )
 from lcp_gateway.config.tables import columns, place
-from lcp_gateway.config.validation import cautions, contradictions
+from lcp_gateway.config.validation import contradictions, setting_warnings
 
 _SHOWN_CHARACTERS = 80
 # Pydantic marks the location of a mapping's key with this, as opposed to its value.
@@ -109,7 +109,7 @@ def load(
     problems += contradictions(settings, sources)
     if problems:
         raise ConfigError(problems)
-    warnings += cautions(settings, sources)
+    warnings += setting_warnings(settings, sources)
     return Loaded(settings, tuple(warnings), path, sources)
 
 

@@ -221,14 +221,14 @@ def _paying_out_contradictions(settings: Settings, sources: Mapping[str, Source]
         yield f"{source}: withdrawal_min_msat must not be more than withdrawal_max_msat"
 
 
-def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+def setting_warnings(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield warnings about settings that are valid and most likely not intended."""
     if settings.allow_open and auth_mode(settings) == "none" and not settings.embedded:
         by_name = "" if settings.allowed_hosts else ". Clients reach it by a name once allowed_hosts has it"
         yield (
             f"{sources['allow_open']}: {settings.http_addr} serves every client: any that reaches it spends your money{by_name}"
         )
-    yield from _page_cautions(settings, sources)
+    yield from _page_warnings(settings, sources)
     is_behind_proxy = is_loopback(parse_host_port(settings.http_addr).host) and not settings.embedded
     if settings.l402 and is_behind_proxy and not settings.trusted_proxies:
         yield (
@@ -237,12 +237,12 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
         )
     if auth_mode(settings) == "accounts" and not (settings.embedded or settings.lnd_grpc_addr):
         yield "customers cannot top up: lnd_grpc_addr is not set"
-    yield from _console_cautions(settings, sources)
+    yield from _console_warnings(settings, sources)
     macaroon = settings.lnd_withdrawal_macaroon_file
     if macaroon is not None and macaroon.is_file() and others_may_read(macaroon):
         yield f"{macaroon} can spend and other users may read it: chmod 600"
-    yield from _markup_cautions(settings)
-    yield from _https_cautions(settings)
+    yield from _markup_warnings(settings)
+    yield from _https_warnings(settings)
     if (settings.embedded or settings.lnd) and "lcpd_grpc_addr" in sources:
         used = "the embedded node" if settings.embedded else "the node over lnd"
         yield f"{sources['lcpd_grpc_addr']} has no effect: {used} is used"
@@ -259,10 +259,10 @@ def cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]
     if settings.embedded and settings.lnd_grpc_addr:
         yield f"{sources['lnd_grpc_addr']}: lnd knows nothing of the embedded node's payments"
     for node in all_nodes(settings):
-        yield from _node_cautions(node)
+        yield from _node_warnings(node)
 
 
-def _markup_cautions(settings: Settings) -> Iterator[str]:
+def _markup_warnings(settings: Settings) -> Iterator[str]:
     """Yield mark-ups that do not cover the estimated routing fee, so that the operator loses with each purchase."""
     if auth_mode(settings) != "accounts" or settings.embedded:
         return
@@ -291,7 +291,7 @@ def _markup_cautions(settings: Settings) -> Iterator[str]:
         )
 
 
-def _page_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+def _page_warnings(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     """Yield settings that let web pages spend."""
     if auth_mode(settings) != "none":
         return
@@ -307,7 +307,7 @@ def _page_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterato
         )
 
 
-def _console_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
+def _console_warnings(settings: Settings, sources: Mapping[str, Source]) -> Iterator[str]:
     if settings.console_insecure and settings.console != "off":
         yield (
             f"{sources['console_insecure']}: keys that are typed into the console travel unencrypted: set http_tls_cert, or "
@@ -326,7 +326,7 @@ def _console_cautions(settings: Settings, sources: Mapping[str, Source]) -> Iter
         )
 
 
-def _https_cautions(settings: Settings) -> Iterator[str]:
+def _https_warnings(settings: Settings) -> Iterator[str]:
     key = settings.http_tls_key or settings.http_tls_cert
     if key and others_may_read(key):
         yield f"{key} holds the certificate's key and other users may read it: chmod 600"
@@ -339,7 +339,7 @@ def _https_cautions(settings: Settings) -> Iterator[str]:
         )
 
 
-def _node_cautions(node: NodeConfig) -> Iterator[str]:
+def _node_warnings(node: NodeConfig) -> Iterator[str]:
     url = urlsplit(node.base_url)
     if node.api_key and url.scheme == "http" and not is_loopback(url.hostname or ""):
         yield f"the key of node {node.name} travels unencrypted: {node.base_url} is not https"
@@ -347,10 +347,10 @@ def _node_cautions(node: NodeConfig) -> Iterator[str]:
         yield f"{node.api_key_file} holds a secret and other users may read it: chmod 600"
 
 
-def spending_cautions(settings: Settings) -> tuple[str, ...]:
+def spending_warnings(settings: Settings) -> tuple[str, ...]:
     """Return the limits of spending, or that there are none; nothing where no real money moves.
 
-    Apart from ``cautions``, since these are no mistakes: ``serve`` and ``doctor`` print them, ``config check`` does not.
+    Apart from ``setting_warnings``, since these are no mistakes: ``serve`` and ``doctor`` print them, ``config check`` does not.
     """
     if settings.embedded:
         return ()
@@ -365,12 +365,12 @@ def spending_cautions(settings: Settings) -> tuple[str, ...]:
     return tuple(found)
 
 
-def fee_cautions(settings: Settings, *, limits_fees: bool) -> tuple[str, ...]:
+def fee_warnings(settings: Settings, *, limits_fees: bool) -> tuple[str, ...]:
     """Return the limit on routing fees of a daemon that keeps to none of the operator's; ``limits_fees`` for one that does."""
     if settings.embedded or limits_fees:
         return ()
-    caution = (
+    warning = (
         f"the daemon pays routing fees of up to {DAEMON_FEE_LIMIT_SAT:,} sat a payment, a fixed limit of its own; "
         f"the estimate is {settings.fee_ppm / PPM_PER_PERCENT:g}% and {settings.fee_base_msat} msat"
     )
-    return (caution,)
+    return (warning,)

@@ -21,7 +21,7 @@ from tests.browser.console_fixtures import (  # noqa: F401 - fixtures
     laptop,
     operator,
     people,
-    shop,
+    seller,
     visits,
 )
 from tests.support.gateway import gateway

@@ -11,7 +11,7 @@ from tests.support.console import ADMIN_KEY, Api, Customer, Visit, make_customer
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.http_node import HttpNodeThread
 
-SHOP = {
+SELLING_ENV = {
     "LCP_GATEWAY_AUTH": "accounts",
     "LCP_GATEWAY_ADMIN_KEY": ADMIN_KEY,
     "LCP_GATEWAY_MARKUP_PERCENT": "10",
@@ -31,10 +31,10 @@ def claw() -> Iterator[HttpNodeThread]:
 
 
 @pytest.fixture(scope="session")
-def shop(claw) -> Iterator[RunningGateway]:
+def seller(claw) -> Iterator[RunningGateway]:
     """A gateway that sells, with an OpenClaw node of another name and a peer that fails on demand."""
     settings = {
-        **SHOP,
+        **SELLING_ENV,
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_TOPUPS_OPEN_MAX": "20",
         "OPENCLAW_ENABLED": "true",
@@ -56,7 +56,7 @@ def laptop() -> Iterator[RunningGateway]:
 
 
 class People:
-    """Customers and the operator of the shop; each signs in once, and every visit of theirs has that session."""
+    """Customers and the operator of a gateway that sells; each signs in once, and every visit of theirs has that session."""
 
     def __init__(self, browser: Browser, running: RunningGateway) -> None:
         self.browser = browser
@@ -75,23 +75,23 @@ class People:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def people(browser, shop) -> People:
-    return People(browser, shop)
+async def people(browser, seller) -> People:
+    return People(browser, seller)
 
 
 @pytest.fixture(scope="session")
-def alice(shop) -> Customer:
-    return make_customer(shop, "alice")
+def alice(seller) -> Customer:
+    return make_customer(seller, "alice")
 
 
 @pytest.fixture(scope="session")
-def bob(shop) -> Customer:
-    return make_customer(shop, "bob")
+def bob(seller) -> Customer:
+    return make_customer(seller, "bob")
 
 
 @pytest.fixture(scope="session")
-def operator(shop) -> Api:
-    return Api(shop.base_url)
+def operator(seller) -> Api:
+    return Api(seller.base_url)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

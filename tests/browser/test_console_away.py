@@ -7,7 +7,7 @@ import pytest
 from playwright.async_api import expect
 
 from lcp_gateway.lightning.lnd.permissions import SELLING
-from tests.browser.console_fixtures import SHOP
+from tests.browser.console_fixtures import SELLING_ENV
 from tests.support.console import ADMIN_KEY, make_customer, rows_of, visit
 from tests.support.gateway import gateway
 from tests.support.journaled import money_node, on_node
@@ -21,7 +21,7 @@ SEEN_MS = 45_000
 
 
 async def test_a_database_that_is_away_is_said_and_its_return_is_seen_without_a_reload(visits):
-    with running_postgres() as server, gateway(env={**SHOP, "LCP_GATEWAY_JOURNAL_URL": server.url()}) as running:
+    with running_postgres() as server, gateway(env={**SELLING_ENV, "LCP_GATEWAY_JOURNAL_URL": server.url()}) as running:
         customer = make_customer(running)
         visiting = await visits(running)
         await visiting.sign_in(ADMIN_KEY)
@@ -53,7 +53,7 @@ async def test_an_lnd_that_is_away_is_said_and_its_return_is_seen_without_a_relo
         settings = {
             **on_node(node, journal_url=str(tmp_path / "journal.db")),
             **lnd_settings(lnd.address),
-            **SHOP,
+            **SELLING_ENV,
             "LCP_GATEWAY_LND_INVOICE_MACAROON_FILE": str(macaroon),
         }
         with gateway(embedded=False, env=settings) as running:

@@ -83,7 +83,7 @@ async def test_an_open_invoice_is_found_again(at_alice):
     await expect(at_alice.page.get_by_role("textbox", name="Invoice")).to_have_text(invoice)
 
 
-async def test_an_expired_invoice_cannot_be_paid_and_counts_down_only_near_its_end(shop, at_alice):
+async def test_an_expired_invoice_cannot_be_paid_and_counts_down_only_near_its_end(seller, at_alice):
     """The browser's clock is moved, not waited for."""
     await at_alice.page.clock.install()
     await make_invoice(at_alice, "55")
@@ -192,8 +192,8 @@ async def test_an_agent_url_works_as_the_base_url_of_a_tool(at_alice):
     assert chat.choices[0].message.content
 
 
-async def test_changed_limits_hold_at_once_and_are_said_in_words(shop, people):
-    customer = make_customer(shop, "limited")
+async def test_changed_limits_hold_at_once_and_are_said_in_words(seller, people):
+    customer = make_customer(seller, "limited")
     async with people.visit(customer.sign_in_key) as visiting:
         page = visiting.page
         assert customer.api.buy().status_code == 200
@@ -219,8 +219,8 @@ async def test_changed_limits_hold_at_once_and_are_said_in_words(shop, people):
         await expect(page.get_by_label("A day, sat")).to_have_attribute("aria-invalid", "true")
 
 
-async def test_revoking_a_key_needs_the_typed_confirmation(shop, people):
-    customer = make_customer(shop, "revoker")
+async def test_revoking_a_key_needs_the_typed_confirmation(seller, people):
+    customer = make_customer(seller, "revoker")
     async with people.visit(customer.sign_in_key) as visiting:
         page = visiting.page
         await visiting.open(f"keys/{customer.key_id}")
@@ -287,21 +287,21 @@ async def test_the_router_answers_a_query_with_reasons_and_marks_a_wrong_field(a
 
 
 @pytest.fixture(scope="module")
-def spender(shop):
+def spender(seller):
     """A customer who bought with two keys, some of it not delivered."""
-    customer = make_customer(shop, "spender")
-    second = Api(shop.base_url).post(f"/api/admin/accounts/{customer.id}/keys", {"name": FORMULA})
+    customer = make_customer(seller, "spender")
+    second = Api(seller.base_url).post(f"/api/admin/accounts/{customer.id}/keys", {"name": FORMULA})
     for number in range(3):
         assert customer.api.buy(text=f"request {number}").status_code == 200
     assert customer.api.buy("fault/wrong-hash").status_code == 502
-    assert Api(shop.base_url, second["key"]).buy(FORMULA, "hostile").status_code == 200
-    assert Api(shop.base_url, second["key"]).buy(HOSTILE, "hostile").status_code == 200
+    assert Api(seller.base_url, second["key"]).buy(FORMULA, "hostile").status_code == 200
+    assert Api(seller.base_url, second["key"]).buy(HOSTILE, "hostile").status_code == 200
     # Deliveries are recorded a moment after the answers.
     eventually(lambda: customer.api.get("/api/wallet")["held_msat"] == 0)
     return customer
 
 
-async def test_usage_equals_the_statement_and_what_the_command_line_says(shop, people, spender):
+async def test_usage_equals_the_statement_and_what_the_command_line_says(seller, people, spender):
     lines = spender.api.get("/api/wallet/transactions?limit=500")["data"]
     bought = -sum(line["amount_msat"] for line in lines if line["cause"] in {"purchase", "refund"})
     async with people.visit(spender.sign_in_key) as visiting:
@@ -376,10 +376,10 @@ async def test_csv_files_run_nothing_in_a_spreadsheet(people, spender):
         assert len(lines) >= 1 + 7
 
 
-async def test_hostile_names_are_shown_as_text_everywhere(shop, people, spender):
+async def test_hostile_names_are_shown_as_text_everywhere(seller, people, spender):
     """Names of models, keys and accounts are chosen by others. A dialog, a request elsewhere or a script fails the visit."""
-    Api(shop.base_url).send("PATCH", f"/api/admin/accounts/{spender.id}", {"name": HOSTILE})
-    Api(shop.base_url).post(f"/api/admin/accounts/{spender.id}/keys", {"name": HOSTILE})
+    Api(seller.base_url).send("PATCH", f"/api/admin/accounts/{spender.id}", {"name": HOSTILE})
+    Api(seller.base_url).post(f"/api/admin/accounts/{spender.id}/keys", {"name": HOSTILE})
     async with people.visit(spender.sign_in_key) as visiting:
         visiting.page.on("dialog", lambda dialog: visiting.problems.append(dialog.message))
         for path in ("overview", "wallet", "router", "keys", "activity", "usage", "account"):

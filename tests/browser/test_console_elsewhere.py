@@ -41,11 +41,11 @@ def state_of(operator: Api, customer) -> list[object]:
 
 
 @pytest.mark.parametrize("host", [STRANGER, "127.0.0.1", "localhost"])
-async def test_a_page_elsewhere_uses_nothing_of_a_signed_in_browser(shop, people, operator, pages_port, host):
+async def test_a_page_elsewhere_uses_nothing_of_a_signed_in_browser(seller, people, operator, pages_port, host):
     """Another port of this machine gets the cookie, as browsers do not keep ports apart: it is refused all the same."""
-    customer = make_customer(shop, "victim")
+    customer = make_customer(seller, "victim")
     key = operator.get(f"/api/admin/accounts/{customer.id}/keys")["data"][0]["id"]
-    bought = len(shop.events("accept"))
+    bought = len(seller.events("accept"))
     async with people.visit(ADMIN_KEY) as signed_in:
         await signed_in.open("overview")
         before = state_of(operator, customer)
@@ -63,26 +63,26 @@ async def test_a_page_elsewhere_uses_nothing_of_a_signed_in_browser(shop, people
         )
         for method, path in routes:
             for options in (JSON, PLAIN):
-                assert await page.evaluate(SEND, [shop.base_url + path, method, options]) == [0, ""], (path, method)
-        await page.evaluate(FORMS, [shop.base_url + path for _, path in routes])
+                assert await page.evaluate(SEND, [seller.base_url + path, method, options]) == [0, ""], (path, method)
+        await page.evaluate(FORMS, [seller.base_url + path for _, path in routes])
         for how in SPENDING:
-            assert await spend(page, shop.base_url, how) == "", how
+            assert await spend(page, seller.base_url, how) == "", how
         for path in ("/api/admin/accounts", "/api/session", "/api/purchases?format=csv", "/api/events", "/api/console"):
             for how in READING:
-                assert await read(page, how, shop.base_url + path) == "", (how, path)
+                assert await read(page, how, seller.base_url + path) == "", (how, path)
         for path in ("/console/", "/api/purchases"):
-            assert await read(page, "a frame", shop.base_url + path) == ""
+            assert await read(page, "a frame", seller.base_url + path) == ""
         await page.close()
         assert state_of(operator, customer) == before
-        assert len(shop.events("accept")) == bought
+        assert len(seller.events("accept")) == bought
         # The person is still signed in.
         await signed_in.page.reload()
         await expect(signed_in.heading("Overview")).to_be_visible()
 
 
-async def test_a_rebound_name_has_no_session_of_the_browser(shop, people, operator):
+async def test_a_rebound_name_has_no_session_of_the_browser(seller, people, operator):
     """The page itself is the same for every visitor; the cookie belongs to the gateway's own name."""
-    base = f"http://{REBOUND}:{shop.port}"
+    base = f"http://{REBOUND}:{seller.port}"
     async with people.visit(ADMIN_KEY) as signed_in:
         await signed_in.open()
         page = await signed_in.context.new_page()
@@ -100,9 +100,9 @@ async def test_a_rebound_name_has_no_session_of_the_browser(shop, people, operat
         await page.close()
 
 
-async def test_the_cookie_buys_nothing(shop, people, alice):
+async def test_the_cookie_buys_nothing(seller, people, alice):
     """It is read by routes of the console; those that buy, and an agent's, do not know it."""
-    bought = len(shop.events("accept"))
+    bought = len(seller.events("accept"))
     async with people.visit(alice.sign_in_key) as visiting:
         await visiting.open()
         (cookie,) = await visiting.context.cookies()
@@ -110,10 +110,10 @@ async def test_the_cookie_buys_nothing(shop, people, alice):
         for path in ("/v1/chat/completions", "/v1/responses", "/v1/embeddings", "/api/agent/x/v1/chat/completions"):
             # Sent by hand, since a browser keeps it from paths outside /api.
             answer = await visiting.context.request.post(
-                shop.base_url + path,
+                seller.base_url + path,
                 data=body,
-                headers={"Cookie": f"{cookie['name']}={cookie['value']}", "Origin": shop.base_url},
+                headers={"Cookie": f"{cookie['name']}={cookie['value']}", "Origin": seller.base_url},
             )
             assert answer.status == 401, path
         assert await visiting.page.evaluate("async (path) => (await fetch(path)).status", "/v1/models") == 401
-    assert len(shop.events("accept")) == bought
+    assert len(seller.events("accept")) == bought

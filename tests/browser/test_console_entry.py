@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.console_fixtures import SHOP
+from tests.browser.console_fixtures import SELLING_ENV
 from tests.support.certificates import certificate
 from tests.support.console import ADMIN_KEY, Api, make_customer, rows_of, visit
 from tests.support.gateway import gateway, run_command
@@ -42,9 +42,9 @@ async def register(visiting, name: str, invite: str | None = None) -> str:
     return (await shown.text_content()).strip()
 
 
-async def test_the_sign_in_key_is_shown_once_after_registration(shop, visits):
+async def test_the_sign_in_key_is_shown_once_after_registration(seller, visits):
     """Gone after "go on" and after a reload: from the page, from all storage, and from the address."""
-    visiting = await visits(shop)
+    visiting = await visits(seller)
     page = visiting.page
     await page.goto(f"{visiting.url}/console/")
     key = await register(visiting, "newcomer")
@@ -61,12 +61,12 @@ async def test_the_sign_in_key_is_shown_once_after_registration(shop, visits):
     await expect(rows_of(page, "Keys")).not_to_have_count(0)
     assert key not in await page.evaluate(EVERYTHING)
     # The key is the way back in.
-    again = await visits(shop)
+    again = await visits(seller)
     await again.sign_in(key)
 
 
 async def test_a_gateway_that_is_closed_for_registration_offers_none(visits):
-    with gateway(env={**SHOP, "LCP_GATEWAY_REGISTRATION": "closed"}) as running:
+    with gateway(env={**SELLING_ENV, "LCP_GATEWAY_REGISTRATION": "closed"}) as running:
         visiting = await visits(running)
         page = visiting.page
         await page.goto(f"{running.base_url}/console/")
@@ -78,7 +78,7 @@ async def test_a_gateway_that_is_closed_for_registration_offers_none(visits):
 
 async def test_an_invite_lets_one_person_register(visits):
     """The operator makes it in the console; a wrong code and a used one are refused at their input."""
-    with gateway(env={**SHOP, "LCP_GATEWAY_REGISTRATION": "invite"}) as running:
+    with gateway(env={**SELLING_ENV, "LCP_GATEWAY_REGISTRATION": "invite"}) as running:
         operator = await visits(running)
         await operator.sign_in(ADMIN_KEY)
         await operator.go("customers")
@@ -113,7 +113,7 @@ async def test_an_invite_lets_one_person_register(visits):
 
 
 async def test_every_wrong_key_is_refused_in_the_same_words_and_too_many_are_held_back(visits):
-    with gateway(env=SHOP) as running:
+    with gateway(env=SELLING_ENV) as running:
         customer = make_customer(running)
         revoked = Api(running.base_url).post(
             f"/api/admin/accounts/{customer.id}/keys", {"name": "old", "scopes": ["account"]}
@@ -140,11 +140,11 @@ async def test_every_wrong_key_is_refused_in_the_same_words_and_too_many_are_hel
         await expect(page.locator(".field-error")).not_to_have_text(words.pop())
 
 
-async def test_the_cookie_is_for_this_host_alone_and_no_script_reads_it(shop, people, alice):
+async def test_the_cookie_is_for_this_host_alone_and_no_script_reads_it(seller, people, alice):
     async with people.visit(alice.sign_in_key) as visiting:
         await visiting.open()
         (cookie,) = await visiting.context.cookies()
-        assert cookie["name"] == f"lcpg_{shop.port}"
+        assert cookie["name"] == f"lcpg_{seller.port}"
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"], cookie["secure"]) == (
             True,
             "Strict",
@@ -156,7 +156,11 @@ async def test_the_cookie_is_for_this_host_alone_and_no_script_reads_it(shop, pe
 
 async def test_the_cookie_over_https_is_secure_and_bound_to_the_host(visits, tmp_path):
     pair = certificate(tmp_path)
-    settings = {**SHOP, "LCP_GATEWAY_HTTP_TLS_CERT": str(pair.certificate), "LCP_GATEWAY_HTTP_TLS_KEY": str(pair.key)}
+    settings = {
+        **SELLING_ENV,
+        "LCP_GATEWAY_HTTP_TLS_CERT": str(pair.certificate),
+        "LCP_GATEWAY_HTTP_TLS_KEY": str(pair.key),
+    }
     with gateway(env=settings) as running:
         url = f"https://127.0.0.1:{running.port}"
         visiting = await visits(running, url=url, ignore_https_errors=True)
@@ -166,9 +170,9 @@ async def test_the_cookie_over_https_is_secure_and_bound_to_the_host(visits, tmp
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"], cookie["secure"]) == (True, "Strict", "/", True)
 
 
-async def test_signing_out_ends_the_session_and_not_that_of_another_browser(shop, visits):
-    customer = make_customer(shop, "leaver")
-    first, second = await visits(shop), await visits(shop)
+async def test_signing_out_ends_the_session_and_not_that_of_another_browser(seller, visits):
+    customer = make_customer(seller, "leaver")
+    first, second = await visits(seller), await visits(seller)
     await first.sign_in(customer.sign_in_key)
     await second.sign_in(customer.sign_in_key)
     kept = await first.context.cookies()
@@ -183,13 +187,13 @@ async def test_signing_out_ends_the_session_and_not_that_of_another_browser(shop
     await expect(second.heading("Overview")).to_be_visible()
 
 
-async def test_a_key_that_is_revoked_elsewhere_ends_its_sessions_while_the_page_is_open(shop, visits):
-    customer = make_customer(shop, "revoked")
-    visiting = await visits(shop)
+async def test_a_key_that_is_revoked_elsewhere_ends_its_sessions_while_the_page_is_open(seller, visits):
+    customer = make_customer(seller, "revoked")
+    visiting = await visits(seller)
     await visiting.sign_in(customer.sign_in_key)
-    keys = Api(shop.base_url).get(f"/api/admin/accounts/{customer.id}/keys")["data"]
+    keys = Api(seller.base_url).get(f"/api/admin/accounts/{customer.id}/keys")["data"]
     (sign_in,) = [key["id"] for key in keys if key["name"] == "sign-in"]
-    Api(shop.base_url).send("DELETE", f"/api/admin/keys/{sign_in}")
+    Api(seller.base_url).send("DELETE", f"/api/admin/keys/{sign_in}")
     await visiting.go("wallet")
     await expect(visiting.heading("Sign in")).to_be_visible()
 

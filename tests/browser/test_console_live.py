@@ -8,9 +8,9 @@ from tests.support.console import make_customer, rows_of
 pytestmark = pytest.mark.xdist_group("browser")
 
 
-async def test_eight_tabs_are_live_over_one_stream(shop, people):
+async def test_eight_tabs_are_live_over_one_stream(seller, people):
     """A browser has six connections to a host: with a stream a tab the seventh would hang."""
-    customer = make_customer(shop, "tabs")
+    customer = make_customer(seller, "tabs")
     async with people.visit(customer.sign_in_key) as visiting:
         asked = []
         visiting.context.on(
@@ -37,9 +37,9 @@ async def test_eight_tabs_are_live_over_one_stream(shop, people):
         assert len(asked) == 2
 
 
-async def test_signing_out_in_one_tab_ends_the_others(shop, visits):
-    customer = make_customer(shop, "two tabs")
-    visiting = await visits(shop)
+async def test_signing_out_in_one_tab_ends_the_others(seller, visits):
+    customer = make_customer(seller, "two tabs")
+    visiting = await visits(seller)
     await visiting.sign_in(customer.sign_in_key)
     other = await visiting.tab()
     await other.goto(f"{visiting.url}/console/#/wallet")

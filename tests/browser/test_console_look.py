@@ -30,9 +30,9 @@ TOO_WIDE = "() => document.documentElement.scrollWidth > innerWidth"
 
 
 @pytest.fixture(scope="module")
-def buyer(shop):
+def buyer(seller):
     """A customer with something on every page."""
-    customer = make_customer(shop, "buyer", budget_day_msat=30_000)
+    customer = make_customer(seller, "buyer", budget_day_msat=30_000)
     for number in range(3):
         assert customer.api.buy(text=f"request {number}").status_code == 200
     customer.api.buy("fault/wrong-hash")
@@ -64,9 +64,9 @@ async def test_axe_finds_nothing_on_any_page(people, buyer, role, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_axe_finds_nothing_before_the_sign_in_and_in_dialogs(shop, people, buyer, visits, scheme):
+async def test_axe_finds_nothing_before_the_sign_in_and_in_dialogs(seller, people, buyer, visits, scheme):
     axe = (require_js_package("axe-core") / "axe.min.js").read_text()
-    stranger = await visits(shop, color_scheme=scheme)
+    stranger = await visits(seller, color_scheme=scheme)
     await stranger.open()
     await stranger.page.evaluate(axe)
     assert await stranger.page.evaluate(VIOLATIONS) == []

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import expect
 
-from tests.browser.console_fixtures import SHOP, People
+from tests.browser.console_fixtures import SELLING_ENV, People
 from tests.browser.test_console_look import TOO_WIDE, VIOLATIONS
 from tests.support.console import ADMIN_KEY, Api, Customer, make_customer, rows_of, sats
 from tests.support.forked import start_module
@@ -26,7 +26,7 @@ MODEL = "model-of-olga"
 def market():
     """A gateway whose customers bring nodes and withdraw play money; above 300 sat the operator decides."""
     settings = {
-        **SHOP,
+        **SELLING_ENV,
         "LCP_GATEWAY_DIALIN_ACCOUNTS": "true",
         "LCP_GATEWAY_NODE_COMMISSION_PERCENT": "20",
         "LCP_GATEWAY_WITHDRAWALS": "true",

@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.async_api import expect
 
-from tests.browser.console_fixtures import HOSTILE, SHOP
+from tests.browser.console_fixtures import HOSTILE, SELLING_ENV
 from tests.support.console import ADMIN_KEY, Api, make_customer, rows_of, sats
 from tests.support.daemon import Daemon
 from tests.support.gateway import gateway, run_command
@@ -68,8 +68,8 @@ async def test_a_customer_is_made_adjusted_once_and_found_in_statement_audit_and
     assert operator.get(f"/api/admin/accounts/{account}")["balance_msat"] == 1_234_500
 
 
-async def test_a_wrong_adjustment_is_refused_in_words(at_operator, shop):
-    customer = make_customer(shop, "dave", sats=5)
+async def test_a_wrong_adjustment_is_refused_in_words(at_operator, seller):
+    customer = make_customer(seller, "dave", sats=5)
     page = at_operator.page
     await at_operator.open(f"customers/{customer.id}")
     await page.get_by_role("button", name="Adjust…").click()
@@ -85,8 +85,8 @@ async def test_a_wrong_adjustment_is_refused_in_words(at_operator, shop):
     assert sats(await at_operator.figure("Available").text_content()) == 5_000
 
 
-async def test_an_unknown_payment_is_resolved_with_a_reason_and_a_confirmation(at_operator, shop):
-    customer = make_customer(shop, "erin")
+async def test_an_unknown_payment_is_resolved_with_a_reason_and_a_confirmation(at_operator, seller):
+    customer = make_customer(seller, "erin")
     page = at_operator.page
     await at_operator.open("money")
     await expect(page.get_by_text("None: every payment is known")).to_be_visible()
@@ -106,8 +106,8 @@ async def test_an_unknown_payment_is_resolved_with_a_reason_and_a_confirmation(a
     assert (wallet["held_msat"], wallet["available_msat"]) == (0, 1_000_000)
 
 
-async def test_hostile_names_of_customers_and_providers_are_text_for_the_operator(at_operator, operator, shop):
-    customer = make_customer(shop, HOSTILE)
+async def test_hostile_names_of_customers_and_providers_are_text_for_the_operator(at_operator, operator, seller):
+    customer = make_customer(seller, HOSTILE)
     customer.api.buy(HOSTILE)
     at_operator.page.on("dialog", lambda dialog: at_operator.problems.append(dialog.message))
     for path in (
@@ -162,7 +162,7 @@ async def test_a_daemon_that_is_away_is_said_and_its_return_is_seen_without_a_re
     daemon = Daemon(free_address())
     daemon.start()
     try:
-        with gateway(embedded=False, args=["--lcpd-grpc-addr", daemon.address], env=SHOP) as running:
+        with gateway(embedded=False, args=["--lcpd-grpc-addr", daemon.address], env=SELLING_ENV) as running:
             visiting = await visits(running)
             await visiting.sign_in(ADMIN_KEY)
             alarm = visiting.page.get_by_text("Requests cannot be bought right now.")
@@ -181,7 +181,7 @@ async def test_a_daemon_that_is_away_is_said_and_its_return_is_seen_without_a_re
 async def test_a_gateway_that_is_away_is_said_and_the_pages_go_on_when_it_is_back(visits, tmp_path):
     """Restarted at the same address with the same books: the session goes on without a reload."""
     settings = {
-        **SHOP,
+        **SELLING_ENV,
         "LCP_GATEWAY_JOURNAL_URL": str(tmp_path / "journal.db"),
         "LCP_GATEWAY_HTTP_ADDR": free_address(),
     }

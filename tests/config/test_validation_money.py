@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from lcp_gateway.config import (
     ConfigError,
     Settings,
-    fee_cautions,
+    fee_warnings,
     journal_place,
     load,
     specs,
-    spending_cautions,
+    spending_warnings,
     without_password,
 )
 
@@ -154,30 +154,30 @@ def test_play_money_in_a_journal_that_was_named_is_warned_about(loaded):
 
 
 def test_a_start_without_any_limit_is_warned_about():
-    (found,) = spending_cautions(Settings())
+    (found,) = spending_warnings(Settings())
     assert "no limit on spending is set" in found
 
 
 def test_a_daemon_that_limits_no_fees_is_warned_about():
-    (found,) = fee_cautions(Settings(), limits_fees=False)
+    (found,) = fee_warnings(Settings(), limits_fees=False)
     assert "10,000 sat a payment" in found
-    assert fee_cautions(Settings(), limits_fees=True) == ()
-    assert fee_cautions(Settings(embedded=True), limits_fees=False) == ()
+    assert fee_warnings(Settings(), limits_fees=True) == ()
+    assert fee_warnings(Settings(embedded=True), limits_fees=False) == ()
 
 
 def test_any_cap_is_a_limit(subtests):
     for cap in ["max_price_msat", "max_total_msat", "budget_hour_msat", "budget_month_msat"]:
         with subtests.test(str(cap)):
-            assert spending_cautions(Settings(**{cap: 1})) == ()
+            assert spending_warnings(Settings(**{cap: 1})) == ()
 
 
 def test_a_budget_of_each_key_is_no_limit_without_keys():
-    assert len(spending_cautions(Settings(key_budget_day_msat=1))) == 1
-    assert spending_cautions(Settings(key_budget_day_msat=1, api_keys=("k",))) == ()
+    assert len(spending_warnings(Settings(key_budget_day_msat=1))) == 1
+    assert spending_warnings(Settings(key_budget_day_msat=1, api_keys=("k",))) == ()
 
 
 def test_play_money_needs_no_caution():
-    assert spending_cautions(Settings(embedded=True)) == ()
+    assert spending_warnings(Settings(embedded=True)) == ()
 
 
 def test_lnd_needs_its_certificate_and_a_macaroon(loaded, tmp_path):

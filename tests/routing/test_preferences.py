@@ -34,9 +34,9 @@ def test_the_operators_own_capabilities_can_be_asked_for():
 )
 def test_a_word_makes_its_weight_heavier(word, name):
     plain = parse_preferences("auto").weights(Weights())
-    wished = parse_preferences(f"auto:{word}").weights(Weights())
-    assert getattr(wished, name) > getattr(plain, name) * 2
-    total = wished.availability + wished.speed + wished.delivery + wished.price + wished.fit
+    preferred = parse_preferences(f"auto:{word}").weights(Weights())
+    assert getattr(preferred, name) > getattr(plain, name) * 2
+    total = preferred.availability + preferred.speed + preferred.delivery + preferred.price + preferred.fit
     assert total == pytest.approx(1)
 
 

@@ -146,7 +146,7 @@ class Accounts:
             self.ids.append(account_id)
             self._lasting[account_id] = office.key(account_id)["key"]
 
-    def lasting_key(self, account_id: str) -> str:
+    def permanent_key(self, account_id: str) -> str:
         return self._lasting[account_id]
 
     def any_key(self, dice: random.Random, account_id: str) -> tuple[str, bool]:
@@ -225,7 +225,7 @@ class Load:
         text = f"order {next(self._numbers)} " + "word " * dice.randint(1, 20)
         body = json.dumps(document(path, model, text, stream=stream, **limit)).encode()
         repeat_key = f"order-{text.split()[1]}" if dice.random() < WITH_KEY else None
-        key, revoked = self.accounts.lasting_key(account_id), False
+        key, revoked = self.accounts.permanent_key(account_id), False
         if repeat_key is None:
             key, revoked = self.accounts.any_key(dice, account_id)
         pace = Pace()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lcp_gateway.cli import main
 from lcp_gateway.node.compute import echo, echo_reply
-from lcp_gateway.node.lcp.buying_events import Patience
+from lcp_gateway.node.lcp.buying_events import PeerTimeouts
 from lcp_gateway.node.runtime.bounds import Delays
 from lcp_gateway.node.runtime.node import LcpNode
 from tests.support.journaled import TestedNode, money_node
@@ -67,7 +67,7 @@ def _hold_answers(gate: _Gate, word: str) -> None:
 
 def _be_patient() -> None:
     """Have the node that buys wait for what is held: it would end a job whose seller sends nothing for a minute."""
-    LcpNode.__init__.__kwdefaults__["delays"] = Delays(patience=Patience(idle_s=600))
+    LcpNode.__init__.__kwdefaults__["delays"] = Delays(timeouts=PeerTimeouts(idle_s=600))
 
 
 if __name__ == "__main__":

@@ -165,10 +165,10 @@ class LndNetwork:
         await node.start()
         return node
 
-    def connect(self, one: LndNode, other: LndNode, *, lasting: bool = True) -> None:
-        """Make two of them peers, now if both run, and if it is ``lasting`` whenever they do."""
+    def connect(self, one: LndNode, other: LndNode, *, permanent: bool = True) -> None:
+        """Make two of them peers, now if both run, and if it is ``permanent`` whenever they do."""
         link = frozenset((one.identity, other.identity))
-        if lasting:
+        if permanent:
             self.wanted.add(link)
         if one._running and other._running and link not in self.connected:
             self.connected.add(link)
@@ -259,7 +259,7 @@ class _Lightning(LightningCalls):
         if peer in lnd.network.peers(lnd):
             await context.abort(grpc.StatusCode.UNKNOWN, f"already connected to peer: {peer.identity}")
         # Without a channel: a restart of either of them ends it.
-        lnd.network.connect(lnd, peer, lasting=False)
+        lnd.network.connect(lnd, peer, permanent=False)
         return LN.ConnectPeerResponse()
 
     async def DisconnectPeer(self, request, context):  # noqa: N802 - lnd's name

@@ -8,7 +8,7 @@ from typing import Any
 from tests.support.gateway import RunningGateway
 from tests.support.http_node import HttpNodeThread
 from tests.support.node_thread import eventually
-from tests.support.wire import CHAT, RESPONSES, Answer, document, exchange, get, post, request_bytes
+from tests.support.wire import CHAT, RESPONSES, Answer, document, get, post, request_bytes, send_raw
 from tests.system.routing.providers import row, served_by
 
 ENDED = {"completed", "failed", "cancelled", "incomplete"}
@@ -53,11 +53,11 @@ def retrieve(port: int, response_id: str, query: str = "", *, headers=None) -> A
 
 
 def delete(port: int, path: str, *, headers=None) -> Answer:
-    return exchange(port, request_bytes("DELETE", path, None, headers))
+    return send_raw(port, request_bytes("DELETE", path, None, headers))
 
 
 def cancel(port: int, response_id: str, *, headers=None) -> Answer:
-    return exchange(port, request_bytes("POST", f"{RESPONSES}/{response_id}/cancel", b"", headers))
+    return send_raw(port, request_bytes("POST", f"{RESPONSES}/{response_id}/cancel", b"", headers))
 
 
 def input_items(port: int, response_id: str, query: str = "?order=asc", *, headers=None) -> list:

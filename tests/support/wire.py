@@ -167,7 +167,7 @@ def document(path: str = CHAT, model: str = "echo-1", text: str = "hello", **mor
     return {"model": model, **subject, **more}
 
 
-def exchange(port: int, raw: bytes, *, method: str = "POST", timeout_s: float = 60.0) -> Answer:
+def send_raw(port: int, raw: bytes, *, method: str = "POST", timeout_s: float = 60.0) -> Answer:
     """Send bytes on a connection of their own and read one answer."""
     with wire(port, timeout_s) as connection:
         connection.send(raw)
@@ -175,14 +175,14 @@ def exchange(port: int, raw: bytes, *, method: str = "POST", timeout_s: float = 
 
 
 def get(port: int, path: str, headers: Mapping[str, str] | None = None, method: str = "GET"):
-    return exchange(port, request_bytes(method, path, headers=headers), method=method)
+    return send_raw(port, request_bytes(method, path, headers=headers), method=method)
 
 
 def post(
     port: int, path: str, body: bytes | dict, headers: Mapping[str, str] | None = None, timeout_s: float = 60.0
 ) -> Answer:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return exchange(port, request_bytes("POST", path, raw, headers), timeout_s=timeout_s)
+    return send_raw(port, request_bytes("POST", path, raw, headers), timeout_s=timeout_s)
 
 
 def is_refused(answer: Answer, *statuses: int) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.gateway import gateway
-from tests.support.wire import CHAT, RESPONSES, document, exchange, post, request_bytes, wire
+from tests.support.wire import CHAT, RESPONSES, document, post, request_bytes, send_raw, wire
 
 BOTH = pytest.mark.parametrize("path", [CHAT, RESPONSES])
 MIB = 1 << 20
@@ -185,7 +185,7 @@ def chunked(raw, size=65_536):
 def test_a_body_of_exactly_one_mebibyte_is_taken(port):
     assert len(sized(MIB)) == MIB
     assert post(port, CHAT, sized(MIB)).status == 200
-    assert exchange(port, chunked(sized(MIB))).status == 200
+    assert send_raw(port, chunked(sized(MIB))).status == 200
 
 
 def test_a_body_of_one_byte_more_is_not(port, asks_no_peer):
@@ -193,7 +193,7 @@ def test_a_body_of_one_byte_more_is_not(port, asks_no_peer):
 
 
 def test_a_chunked_body_of_one_byte_more_is_not(port, asks_no_peer):
-    is_refused(exchange(port, chunked(sized(MIB + 1))), 413)
+    is_refused(send_raw(port, chunked(sized(MIB + 1))), 413)
 
 
 def test_a_body_that_only_says_that_it_is_too_large_is_refused_before_it_is_sent(port, asks_no_peer):

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.gateway import gateway
 from tests.support.node_thread import eventually
-from tests.support.wire import CHAT, document, exchange, get, is_refused, post, request_bytes, wire
+from tests.support.wire import CHAT, document, get, is_refused, post, request_bytes, send_raw, wire
 
 TIMEOUT_S = 1.0
 BODY = json.dumps(document()).encode()
@@ -99,7 +99,7 @@ def test_100_continue_is_not_sent_for_a_body_that_is_too_large(port):
 def test_no_other_expectation_is_met(port, path):
     method = "POST" if path == CHAT else "GET"
     raw = request_bytes(method, path, BODY if path == CHAT else None, {"Expect": "a-miracle"})
-    is_refused(exchange(port, raw), 417)
+    is_refused(send_raw(port, raw), 417)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -182,7 +182,7 @@ def test_a_connection_goes_on_after_errors(port):
     ],
 )
 def test_no_answer_discloses_the_server_software(port, raw):
-    answer = exchange(port, raw)
+    answer = send_raw(port, raw)
     assert answer.headers["server"] == "lcp-gateway"
     assert b"aiohttp" not in answer.body and b"Python" not in answer.body
 

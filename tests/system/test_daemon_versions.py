@@ -160,7 +160,7 @@ def swapping(swapped):
         yield running
 
 
-def exchange(swapped, version):
+def swap(swapped, version):
     swapped.kill()
     swapped.flags = (*swapped.flags[:2], *(("--protocol-version", "3") if version == 3 else ()))
     swapped.start()
@@ -181,7 +181,7 @@ def test_a_daemon_is_exchanged_and_back_with_quotes_outstanding(swapped, swappin
 
     for before, after in ((2, 3), (3, 2)):
         quote = post(port, CHAT, asked, {"X-Lcp-Quote-Only": "true"}).json
-        exchange(swapped, after)
+        swap(swapped, after)
         # A quote can be taken once: not while the gateway still waits to connect again.
         eventually(partial(is_found, port, after))
         paid = len(events("paid"))

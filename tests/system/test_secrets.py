@@ -15,7 +15,7 @@ from lcp_gateway.node.runtime.calls import CallFailed
 from lcp_gateway.upstream_status import UpstreamStatus
 from tests.support.gateway import gateway
 from tests.support.node_thread import threaded_node
-from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes, wire
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, send_raw, wire
 
 PROMPT = "zanzibar-quokka-prompt"
 KEY = "sk-xylophone-quagga-key"
@@ -156,7 +156,7 @@ def malformed():
 
 def test_of_invalid_requests(served):
     for raw in malformed():
-        answer = exchange(served.port, raw)
+        answer = send_raw(served.port, raw)
         assert 400 <= answer.status < 500, raw[:100]
         assert answer.error
         assert PROMPT not in answer.body.decode() and WRONG_KEY not in answer.body.decode()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.gateway import gateway
 from tests.support.ports import free_address
-from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, send_raw
 
 KEY = "sk-a-key"
 BEARER = {"Authorization": f"Bearer {KEY}"}
@@ -85,22 +85,22 @@ def test_a_name_that_could_have_been_rebound_reads_nothing(open_to_all, path):
 
 def test_a_missing_host_is_refused_from_http_1_1_and_no_browser_speaks_http_1_0(open_to_all):
     raw = b"GET /v1/models HTTP/1.%d\r\n\r\n"
-    assert exchange(open_to_all.port, raw % 1, method="GET").status == 400, "as RFC 9112 asks"
-    assert exchange(open_to_all.port, raw % 0, method="GET").status == 200
+    assert send_raw(open_to_all.port, raw % 1, method="GET").status == 400, "as RFC 9112 asks"
+    assert send_raw(open_to_all.port, raw % 0, method="GET").status == 200
     named = b"GET /v1/models HTTP/1.0\r\nHost: evil.example\r\n\r\n"
-    is_refused(exchange(open_to_all.port, named, method="GET"), 421, "host_not_allowed")
+    is_refused(send_raw(open_to_all.port, named, method="GET"), 421, "host_not_allowed")
 
 
 def test_a_second_host_or_another_one_in_the_request_line_buys_nothing(open_to_all):
     twice = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n"
-    assert exchange(open_to_all.port, twice, method="GET").status in {400, 421}
+    assert send_raw(open_to_all.port, twice, method="GET").status in {400, 421}
     absolute = b"GET http://evil.example/v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    assert exchange(open_to_all.port, absolute, method="GET").status in {400, 421}
+    assert send_raw(open_to_all.port, absolute, method="GET").status in {400, 421}
 
 
 def test_a_refusal_does_not_wait_for_the_body(open_to_all):
     head = request_bytes("POST", CHAT, b"", {"Host": "evil.example", "Content-Length": "1000"})
-    is_refused(exchange(open_to_all.port, head, timeout_s=5), 421, "host_not_allowed")
+    is_refused(send_raw(open_to_all.port, head, timeout_s=5), 421, "host_not_allowed")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_our_own_pages_and_those_of_the_settings_are_served(open_to_all, host, o
 def test_cross_site_requests_without_an_origin_are_refused(open_to_all, site, more):
     for method, path in (("GET", "/v1/models"), ("POST", CHAT)):
         raw = request_bytes(method, path, BODY, {"Host": "localhost", "Sec-Fetch-Site": site, **more})
-        is_refused(exchange(open_to_all.port, raw), 403, "cross_site_request")
+        is_refused(send_raw(open_to_all.port, raw), 403, "cross_site_request")
 
 
 def test_a_link_on_another_site_may_lead_to_a_get_page(open_to_all):
@@ -261,7 +261,7 @@ def test_without_the_key_the_answer_is_401(with_keys):
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS", "DELETE"])
 def test_api_answers_are_not_cached_and_not_sniffed(with_keys, path, method):
     for headers in ({}, BEARER):
-        answer = exchange(with_keys.port, request_bytes(method, path, b"{}", headers), method=method)
+        answer = send_raw(with_keys.port, request_bytes(method, path, b"{}", headers), method=method)
         assert answer.headers["cache-control"] == "no-store"
         assert answer.headers["x-content-type-options"] == "nosniff"
 
@@ -276,7 +276,7 @@ def test_no_page_may_frame_an_answer_or_take_it_for_something_else(with_keys, pa
 
 
 def test_unparsable_requests_are_answered_with_the_same_headers(with_keys):
-    answer = exchange(with_keys.port, b"nonsense\r\n\r\n")
+    answer = send_raw(with_keys.port, b"nonsense\r\n\r\n")
     assert answer.status == 400
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -9,7 +9,7 @@ import pytest
 from tests.support.gateway import gateway
 from tests.support.journaled import query
 from tests.support.reloading import reloadable
-from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes, wire
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, send_raw, wire
 from tests.support.workers import at_once, metric, until, worker_of
 
 pytestmark = pytest.mark.slow
@@ -42,7 +42,7 @@ def ask(port, number=0, headers=None, path=CHAT, **fields):
 
 
 def delete(port, path):
-    return exchange(port, request_bytes("DELETE", path))
+    return send_raw(port, request_bytes("DELETE", path))
 
 
 def by_all(four, path):

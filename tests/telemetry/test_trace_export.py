@@ -106,12 +106,12 @@ async def test_spans_come_with_the_service_that_sent_them(soon, monkeypatch):
 
 
 async def test_the_name_of_the_service_may_be_another(soon, monkeypatch):
-    monkeypatch.setenv("OTEL_SERVICE_NAME", "till")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "front")
     with collector() as seen:
         export = export_to(f"{seen.endpoint}/v1/traces", Counts())
         trace_one(export)
         await export.close()
-    assert seen.spans[0].resource["service.name"] == "till"
+    assert seen.spans[0].resource["service.name"] == "front"
     assert seen.paths == ["/v1/traces"]
 
 

@@ -17,7 +17,7 @@ _WAIT_S: Final = 5.0
 _PAUSE_S: Final = 0.5
 _NAME: Final = b"events"
 _SENDER_BYTES: Final = 8
-_LEARNT: Final = b"learnt"
+_UPDATES: Final = b"learnt"
 # Short: another worker should not pay a peer that has just failed.
 _BATCH_S: Final = 0.005
 
@@ -88,11 +88,11 @@ class BatchedEvents:
 
     async def run(self) -> None:
         """Take what the others send, until cancelled."""
-        await self._events.run({_LEARNT: self._take})
+        await self._events.run({_UPDATES: self._take})
 
     def _flush(self) -> None:
         batch, self._batch = self._batch, []
-        self._events.publish(_LEARNT, orjson.dumps(batch))
+        self._events.publish(_UPDATES, orjson.dumps(batch))
 
     def _take(self, content: bytes) -> None:
         for kind, *values in orjson.loads(content):

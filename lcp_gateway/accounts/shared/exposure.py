@@ -194,7 +194,7 @@ class SharedExposure:
             for peer_id, job_id, price_msat in jobs:
                 await self._redis.reserve([peer_id], [-1], job_id, price_msat, _UNKNOWN_S)
 
-    def learnt(self, what: str, peer_id: str, job_id: str, state: str) -> None:
+    def apply(self, what: str, peer_id: str, job_id: str, state: str) -> None:
         """Count a job no longer once it is released or resolved, or for long where its payment is unknown.
 
         ``job_id`` is in hex, ``state`` a value of ``State``; ``what`` else changes nothing.

@@ -68,7 +68,7 @@ class SharedTrust:
         if self.events is not None:
             self.events.tell("trust", event)
         if self.exposure is not None:
-            self.exposure.learnt(event.what, event.peer_id, event.job_id, event.state)
+            self.exposure.apply(event.what, event.peer_id, event.job_id, event.state)
 
     def tell_measured(self, event: MeasuredEvent) -> None:
         """Tell the others what this worker has measured."""

@@ -33,12 +33,12 @@ from lcp_gateway.config import (
     Settings,
     auth_mode,
     console_problem,
-    fee_cautions,
+    fee_warnings,
     journal_place,
     local_models,
     reachable_nodes,
     serves_console,
-    spending_cautions,
+    spending_warnings,
     without_password,
     worker_count,
 )
@@ -74,7 +74,7 @@ def doctor(config: Path | None, flags: Mapping[str, object]) -> int:
             report.fail("configuration", line)
         return USAGE_ERROR
     report.ok("configuration", str(loaded.config_file or "no file; environment and flags"))
-    for warning in (*loaded.warnings, *spending_cautions(loaded.settings)):
+    for warning in (*loaded.warnings, *spending_warnings(loaded.settings)):
         report.warn(warning)
     _examine_workers(report, loaded.settings)
     _examine_console(report, loaded.settings)
@@ -233,8 +233,8 @@ async def _examine_daemon(report: Report, settings: Settings, nodes: Sequence[Pr
             where = f"{target}, node {_short(info.node_id)}, transport {upstream.transport}"
             report.ok("daemon", where)
             report.ok("version", f"LCP protocol version {info.protocol_version}")
-            for caution in fee_cautions(settings, limits_fees=info.software.limits_fees):
-                report.warn(caution)
+            for warning in fee_warnings(settings, limits_fees=info.software.limits_fees):
+                report.warn(warning)
             await examine_identity(report, settings, info.node_id)
             await _examine_peers(report, upstream, settings, nodes)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from lcp_gateway.cli.options import GroupedHelp, command_app, load_settings, setting_flags
 from lcp_gateway.cli.serve.embedded import banner_of, children_for
 from lcp_gateway.cli.service.instances import background_files, is_background
-from lcp_gateway.config import Loaded, Settings, load, specs, spending_cautions, worker_count, written
+from lcp_gateway.config import Loaded, Settings, load, specs, spending_warnings, worker_count, written
 
 app = command_app()
 
@@ -51,7 +51,7 @@ def serve(config: Path | None, flags: Mapping[str, object]) -> int:
             local_daemon = stack.enter_context(LocalNode.of(settings))
 
         log_settings(loaded)
-        warnings = [*loaded.warnings, *spending_cautions(settings)]
+        warnings = [*loaded.warnings, *spending_warnings(settings)]
         return run(
             settings,
             banner=banner_of(settings),

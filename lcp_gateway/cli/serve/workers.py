@@ -17,7 +17,7 @@ from lcp_gateway.cli.serve.embedded import MAX_SOCKET_BYTES, banner_of, children
 from lcp_gateway.cli.serve.node_process import FOLDER_PREFIX
 from lcp_gateway.cli.serve.serve import load_structlog_without_rich, log_settings, settings_reader
 from lcp_gateway.cli.service.instances import background_files, files_of, make_folder, run_folder
-from lcp_gateway.config import Loaded, Settings, spending_cautions, worker_count
+from lcp_gateway.config import Loaded, Settings, spending_warnings, worker_count
 
 _SUFFIX = ".workers"
 _LONGEST_NAME = "/redis.sock"
@@ -53,7 +53,7 @@ def serve_with_workers(loaded: Loaded, flags: Mapping[str, object], config: Path
         configure_logging("debug" if settings.verbose else settings.log_level, settings.log_format)
         log_settings(loaded)
         log = get_logger("supervisor")
-        for warning in (*loaded.warnings, *spending_cautions(settings)):
+        for warning in (*loaded.warnings, *spending_warnings(settings)):
             log.warning(warning)
 
         from lcp_gateway.supervisor.listening import CannotListen  # noqa: PLC0415 - after structlog was loaded

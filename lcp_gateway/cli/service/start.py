@@ -33,7 +33,7 @@ from lcp_gateway.cli.service.logs import LogFollower
 from lcp_gateway.cli.service.pid_file import InstanceRecord, PidFile, read_pid_file, remove_pid_file, write_pid_file
 from lcp_gateway.cli.service.processes import Process, find_process
 from lcp_gateway.cli.service.stop import end_process
-from lcp_gateway.config import Loaded, Settings, SourceKind, Spec, parse_host_port, specs, spending_cautions
+from lcp_gateway.config import Loaded, Settings, SourceKind, Spec, parse_host_port, specs, spending_warnings
 from lcp_gateway.config.addresses import JOURNAL_OFF
 from lcp_gateway.config.sources import CONFIG_VARIABLE
 from lcp_gateway.telemetry.log_output import open_log
@@ -168,7 +168,7 @@ def start_planned(plan: StartPlan) -> int:
             f"{error.filename or plan.files.pid_file.parent}: cannot be used: {error.strerror}"
         ) from None
     # After a failure, they are among the lines of the log that were shown.
-    warnings = [*plan.loaded.warnings, *spending_cautions(plan.settings)]
+    warnings = [*plan.loaded.warnings, *spending_warnings(plan.settings)]
     report(*(f"warning: {warning}" for warning in warnings))
     for line in banner_of(plan.settings):
         typer.echo(line)

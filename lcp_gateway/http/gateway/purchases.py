@@ -169,7 +169,7 @@ def need_books(books: PurchaseBooks | None) -> PurchaseBooks:
 
 
 class PurchaseRoutes:
-    """Serves everybody, each the purchases that it may see."""
+    """Serves every caller the purchases that it may see."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class _Held:
 
 
 class UsageRoutes:
-    """Serves everybody, each the sums of the purchases that it may see."""
+    """Serves every caller the sums of the purchases that it may see."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ BudgetsFor = Callable[[str], Sequence[Budget]]
 
 
 class BudgetRoutes:
-    """Serves everybody, each the budgets that it is bound by and may know."""
+    """Serves every caller the budgets that it is bound by and may know."""
 
     def __init__(
         self,

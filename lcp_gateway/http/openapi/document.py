@@ -22,7 +22,7 @@ _ABOUT: Final = (
     "An error is an OpenAI error object. A browser that is signed in sends its cookie in place of a key, and with every "
     "method but GET an `Origin` and `Content-Type: application/json`."
 )
-# Those that need no credential: they are how a client gets one, or show nothing of anybody.
+# Those that need no credential: they are how a client gets one, or show no account's data.
 _OPEN: Final = frozenset({("GET", "/api/console"), ("POST", "/api/session"), ("POST", "/api/register")})
 _READINESS: Final = "/readyz"
 # A node that dials in has a token of its own.

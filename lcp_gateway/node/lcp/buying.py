@@ -22,10 +22,10 @@ from lcp_gateway.node.lcp.buying_events import (
     KeepPurchase,
     Order,
     Outcome,
-    Patience,
     Pay,
     PaymentFailed,
     PaymentSettled,
+    PeerTimeouts,
     Quoted,
     ResultData,
     ResultHead,
@@ -85,7 +85,7 @@ class Buying:
         peer_id: str,
         manifest: Manifest,
         own: Limits,
-        patience: Patience,
+        timeouts: PeerTimeouts,
         new_id: Callable[[], bytes],
         job_id: bytes | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class Buying:
         self._peer_id = peer_id
         self._manifest = manifest
         self._own = own
-        self._patience = patience
+        self._timeouts = timeouts
         self._new_id = new_id
         self._request_sha256 = sha256(order.request).digest()
         self._request_bytes = len(order.request)
@@ -123,7 +123,7 @@ class Buying:
         peer_id: str,
         manifest: Manifest,
         own: Limits,
-        patience: Patience,
+        timeouts: PeerTimeouts,
         new_id: Callable[[], bytes],
     ) -> "Buying":
         """Go on with a purchase after a restart: the caller tracks its payment by the hash, and reports its end.
@@ -136,7 +136,7 @@ class Buying:
             peer_id=peer_id,
             manifest=manifest,
             own=own,
-            patience=patience,
+            timeouts=timeouts,
             new_id=new_id,
             job_id=kept.quote.job_id,
         )
@@ -177,7 +177,7 @@ class Buying:
         except (StreamError, WireError) as error:
             return self._end(Outcome.NOT_ASKED, str(error))
         self.phase = Phase.ASKED
-        return [*effects, self._wait(now + self._patience.quote_s)]
+        return [*effects, self._wait(now + self._timeouts.quote_s)]
 
     def _request(self) -> Send:
         order = self._order
@@ -318,7 +318,7 @@ class Buying:
         started = self._reader is not None
         lost = self._gap is not None or (self._restored and not started)
         effects = self._ask_again(now) if lost else []
-        return [*effects, self._wait(now + (self._patience.idle_s if started else self._patience.first_byte_s))]
+        return [*effects, self._wait(now + (self._timeouts.idle_s if started else self._timeouts.first_byte_s))]
 
     def _received(self, now: float, message: JobMessage) -> list[BuyingEffect]:
         effects: list[BuyingEffect] = []
@@ -341,7 +341,7 @@ class Buying:
             self._reader.check_result(self.result)
             return [*effects, *self._over(Ended(Outcome.DELIVERED, paid=True))]
         if self.phase is Phase.RECEIVING:
-            effects.append(self._wait(now + self._patience.idle_s))
+            effects.append(self._wait(now + self._timeouts.idle_s))
         return effects
 
     def _begun(self, begin: StreamBegin) -> list[BuyingEffect]:
@@ -389,7 +389,7 @@ class Buying:
                 return self._end(Outcome.EXPIRED, "quote expired")
             case Phase.RECEIVING:
                 if again := self._ask_again(now):
-                    return [*again, self._wait(now + self._patience.idle_s)]
+                    return [*again, self._wait(now + self._timeouts.idle_s)]
                 if self._gap is not None:
                     return self._over(self._gap)
                 return self._end(Outcome.SILENT, "no result in time", paid=True)

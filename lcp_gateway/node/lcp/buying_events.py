@@ -44,7 +44,7 @@ class Order:
 
 
 @value
-class Patience:
+class PeerTimeouts:
     """How long a seller may be silent, in seconds: before its quote, before the first byte of a paid result, between bytes."""
 
     quote_s: float = 30

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Final
 
-from lcp_gateway.node.lcp.buying_events import Patience
+from lcp_gateway.node.lcp.buying_events import PeerTimeouts
 
 _MIB: Final = 2**20
 
@@ -52,7 +52,7 @@ class PaymentLimits:
 class Delays:
     """How long a node waits or remembers, in seconds."""
 
-    patience: Patience = field(default_factory=Patience)
+    timeouts: PeerTimeouts = field(default_factory=PeerTimeouts)
     """How long a seller may be silent."""
     payment_timeout_s: float = 30
     """How long the Lightning node may look for ways to pay; lcpd-grpcd's."""

@@ -269,7 +269,7 @@ class Purchase:
         peer = self._parts.peers.get(self.peer_id)
         if self.machine.phase is Phase.ASKED and peer is not None and peer.outbox.waiting_bytes(self.job_id):
             # The request is still on its way: the peer's silence has not begun.
-            self._timer.set(self._parts.clock() + self._parts.delays.patience.quote_s)
+            self._timer.set(self._parts.clock() + self._parts.delays.timeouts.quote_s)
             return
         self.on(TimerFired())
 

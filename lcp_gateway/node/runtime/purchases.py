@@ -276,7 +276,7 @@ class Purchases:
                 peer_id=peer.peer_id,
                 manifest=manifest,
                 own=self._own,
-                patience=self._parts.delays.patience,
+                timeouts=self._parts.delays.timeouts,
                 new_id=self._new_id,
                 job_id=self._job_ids.new() if self._job_ids is not None else None,
             )
@@ -310,7 +310,7 @@ class Purchases:
             peer_id=stored.peer_id,
             manifest=stored.manifest,
             own=self._own,
-            patience=self._parts.delays.patience,
+            timeouts=self._parts.delays.timeouts,
             new_id=self._new_id,
         )
         purchase = Purchase(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from lcp_gateway.node.lcp.buying_events import Patience
+from lcp_gateway.node.lcp.buying_events import PeerTimeouts
 from lcp_gateway.node.lcp.judging import SoldModel
 from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.pricing import NO_SURGE, Surge, TokenPrice
@@ -89,10 +89,10 @@ class BuySettings:
     @property
     def delays(self) -> Delays:
         """How long sellers may be silent, and lnd may look for ways to pay."""
-        patience = Patience(
+        timeouts = PeerTimeouts(
             quote_s=self.quote_timeout_s, first_byte_s=self.first_byte_timeout_s, idle_s=self.idle_timeout_s
         )
-        return Delays(patience=patience, payment_timeout_s=self.payment_timeout_s)
+        return Delays(timeouts=timeouts, payment_timeout_s=self.payment_timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

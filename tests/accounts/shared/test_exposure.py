@@ -90,18 +90,18 @@ async def test_the_check_names_the_peer_or_all_unproven_ones_and_lets_nodes_pass
     with pytest.raises(PeerNotTrusted, match="all peers that have not proven themselves"):
         await check.reserve(replace(first, peer_id="p2", job_id=job(3)))
     await check.reserve(replace(first, peer_id="p3", job_id=job(4)))
-    check.learnt("hold", "p1", job(1).hex(), "")
-    check.learnt("released", "p1", job(1).hex(), "unknown")
+    check.apply("hold", "p1", job(1).hex(), "")
+    check.apply("released", "p1", job(1).hex(), "unknown")
     await sent(workers[0])
     with pytest.raises(PeerNotTrusted):
         # An unknown payment is out.
         await check.reserve(replace(first, job_id=job(5)))
-    check.learnt("resolved", "p1", job(1).hex(), "not_paid")
+    check.apply("resolved", "p1", job(1).hex(), "not_paid")
     await sent(workers[0])
     await check.load([("p1", job(9), PRICE)])
     with pytest.raises(PeerNotTrusted):
         await check.reserve(replace(first, job_id=job(5)))
-    check.learnt("resolved", "p1", job(9).hex(), "delivered")
+    check.apply("resolved", "p1", job(9).hex(), "delivered")
     await sent(workers[0])
     await check.reserve(replace(first, job_id=job(5)))
 

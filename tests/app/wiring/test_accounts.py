@@ -91,16 +91,16 @@ def test_a_model_has_a_mark_up_of_its_own_and_takes_the_rest_from_the_general_on
 
 
 @pytest.mark.parametrize(
-    ("settings", "door"),
+    ("settings", "authenticator"),
     [
         (Settings(), OpenAuthenticator),
         (Settings(api_keys=("k",)), StaticKeyAuthenticator),
         (Settings(auth="keys", api_keys=("k",)), StaticKeyAuthenticator),
     ],
 )
-async def test_without_accounts_there_is_authentication_and_no_administration(settings, door):
+async def test_without_accounts_there_is_authentication_and_no_administration(settings, authenticator):
     async with opened(settings) as parts:
-        assert isinstance(parts.authenticator, door)
+        assert isinstance(parts.authenticator, authenticator)
         assert (parts.wallet_routes, parts.admin_routes) == (None, None)
         assert parts.admission.rates is None
 

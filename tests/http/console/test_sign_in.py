@@ -42,8 +42,8 @@ async def test_each_kind_of_key_signs_in_with_its_role_and_what_its_scopes_allow
             assert (seen.status, seen.document) == (200, made.document)
             assert (await one.send("GET", "/api/wallet")).status == wallet, role
             assert (await one.send("GET", "/api/admin/accounts")).status == admin, role
-        lasting = made.document["expires_at"] - made.document["created_at"]
-        assert (lasting, made.document["idle_expires_at"] - made.document["created_at"]) == (12 * 3600, 3600)
+        lifetime_s = made.document["expires_at"] - made.document["created_at"]
+        assert (lifetime_s, made.document["idle_expires_at"] - made.document["created_at"]) == (12 * 3600, 3600)
 
 
 async def test_a_session_names_its_account_and_its_key(bank):

@@ -14,10 +14,10 @@ from lcp_gateway.node.lcp.buying_events import (
     KeepPurchase,
     Order,
     Outcome,
-    Patience,
     Pay,
     PaymentFailed,
     PaymentSettled,
+    PeerTimeouts,
     Quoted,
     ResultData,
 )
@@ -86,7 +86,7 @@ class World:
             "peer_id": SELLER,
             "manifest": own_manifest(self.protocol, limits, ["m"]),
             "own": Limits(),
-            "patience": Patience(),
+            "timeouts": PeerTimeouts(),
             "new_id": self.new_id,
         }
         self.seller = {

@@ -16,10 +16,10 @@ from lcp_gateway.node.lcp.buying_events import (
     KeepPurchase,
     Order,
     Outcome,
-    Patience,
     Pay,
     PaymentFailed,
     PaymentSettled,
+    PeerTimeouts,
     Quoted,
     ResultData,
     ResultHead,
@@ -74,7 +74,7 @@ def _machine(order=ORDER, manifest=None):
         peer_id=SELLER,
         manifest=manifest or own_manifest(V02, Limits(), ["m"]),
         own=Limits(max_stream_bytes=100),
-        patience=Patience(quote_s=30, first_byte_s=300, idle_s=60),
+        timeouts=PeerTimeouts(quote_s=30, first_byte_s=300, idle_s=60),
         new_id=_ids(),
     )
 
@@ -346,7 +346,7 @@ def test_a_restored_purchase_asks_for_its_result_once_more_and_pays_nothing():
         peer_id=SELLER,
         manifest=own_manifest(V02, Limits(), ["m"]),
         own=Limits(),
-        patience=Patience(),
+        timeouts=PeerTimeouts(),
         new_id=lambda: b"n" * 32,
     )
 

@@ -18,10 +18,10 @@ from lcp_gateway.node.lcp.buying_events import (
     Ended,
     Order,
     Outcome,
-    Patience,
     Pay,
     PaymentFailed,
     PaymentSettled,
+    PeerTimeouts,
     Quoted,
 )
 from lcp_gateway.node.lcp.effects import MessageCame, Send, TimerFired
@@ -140,7 +140,7 @@ class Replay:
                 max_job_bytes=8 * 2**20,
             ),
             own=Limits(),
-            patience=Patience(),
+            timeouts=PeerTimeouts(),
             new_id=lambda: next(ids, None) or next(spare),
         )
 

@@ -56,7 +56,7 @@ def test_purchases_have_the_limits_of_the_table():
     settings = read(buy={"max_price_msat": 7, "fee_limit_msat": 3, "idle_timeout_s": 2, "payment_timeout_s": 9})
 
     assert settings.buy.payment_limits == PaymentLimits(max_price_msat=7, max_fee_msat=3)
-    assert settings.delays.patience.idle_s == 2
+    assert settings.delays.timeouts.idle_s == 2
     assert settings.delays.payment_timeout_s == 9
 
 

@@ -127,7 +127,7 @@ def test_three_nodes_with_different_backends_serve_the_sdk(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def shop():
+def seller():
     """A gateway that sells from one honest virtual node and one that dials in, which is cheaper."""
     with HttpNodeThread("honest", ("m",)) as honest_node:
         settings = {k.removeprefix("LCP_GATEWAY_").lower(): v for k, v in selling(markup_percent=0).items()}
@@ -225,46 +225,46 @@ CASES = [
 
 
 @pytest.mark.parametrize(("lie", "stream", "is_saved"), CASES)
-async def test_a_lying_node_earns_nothing_and_its_customer_pays_nothing_for_it(shop, lie, stream, is_saved):
-    customer = await asyncio.to_thread(Office(shop.port).customer, FILLED_MSAT)
-    async with dialled_in(shop.port, lie) as node:
+async def test_a_lying_node_earns_nothing_and_its_customer_pays_nothing_for_it(seller, lie, stream, is_saved):
+    customer = await asyncio.to_thread(Office(seller.port).customer, FILLED_MSAT)
+    async with dialled_in(seller.port, lie) as node:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": stream}
-        answer = await asyncio.to_thread(post, shop.port, CHAT, body, customer.headers, 60)
+        answer = await asyncio.to_thread(post, seller.port, CHAT, body, customer.headers, 60)
         if is_saved is not None:
             is_good = answer.status == 200 and b'"error"' not in answer.body
             assert is_good is is_saved, answer.body[-500:]
         paid_msat = 5 * PRICE_MSAT if is_saved else 0
         await asyncio.to_thread(customer.eventually_has, balance_msat=FILLED_MSAT - paid_msat, held_msat=0)
         assert sum(receipt.earned_msat for receipt in node.receipts) == 0
-    await asyncio.to_thread(Office(shop.port).is_in_order)
+    await asyncio.to_thread(Office(seller.port).is_in_order)
 
 
-async def test_a_greedy_node_gets_no_more_than_was_quoted(shop):
-    customer = await asyncio.to_thread(Office(shop.port).customer, FILLED_MSAT)
-    async with dialled_in(shop.port, greedy) as node:
+async def test_a_greedy_node_gets_no_more_than_was_quoted(seller):
+    customer = await asyncio.to_thread(Office(seller.port).customer, FILLED_MSAT)
+    async with dialled_in(seller.port, greedy) as node:
         body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-        answer = await asyncio.to_thread(post, shop.port, CHAT, body, customer.headers, 60)
+        answer = await asyncio.to_thread(post, seller.port, CHAT, body, customer.headers, 60)
         assert answer.status == 200
         await node.until(lambda: node.receipts)
         assert node.receipts[0].earned_msat == PRICE_MSAT
         await asyncio.to_thread(customer.eventually_has, balance_msat=FILLED_MSAT - PRICE_MSAT, held_msat=0)
 
 
-async def test_which_tokens_may_dial_in(shop):
+async def test_which_tokens_may_dial_in(seller):
     async def status(**headers):
         async with aiohttp.ClientSession() as session:
-            url = f"http://127.0.0.1:{shop.port}/api/nodes/connect"
+            url = f"http://127.0.0.1:{seller.port}/api/nodes/connect"
             upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
             key = {"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
             async with session.get(url, headers={**upgrade, **key, **headers}) as response:
                 return response.status
 
-    customer = await asyncio.to_thread(Office(shop.port).customer)
+    customer = await asyncio.to_thread(Office(seller.port).customer)
     of_node = {"Authorization": "Bearer tok-liar"}
     assert await status() == 401
     assert await status(Authorization="Bearer wrong") == 401
     assert await status(**customer.headers) == 401
     assert await status(**of_node) == 400
     assert await status(**of_node, **{"Sec-WebSocket-Protocol": "lcp-node.v9"}) == 400
-    async with dialled_in(shop.port, honest) as node:
+    async with dialled_in(seller.port, honest) as node:
         assert node.welcome.node_id == "liar"

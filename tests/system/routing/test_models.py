@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.gateway import gateway
 from tests.support.http_node import HttpNodeThread, http_nodes
-from tests.support.wire import exchange, get, post, request_bytes
+from tests.support.wire import get, post, request_bytes, send_raw
 from tests.system.routing.providers import ROUTE, agrees, ask, info_of, models_of, nodes_of, row, served_by, until
 
 SLASHED = "org/Qwen2.5-Coder-14B"
@@ -292,7 +292,7 @@ def test_a_route_request_needs_a_key_too(nodes):
     with served_by(row(nodes[0]), api_keys=KEY) as process:
         for method, path in (("POST", ROUTE), ("GET", "/v1/models"), ("POST", "/v1/embeddings")):
             raw = request_bytes(method, path, b"{}" if method == "POST" else None)
-            answer = exchange(process.port, raw)
+            answer = send_raw(process.port, raw)
             assert answer.status == 401 and answer.error["code"] == "invalid_api_key"
             assert answer.error["type"] == "authentication_error"
         assert post(process.port, ROUTE, {}, BEARER).json["data"]

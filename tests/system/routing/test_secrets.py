@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.http_node import HttpNodeThread, http_nodes
-from tests.support.wire import CHAT, RESPONSES, exchange, get, post, request_bytes
+from tests.support.wire import CHAT, RESPONSES, get, post, request_bytes, send_raw
 from tests.system.routing.providers import COMPLETIONS, EMBEDDINGS, ROUTE, ask, body_of, nodes_of, row, served_by, until
 
 PROMPT = "zanzibar-quokka-prompt"
@@ -192,9 +192,9 @@ def test_no_address_in_a_request_is_called(served, nodes, model):
         ):
             assert ask(served, model, headers={**BEARER, header: url}).status in {200, 403}
         raw = json.dumps(body_of(CHAT, model)).encode()
-        assert exchange(served.port, request_bytes("POST", CHAT, raw, {**BEARER, "Host": place})).status < 500
+        assert send_raw(served.port, request_bytes("POST", CHAT, raw, {**BEARER, "Host": place})).status < 500
         absolute = request_bytes("POST", f"{url}/chat/completions", raw, BEARER)
-        assert exchange(served.port, absolute).status < 500
+        assert send_raw(served.port, absolute).status < 500
         for name in (url, f"node:{place}", f"{url}/keyed-model", f"openai/{url}"):
             assert ask(served, name, headers=BEARER).status == 404
         nodes["wrong"].behave(redirect=url)

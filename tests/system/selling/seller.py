@@ -12,7 +12,7 @@ from lcp_gateway.purchase.money import Markup
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.node_thread import eventually
 from tests.support.ports import free_address
-from tests.support.wire import CHAT, Answer, document, exchange, get, post, request_bytes
+from tests.support.wire import CHAT, Answer, document, get, post, request_bytes, send_raw
 
 ADMIN_KEY = "the-administrators-key-of-the-test"
 STATIC_KEY = "sk-the-operators-own-key"
@@ -56,7 +56,7 @@ class Office:
 
     def delete(self, path: str) -> Answer:
         raw = request_bytes("DELETE", f"/api/admin/{path}", None, bearer(ADMIN_KEY))
-        return exchange(self.port, raw, method="DELETE")
+        return send_raw(self.port, raw, method="DELETE")
 
     def account(self, amount_msat: int = 0) -> str:
         """Create an account with a balance; return its id."""

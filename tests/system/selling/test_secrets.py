@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.gateway import run_command
 from tests.support.node_thread import eventually
-from tests.support.wire import CHAT, RESPONSES, document, exchange, get, post, request_bytes
+from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, send_raw
 from tests.system.selling.seller import ADMIN_KEY, STATIC_KEY, Customer, bearer, dumped, running_seller, selling
 
 PROMPT = "zanzibar-quokka-prompt"
@@ -108,12 +108,12 @@ def after_everything(served, reported):
                 reported(get(served.port, base + path))
         origin = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
         raw = request_bytes("OPTIONS", at + CHAT, None, origin)
-        reported(exchange(served.port, raw, method="OPTIONS"))
-        reported(exchange(served.port, request_bytes("DELETE", at + CHAT), method="DELETE"))
+        reported(send_raw(served.port, raw, method="OPTIONS"))
+        reported(send_raw(served.port, request_bytes("DELETE", at + CHAT), method="DELETE"))
         reported(get(served.port, f"/v1/models?key={token}", {"Origin": "https://app.example"}))
         # Bytes that are not HTTP, with a secret in them.
-        reported(exchange(served.port, f"GET {at}/v1 models HTTP/9.9\r\n\r\n".encode()))
-        reported(exchange(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode()))
+        reported(send_raw(served.port, f"GET {at}/v1 models HTTP/9.9\r\n\r\n".encode()))
+        reported(send_raw(served.port, f"GET {at}/v1/models HTTP/1.1\r\nA{chr(1)}: b\r\n\r\n".encode()))
         long = {"X-Long": "x" * 20_000, "Authorization": f"Bearer {token}"}
         reported(get(served.port, f"{at}/v1/models", long))
     for path in (f"accounts/{account}/keys", "keys", "log?limit=100", "audit", "accounts"):

@@ -9,7 +9,7 @@ from tests.support.gateway import gateway, run_command
 from tests.support.journaled import money_node, on_node
 from tests.support.lnd_standin import LndStandin, channel, in_a_thread, lnd_settings
 from tests.support.node_thread import eventually
-from tests.support.wire import exchange, get, request_bytes
+from tests.support.wire import get, request_bytes, send_raw
 from tests.system.selling.seller import ADMIN_KEY, Seller, bearer, running_seller, selling
 
 PAYS_OUT = ["wallet", "withdraw"]
@@ -150,7 +150,7 @@ def test_above_the_threshold_the_operator_decides(seller):
     decided = seller.office.post(f"withdrawals/{first['id']}", {"decision": "approve", "reason": "known"})
     assert (decided.status, decided.json["account_id"]) == (200, customer.account_id)
     eventually_is(customer, first["id"], "settled")
-    taken_back = exchange(
+    taken_back = send_raw(
         customer.port,
         request_bytes("DELETE", f"/api/wallet/withdrawals/{second['id']}", None, customer.headers),
         method="DELETE",

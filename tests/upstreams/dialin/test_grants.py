@@ -42,7 +42,7 @@ class Owners:
         return self.now
 
 
-class Shop:
+class Selling:
     def __init__(self, **rules):
         self.keys = {"node": NODE, "buyer": BUYER, "operator": OPERATOR}
         self.owners = Owners()
@@ -58,80 +58,80 @@ class Shop:
 
 
 async def test_a_node_is_named_for_its_account_and_has_the_terms_of_the_store():
-    shop = Shop(timeout_s=9.0)
-    grant = shop.tokens.find("node")
+    selling = Selling(timeout_s=9.0)
+    grant = selling.tokens.find("node")
     terms = await grant.terms("gpu")
     assert terms.node_id == account_node_id("acct_1", "gpu") != account_node_id("acct_2", "gpu")
     assert (terms.account_id, terms.commission_ppm, terms.owned_by, terms.timeout_s) == ("acct_1", 100_000, "gpu", 9.0)
     assert terms.price is None
-    assert shop.owners.recorded == [("acct_1", "key_1", "gpu", terms.node_id)]
+    assert selling.owners.recorded == [("acct_1", "key_1", "gpu", terms.node_id)]
     assert grant.holds() and not grant.is_revoked()
 
 
 @pytest.mark.parametrize("token", ["buyer", "operator", "unknown", ""])
 def test_other_keys_are_no_tokens_of_nodes(token):
-    assert Shop().tokens.find(token) is None
+    assert Selling().tokens.find(token) is None
 
 
 def test_nothing_dials_in_where_it_is_off_or_where_no_accounts_are_kept():
-    shop = Shop()
-    shop.tokens.use(AccountRules(is_on=False))
-    assert shop.tokens.find("node") is None
+    selling = Selling()
+    selling.tokens.use(AccountRules(is_on=False))
+    assert selling.tokens.find("node") is None
     assert AccountTokens(None, AccountRules(is_on=True)).find("node") is None
 
 
 async def test_a_connection_ends_when_its_key_its_terms_or_its_node_change():
     for change in (
-        lambda shop: shop.keys.pop("node"),
-        lambda shop: shop.keys.update(node=replace(NODE, account_id="acct_2")),
-        lambda shop: setattr(shop.owners, "now", OwnerTerms(commission_ppm=1)),
-        lambda shop: setattr(shop.owners, "now", replace(shop.owners.now, frozen=True)),
-        lambda shop: shop.tokens.use(AccountRules(is_on=True, models=frozenset({"m"}))),
-        lambda shop: shop.tokens.use(AccountRules(is_on=False)),
+        lambda selling: selling.keys.pop("node"),
+        lambda selling: selling.keys.update(node=replace(NODE, account_id="acct_2")),
+        lambda selling: setattr(selling.owners, "now", OwnerTerms(commission_ppm=1)),
+        lambda selling: setattr(selling.owners, "now", replace(selling.owners.now, frozen=True)),
+        lambda selling: selling.tokens.use(AccountRules(is_on=True, models=frozenset({"m"}))),
+        lambda selling: selling.tokens.use(AccountRules(is_on=False)),
     ):
-        shop = Shop()
-        grant = shop.tokens.find("node")
+        selling = Selling()
+        grant = selling.tokens.find("node")
         await grant.terms("gpu")
-        change(shop)
+        change(selling)
         assert grant.is_revoked() and not grant.holds()
 
 
 async def test_while_the_keys_are_not_known_nothing_new_is_sent_and_the_connection_stays():
-    shop = Shop()
-    grant = shop.tokens.find("node")
+    selling = Selling()
+    grant = selling.tokens.find("node")
     await grant.terms("gpu")
-    shop.error = Stale()
+    selling.error = Stale()
     assert not grant.holds() and not grant.is_revoked()
 
 
 async def test_a_frozen_node_is_sent_away_for_good_and_one_without_a_database_is_not():
-    shop = Shop()
-    shop.owners.now = OwnerTerms(frozen=True)
+    selling = Selling()
+    selling.owners.now = OwnerTerms(frozen=True)
     with pytest.raises(NotAdmitted) as caught:
-        await shop.tokens.find("node").terms("gpu")
+        await selling.tokens.find("node").terms("gpu")
     assert (caught.value.reason, caught.value.is_final) == ("frozen", True)
-    shop.owners.error = Stale()
+    selling.owners.error = Stale()
     with pytest.raises(NotAdmitted) as caught:
-        await shop.tokens.find("node").terms("gpu")
+        await selling.tokens.find("node").terms("gpu")
     assert (caught.value.reason, caught.value.is_final) == ("unavailable", False)
 
 
 async def test_a_node_may_offer_the_models_of_the_settings():
-    shop = Shop(models=frozenset({"a"}))
-    assert (await shop.tokens.find("node").terms("gpu")).models == frozenset({"a"})
+    selling = Selling(models=frozenset({"a"}))
+    assert (await selling.tokens.find("node").terms("gpu")).models == frozenset({"a"})
 
 
 async def test_an_account_that_says_hello_too_often_is_not_written_down_and_no_other_account_waits_for_it():
-    shop = Shop()
-    shop.keys["other"] = replace(NODE, key_id="key_9", account_id="acct_9")
+    selling = Selling()
+    selling.keys["other"] = replace(NODE, key_id="key_9", account_id="acct_9")
     for number in range(MOST_HELLOS):
         # A new connection and another name each time count all the same.
-        await shop.tokens.find("node").terms(f"gpu-{number % 7}")
+        await selling.tokens.find("node").terms(f"gpu-{number % 7}")
     with pytest.raises(NotAdmitted) as caught:
-        await shop.tokens.find("node").terms("gpu")
+        await selling.tokens.find("node").terms("gpu")
     assert (caught.value.reason, caught.value.is_final) == ("too_many_hellos", False)
-    assert len(shop.owners.recorded) == MOST_HELLOS
-    await shop.tokens.find("other").terms("gpu")
-    shop.clock_s = 60.0 / MOST_HELLOS
-    await shop.tokens.find("node").terms("gpu")
-    assert len(shop.owners.recorded) == MOST_HELLOS + 2
+    assert len(selling.owners.recorded) == MOST_HELLOS
+    await selling.tokens.find("other").terms("gpu")
+    selling.clock_s = 60.0 / MOST_HELLOS
+    await selling.tokens.find("node").terms("gpu")
+    assert len(selling.owners.recorded) == MOST_HELLOS + 2

@@ -155,7 +155,7 @@ function HealthStrip({ ctx }) {
 
 function Shell({ ctx, onLeave }) {
   const route = useRoute();
-  // Whoever was signed out elsewhere sees the sign-in, whatever page is open.
+  // A person who was signed out elsewhere sees the sign-in on every page.
   useLoad("/api/session", { live: ["session"] });
   useEffect(() => {
     start();

@@ -30,7 +30,7 @@ function All({ ctx }) {
       <${Panel}>
         <${Problem} error=${accounts.error} reload=${accounts.reload} stale=${accounts.loaded} />
         ${accounts.loaded && html`<${Table} caption="Customers" columns=${columns} rows=${accounts.items} more=${accounts.more} busy=${accounts.busy}
-          empty=${html`<${Empty} title="No customers yet"><p>Make one here${ctx.info.registration === "closed" ? ", or let people register: set registration to invite or open" : ", or wait until somebody registers"}.</p><//>`} />`}
+          empty=${html`<${Empty} title="No customers yet"><p>Make one here${ctx.info.registration === "closed" ? ", or let people register: set registration to invite or open" : ", or wait until a customer registers"}.</p><//>`} />`}
       <//>
       ${ctx.info.registration === "invite" && html`<${Invites} />`}
     </div>

@@ -44,7 +44,7 @@ function KeyStep({ ctx }) {
   const [isMaking, setMaking] = useState(false);
   const [made, setMade] = useState(null);
   if (ctx.isOperator)
-    return html`<${Panel} title="A key"><p>Requests are sent with a customer's key: make one on the customer's page under <${Go} to="customers">Customers<//>. The <code>api_keys</code> of the settings work too and are charged to nobody.</p><//>`;
+    return html`<${Panel} title="A key"><p>Requests are sent with a customer's key: make one on the customer's page under <${Go} to="customers">Customers<//>. The <code>api_keys</code> of the settings work too and are charged to no customer.</p><//>`;
   if (!ctx.session.account)
     return html`<${Panel} title="A key"><p>${ctx.info.auth === "none" ? "No key is needed on this computer. Where a client insists on one, any text will do." : html`Use one of the gateway's <code>api_keys</code>.`}</p><//>`;
   const working = (keys.data?.data ?? []).filter((key) => !key.revoked_at && key.scopes.includes("inference"));

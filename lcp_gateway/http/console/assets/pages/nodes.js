@@ -212,11 +212,11 @@ function OfCustomers({ ctx, rows, reload }) {
     ${changing && html`<${Change} row=${changing} onClose=${() => setChanging(null)} onDone=${reload} />`}`;
 }
 
-const DOORS = [["open", "may take part"], ["frozen", "frozen: is sent away, and kept out"]];
+const ACCESS = [["open", "may take part"], ["frozen", "frozen: is sent away, and kept out"]];
 
 function Change({ row, onClose, onDone }) {
   const [commission, setCommission] = useState(String(row.commission_percent));
-  const [door, setDoor] = useState(row.frozen ? "frozen" : "open");
+  const [access, setAccess] = useState(row.frozen ? "frozen" : "open");
   const [reason, setReason] = useState("");
   const form = useForm(async () => {
     const body = { reason: reason.trim() };
@@ -224,7 +224,7 @@ function Change({ row, onClose, onDone }) {
       body.commission_percent = Number(commission.trim() || "x");
       if (!(body.commission_percent >= 0 && body.commission_percent <= 100)) throw { param: "commission_percent", message: "Enter a number from 0 to 100." };
     }
-    if ((door === "frozen") !== row.frozen) body.frozen = door === "frozen";
+    if ((access === "frozen") !== row.frozen) body.frozen = access === "frozen";
     if (Object.keys(body).length === 1) throw { param: null, message: "Nothing was changed." };
     await post(`/api/admin/nodes/${encodeURIComponent(row.id)}`, body);
     onClose();
@@ -232,7 +232,7 @@ function Change({ row, onClose, onDone }) {
   });
   return html`<${Dialog} title=${html`Change <${Name}>${row.id}<//>`} onClose=${onClose}><form onSubmit=${form.onSubmit}>
     <${Field} label="Commission, percent" note="of each price, for requests from now on" inputmode="decimal" error=${form.errorOf("commission_percent")} value=${commission} onInput=${(event) => setCommission(event.currentTarget.value)} />
-    <${Select} label="The node" value=${door} options=${DOORS} onPick=${setDoor} note="what it earned stays its owner's" />
+    <${Select} label="The node" value=${access} options=${ACCESS} onPick=${setAccess} note="what it earned stays its owner's" />
     <${Field} label="Reason" note="kept in the log" required maxlength="128" error=${form.errorOf("reason")} value=${reason} onInput=${(event) => setReason(event.currentTarget.value)} />
     <${FormError} form=${form} fields=${["commission_percent", "reason"]} />
     <div class="buttons"><button type="button" onClick=${onClose}>Cancel</button><button class="primary" disabled=${form.busy}>Change</button></div>

@@ -83,7 +83,7 @@ function SignInKey({ made, onDone }) {
   };
   return html`<form class="panel" onSubmit=${submit}>
     <h1>Keep your sign-in key</h1>
-    <p>It is the only way into the account of <bdi>${made.account.name}</bdi>, and it is <strong>not shown again</strong>. Nobody can look it up or reset it.</p>
+    <p>It is the only way into the account of <bdi>${made.account.name}</bdi>, and it is <strong>not shown again</strong>. It cannot be looked up or reset.</p>
     <input type="text" name="username" autocomplete="username" value=${made.account.name} class="unseen" tabindex="-1" aria-hidden="true" readonly />
     <input type="password" name="password" autocomplete="new-password" value=${made.key.key} class="unseen" tabindex="-1" aria-hidden="true" readonly />
     <div class="copyable"><code data-copy tabindex="0" role="textbox" aria-readonly="true" aria-label="Sign-in key">${made.key.key}</code><${Copy} text=${made.key.key} /></div>
