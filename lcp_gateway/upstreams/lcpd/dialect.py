@@ -4,15 +4,16 @@ Requests to accept and to cancel, and the chunks of a stream, are the same on th
 the adapter handles them itself. A call of version 3 is a job, its method the kind of a task, its complete a result.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from lcp_gateway._gen.lcpd import lcpd_pb2 as v02
+from lcp_gateway._gen.lcpd import lcpd_v03_pb2 as v03
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -62,7 +63,7 @@ class Dialect(Protocol):
         """Read an AcceptAndExecuteStreamResponse that holds the end of the call."""
         ...
 
-    def peers(self, answer: bytes) -> "Sequence[ListedPeer]":
+    def peers(self, answer: bytes) -> Sequence["ListedPeer"]:
         """Read ListLCPPeersResponse."""
         ...
 
@@ -71,17 +72,12 @@ class Dialect(Protocol):
         ...
 
 
-class ListedPeer(Protocol):
-    """A peer of the daemon's list."""
+class ListedPeer(NamedTuple):
+    """A peer of the daemon's list, and its id: the public key, as the daemon writes it."""
 
-    @property
-    def peer_id(self) -> str:
-        """The public key, as the daemon writes it."""
-        ...
-
-    def provider(self, most_models: int) -> tuple[Provider, Sequence[str]]:
-        """Return the peer as a provider with at most so many models, and descriptions of the parts that were left out."""
-        ...
+    peer_id: str
+    provider: Callable[[int], tuple[Provider, Sequence[str]]]
+    """Returns the peer as a provider with at most so many models, and descriptions of the parts that were left out."""
 
 
 M = TypeVar("M", bound=Message)
@@ -111,25 +107,6 @@ class UnsupportedVersion(UpstreamError):
         self.version = version
 
 
-class QuotedFields(Protocol):
-    """The fields of a quote's message that have the same names in all versions."""
-
-    @property
-    def protocol_version(self) -> int: ...  # noqa: D102 - as in ``Quote``, as the others
-
-    @property
-    def price_msat(self) -> int: ...  # noqa: D102
-
-    @property
-    def quote_expiry(self) -> Timestamp: ...  # noqa: D102
-
-    @property
-    def terms_hash(self) -> bytes: ...  # noqa: D102
-
-    @property
-    def payment_request(self) -> str: ...  # noqa: D102
-
-
 def check_task(task: Task) -> None:
     """Check that peers take tasks of its kind.
 
@@ -144,7 +121,7 @@ def check_task(task: Task) -> None:
 
 
 def quote_of(
-    fields: QuotedFields,
+    fields: v02.Terms | v03.Quote,
     job_id: bytes,
     *,
     version: int,

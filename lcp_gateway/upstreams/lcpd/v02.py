@@ -1,7 +1,7 @@
 """The messages of protocol version 2."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.purchase.order import Task, TaskKind
@@ -65,7 +65,9 @@ class Version2:
 
     def peers(self, answer: bytes) -> Sequence[ListedPeer]:
         """Read ListLCPPeersResponse."""
-        return [_Peer(peer.peer_id, peer) for peer in read(pb.ListLCPPeersResponse, answer).peers]
+        return [
+            ListedPeer(peer.peer_id, partial(_provider, peer)) for peer in read(pb.ListLCPPeersResponse, answer).peers
+        ]
 
     def models_in(self, refusal: str) -> Sequence[str]:  # noqa: ARG002 - the protocol's
         """Return no models: the peer's list names them."""
@@ -86,40 +88,35 @@ def _result(message: pb.Result) -> Result:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Peer:
-    peer_id: str
-    message: pb.LCPPeer
-
-    def provider(self, most_models: int) -> tuple[Provider, Sequence[str]]:
-        """Return the peer with the models of its task templates."""
-        manifest = self.message.remote_manifest
-        offers: list[tuple[TaskKind, str]] = []
-        problems: dict[str, None] = {}
-        names: set[str] = set()
-        for template in manifest.supported_tasks:
-            kind = _KINDS.get(template.kind)
-            if kind is TaskKind.CHAT_COMPLETIONS:
-                model = template.openai_chat_completions_v1.model
-            elif kind is TaskKind.RESPONSES:
-                model = template.openai_responses_v1.model
-            else:
-                continue
-            if len(model) > MAX_MODEL_CHARS:
-                problems[f"models with names above {MAX_MODEL_CHARS} characters are left out"] = None
-            elif model not in names and len(names) >= most_models:
-                problems[f"models after the first {most_models} are left out"] = None
-                break
-            elif model:
-                names.add(model)
-                offers.append((kind, model))
-        return Provider(
-            peer_id=self.peer_id,
-            address=self.message.address,
-            protocol_version=manifest.protocol_version,
-            models=merge_kinds(offers),
-            max_payload_bytes=manifest.max_payload_bytes,
-            max_stream_bytes=manifest.max_stream_bytes,
-            max_job_bytes=manifest.max_job_bytes,
-            max_inflight_jobs=manifest.max_inflight_jobs,
-        ), tuple(problems)
+def _provider(peer: pb.LCPPeer, most_models: int) -> tuple[Provider, Sequence[str]]:
+    """Return the peer with the models of its task templates."""
+    manifest = peer.remote_manifest
+    offers: list[tuple[TaskKind, str]] = []
+    problems: dict[str, None] = {}
+    names: set[str] = set()
+    for template in manifest.supported_tasks:
+        kind = _KINDS.get(template.kind)
+        if kind is TaskKind.CHAT_COMPLETIONS:
+            model = template.openai_chat_completions_v1.model
+        elif kind is TaskKind.RESPONSES:
+            model = template.openai_responses_v1.model
+        else:
+            continue
+        if len(model) > MAX_MODEL_CHARS:
+            problems[f"models with names above {MAX_MODEL_CHARS} characters are left out"] = None
+        elif model not in names and len(names) >= most_models:
+            problems[f"models after the first {most_models} are left out"] = None
+            break
+        elif model:
+            names.add(model)
+            offers.append((kind, model))
+    return Provider(
+        peer_id=peer.peer_id,
+        address=peer.address,
+        protocol_version=manifest.protocol_version,
+        models=merge_kinds(offers),
+        max_payload_bytes=manifest.max_payload_bytes,
+        max_stream_bytes=manifest.max_stream_bytes,
+        max_job_bytes=manifest.max_job_bytes,
+        max_inflight_jobs=manifest.max_inflight_jobs,
+    ), tuple(problems)

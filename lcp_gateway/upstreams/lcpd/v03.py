@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from lcp_gateway._gen.lcpd import lcpd_v03_pb2 as pb
@@ -87,7 +87,9 @@ class Version3:
 
     def peers(self, answer: bytes) -> Sequence[ListedPeer]:
         """Read ListLCPPeersResponse."""
-        return [_Peer(peer.peer_id, peer) for peer in read(pb.ListLCPPeersResponse, answer).peers]
+        return [
+            ListedPeer(peer.peer_id, partial(_provider, peer)) for peer in read(pb.ListLCPPeersResponse, answer).peers
+        ]
 
     def models_in(self, refusal: str) -> Sequence[str]:
         """Return the models that a seller names where it does not have the one that was asked for."""
@@ -115,25 +117,20 @@ def _result(message: pb.Complete) -> Result:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Peer:
-    peer_id: str
-    message: pb.LCPPeer
-
-    def provider(self, most_models: int) -> tuple[Provider, Sequence[str]]:  # noqa: ARG002 - no model is listed
-        """Return the peer with the kinds of task whose methods it lists: its models are not known by its list."""
-        manifest = self.message.remote_manifest
-        return Provider(
-            peer_id=self.peer_id,
-            address=self.message.address,
-            protocol_version=manifest.protocol_version,
-            models=MappingProxyType({}),
-            max_payload_bytes=manifest.max_payload_bytes,
-            max_stream_bytes=manifest.max_stream_bytes,
-            max_job_bytes=manifest.max_call_bytes,
-            max_inflight_jobs=manifest.max_inflight_calls,
-            open_kinds=frozenset(_kinds(manifest.supported_methods)),
-        ), ()
+def _provider(peer: pb.LCPPeer, most_models: int) -> tuple[Provider, Sequence[str]]:  # noqa: ARG001 - no model is listed
+    """Return the peer with the kinds of task whose methods it lists: its models are not known by its list."""
+    manifest = peer.remote_manifest
+    return Provider(
+        peer_id=peer.peer_id,
+        address=peer.address,
+        protocol_version=manifest.protocol_version,
+        models=MappingProxyType({}),
+        max_payload_bytes=manifest.max_payload_bytes,
+        max_stream_bytes=manifest.max_stream_bytes,
+        max_job_bytes=manifest.max_call_bytes,
+        max_inflight_jobs=manifest.max_inflight_calls,
+        open_kinds=frozenset(_kinds(manifest.supported_methods)),
+    ), ()
 
 
 def _kinds(methods: Iterable[pb.MethodDescriptor]) -> Iterable[TaskKind]:
