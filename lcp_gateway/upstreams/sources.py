@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
@@ -12,8 +12,12 @@ from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 
+if TYPE_CHECKING:
+    # Not imported where no node may dial in.
+    from lcp_gateway.upstreams.dialin.adapter import DialinUpstream
+    from lcp_gateway.upstreams.dialin.hub import NodeHub
+
 _LCP: Final = ProviderSource.LCP
-_NODE: Final = ProviderSource.NODE
 
 
 class NodeProviders(Protocol):
@@ -29,19 +33,10 @@ class NodeProviders(Protocol):
         ...
 
 
-class DialledIn(Protocol):
-    """The nodes that dialled in; ``NodeHub`` has them."""
-
-    @property
-    def providers(self) -> tuple[Provider, ...]:
-        """Those that offer a model; the same object while nothing has changed."""
-        ...
-
-
 class AllNodes:
     """Virtual nodes and those that dialled in as one. The object stays the same while nothing has changed."""
 
-    def __init__(self, virtual: NodeProviders, dialled_in: DialledIn) -> None:
+    def __init__(self, virtual: NodeProviders, dialled_in: "NodeHub") -> None:
         self._virtual = virtual
         self._dialled_in = dialled_in
         self._merged: tuple[tuple[Provider, ...], tuple[Provider, ...], tuple[Provider, ...]] = ((), (), ())
@@ -58,42 +53,6 @@ class AllNodes:
     async def refresh_if_stale(self) -> None:
         """Probe the virtual nodes that were not probed just now; what has dialled in is known."""
         await self._virtual.refresh_if_stale()
-
-
-class DialinNodes(Upstream, Protocol):
-    """The upstream of the nodes that dialled in."""
-
-    def owns(self, provider_id: str) -> bool:
-        """Whether a provider is one of them, and here now."""
-        ...
-
-
-class NodeUpstreams:
-    """Sends each call for a node to the virtual nodes' upstream, or to that of the nodes that dialled in."""
-
-    def __init__(self, virtual: Upstream, dialled_in: DialinNodes) -> None:
-        self._virtual = virtual
-        self._dialled_in = dialled_in
-
-    async def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Quote:
-        """Ask a node for its price."""
-        upstream: Upstream = self._dialled_in if self._dialled_in.owns(peer_id) else self._virtual
-        return await upstream.request_quote(task, peer_id, timeout_s)
-
-    async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
-        """Send the task and wait for the whole result. Goes out once."""
-        return await self._of(quote).execute(quote, task, timeout_s)
-
-    def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
-        """Send the task and yield the result as it comes. Goes out once."""
-        return self._of(quote).execute_stream(quote, task, timeout_s)
-
-    async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
-        """Tell the node that the result is no longer wanted."""
-        await self._of(quote).cancel(quote, reason, timeout_s)
-
-    def _of(self, quote: Quote) -> Upstream:
-        return self._dialled_in if quote.on_delivery else self._virtual
 
 
 class MergedCatalog:
@@ -144,24 +103,34 @@ class MergedCatalog:
 
 
 class UpstreamBySource:
-    """Sends each call to the Lightning peers' upstream or to the virtual nodes'."""
+    """Sends each call to the upstream of the Lightning peers, of the virtual nodes, or of the nodes that dialled in."""
 
-    def __init__(self, peers: Upstream, nodes: Upstream) -> None:
-        self._by_source = {_LCP: peers, _NODE: nodes}
+    def __init__(self, peers: Upstream, nodes: Upstream, dialled_in: "DialinUpstream | None" = None) -> None:
+        self._peers = peers
+        self._nodes = nodes
+        self._dialled_in = dialled_in
 
     def request_quote(self, task: Task, peer_id: str, timeout_s: float) -> Coroutine[Any, Any, Quote]:
         """Ask a provider for its price."""
-        source = _NODE if peer_id.startswith(NODE_PREFIX) else _LCP
-        return self._by_source[source].request_quote(task, peer_id, timeout_s)
+        upstream = self._peers
+        if peer_id.startswith(NODE_PREFIX):
+            dialled_in = self._dialled_in
+            upstream = self._nodes if dialled_in is None or not dialled_in.owns(peer_id) else dialled_in
+        return upstream.request_quote(task, peer_id, timeout_s)
 
     def execute(self, quote: Quote, task: Task, timeout_s: float) -> Coroutine[Any, Any, Result]:
         """Pay and wait for the whole result. Goes out once."""
-        return self._by_source[quote.source].execute(quote, task, timeout_s)
+        return self._of(quote).execute(quote, task, timeout_s)
 
     def execute_stream(self, quote: Quote, task: Task, timeout_s: float) -> AsyncGenerator[StreamEvent, None]:
         """Pay and yield the result as it comes. Goes out once."""
-        return self._by_source[quote.source].execute_stream(quote, task, timeout_s)
+        return self._of(quote).execute_stream(quote, task, timeout_s)
 
     async def cancel(self, quote: Quote, reason: str, timeout_s: float) -> None:
         """Tell the provider that the job's result is no longer wanted."""
-        await self._by_source[quote.source].cancel(quote, reason, timeout_s)
+        await self._of(quote).cancel(quote, reason, timeout_s)
+
+    def _of(self, quote: Quote) -> Upstream:
+        if quote.source is _LCP:
+            return self._peers
+        return self._nodes if self._dialled_in is None or not quote.on_delivery else self._dialled_in
