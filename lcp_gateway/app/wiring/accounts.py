@@ -51,8 +51,7 @@ from lcp_gateway.purchase.ports import StartTask
 from lcp_gateway.routing.model_registry import ModelRegistry
 from lcp_gateway.store.database.engines import DatabaseUnavailable
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.upstreams.dialin.grants import AccountNodes
-from lcp_gateway.upstreams.dialin.owners import StoredOwners
+from lcp_gateway.upstreams.dialin.grants import AccountNodes, StoredOwners
 
 if TYPE_CHECKING:
     from lcp_gateway.http.gateway.l402 import L402Routes

@@ -1,10 +1,9 @@
 """The adapter to nodes that dialled in: quotes from their price lists, results over their connections, paid on delivery."""
 
-import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
 from typing import Final
 
@@ -15,18 +14,16 @@ from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, StreamEvent
-from lcp_gateway.purchase.quote import Payee, ProviderSource, Quote
+from lcp_gateway.purchase.quote import Payee, Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.dialin.connection import NodeConnection, busy
 from lcp_gateway.upstreams.dialin.hub import NodeHub
 from lcp_gateway.upstreams.dialin.offers import KIND_NAMES, price_of
 from lcp_gateway.upstreams.dialin.requests import lost_connection
-from lcp_gateway.upstreams.dialin.result import RemoteResult
-from lcp_gateway.upstreams.dialin.usage import held_usage
-from lcp_gateway.upstreams.openai.adapter import node_terms_hash
+from lcp_gateway.upstreams.dialin.result import RemoteResult, held_usage
+from lcp_gateway.upstreams.openai.adapter import node_quote
 
-_QUOTE_LASTS = timedelta(seconds=300)
 _WORDS: Final[Mapping[TaskKind, str]] = MappingProxyType({kind: word for word, kind in KIND_NAMES.items()})
 
 
@@ -78,18 +75,7 @@ class DialinUpstream:
         payee = None
         if terms.account_id is not None:
             payee = Payee(terms.node_id, terms.account_id, terms.commission_ppm)
-        return Quote(
-            peer_id=peer_id,
-            job_id=secrets.token_bytes(32),
-            price_msat=price_msat,
-            expires_at=self._now() + _QUOTE_LASTS,
-            terms_hash=node_terms_hash(terms.node_id, task, price_msat),
-            payment_request="",
-            protocol_version=0,
-            source=ProviderSource.NODE,
-            on_delivery=True,
-            payee=payee,
-        )
+        return node_quote(peer_id, terms.node_id, task, price_msat, self._now(), on_delivery=True, payee=payee)
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
         """Send the task and wait for the whole result. Goes out once."""

@@ -9,6 +9,8 @@ from typing import Final, Protocol
 
 from lcp_gateway.accounts.callers import Caller
 from lcp_gateway.accounts.limits.addresses import AddressLimits
+from lcp_gateway.accounts.models import AccountError
+from lcp_gateway.accounts.nodes import NodeRecord, NodeTermsCache
 from lcp_gateway.upstreams.openai.price import NodePrice
 
 _OWNER_CHARS: Final = 6
@@ -145,16 +147,30 @@ class OwnerTerms:
     frozen: bool = False
 
 
-class NodeOwners(Protocol):
+class StoredOwners:
     """The accounts' nodes in the store."""
 
+    def __init__(self, nodes: NodeTermsCache) -> None:
+        self._nodes = nodes
+
     async def terms(self, account_id: str, key_id: str, name: str, node_id: str) -> OwnerTerms:
-        """Record that a node dials in, and return its terms."""
-        ...
+        """Record that a node dials in, and return its terms.
+
+        Raises:
+            NotAdmitted: its account is gone, or another account has a node of this id.
+        """
+        try:
+            return self._terms(await self._nodes.connect(node_id, account_id, key_id, name))
+        except AccountError as error:
+            raise NotAdmitted("account", str(error)) from error
 
     def current(self, node_id: str) -> OwnerTerms | None:
         """Return the terms of a node as they are now, from memory; None where they are not known."""
-        ...
+        record = self._nodes.find(node_id)
+        return None if record is None else self._terms(record)
+
+    def _terms(self, record: NodeRecord) -> OwnerTerms:
+        return OwnerTerms(commission_ppm=self._nodes.commission_ppm(record), frozen=record.is_frozen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +181,7 @@ class AccountNodes:
     """
 
     find_caller: Callable[[str], Caller | None]
-    owners: NodeOwners
+    owners: StoredOwners
     stale: tuple[type[Exception], ...] = ()
 
 

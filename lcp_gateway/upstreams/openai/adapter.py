@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import io
 import json
 import secrets
 import time
@@ -21,11 +20,11 @@ from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, StreamEvent
-from lcp_gateway.purchase.quote import ProviderSource, Quote
+from lcp_gateway.purchase.quote import Payee, ProviderSource, Quote
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_TRACING, Tracing
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.openai.connections import NodeConnections, SendState, VirtualNode
+from lcp_gateway.upstreams.openai.connections import NO_ROUTE, NodeConnections, SendState, VirtualNode, payload
 from lcp_gateway.upstreams.openai.errors import (
     FAILURES,
     MAX_ERROR_BYTES,
@@ -47,10 +46,7 @@ _MAX_RESULT_BYTES = 32 * 1024 * 1024
 _CONNECT_TIMEOUT_S = 5.0
 # A closed connection refuses the request within one round trip; a node that accepted the request fails later.
 _CLOSE_KNOWN_S = 0.5
-# aiohttp writes longer bodies in pieces only from a file.
-_LONG_BODY_BYTES = 1024 * 1024
 _MAX_LIST_BYTES = 8 * 1024 * 1024
-_NO_LIST = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 
 
 class NoModelList(UpstreamError):
@@ -107,17 +103,7 @@ class OpenAIHttpUpstream:
         node = self._connections_of(peer_id).node
         if task.kind not in node.kinds:
             raise UpstreamError(UpstreamStatus.UNIMPLEMENTED, f"the node does not serve {_PATHS[task.kind]}")
-        price_msat = node.price.most_msat(task, node.timeout_s)
-        return Quote(
-            peer_id=peer_id,
-            job_id=secrets.token_bytes(32),
-            price_msat=price_msat,
-            expires_at=self._now() + _QUOTE_LASTS,
-            terms_hash=node_terms_hash(node.name, task, price_msat),
-            payment_request="",
-            protocol_version=0,
-            source=ProviderSource.NODE,
-        )
+        return node_quote(peer_id, node.name, task, node.price.most_msat(task, node.timeout_s), self._now())
 
     async def execute(self, quote: Quote, task: Task, timeout_s: float) -> Result:
         """Send the task and wait for the whole result. Goes out once."""
@@ -156,7 +142,7 @@ class OpenAIHttpUpstream:
                     trace_request_ctx=sending,
                 ) as response,
             ):
-                if response.status in _NO_LIST:
+                if response.status in NO_ROUTE:
                     raise NoModelList(UpstreamStatus.UNIMPLEMENTED, "the node has no list of models")
                 if not _succeeded(response.status):
                     text = await read_at_most(response, MAX_ERROR_BYTES)
@@ -237,7 +223,7 @@ class OpenAIHttpUpstream:
             try:
                 return await session.post(
                     connections.node.base_url + _PATHS[task.kind],
-                    data=_payload(task.body),
+                    data=payload(task.body),
                     headers={**self._tracing.headers(), "Idempotency-Key": quote.job_id.hex()},
                     allow_redirects=False,
                     timeout=_timeout(max(deadline - sent_at, 0.001)),
@@ -256,6 +242,31 @@ class OpenAIHttpUpstream:
                         self._on_down(connections.node.provider_id)
                     raise connection_error(error, evidence=lost, had_connection=state.had_connection) from None
             session, is_repeat = connections.unpooled_session(), True
+
+
+def node_quote(
+    provider_id: str,
+    name: str,
+    task: Task,
+    price_msat: Msat,
+    now: datetime,
+    *,
+    on_delivery: bool = False,
+    payee: Payee | None = None,
+) -> Quote:
+    """Return the quote of a node, for five minutes: its price is the most that the task can come to."""
+    return Quote(
+        peer_id=provider_id,
+        job_id=secrets.token_bytes(32),
+        price_msat=price_msat,
+        expires_at=now + _QUOTE_LASTS,
+        terms_hash=node_terms_hash(name, task, price_msat),
+        payment_request="",
+        protocol_version=0,
+        source=ProviderSource.NODE,
+        on_delivery=on_delivery,
+        payee=payee,
+    )
 
 
 def node_terms_hash(name: str, task: Task, price_msat: Msat) -> bytes:
@@ -281,10 +292,6 @@ def _timeout(total_s: float) -> aiohttp.ClientTimeout:
 
 def _succeeded(status: int) -> bool:
     return HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES
-
-
-def _payload(body: bytes) -> bytes | io.BytesIO:
-    return body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body)
 
 
 async def _read_refusal(response: aiohttp.ClientResponse) -> bytes:

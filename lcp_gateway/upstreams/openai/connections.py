@@ -1,9 +1,12 @@
 """A virtual node as the operator configured it, and the connections to it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import io
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiohttp
@@ -16,10 +19,16 @@ from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.openai.price import NodePrice
 
 # Below the 5 s after which many servers close an idle connection: a request that meets such a close is lost.
-_KEEPALIVE_S = 4.0
+KEEPALIVE_S: Final = 4.0
 # Connections beside those of tasks, so that a busy node can still be probed.
 _SPARE_CONNECTIONS = 2
+# aiohttp writes longer bodies in pieces only from a file.
+_LONG_BODY_BYTES = 1024 * 1024
 _FREE = NodePrice()
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+NO_ROUTE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
+"""The statuses of a node that does not have a route."""
 
 MAX_HEADER_BYTES: Final = 64 * 1024
 """The longest header of a node's answer: proxies before it add long cookies and policies."""
@@ -146,32 +155,52 @@ class NodeConnections:
             )
 
     def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
-        headers = {
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_end.append(_record_connection)
+        trace.on_connection_reuseconn.append(_record_reused_connection)
+        connector = aiohttp.TCPConnector(
+            limit=self.node.max_connections + _SPARE_CONNECTIONS,
+            force_close=force_close,
+            keepalive_timeout=None if force_close else KEEPALIVE_S,
+        )
+        return open_session(connector, headers=key_header(self.node), proxy=self.node.proxy, traces=[trace])
+
+
+def key_header(node: VirtualNode) -> dict[str, str]:
+    """Return the header that holds a node's key; none without a key."""
+    return {"Authorization": f"Bearer {node.api_key}"} if node.api_key else {}
+
+
+def open_session(
+    connector: aiohttp.TCPConnector,
+    *,
+    proxy: bool,
+    headers: Mapping[str, str] = _NO_HEADERS,
+    traces: list[aiohttp.TraceConfig] | None = None,
+) -> aiohttp.ClientSession:
+    """Open a session with nodes, for JSON; ``headers`` go with each request besides the usual ones."""
+    return aiohttp.ClientSession(
+        headers={
             "Content-Type": "application/json",
             # Compression would only be undone here: results are forwarded as they are.
             "Accept-Encoding": "identity",
             "User-Agent": "lcp-gateway",
-        }
-        if self.node.api_key:
-            headers["Authorization"] = f"Bearer {self.node.api_key}"
-        trace = aiohttp.TraceConfig()
-        trace.on_connection_create_end.append(_record_connection)
-        trace.on_connection_reuseconn.append(_record_reused_connection)
-        return aiohttp.ClientSession(
-            headers=headers,
-            connector=aiohttp.TCPConnector(
-                limit=self.node.max_connections + _SPARE_CONNECTIONS,
-                force_close=force_close,
-                keepalive_timeout=None if force_close else _KEEPALIVE_S,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=self.node.proxy,
-            trace_configs=[trace],
-            max_line_size=MAX_HEADER_BYTES,
-            max_field_size=MAX_HEADER_BYTES,
-            max_headers=MAX_HEADERS,
-        )
+            **headers,
+        },
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trust_env=proxy,
+        trace_configs=traces,
+        max_line_size=MAX_HEADER_BYTES,
+        max_field_size=MAX_HEADER_BYTES,
+        max_headers=MAX_HEADERS,
+    )
+
+
+def payload(body: bytes) -> bytes | io.BytesIO:
+    """Return a request's body in a form that aiohttp writes in pieces where it is long."""
+    return body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body)
 
 
 async def _record_connection(_session: object, context: Any, _params: object) -> None:

@@ -1,6 +1,5 @@
 """Asks a virtual node how many tokens a request has: OpenAI's own ``POST /responses/input_tokens``, which costs nothing."""
 
-import io
 import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
@@ -8,13 +7,19 @@ from http import HTTPStatus
 import aiohttp
 import orjson
 
-from lcp_gateway.upstreams.openai.connections import MAX_HEADER_BYTES, MAX_HEADERS, VirtualNode
+from lcp_gateway.upstreams.openai.connections import (
+    KEEPALIVE_S,
+    NO_ROUTE,
+    VirtualNode,
+    key_header,
+    open_session,
+    payload,
+)
 from lcp_gateway.upstreams.openai.errors import FAILURES, MAX_ERROR_BYTES, http_error
 from lcp_gateway.upstreams.openai.result import read_at_most
 
 _PATH = "/responses/input_tokens"
 _OBJECT = "response.input_tokens"
-_CANNOT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED})
 _REMEMBERED_S = 600.0
 _MAX_ANSWER_BYTES = 64 * 1024
 _MOST_TOKENS = 2**53
@@ -22,9 +27,6 @@ _MOST_TOKENS = 2**53
 _CONNECTIONS = 16
 _CONNECTIONS_PER_NODE = 4
 _CONNECT_TIMEOUT_S = 2.0
-# See connections.py and adapter.py, where the same holds for tasks.
-_KEEPALIVE_S = 4.0
-_LONG_BODY_BYTES = 1024 * 1024
 
 
 class TokenCounter:
@@ -59,12 +61,12 @@ class TokenCounter:
         try:
             async with self._open_session(proxy=node.proxy).post(
                 node.base_url + _PATH,
-                data=body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body),
-                headers={"Authorization": f"Bearer {node.api_key}"} if node.api_key else {},
+                data=payload(body),
+                headers=key_header(node),
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=timeout_s, connect=_CONNECT_TIMEOUT_S),
             ) as response:
-                if response.status in _CANNOT:
+                if response.status in NO_ROUTE:
                     text = await read_at_most(response, MAX_ERROR_BYTES)
                     self._record_refusal(node, response.status, text)
                     return None
@@ -96,22 +98,10 @@ class TokenCounter:
     def _open_session(self, *, proxy: bool) -> aiohttp.ClientSession:
         """Return the session; it belongs to the loop of the first call."""
         if proxy not in self._sessions:
-            self._sessions[proxy] = aiohttp.ClientSession(
-                headers={
-                    "Content-Type": "application/json",
-                    "Accept-Encoding": "identity",
-                    "User-Agent": "lcp-gateway",
-                },
-                connector=aiohttp.TCPConnector(
-                    limit=_CONNECTIONS, limit_per_host=_CONNECTIONS_PER_NODE, keepalive_timeout=_KEEPALIVE_S
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                trust_env=proxy,
-                max_line_size=MAX_HEADER_BYTES,
-                max_field_size=MAX_HEADER_BYTES,
-                max_headers=MAX_HEADERS,
+            connector = aiohttp.TCPConnector(
+                limit=_CONNECTIONS, limit_per_host=_CONNECTIONS_PER_NODE, keepalive_timeout=KEEPALIVE_S
             )
+            self._sessions[proxy] = open_session(connector, proxy=proxy)
         return self._sessions[proxy]
 
 

@@ -11,7 +11,7 @@ import orjson
 from lcp_gateway.adapters.usage import Usage, whole_number
 from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.purchase.money import Msat
-from lcp_gateway.purchase.order import Task, TaskKind
+from lcp_gateway.purchase.order import OUTPUT_LIMITS, Task, TaskKind
 from lcp_gateway.routing.catalog import PriceList
 
 _PER_1K = 1_000
@@ -23,7 +23,6 @@ _LEAST_BYTES_PER_TOKEN = 2
 _MOST_MSAT = 10**15
 _USUAL_TOKENS = 500
 _USUAL_MS = 10_000
-_OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class NodePrice:
         if task.kind is TaskKind.EMBEDDINGS:
             return 0
         document = _parse(task.body)
-        limits = [limit for name in _OUTPUT_LIMITS if (limit := _count(document.get(name)))]
+        limits = [limit for name in OUTPUT_LIMITS if (limit := _count(document.get(name)))]
         each = max(limits, default=self.max_output_tokens)
         if task.kind is TaskKind.RESPONSES:
             return each
