@@ -96,7 +96,8 @@ def build_application(
     app.on_response_prepare.append(middleware.on_response_prepare)
     for prefix in ("", AGENT_PREFIX):
         _add_openai_routes(app, routes, prefix, api_limits)
-    _add_books(app, routes, api_limits)
+    app.router.add_get("/api/models", routes.models.list_with_badges)
+    _add_books(app, routes)
     # Bounded by the handlers themselves, once they have read the body.
     if routes.wallet is not None:
         app.router.add_post("/api/wallet/topups", routes.wallet.top_up)
@@ -176,88 +177,82 @@ def _add_pages(app: web.Application, routes: Routes) -> None:
         app.router.add_post("/api/session", sessions.sign_in)
 
 
-def _bounded_table(routes: Routes) -> Table:
-    """Yield the routes that use the database and buy nothing."""
-    if routes.wallet is not None:
-        yield from _wallet_table(routes.wallet)
-    if routes.withdrawals is not None:
-        yield from _withdrawal_table(routes.withdrawals)
-    if routes.nodes is not None:
-        yield from _node_table(routes.nodes)
-    if routes.admin is not None:
-        yield from _admin_table(routes.admin)
-    if routes.keys is not None:
-        yield from _key_table(routes.keys)
-    if routes.refunds is not None:
-        yield from _refund_table(routes.refunds)
-    yield from _console_table(routes.console)
-
-
-def _wallet_table(wallet: WalletRoutes) -> Table:
-    base = "/api/wallet"
-    return (
-        ("GET", base, wallet.balance),
-        ("GET", f"{base}/topups", wallet.topups),
-        ("GET", f"{base}/topups/{{id}}", wallet.topup),
-        ("POST", f"{base}/topups/{{id}}/demo-payment", wallet.pay_for_demo),
-        ("GET", f"{base}/topups/{{id}}/qr.{{form:svg|png}}", wallet.qr_code),
-    )
-
-
-def _withdrawal_table(withdrawals: WithdrawalRoutes) -> Table:
-    base, admin = "/api/wallet/withdrawals", "/api/admin/withdrawals"
-    return (
-        ("GET", base, withdrawals.of_customer),
-        ("GET", f"{base}/{{id}}", withdrawals.get_own),
-        ("DELETE", f"{base}/{{id}}", withdrawals.cancel),
-        ("POST", "/api/wallet/demo-invoice", withdrawals.demo_invoice),
-        ("GET", admin, withdrawals.list_all),
-        ("GET", f"{admin}/{{id}}", withdrawals.get),
-        ("POST", f"{admin}/{{id}}", withdrawals.decide),
-        ("POST", "/api/admin/accounts/{id}/withdrawals", withdrawals.freeze),
-    )
-
-
-def _add_books(app: web.Application, routes: Routes, api_limits: ApiLimits) -> None:
-    """Add the routes that show what was bought and offered."""
-    app.router.add_get("/api/models", routes.models.list_with_badges)
-    # These hold a place for each use of the database, rather than as long as a slow reader takes.
+def _add_books(app: web.Application, routes: Routes) -> None:
+    """Add the routes that hold a place for each use of the database, rather than as long as a slow reader takes."""
     app.router.add_get("/api/purchases", routes.purchases.list)
     if routes.usage is not None:
         app.router.add_get("/api/usage", routes.usage.get)
     if routes.events is not None:
         # A HEAD would stay open, and have nothing to read.
         app.router.add_get("/api/events", routes.events.stream, allow_head=False)
-    bounded = [
-        ("GET", "/api/purchases/{job_id}", routes.purchases.get),
-        ("POST", "/api/admin/purchases/{job_id}/resolution", routes.purchases.resolve),
-    ]
+
+
+def _bounded_table(routes: Routes) -> Table:
+    """Yield the routes that use the database and buy nothing."""
+    yield "GET", "/api/purchases/{job_id}", routes.purchases.get
+    yield "POST", "/api/admin/purchases/{job_id}/resolution", routes.purchases.resolve
     if routes.budgets is not None:
-        bounded.append(("GET", "/api/budgets", routes.budgets.list))
+        yield "GET", "/api/budgets", routes.budgets.list
     if routes.providers is not None:
-        bounded.append(("GET", "/api/providers", routes.providers.list))
+        yield "GET", "/api/providers", routes.providers.list
     if routes.overview is not None:
-        bounded.append(("GET", "/api/admin/overview", routes.overview.get))
-    for method, path, handler in bounded:
-        _add(app, method, path, api_limits.bounded(handler))
+        yield "GET", "/api/admin/overview", routes.overview.get
+    if (nodes := routes.nodes) is not None:
+        yield "GET", "/api/nodes", nodes.of_owner
+        yield "GET", "/api/nodes/{id}/earnings", nodes.earnings
+        yield "GET", "/api/admin/nodes", nodes.list_all
+        yield "POST", "/api/admin/nodes/{id}", nodes.change
+    yield from _console_table(routes.console)
+    yield from _money_table(routes)
+    yield from _admin_table(routes)
 
 
-def _node_table(nodes: NodeRoutes) -> Table:
-    return (
-        ("GET", "/api/nodes", nodes.of_owner),
-        ("GET", "/api/nodes/{id}/earnings", nodes.earnings),
-        ("GET", "/api/admin/nodes", nodes.list_all),
-        ("POST", "/api/admin/nodes/{id}", nodes.change),
-    )
+def _money_table(routes: Routes) -> Table:
+    if (wallet := routes.wallet) is not None:
+        yield "GET", "/api/wallet", wallet.balance
+        yield "GET", "/api/wallet/topups", wallet.topups
+        yield "GET", "/api/wallet/topups/{id}", wallet.topup
+        yield "POST", "/api/wallet/topups/{id}/demo-payment", wallet.pay_for_demo
+        yield "GET", "/api/wallet/topups/{id}/qr.{form:svg|png}", wallet.qr_code
+    if (withdrawals := routes.withdrawals) is not None:
+        yield "GET", "/api/wallet/withdrawals", withdrawals.of_customer
+        yield "GET", "/api/wallet/withdrawals/{id}", withdrawals.get_own
+        yield "DELETE", "/api/wallet/withdrawals/{id}", withdrawals.cancel
+        yield "POST", "/api/wallet/demo-invoice", withdrawals.demo_invoice
+        yield "GET", "/api/admin/withdrawals", withdrawals.list_all
+        yield "GET", "/api/admin/withdrawals/{id}", withdrawals.get
+        yield "POST", "/api/admin/withdrawals/{id}", withdrawals.decide
+        yield "POST", "/api/admin/accounts/{id}/withdrawals", withdrawals.freeze
+    if (refunds := routes.refunds) is not None:
+        yield "GET", "/api/wallet/refunds", refunds.of_customer
+        yield "GET", "/api/admin/refunds", refunds.list_refunds
+        yield "GET", "/api/admin/refunds/{id}", refunds.get_refund
+        yield "POST", "/api/admin/refunds/{id}", refunds.decide
 
 
-def _refund_table(refunds: RefundRoutes) -> Table:
-    return (
-        ("GET", "/api/wallet/refunds", refunds.of_customer),
-        ("GET", "/api/admin/refunds", refunds.list_refunds),
-        ("GET", "/api/admin/refunds/{id}", refunds.get_refund),
-        ("POST", "/api/admin/refunds/{id}", refunds.decide),
-    )
+def _admin_table(routes: Routes) -> Table:
+    if (admin := routes.admin) is not None:
+        yield "POST", "/api/admin/accounts", admin.create_account
+        yield "GET", "/api/admin/accounts", admin.list_accounts
+        yield "GET", "/api/admin/accounts/{id}", admin.get_account
+        yield "PATCH", "/api/admin/accounts/{id}", admin.rename_account
+        yield "DELETE", "/api/admin/accounts/{id}", admin.delete_account
+        yield "POST", "/api/admin/accounts/{id}/adjustments", admin.adjust
+        yield "GET", "/api/admin/accounts/{id}/statement", admin.statement
+        yield "GET", "/api/admin/audit", admin.audit
+        yield "GET", "/api/admin/log", admin.log
+    if (keys := routes.keys) is not None:
+        yield "POST", "/api/admin/accounts/{id}/keys", keys.create
+        yield "GET", "/api/admin/accounts/{id}/keys", keys.list
+        yield "GET", "/api/admin/keys", keys.list_all
+        yield "GET", "/api/admin/keys/{id}", keys.get
+        yield "PATCH", "/api/admin/keys/{id}", keys.change
+        yield "DELETE", "/api/admin/keys/{id}", keys.revoke
+        yield "POST", "/api/account/keys", keys.create_own
+        yield "GET", "/api/account/keys", keys.list_own
+        yield "GET", "/api/account/keys/{id}", keys.get_own
+        yield "PATCH", "/api/account/keys/{id}", keys.change_own
+        yield "DELETE", "/api/account/keys/{id}", keys.revoke_own
 
 
 def _console_table(console: ConsoleRoutes) -> Table:
@@ -276,38 +271,6 @@ def _console_table(console: ConsoleRoutes) -> Table:
         yield "GET", "/api/admin/invites", invites.list
         yield "GET", "/api/admin/invites/{id}", invites.get
         yield "DELETE", "/api/admin/invites/{id}", invites.revoke
-
-
-def _admin_table(admin: AdminRoutes) -> Table:
-    base = "/api/admin"
-    return (
-        ("POST", f"{base}/accounts", admin.create_account),
-        ("GET", f"{base}/accounts", admin.list_accounts),
-        ("GET", f"{base}/accounts/{{id}}", admin.get_account),
-        ("PATCH", f"{base}/accounts/{{id}}", admin.rename_account),
-        ("DELETE", f"{base}/accounts/{{id}}", admin.delete_account),
-        ("POST", f"{base}/accounts/{{id}}/adjustments", admin.adjust),
-        ("GET", f"{base}/accounts/{{id}}/statement", admin.statement),
-        ("GET", f"{base}/audit", admin.audit),
-        ("GET", f"{base}/log", admin.log),
-    )
-
-
-def _key_table(keys: KeyRoutes) -> Table:
-    base = "/api/admin"
-    return (
-        ("POST", f"{base}/accounts/{{id}}/keys", keys.create),
-        ("GET", f"{base}/accounts/{{id}}/keys", keys.list),
-        ("GET", f"{base}/keys", keys.list_all),
-        ("GET", f"{base}/keys/{{id}}", keys.get),
-        ("PATCH", f"{base}/keys/{{id}}", keys.change),
-        ("DELETE", f"{base}/keys/{{id}}", keys.revoke),
-        ("POST", "/api/account/keys", keys.create_own),
-        ("GET", "/api/account/keys", keys.list_own),
-        ("GET", "/api/account/keys/{id}", keys.get_own),
-        ("PATCH", "/api/account/keys/{id}", keys.change_own),
-        ("DELETE", "/api/account/keys/{id}", keys.revoke_own),
-    )
 
 
 def _add(app: web.Application, method: str, path: str, handler: Handler) -> None:

@@ -135,9 +135,13 @@ class AccountAuthenticator:
             raise keys_unavailable(stale) from stale
         if caller is None:
             if AGENT_TOKEN in request.match_info:
-                raise _unknown_token()
+                raise unauthorized(
+                    "the token in the URL is not valid: /api/agent/<token>/v1 needs an agent's token that is neither revoked "
+                    "nor expired"
+                )
             is_anonymous = not request.headers.get("Authorization")
-            if is_anonymous and self._l402 is not None and _would_buy(request):
+            would_buy = request.method == "POST" and request.path in BUYING_PATHS
+            if is_anonymous and self._l402 is not None and would_buy:
                 raise await self._l402.challenge(request)
             raise _unknown_key()
         check_permission(caller, request)
@@ -165,18 +169,8 @@ def _permitted(caller: Caller, request: web.Request) -> Caller:
     return caller
 
 
-def _would_buy(request: web.Request) -> bool:
-    return request.method == "POST" and request.path in BUYING_PATHS
-
-
 def _unknown_key() -> ApiError:
     return unauthorized("a valid API key is needed: Authorization: Bearer <key>")
-
-
-def _unknown_token() -> ApiError:
-    return unauthorized(
-        "the token in the URL is not valid: /api/agent/<token>/v1 needs an agent's token that is neither revoked nor expired"
-    )
 
 
 def keys_unavailable(stale: KeysStale) -> ApiError:

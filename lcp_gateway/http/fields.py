@@ -196,13 +196,22 @@ def read_page(request: web.Request) -> tuple[int, str]:
     Raises:
         ApiError: 400, naming the parameter.
     """
-    limit = request.query.get("limit", str(USUAL_PAGE))
-    if not _DIGITS.fullmatch(limit) or not 1 <= int(limit) <= LARGEST_PAGE:
-        raise bad_request(f"limit must be from 1 to {LARGEST_PAGE}", "limit", "invalid_value")
-    after = request.query.get("after", "")
+    limit, after = read_limit(request.query), request.query.get("after", "")
     if not _NAME.fullmatch(after):
         raise _bad_place()
-    return int(limit), after
+    return limit, after
+
+
+def read_limit(query: Mapping[str, str]) -> int:
+    """Read ``limit`` (1 to 500) of a query.
+
+    Raises:
+        ApiError: 400, naming it.
+    """
+    limit = query.get("limit", str(USUAL_PAGE))
+    if not _DIGITS.fullmatch(limit) or not 1 <= int(limit) <= LARGEST_PAGE:
+        raise bad_request(f"limit must be from 1 to {LARGEST_PAGE}", "limit", "invalid_value")
+    return int(limit)
 
 
 def read_numbered_page(request: web.Request) -> tuple[int, int | None]:

@@ -13,12 +13,11 @@ from typing import Any, Final, TypeVar
 from aiohttp import web
 
 from lcp_gateway.http.errors import bad_request
-from lcp_gateway.http.fields import LARGEST_PAGE, USUAL_PAGE, parse_time
+from lcp_gateway.http.fields import LARGEST_PAGE, USUAL_PAGE, parse_time, read_limit
 
 E = TypeVar("E", bound=StrEnum)
 
 _LONGEST_TEXT: Final = 256
-_DIGITS: Final = re.compile(r"[0-9]{1,9}")
 _SECONDS: Final = re.compile(r"[0-9]{1,12}")
 
 
@@ -90,10 +89,7 @@ class Query:
 
     def limit(self) -> int:
         """Return the size of a page."""
-        value = self._query.get("limit", str(USUAL_PAGE))
-        if not _DIGITS.fullmatch(value) or not 1 <= int(value) <= LARGEST_PAGE:
-            raise bad_request(f"limit must be from 1 to {LARGEST_PAGE}", "limit", "invalid_value")
-        return int(value)
+        return read_limit(self._query)
 
     def cursor(self, read: Callable[[str], E | Any]) -> Any:
         """Return the place of a page as ``read`` makes it of the text, None at the beginning."""

@@ -1,6 +1,7 @@
 """/api/session and /api/sessions: sign-in, the signed-in person, sign-out here and everywhere."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -23,25 +24,16 @@ from lcp_gateway.http.server.proxies import display_address
 _LONGEST_KEY = 4_096
 
 
+@dataclass(frozen=True, slots=True)
 class SignInDesk:
     """What sign-in and registration share: where a browser may sign in, how often, and its cookie."""
 
-    def __init__(
-        self,
-        sessions: ConsoleSessions,
-        cookies: Cookies,
-        guard: BrowserGuard,
-        limits: SignInLimits,
-        api_limits: ApiLimits,
-        *,
-        read_timeout_s: float,
-    ) -> None:
-        self.sessions = sessions
-        self.cookies = cookies
-        self.guard = guard
-        self.limits = limits
-        self.api_limits = api_limits
-        self.read_timeout_s = read_timeout_s
+    sessions: ConsoleSessions
+    cookies: Cookies
+    guard: BrowserGuard
+    limits: SignInLimits
+    api_limits: ApiLimits
+    read_timeout_s: float
 
     def check(self, request: web.Request, *, needs_origin: bool) -> CookieForm:
         """Check that a browser may sign in from where it is, and that no page of another origin makes it.
@@ -52,7 +44,13 @@ class SignInDesk:
         request[CONTEXT].is_shareable = False
         form = self.cookies.form(request)
         if form is None:
-            raise signin_off()
+            raise ApiError(
+                403,
+                "keys are not taken over plain http from another machine: use https (http_tls_cert, or a proxy that is named in "
+                "trusted_proxies), or set console_insecure",
+                code="signin_off",
+                reason="sign_in",
+            )
         check_browser(self.guard, request, needs_origin=needs_origin)
         return form
 
@@ -103,7 +101,7 @@ class SessionRoutes:
             client = display_address(request.remote)
             if made is None:
                 self._log.warning("sign-in refused", client=client)
-                raise _wrong_key()
+                raise unauthorized("this key is not valid: check that it was pasted whole, and that it was not revoked")
             signed_in = made.signed_in
             self._log.info("signed in", role=signed_in.session.role, key_id=signed_in.caller.key_id, client=client)
             response = await self._describe(signed_in.caller, signed_in.session, status=201)
@@ -158,18 +156,3 @@ class SessionRoutes:
             },
             status=status,
         )
-
-
-def signin_off() -> ApiError:
-    """Return the error for a browser that comes over plain http from another machine."""
-    return ApiError(
-        403,
-        "keys are not taken over plain http from another machine: use https (http_tls_cert, or a proxy that is named in "
-        "trusted_proxies), or set console_insecure",
-        code="signin_off",
-        reason="sign_in",
-    )
-
-
-def _wrong_key() -> ApiError:
-    return unauthorized("this key is not valid: check that it was pasted whole, and that it was not revoked")

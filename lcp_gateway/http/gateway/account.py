@@ -8,7 +8,7 @@ from aiohttp import web
 from lcp_gateway.accounts.repositories import AccountRepository
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import account_of, customer_of, json_response, read_fields
-from lcp_gateway.http.gateway.admin import account_response
+from lcp_gateway.http.gateway.admin import account_fields
 from lcp_gateway.purchase.money import Msat
 
 
@@ -52,4 +52,4 @@ class AccountRoutes:
         account = await self._accounts.get(account_id)
         if account is None:
             raise ApiError(404, "there is no such account", code="account_not_found")
-        return account_response(account)
+        return json_response(account_fields(account))

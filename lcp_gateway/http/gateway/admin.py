@@ -28,7 +28,7 @@ from lcp_gateway.http.fields import (
     read_page,
     unix_time,
 )
-from lcp_gateway.http.server.connection import close_if_http10
+from lcp_gateway.http.gateway.purchases import csv_response
 from lcp_gateway.purchase.money import Msat
 
 _PAGE = 500
@@ -148,10 +148,7 @@ async def statement_csv(
     """Return an account's statement as a file; ``read`` returns the page behind a line."""
     # Before the response begins: an error of the database can still become one.
     page = await read(None)
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/csv; charset=utf-8", "Content-Disposition": f'attachment; filename="{name}.csv"'}
-    )
-    close_if_http10(request, response)
+    response = csv_response(request, name)
     await response.prepare(request)
     await response.write(csv_line(LINE_FIELDS))
     count = 0
@@ -168,11 +165,6 @@ async def statement_csv(
 def statement_line(line: StatementLine) -> dict[str, object]:
     """Return a line of a statement as JSON."""
     return {**line_document(line, datetime.isoformat), "id": str(line.id)}
-
-
-def account_response(account: Account) -> web.Response:
-    """Return an account as the response."""
-    return json_response(account_fields(account))
 
 
 def account_fields(account: Account) -> dict[str, object]:

@@ -38,7 +38,7 @@ class CatalogSource(Protocol):
 
 
 class NodeState(Protocol):
-    """The state of a virtual node."""
+    """The state of a node."""
 
     @property
     def up(self) -> bool:

@@ -19,24 +19,15 @@ from lcp_gateway.http.fields import (
     read_page,
     unix_time,
 )
+from lcp_gateway.http.gateway.health import NodeState
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Msat
 
 _NONE = Earned(0, Msat(0), Msat(0))
 _MOST_PERCENT = 100
 
 
-class NodeConnection(Protocol):
-    """A node's connection, now or at last."""
-
-    @property
-    def up(self) -> bool:
-        """Whether it is connected and takes part."""
-        ...
-
-    @property
-    def models(self) -> int:
-        """How many models it offers."""
-        ...
+class NodeConnection(NodeState, Protocol):
+    """A node's connection, now or at last; it is up where it is connected and takes part."""
 
     @property
     def running(self) -> int:

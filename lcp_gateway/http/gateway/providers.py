@@ -9,6 +9,7 @@ from aiohttp import web
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.http.fields import json_response
+from lcp_gateway.http.gateway.health import NodeState
 from lcp_gateway.http.openai.models import badges_of
 from lcp_gateway.http.queries import Query
 from lcp_gateway.purchase.errors import UpstreamError
@@ -23,13 +24,8 @@ _SHORT_ID: Final = 12
 _MODES: Final = (Mode.STREAM, Mode.WHOLE, Mode.EMBEDDING)
 
 
-class KnownNode(Protocol):
+class KnownNode(NodeState, Protocol):
     """The state of a virtual node; ``problem`` is empty while it is up."""
-
-    @property
-    def up(self) -> bool:
-        """Whether it answers."""
-        ...
 
     @property
     def problem(self) -> str:

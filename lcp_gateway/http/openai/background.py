@@ -50,11 +50,6 @@ _LOOK_EVERY_S = 2.0
 _SHOWN_S = 5.0
 
 
-def _anywhere(_owner: str) -> contextlib.AbstractAsyncContextManager[None]:
-    """Return no limit."""
-    return contextlib.nullcontext()
-
-
 class BackgroundResponses:
     """The jobs of this process; their results go into the store, under the id that the client was given."""
 
@@ -68,7 +63,7 @@ class BackgroundResponses:
         is_ending: Callable[[], bool],
         on_change: Callable[[int, str], None],
         log: FilteringBoundLogger,
-        place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = _anywhere,
+        place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = lambda _owner: contextlib.nullcontext(),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         shared: StoredItems | None = None,
         cancel_elsewhere: Callable[[str, str], None] = lambda _owner, _id: None,
@@ -423,12 +418,12 @@ class BackgroundResponses:
             self._keep_task(asyncio.create_task(self._end_shared(job)))
             return
         del self._running[job.owner, job.id]
-        is_stored = answer.error is None and self._store_result(job, plan)
+        item = self._result_item(job, plan) if answer.error is None else None
+        is_stored = item is not None and self._store.put(job.owner, item)
         if not is_stored:
             if answer.error is None:
                 job.problem = _not_kept(answer)
-            document, headers = self.shown(job)
-            is_stored = self._store.put(job.owner, _item_of(job, document, headers))
+            is_stored = self._store.put(job.owner, _item_of(job, *self.shown(job)))
         self._after_end(job, is_stored)
 
     def _after_end(self, job: BackgroundJob, is_stored: bool) -> None:
@@ -454,10 +449,6 @@ class BackgroundResponses:
             if await self._items.get(job.owner, ItemKind.RESPONSE, job.id) is not None:
                 await self._items.put(job.owner, _item_of(job, *self.shown(job)))
         job.release()
-
-    def _store_result(self, job: BackgroundJob, plan: RecordingPlan) -> bool:
-        item = self._result_item(job, plan)
-        return item is not None and self._store.put(job.owner, item)
 
     def _result_item(self, job: BackgroundJob, plan: RecordingPlan) -> Item | None:
         """Return the item of a job's result; None where it cannot be shown as a response."""

@@ -8,7 +8,7 @@ from lcp_gateway.adapters.json_bytes import dump_json
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response
-from lcp_gateway.http.openai.history import not_stored, page_response, unreadable
+from lcp_gateway.http.openai.history import document_of, not_stored, page_response
 from lcp_gateway.http.openai.request_body import parse_object, read_body
 from lcp_gateway.http.openai.response import JSON
 from lcp_gateway.responses.chats import message_object
@@ -44,13 +44,13 @@ class ChatRoutes:
         )
         # Those of a shared store come without their bytes; one may have been deleted since.
         whole = [await self._store.get(request[CONTEXT].key_id, ItemKind.CHAT, item.id) for item in found.data]
-        documents = b",".join(_document(item) for item in whole if item is not None)
+        documents = b",".join(document_of(item, "chat completion") for item in whole if item is not None)
         body = around[:-1] + b',"data":[' + documents + b"]}"
         return web.Response(body=body, headers={"Content-Type": JSON})
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /v1/chat/completions/{completion_id}."""
-        return _json(_document(await self._find(request)))
+        return _json(document_of(await self._find(request), "chat completion"))
 
     async def update(self, request: web.Request) -> web.Response:
         """Serve POST /v1/chat/completions/{completion_id}: only the metadata can be changed."""
@@ -61,7 +61,7 @@ class ChatRoutes:
         metadata = read_metadata(document)
         item = (await self._find(request)).with_metadata(metadata)
         await self._store.replace(request[CONTEXT].key_id, item)
-        return _json(_document(item))
+        return _json(document_of(item, "chat completion"))
 
     async def delete(self, request: web.Request) -> web.Response:
         """Serve DELETE /v1/chat/completions/{completion_id}."""
@@ -92,13 +92,6 @@ def _metadata_filter(query: Mapping[str, str]) -> Mapping[str, str]:
         for name, value in query.items()
         if name.startswith(_PREFIX) and name.endswith(_SUFFIX)
     }
-
-
-def _document(item: Item) -> bytes:
-    try:
-        return item.document()
-    except ValueError:
-        raise unreadable("chat completion") from None
 
 
 def _json(document: bytes) -> web.Response:

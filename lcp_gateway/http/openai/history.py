@@ -14,7 +14,7 @@ from lcp_gateway.purchase.order import Order, TaskKind
 from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.responses import ids
 from lcp_gateway.responses.history import request_for_provider
-from lcp_gateway.responses.items import ItemKind
+from lcp_gateway.responses.items import Item, ItemKind
 from lcp_gateway.responses.paging import list_object, read_page, select_page
 from lcp_gateway.responses.recording import Recorder, RecordingPlan
 from lcp_gateway.responses.request_options import RequestOptions, read_options
@@ -62,6 +62,18 @@ def not_stored(store: StoredItems, what: str, word: str) -> ApiError:
 def unreadable(what: str) -> ApiError:
     """Return the error for stored bytes of a provider that cannot be read."""
     return ApiError(502, f"the stored {what} cannot be read: its provider sent something else", "unreadable")
+
+
+def document_of(item: Item, what: str) -> bytes:
+    """Return the document of a stored item.
+
+    Raises:
+        ApiError: 502, it cannot be read.
+    """
+    try:
+        return item.document()
+    except ValueError:
+        raise unreadable(what) from None
 
 
 _PREVIOUS = "previous_response_id"

@@ -14,7 +14,7 @@ from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response
 from lcp_gateway.http.openai.background import BackgroundResponses, ended, headers_of
-from lcp_gateway.http.openai.history import not_stored, page_response, unreadable
+from lcp_gateway.http.openai.history import document_of, not_stored, page_response
 from lcp_gateway.http.openai.response import EVENTS, JSON, STREAM_HEADERS
 from lcp_gateway.http.openai.sse_relay import SseRelay
 from lcp_gateway.purchase.errors import Undelivered
@@ -65,7 +65,7 @@ class ResponseRoutes:
                 events = _events_of(item, starting_after)
                 headers = item.headers
                 return await self._stream(request, events, lambda: headers)
-            return _json(_document(item), item.headers)
+            return _json(document_of(item, "response"), item.headers)
         left = left or await self._jobs.left(owner, response_id)
         if left is None:
             if self._jobs.may_be_elsewhere(response_id):
@@ -73,7 +73,7 @@ class ResponseRoutes:
                 item = await self._store.get(owner, ItemKind.RESPONSE, response_id)
             if item is None:
                 raise self._not_found()
-            left = LeftJob(_document(item), item.headers)
+            left = LeftJob(document_of(item, "response"), item.headers)
         if stream and left.runs:
             events = self._events_elsewhere(owner, response_id, left, starting_after)
             return await self._stream(request, events, lambda: left.headers)
@@ -121,7 +121,7 @@ class ResponseRoutes:
                 "response_not_cancellable",
             )
         final = await self._jobs.final_state(owner, item)
-        shown = final or LeftJob(_document(item), item.headers)
+        shown = final or LeftJob(document_of(item, "response"), item.headers)
         return _json(shown.document, shown.headers)
 
     async def input_items(self, request: web.Request) -> web.Response:
@@ -218,7 +218,7 @@ class ResponseRoutes:
         if isinstance(error, Undelivered) and error.is_told:
             # The provider's own error has ended the stream, and a client reads one end.
             return b""
-        return end_event(_document(item), number)
+        return end_event(document_of(item, "response"), number)
 
     async def _stream(
         self, request: web.Request, chunks: AsyncGenerator[bytes, None], headers: Callable[[], Mapping[str, str]]
@@ -265,13 +265,6 @@ def _read_stream_query(query: Mapping[str, str]) -> tuple[bool, int]:
     return True, int(after)
 
 
-def _document(item: Item) -> bytes:
-    try:
-        return item.document()
-    except ValueError:
-        raise unreadable("response") from None
-
-
 def _json(document: bytes, headers: Mapping[str, str]) -> web.Response:
     return web.Response(body=document, headers={**headers, "Content-Type": JSON})
 
@@ -292,7 +285,7 @@ async def _events_of(item: Item, starting_after: int) -> AsyncGenerator[bytes, N
         if found := step.rest():
             yield found
         return
-    async for chunk in _events_in(_document(item), starting_after):
+    async for chunk in _events_in(document_of(item, "response"), starting_after):
         yield chunk
 
 
