@@ -219,11 +219,8 @@ GONE_FOR = (
 FAILOVER_CAUSES = ("refused", "failed")
 REPEATS = ("running", "replayed", "lost")
 PERIODS = ("hour", "day", "month")
-REFUNDS = ("given", "withheld", "granted", "denied")
 RECONCILED = ("settled", "not_paid", "still_unknown", "error")
 CHANNEL_STATES = ("active", "inactive")
-REMOVED = ("count", "bytes", "age")
-BACKGROUND_STATUSES = ("completed", "failed", "cancelled")
 PHASES = ("request", "quote", "execute", "stream")
 TASKS = (
     "books",
@@ -287,8 +284,6 @@ REASONS = (
     "terms",
     "too_large",
 )
-WITHDRAWAL_ENDS = ("settled", "failed")
-WITHDRAWAL_STAGES = ("awaiting_approval", "approved", "paying", "unknown")
 GRPC_METHODS = (
     "ListLCPPeers",
     "GetLocalInfo",
@@ -301,7 +296,6 @@ GRPC_METHODS = (
 GRPC_CODES = tuple(UpstreamStatus)
 ROLES = ("buyer", "seller")
 JOB_ENDS = ("delivered", "refused", "expired", "unpaid", "cancelled", "failed", "lost")
-WHY_DROPPED = ("undecodable", "unknown type", "too many manifests", "unknown job", "expired", "repeated")
 LCP_ERRORS = (
     "unsupported_version",
     "unsupported_task",
@@ -351,8 +345,8 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cause": FAILOVER_CAUSES,
         "code": GRPC_CODES,
         "direction": DIRECTIONS,
-        "ended": WITHDRAWAL_ENDS,
-        "ended_as": BACKGROUND_STATUSES,
+        "ended": ("settled", "failed"),
+        "ended_as": ("completed", "failed", "cancelled"),
         "how": REPEATS,
         "job_end": JOB_ENDS,
         "job_state": JOB_STATES,
@@ -366,16 +360,16 @@ LABEL_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "period": PERIODS,
         "phase": PHASES,
         "reason": REASONS,
-        "refund": REFUNDS,
+        "refund": ("given", "withheld", "granted", "denied"),
         "result": RECONCILED,
         "role": ROLES,
         "source": SOURCES,
-        "stage": WITHDRAWAL_STAGES,
+        "stage": ("awaiting_approval", "approved", "paying", "unknown"),
         "state": CHANNEL_STATES,
         "task": TASKS,
         "to": CHANGES,
-        "why": REMOVED,
-        "why_dropped": WHY_DROPPED,
+        "why": ("count", "bytes", "age"),
+        "why_dropped": ("undecodable", "unknown type", "too many manifests", "unknown job", "expired", "repeated"),
         "why_gone": GONE_FOR,
     }
 )

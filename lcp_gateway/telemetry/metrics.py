@@ -86,7 +86,7 @@ class Metrics:
         self, registry: CollectorRegistry | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
-        self.before_scrape: Callable[[], None] = _nothing_to_set
+        self.before_scrape: Callable[[], None] = lambda: None
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -526,10 +526,6 @@ class Metrics:
     async def families(self) -> Snapshot:
         """Return the families that are exposed as data, for the sum over several workers; from a thread, as above."""
         return await asyncio.to_thread(snapshot_of, self.registry)
-
-
-def _nothing_to_set() -> None:
-    """Set no figures before a scrape."""
 
 
 def _is_peer_counter(spec: MetricSpec) -> bool:

@@ -1,23 +1,17 @@
-"""The metrics of a node over lnd, and what its observer counts and logs."""
+"""The metrics of a node over lnd."""
 
 import ast
 import dataclasses
-import io
-import json
-import logging
 from pathlib import Path
 
 import pytest
-import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 import lcp_gateway.node.runtime
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.runtime.log import NodeLog
 from lcp_gateway.node.runtime.observer import JobEnd, NodeFigures, NodeObserver, Role
 from lcp_gateway.telemetry.metric_table import JOB_ENDS, LCP_ERRORS, NODE_PARTS, NODE_SPECS, ROLES
 from lcp_gateway.telemetry.metrics import Metrics
-from lcp_gateway.telemetry.node_log import LcpNodeLog
 from lcp_gateway.telemetry.node_metrics import NodeMetrics
 
 PEER = "02" + 32 * "ab"
@@ -38,27 +32,7 @@ def metrics():
     return NodeMetrics(models=("m",))
 
 
-@pytest.fixture
-def lines():
-    return io.StringIO()
-
-
-@pytest.fixture
-def log(metrics, lines):
-    written = structlog.wrap_logger(
-        structlog.PrintLogger(lines),
-        processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer(default=str)],
-        # Whatever level another test set for this process.
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
-    )
-    return LcpNodeLog(metrics, written)
-
-
-def logged(lines):
-    return [json.loads(line) for line in lines.getvalue().splitlines()]
-
-
-async def read(metrics):
+async def read_samples(metrics):
     """Return the value of each sample, by its name and its label values in the order of the labels' names."""
     body, _ = await metrics.expose()
     return {
@@ -82,7 +56,7 @@ def named_parts():
                 yield first.value
 
 
-def test_its_words_are_those_of_the_node(metrics, log):
+def test_its_words_are_those_of_the_node(metrics):
     observer: NodeObserver = metrics
     assert observer is metrics
     assert tuple(role.value for role in Role) == ROLES
@@ -91,12 +65,10 @@ def test_its_words_are_those_of_the_node(metrics, log):
     parts = set(named_parts())
     assert len(parts) > 10
     assert parts <= set(NODE_PARTS)
-    reports = {name for name in vars(NodeLog) if not name.startswith("_")}
-    assert {name for name in reports if callable(getattr(log, name, None))} == reports
 
 
 async def test_counts_begin_at_zero(metrics):
-    samples = await read(metrics)
+    samples = await read_samples(metrics)
     for role in ROLES:
         for end in JOB_ENDS:
             assert samples["jobs_total", end, role] == 0
@@ -111,7 +83,7 @@ async def test_a_sold_job_counts_its_price_by_model(metrics):
     metrics.job_ended(role=Role.SELLER, end=JobEnd.DELIVERED, model="no longer sold", paid_msat=1_000)
     metrics.job_ended(role=Role.SELLER, end=JobEnd.EXPIRED, model="m")
 
-    samples = await read(metrics)
+    samples = await read_samples(metrics)
     assert samples["earned_msat_total", "m"] == 7_000
     assert samples["earned_msat_total", "other"] == 1_000
     assert samples["undelivered_msat_total",] == 2_000
@@ -123,7 +95,7 @@ async def test_a_sold_job_counts_its_price_by_model(metrics):
 async def test_a_bought_job_counts_its_price_and_its_fee(metrics):
     metrics.job_ended(role=Role.BUYER, end=JobEnd.LOST, model="", paid_msat=5_000, fee_msat=12)
 
-    samples = await read(metrics)
+    samples = await read_samples(metrics)
     assert (samples["spent_msat_total",], samples["fees_msat_total",]) == (5_000, 12)
     assert samples["jobs_total", "lost", "buyer"] == 1
     assert samples["undelivered_msat_total",] == 0
@@ -134,25 +106,15 @@ async def test_messages_are_counted_by_direction_and_version(metrics):
     metrics.message(sent=False, protocol=3, byte_count=50)
     metrics.message(sent=False, protocol=9, byte_count=1)
 
-    samples = await read(metrics)
+    samples = await read_samples(metrics)
     assert (samples["messages_total", "out", "2"], samples["message_bytes_total", "out", "2"]) == (1, 100)
     assert (samples["messages_total", "in", "3"], samples["message_bytes_total", "in", "3"]) == (1, 50)
     assert samples["messages_total", "in", "other"] == 1
 
 
-async def test_what_is_refused_or_dropped_is_counted_and_logged(log, metrics, lines):
-    log.job_refused(PEER, 2, "rate_limited")
-    log.message_dropped(PEER, "unknown type")
-
-    samples = await read(metrics)
-    assert samples["refused_total", "rate_limited"] == 1
-    assert samples["messages_dropped_total", "unknown type"] == 1
-    assert [line["peer_id"] for line in logged(lines)] == [PEER, PEER]
-
-
 async def test_figures_are_those_of_the_last_call(metrics):
     metrics.set_figures(FIGURES)
-    samples = await read(metrics)
+    samples = await read_samples(metrics)
     assert samples["links", "ready", "2"] == 3
     assert samples["links", "ready", "3"] == 0
     assert samples["jobs_open", "quoted", "seller"] == 4
@@ -161,41 +123,16 @@ async def test_figures_are_those_of_the_last_call(metrics):
     assert (samples["lnd_up",], samples["invoices_up",]) == (1, 0)
 
     metrics.set_figures(NodeFigures(lightning_up=False))
-    samples = await read(metrics)
+    samples = await read_samples(metrics)
     assert samples["links", "ready", "2"] == 0
     assert samples["lnd_up",] == 0
     assert ("invoices_up",) not in samples
 
 
-def test_changes_of_lnd_and_of_links_are_logged_once(log, lines):
-    for connected in (True, True, False, False, True):
-        log.lightning(connected=connected)
-    log.link(PEER, 2, ready=True)
-    log.link(PEER, 2, ready=False)
-
-    assert [(line["level"], line["event"]) for line in logged(lines)] == [
-        ("info", "lnd delivers messages"),
-        ("warning", "lnd delivers no messages; it is asked again"),
-        ("info", "lnd delivers messages"),
-        ("info", "a peer is ready"),
-        ("info", "a peer is no longer ready"),
-    ]
-
-
-async def test_a_problem_is_counted_and_logged_with_its_cause(log, metrics, lines):
-    log.problem("send", OSError("away"), again_in_s=0.5)
-    log.problem("a part that the table does not list", OSError("away"))
-
-    samples = await read(metrics)
-    assert (samples["problems_total", "send"], samples["problems_total", "other"]) == (1, 1)
-    assert logged(lines)[0]["part"] == "send"
-    assert logged(lines)[0]["exc_info"] == "away"
-
-
 async def test_words_and_numbers_that_are_out_of_range_are_no_error(metrics):
     metrics.job_ended(role="another", end="another", model="\udc80", paid_msat=-1)
 
-    assert (await read(metrics))["jobs_total", "other", "other"] == 1
+    assert (await read_samples(metrics))["jobs_total", "other", "other"] == 1
 
 
 async def test_a_node_of_its_own_has_its_process_and_its_versions_beside_them(metrics):

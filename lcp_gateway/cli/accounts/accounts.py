@@ -1,6 +1,7 @@
 """``lcp-gateway accounts``: the accounts of customers, corrections of their balances, and the audit of the books."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -81,14 +82,8 @@ async def list_accounts(
     json: JsonOption = False,
 ) -> None:
     """List accounts and their balances, the newest first."""
-    await print_listing(
-        lambda most, following: books.accounts.page(limit=most, after=following, with_deleted=deleted),
-        ACCOUNT_COLUMNS,
-        account_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = partial(books.accounts.page, with_deleted=deleted)
+    await print_listing(page, ACCOUNT_COLUMNS, account_document, limit=limit, after=after, json=json)
 
 
 @app.command()
@@ -182,14 +177,7 @@ async def log(
     books: AccountBooks, *, limit: LimitOption = USUAL_LIMIT, after: AfterNumberOption = None, json: JsonOption = False
 ) -> None:
     """List the actions of administrators, the latest first."""
-    await print_listing(
-        lambda most, following: books.acts.page(limit=most, after=following),
-        ACTION_COLUMNS,
-        action_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    await print_listing(books.acts.page, ACTION_COLUMNS, action_document, limit=limit, after=after, json=json)
 
 
 def _print_audit(found: Audit) -> None:

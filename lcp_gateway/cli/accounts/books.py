@@ -12,6 +12,7 @@ import typer
 
 from lcp_gateway.accounts.models import Account, AccountError, AccountNotFound, InvalidAmount, InvalidText
 from lcp_gateway.cli.books.journal import opened_journal, with_journal
+from lcp_gateway.cli.options import text_option
 from lcp_gateway.cli.output import RUNTIME_ERROR, USAGE_ERROR, CommandFailed
 from lcp_gateway.config import Settings
 from lcp_gateway.store.accounts.accounts import Accounts
@@ -51,6 +52,9 @@ AfterOption = Annotated[
 AfterNumberOption = Annotated[
     int | None, typer.Option("--after", min=0, max=_LAST_NUMBER, metavar="ID", help="Only those after this one.")
 ]
+
+FromAccountOption = Annotated[str | None, text_option("--account", metavar="ACCOUNT_ID", help="Of this account only.")]
+WhyOption = Annotated[str, text_option("--why", metavar="TEXT", help="Your reason, for the log of administrators.")]
 
 
 @dataclass(frozen=True, slots=True)

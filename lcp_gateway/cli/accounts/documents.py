@@ -143,7 +143,7 @@ def print_document(document: Mapping[str, object], *, json: bool) -> None:
 
 
 async def print_listing(
-    page: Callable[[int, str | None], Awaitable[Listing[T]]],
+    page: Callable[..., Awaitable[Listing[T]]],
     columns: Columns[T],
     document: Callable[[T], object],
     *,
@@ -153,12 +153,12 @@ async def print_listing(
 ) -> None:
     """Print up to ``limit`` items, and report on standard error when there are more.
 
-    ``page`` is called with a limit and the id after which to continue; it may return fewer at a time.
+    ``page`` is called with ``limit`` and ``after``, the id after which to continue; it may return fewer at a time.
     """
     items: list[T] = []
     following = None if after is None else str(after)
     while True:
-        found = await page(limit - len(items), following)
+        found = await page(limit=limit - len(items), after=following)
         items += found.items
         following = found.after
         if following is None or len(items) >= limit:
@@ -174,14 +174,8 @@ async def print_statement(books: AccountBooks, account_id: str, *, limit: int, a
         AccountNotFound: there never was one of this id.
     """
     await books.account(account_id)
-    await print_listing(
-        lambda most, following: _statement_page(books, account_id, most, following),
-        LINE_COLUMNS,
-        line_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = partial(_statement_page, books, account_id)
+    await print_listing(page, LINE_COLUMNS, line_document, limit=limit, after=after, json=json)
 
 
 async def print_csv(books: AccountBooks, account_id: str, *, limit: int | None, after: int | None) -> None:
@@ -196,7 +190,7 @@ async def print_csv(books: AccountBooks, account_id: str, *, limit: int | None, 
     left, following = limit, None if after is None else str(after)
     while True:
         most = _PAGE if left is None else min(left, _PAGE)
-        found = await _statement_page(books, account_id, most, following)
+        found = await _statement_page(books, account_id, limit=most, after=following)
         table.writerows(line_document(line).values() for line in found.items)
         following = found.after
         left = None if left is None else left - len(found.items)
@@ -206,7 +200,7 @@ async def print_csv(books: AccountBooks, account_id: str, *, limit: int | None, 
 
 
 async def _statement_page(
-    books: AccountBooks, account_id: str, limit: int, after: str | None
+    books: AccountBooks, account_id: str, *, limit: int, after: str | None
 ) -> Listing[StatementLine]:
     found = await books.ledger.statement(account_id, limit=limit, after=None if after is None else int(after))
     return Listing(found.lines, None if found.after is None else str(found.after))

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from lcp_gateway.accounts.documents import Document
-from lcp_gateway.accounts.invites import USUAL_LIFETIME, Invite
+from lcp_gateway.accounts.invites import USUAL_LIFETIME
 from lcp_gateway.cli.accounts.books import USUAL_LIMIT, AccountBooks, AfterOption, LimitOption, actor, an_id, with_books
 from lcp_gateway.cli.accounts.documents import INVITE_COLUMNS, invite_document, print_document, print_listing
-from lcp_gateway.cli.books.journal import read_time
+from lcp_gateway.cli.books.journal import read_expiry
 from lcp_gateway.cli.options import JsonOption, command_group, text_option
-from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.output import CommandFailed
 
 app = command_group('Make and revoke invites, with which persons open accounts (registration = "invite").')
 
@@ -29,9 +29,7 @@ async def create(
 ) -> None:
     """Make an invite, and print its code: only now, since it is not stored."""
     now = datetime.now(UTC)
-    expires_at = read_time(expires, now, ahead=True, option="--expires: ")
-    if expires_at is None or expires_at <= now:
-        raise CommandFailed("--expires: this time is over", exit_code=USAGE_ERROR)
+    expires_at = read_expiry(expires, now)
     made = await books.registrations.create_invite(note=note, expires_at=expires_at, actor=actor(), at=now)
     document: Document = {"invite": made.code, **invite_document(made.record)}
     print_document(document, json=json)
@@ -45,14 +43,8 @@ async def list_invites(
     books: AccountBooks, *, limit: LimitOption = USUAL_LIMIT, after: AfterOption = None, json: JsonOption = False
 ) -> None:
     """List invites, the newest first."""
-    await print_listing(
-        lambda most, following: books.registrations.invites(limit=most, after=following),
-        INVITE_COLUMNS,
-        invite_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = books.registrations.invites
+    await print_listing(page, INVITE_COLUMNS, invite_document, limit=limit, after=after, json=json)
 
 
 @app.command()
@@ -65,10 +57,6 @@ async def revoke(
 ) -> None:
     """Revoke an invite. An account that was opened with it stays."""
     found = await books.registrations.revoke_invite(invite_id, actor=actor(), at=datetime.now(UTC))
-    _print(found, json=json)
-
-
-def _print(invite: Invite | None, *, json: bool) -> None:
-    if invite is None:
+    if found is None:
         raise CommandFailed("there is no such invite")
-    print_document(invite_document(invite), json=json)
+    print_document(invite_document(found), json=json)

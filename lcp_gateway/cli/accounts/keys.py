@@ -1,6 +1,7 @@
 """``lcp-gateway keys``: the keys of accounts; each is shown once, when it is made."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -20,9 +21,9 @@ from lcp_gateway.cli.accounts.books import (
     with_books,
 )
 from lcp_gateway.cli.accounts.documents import KEY_COLUMNS, key_document, print_document, print_listing
-from lcp_gateway.cli.books.journal import read_time
+from lcp_gateway.cli.books.journal import read_expiry
 from lcp_gateway.cli.options import JsonOption, command_group, text_option
-from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
+from lcp_gateway.cli.output import CommandFailed
 from lcp_gateway.purchase.money import Msat
 
 _USUAL_SCOPES = tuple(sorted(KeyRules().scopes))
@@ -80,7 +81,7 @@ async def create(
         budget_day_msat=Msat(budget_day_msat),
         budget_month_msat=Msat(budget_month_msat),
         concurrent_jobs=concurrent_jobs,
-        expires_at=_read_expiry(expires, now),
+        expires_at=None if expires is None else read_expiry(expires, now),
     )
     kind = KeyKind.AGENT if agent else KeyKind.API
     made = await books.keys.create(account_id, name=name, actor=actor(), at=now, rules=rules, kind=kind)
@@ -105,14 +106,8 @@ async def list_keys(
     """List the keys of an account, or all, the newest first."""
     if account_id is not None:
         await books.account(account_id)
-    await print_listing(
-        lambda most, following: books.keys.page(account_id, limit=most, after=following),
-        KEY_COLUMNS,
-        key_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = partial(books.keys.page, account_id)
+    await print_listing(page, KEY_COLUMNS, key_document, limit=limit, after=after, json=json)
 
 
 @app.command()
@@ -133,10 +128,3 @@ def _print(record: KeyRecord | None, *, json: bool) -> None:
     if record is None:
         raise CommandFailed("there is no such key")
     print_document(key_document(record), json=json)
-
-
-def _read_expiry(text: str | None, now: datetime) -> datetime | None:
-    at = read_time(text, now, ahead=True, option="--expires: ")
-    if at is not None and at <= now:
-        raise CommandFailed("--expires: this time is over", exit_code=USAGE_ERROR)
-    return at

@@ -1,20 +1,29 @@
 """``lcp-gateway nodes``: the nodes of accounts, what they earned, and the operator's terms."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from lcp_gateway.accounts.nodes import Earned, NodeRecord
-from lcp_gateway.cli.accounts.books import USUAL_LIMIT, AccountBooks, AfterOption, LimitOption, actor, with_books
+from lcp_gateway.cli.accounts.books import (
+    USUAL_LIMIT,
+    AccountBooks,
+    AfterOption,
+    FromAccountOption,
+    LimitOption,
+    WhyOption,
+    actor,
+    with_books,
+)
 from lcp_gateway.cli.accounts.documents import print_document, print_listing
-from lcp_gateway.cli.options import JsonOption, command_group, text_option, utf8_text
+from lcp_gateway.cli.options import JsonOption, command_group, utf8_text
 from lcp_gateway.cli.output import Columns, format_time
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Msat, format_sat, to_ppm
 
 NodeArgument = Annotated[str, typer.Argument(metavar="NODE_ID", show_default=False, callback=utf8_text)]
-WhyOption = Annotated[str, text_option("--why", metavar="TEXT", help="Your reason, for the log of administrators.")]
 
 _NONE = Earned(0, Msat(0), Msat(0))
 
@@ -26,7 +35,7 @@ app = command_group("List the nodes of accounts and what they earned, set a comm
 async def list_nodes(
     books: AccountBooks,
     *,
-    account: Annotated[str | None, text_option("--account", metavar="ACCOUNT_ID", help="Of this account only.")] = None,
+    account: FromAccountOption = None,
     limit: LimitOption = USUAL_LIMIT,
     after: AfterOption = None,
     json: JsonOption = False,
@@ -47,14 +56,8 @@ async def list_nodes(
         "commissions": lambda node: format_sat(of(node).commission_msat),
         "connected": lambda node: format_time(node.connected_at),
     }
-    await print_listing(
-        lambda most, following: books.nodes.page(account, limit=most, after=following),
-        columns,
-        lambda node: _document(node, of(node)),
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = partial(books.nodes.page, account)
+    await print_listing(page, columns, lambda node: _document(node, of(node)), limit=limit, after=after, json=json)
 
 
 @app.command()

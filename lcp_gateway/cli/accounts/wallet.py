@@ -5,6 +5,7 @@ import io
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -70,14 +71,8 @@ async def topups(
 ) -> None:
     """List the top-ups of an account, the newest first."""
     await books.account(account_id)
-    await print_listing(
-        lambda most, following: books.topups.page(account_id, limit=most, after=following),
-        TOPUP_COLUMNS,
-        topup_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = partial(books.topups.page, account_id)
+    await print_listing(page, TOPUP_COLUMNS, topup_document, limit=limit, after=after, json=json)
 
 
 @app.command()

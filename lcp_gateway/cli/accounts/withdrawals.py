@@ -1,6 +1,7 @@
 """``lcp-gateway withdrawals``: what customers pay out, and the operator's decisions on it."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,7 +13,9 @@ from lcp_gateway.cli.accounts.books import (
     AccountArgument,
     AccountBooks,
     AfterOption,
+    FromAccountOption,
     LimitOption,
+    WhyOption,
     WithdrawalArgument,
     actor,
     with_books,
@@ -28,7 +31,6 @@ from lcp_gateway.cli.options import JsonOption, YesOption, command_group, text_o
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed, confirm
 
 _STATES = [state for state in WithdrawalState if state is not WithdrawalState.REQUESTED]
-WhyOption = Annotated[str, text_option("--why", metavar="TEXT", help="Your reason, for the log of administrators.")]
 
 app = command_group("List the withdrawals of customers, approve them, and end those whose outcome is unknown.")
 
@@ -46,22 +48,15 @@ def _state(word: str | None) -> WithdrawalState | None:
 async def list_withdrawals(
     books: AccountBooks,
     *,
-    account: Annotated[str | None, text_option("--account", metavar="ACCOUNT_ID", help="Of this account only.")] = None,
+    account: FromAccountOption = None,
     status: Annotated[str | None, text_option("--status", metavar="STATE", help="In this state only.")] = None,
     limit: LimitOption = USUAL_LIMIT,
     after: AfterOption = None,
     json: JsonOption = False,
 ) -> None:
     """List withdrawals, the newest first."""
-    state = _state(status)
-    await print_listing(
-        lambda most, following: books.withdrawals.page(account_id=account, state=state, limit=most, after=following),
-        WITHDRAWAL_COLUMNS,
-        withdrawal_document,
-        limit=limit,
-        after=after,
-        json=json,
-    )
+    page = partial(books.withdrawals.page, account_id=account, state=_state(status))
+    await print_listing(page, WITHDRAWAL_COLUMNS, withdrawal_document, limit=limit, after=after, json=json)
 
 
 @app.command()

@@ -158,10 +158,8 @@ def read_age(text: str) -> timedelta:
     return int(matched[1]) * _AGE_UNITS[matched[2]]
 
 
-def read_time(text: str | None, now: datetime, *, ahead: bool = False, option: str = "") -> datetime | None:
+def _read_time(text: str, now: datetime, *, ahead: bool = False) -> datetime:
     """Read a date or a time (UTC where it names no zone), or an age, counted from ``now`` back or ahead."""
-    if text is None:
-        return None
     try:
         at = datetime.fromisoformat(text.strip())
         return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
@@ -169,14 +167,21 @@ def read_time(text: str | None, now: datetime, *, ahead: bool = False, option: s
         try:
             return now + read_age(text) if ahead else now - read_age(text)
         except (CommandFailed, OverflowError):
-            example = '"2027-01-31", "2027-01-31T12:00Z" or "30d"'
-            if not ahead:
-                example = '"2026-01-31", "2026-01-31T12:00Z" or "7d"'
+            option, year, age = ("--expires: ", 2027, "30d") if ahead else ("", 2026, "7d")
+            example = f'"{year}-01-31", "{year}-01-31T12:00Z" or "{age}"'
             raise CommandFailed(f"{option}{text!r:.40} is not a time: write {example}", exit_code=USAGE_ERROR) from None
 
 
-def _past(text: str) -> datetime | None:
-    return read_time(text, datetime.now(UTC))
+def read_expiry(text: str, now: datetime) -> datetime:
+    """Read ``--expires``: a date, a time, or an age from ``now`` on."""
+    at = _read_time(text, now, ahead=True)
+    if at <= now:
+        raise CommandFailed("--expires: this time is over", exit_code=USAGE_ERROR)
+    return at
+
+
+def _past(text: str) -> datetime:
+    return _read_time(text, datetime.now(UTC))
 
 
 SinceOption = Annotated[

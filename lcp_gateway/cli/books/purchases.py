@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from lcp_gateway.accounts.documents import csv_cell
 from lcp_gateway.accounts.models import AccountError, InvalidText
 from lcp_gateway.cli.accounts.books import actor
 from lcp_gateway.cli.books.journal import (
@@ -22,7 +23,6 @@ from lcp_gateway.cli.books.journal import (
     read_age,
     with_journal,
 )
-from lcp_gateway.cli.books.purchase_fields import COLUMNS, FIELDS, csv_cells, fields_of, written_field
 from lcp_gateway.cli.options import (
     JsonOption,
     YesOption,
@@ -34,6 +34,7 @@ from lcp_gateway.cli.options import (
 )
 from lcp_gateway.cli.output import (
     USAGE_ERROR,
+    Columns,
     CommandFailed,
     confirm,
     format_time,
@@ -47,7 +48,7 @@ from lcp_gateway.config import Settings
 from lcp_gateway.config.paths import state_folder
 from lcp_gateway.purchase.money import REFUND_MESSAGES, Refund, RefundLimits
 from lcp_gateway.purchase.records import NotUnknown, PurchaseCursor, PurchaseFilter, PurchaseRecord, StateChange
-from lcp_gateway.purchase.states import State
+from lcp_gateway.purchase.states import VERDICTS, State
 from lcp_gateway.store.accounts.refunds import Refunds
 from lcp_gateway.store.database.engines import Database
 from lcp_gateway.store.journal.queries import Books
@@ -63,6 +64,32 @@ _LONGEST_REASON = 500
 _RESOLVED_FROM = frozenset({State.UNKNOWN, State.SETTLED})
 _RESOLUTIONS_FILE = "resolutions.jsonl"
 """Beside the gateway's state; lines are only ever added to it."""
+_FIELDS = (
+    *("job_id", "state", "verdict", "kind", "task_kind", "model", "peer_id", "upstream", "key_id"),
+    *("request_id", "price_msat", "fee_cap_msat", "fee_msat", "runner_up_msat", "terms_hash"),
+    *("payment_request", "payment_hash", "preimage", "protocol_version"),
+    *("request_sha256", "request_bytes", "stream", "result_sha256", "result_bytes"),
+    *("expires_at", "paying_at", "ended_at", "updated_at"),
+    *("account_id", "charge_msat", "charged_msat", "ended_by", "received", "provider_blamed"),
+    "refund",
+)
+"""The fields of a purchase in the order in which they are written."""
+
+_SHORT_PEER_CHARACTERS = 12
+
+_PlainValue = str | int | bool | None
+
+_COLUMNS: Columns[PurchaseRecord] = {
+    "time": lambda record: format_time(record.paying_at),
+    "state": lambda record: f"{record.state} (withheld)" if record.refund is Refund.WITHHELD else record.state.value,
+    "price msat": lambda record: str(record.price_msat),
+    # An estimated fee is written in brackets.
+    "fee msat": lambda record: f"({record.fee_cap_msat})" if record.fee_msat is None else str(record.fee_msat),
+    "model": lambda record: record.model,
+    "peer": lambda record: record.peer_id[:_SHORT_PEER_CHARACTERS],
+    "key": lambda record: record.key_id or "-",
+    "job id": lambda record: record.job_id.hex(),
+}
 
 
 class ExportFormat(enum.StrEnum):
@@ -145,7 +172,7 @@ async def list_purchases(
             report(f"there are more; these are the newest {limit} (see --limit)")
             break
         found.append(record)
-    print_list(found, COLUMNS, fields_of, json=json)
+    print_list(found, _COLUMNS, _fields_of, json=json)
 
 
 @app.command()
@@ -154,11 +181,11 @@ async def show(journal: Database, job_id: JobPrefixArgument, *, json: JsonOption
     """Print all fields of one purchase."""
     record, changes = await one_purchase(journal, job_id)
     times = {change.state.value: format_time(change.at) for change in changes}
-    fields = fields_of(record)
+    fields = _fields_of(record)
     if json:
         print_json(fields | {"times": times})
     else:
-        rows = [(name, written_field(value)) for name, value in fields.items()]
+        rows = [(name, _written(value)) for name, value in fields.items()]
         print_pairs(rows + [(f"since {state}", at) for state, at in times.items()])
 
 
@@ -174,12 +201,13 @@ async def export(
     """Write purchases to standard output, the newest first, as JSON Lines or CSV."""
     table = csv.writer(sys.stdout, lineterminator="\n")
     if form is ExportFormat.CSV:
-        table.writerow(FIELDS)
+        table.writerow(_FIELDS)
     async for record in _records(Books(journal), which):
         if form is ExportFormat.CSV:
-            table.writerow(csv_cells(record))
+            # In a form that a spreadsheet reads as text and numbers only.
+            table.writerow(csv_cell(value) for value in _fields_of(record).values())
         else:
-            line = json_format.dumps(fields_of(record), ensure_ascii=False)
+            line = json_format.dumps(_fields_of(record), ensure_ascii=False)
             sys.stdout.write(line + "\n")
 
 
@@ -321,3 +349,36 @@ async def _records(books: Books, which: PurchaseFilter) -> AsyncIterator[Purchas
         after = page.after
         if after is None:
             return
+
+
+def _fields_of(record: PurchaseRecord) -> dict[str, _PlainValue]:
+    """Return the fields by name: hashes as hex, times in RFC 3339 and UTC, amounts in msat."""
+    charge = record.charge
+    values = {
+        "verdict": VERDICTS[record.state],
+        "account_id": None if charge is None else charge.account_id,
+        "charge_msat": None if charge is None else charge.amount_msat,
+        "charged_msat": None if charge is None else record.charged_msat,
+        "provider_blamed": record.blames_provider if record.state is State.UNDELIVERED else None,
+    }
+    values.update((name, getattr(record, name)) for name in _FIELDS if name not in values)
+    return {name: _plain(values[name]) for name in _FIELDS}
+
+
+def _written(value: _PlainValue) -> str:
+    """Write a field for display; a dash stands for no value."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value in {None, ""} else str(value)
+
+
+def _plain(value: object) -> _PlainValue:
+    match value:
+        case None | bool() | int():
+            return value
+        case bytes():
+            return value.hex()
+        case datetime():
+            return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        case _:
+            return str(value)

@@ -1,8 +1,9 @@
 """``lcp-gateway sell``: what a node over lnd sells and has sold, read from its store beside the running node."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Final
@@ -13,16 +14,48 @@ from lcp_gateway.cli.books.journal import SinceOption
 from lcp_gateway.cli.node.options import load_node_settings, store_path
 from lcp_gateway.cli.options import JsonOption, command_group
 from lcp_gateway.cli.output import Columns, CommandFailed, format_time, print_json, print_list, print_pairs, print_table
-from lcp_gateway.cli.sell.earnings import SALE, Earnings, GroupBy, add_up, outcomes, whole
+from lcp_gateway.node.runtime.observer import JobEnd
 from lcp_gateway.node.storage.files import StoreUnavailable
-from lcp_gateway.node.storage.history import HistoryLine, HistoryReader, OpenJob, open_history
+from lcp_gateway.node.storage.history import HistoryLine, HistoryReader, HistoryTotal, OpenJob, open_history
 from lcp_gateway.purchase.money import Msat, format_sat
 
 app = command_group("Show what a node over lnd sells and has earned.")
 
+# The word of the store for a job that was sold.
+_SALE: Final = "sale"
 _USUAL_AGE: Final = timedelta(days=30)
 _USUAL_LIMIT: Final = 20
 _AMOUNTS: Final = ("jobs", "delivered", "undelivered", "earned msat", "undelivered msat", "earned")
+
+
+class GroupBy(enum.StrEnum):
+    """The ways to add earnings up."""
+
+    DAY = "day"
+    MODEL = "model"
+    PEER = "peer"
+
+
+@dataclass(slots=True)
+class Earnings:
+    """Paid jobs under one heading. ``undelivered`` are those whose buyer got no whole result."""
+
+    jobs: int = 0
+    delivered: int = 0
+    undelivered: int = 0
+    earned_msat: int = 0
+    undelivered_msat: int = 0
+
+    def add(self, total: HistoryTotal) -> None:
+        """Add one sum of the store, of jobs that were paid."""
+        self.jobs += total.jobs
+        self.earned_msat += total.price_msat
+        if total.outcome == JobEnd.DELIVERED:
+            self.delivered += total.jobs
+        else:
+            self.undelivered += total.jobs
+            self.undelivered_msat += total.price_msat
+
 
 _COLUMNS: Columns[HistoryLine] = {
     "ended": lambda line: _time(line.ended_at),
@@ -49,7 +82,7 @@ def status(
     began_at = since or datetime.now(UTC) - _USUAL_AGE
     ways = list(dict.fromkeys(by or [GroupBy.DAY]))
     with _opened(config) as history:
-        open_jobs = [job for job in history.open_jobs() if job.kind == SALE]
+        open_jobs = [job for job in history.open_jobs() if job.kind == _SALE]
         totals = history.totals(int(began_at.timestamp()))
     sums, ended = add_up(totals, ways), outcomes(totals)
     if json:
@@ -88,8 +121,48 @@ def jobs(
     """List jobs that were run and have ended, the newest first."""
     began_at = 0 if since is None else int(since.timestamp())
     with _opened(config) as history:
-        lines = history.lines(SALE, since=began_at, limit=limit)
+        lines = history.lines(_SALE, since=began_at, limit=limit)
     print_list(lines, _COLUMNS, _line_document, json=json)
+
+
+def add_up(totals: Iterable[HistoryTotal], ways: Sequence[GroupBy]) -> dict[tuple[str, ...], Earnings]:
+    """Add up what was paid by heading, in the order of ``ways``; sorted by heading."""
+    sums: dict[tuple[str, ...], Earnings] = {}
+    for total in _paid(totals):
+        heading = tuple(_of(total, way) for way in ways)
+        sums.setdefault(heading, Earnings()).add(total)
+    return dict(sorted(sums.items()))
+
+
+def outcomes(totals: Iterable[HistoryTotal]) -> dict[str, int]:
+    """Return how many jobs ended in which way, paid or not."""
+    counted: dict[str, int] = {}
+    for total in totals:
+        if total.kind == _SALE:
+            counted[total.outcome] = counted.get(total.outcome, 0) + total.jobs
+    return dict(sorted(counted.items()))
+
+
+def whole(totals: Iterable[HistoryTotal]) -> Earnings:
+    """Add up all that was paid."""
+    all_of_it = Earnings()
+    for total in _paid(totals):
+        all_of_it.add(total)
+    return all_of_it
+
+
+def _paid(totals: Iterable[HistoryTotal]) -> Iterable[HistoryTotal]:
+    return (total for total in totals if total.kind == _SALE and total.paid)
+
+
+def _of(total: HistoryTotal, way: GroupBy) -> str:
+    match way:
+        case GroupBy.DAY:
+            return total.day
+        case GroupBy.MODEL:
+            return total.model
+        case GroupBy.PEER:
+            return total.peer_id
 
 
 @contextlib.contextmanager
@@ -118,7 +191,7 @@ def _earned_text(all_of_it: Earnings) -> str:
 
 
 def _cells(amounts: Earnings) -> tuple[str, ...]:
-    return (*amounts.cells, format_sat(Msat(amounts.earned_msat)))
+    return (*map(str, astuple(amounts)), format_sat(Msat(amounts.earned_msat)))
 
 
 def _open_document(job: OpenJob) -> dict[str, object]:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lcp_gateway.cli.sell.earnings import Earnings, GroupBy, add_up, outcomes, whole
+from lcp_gateway.cli.sell.sell import Earnings, GroupBy, add_up, outcomes, whole
 from lcp_gateway.node.runtime.observer import JobEnd
 from lcp_gateway.node.storage.history import HistoryTotal
 from lcp_gateway.node.storage.store import SqliteStore
