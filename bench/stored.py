@@ -40,7 +40,7 @@ _PACED_CLIENTS = 32
 def measure_store(items: int) -> None:
     """Put ``items`` of 100 KiB, assembled from pieces as a stream's are, and print by how much the process grew."""
     limits = StoreLimits(items_per_owner=items, bytes_in_all=_BUDGET_BYTES, keep_s=86_400.0)
-    store: ResponseStore[Item] = ResponseStore(limits)
+    store: ResponseStore = ResponseStore(limits)
     me = psutil.Process()
     before = peak = me.memory_info().rss
     pieces = [secrets.token_bytes(1024) for _ in range(_ITEM_BYTES // 1024)]

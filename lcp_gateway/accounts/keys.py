@@ -36,7 +36,6 @@ class KeysStale(Exception):
     def __init__(self, age_s: float, bound_s: float) -> None:
         super().__init__(f"the keys of accounts were last read {age_s:.0f} s ago, and are accepted for {bound_s:g} s")
         self.age_s = age_s
-        self.bound_s = bound_s
 
 
 class GeneratedKey(NamedTuple):

@@ -247,7 +247,10 @@ class Issuer:
         expected = _bare(self._root_key(macaroon.identifier), macaroon.identifier).signature
         for caveat in macaroon.caveats:
             expected = _hmac(expected, caveat)
-        _, payment_hash, token_id = _take_apart(macaroon.identifier)
+        identifier, end_of_version = macaroon.identifier, len(_ID_VERSION)
+        end_of_hash = end_of_version + HASH_BYTES
+        # Of an identifier of another form, the bytes at their places.
+        payment_hash, token_id = identifier[end_of_version:end_of_hash], identifier[end_of_hash:]
         is_ours = hmac.compare_digest(expected, macaroon.signature)
         is_paid = hmac.compare_digest(hashlib.sha256(preimage).digest(), payment_hash)
         has_form = len(macaroon.identifier) == _ID_BYTES and macaroon.identifier.startswith(_ID_VERSION)
@@ -290,13 +293,6 @@ def _identifier(payment_hash: bytes, token_id: bytes) -> bytes:
     if len(payment_hash) != HASH_BYTES or len(token_id) != TOKEN_ID_BYTES:
         raise ValueError("a payment hash and a token id have 32 bytes each")
     return _ID_VERSION + payment_hash + token_id
-
-
-def _take_apart(identifier: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return version, payment hash and token id; of an identifier of another form, the bytes at their places."""
-    end_of_version = len(_ID_VERSION)
-    end_of_hash = end_of_version + HASH_BYTES
-    return (identifier[:end_of_version], identifier[end_of_version:end_of_hash], identifier[end_of_hash:])
 
 
 def _bare(root_key: bytes, identifier: bytes) -> Macaroon:

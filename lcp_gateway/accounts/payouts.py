@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from lcp_gateway.accounts.models import AccountError
@@ -30,6 +30,7 @@ from lcp_gateway.accounts.withdrawals import (
     WithdrawalRules,
     WithdrawalsDisabled,
 )
+from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.purchase.ports import StartTask
 
@@ -43,10 +44,6 @@ _SEND_WITHIN_S: Final = 5.0
 _ABSENT_FOR = timedelta(minutes=1)
 _RETRY_S: Final = 0.5
 _MAX_RETRY_S: Final = 15.0
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 class Payouts:
@@ -67,7 +64,7 @@ class Payouts:
         unavailable: tuple[type[Exception], ...] = (),
         on_end: Callable[[Withdrawal], None] = lambda _withdrawal: None,
         on_trouble: Callable[[str], None] = lambda _problem: None,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._withdrawals = withdrawals

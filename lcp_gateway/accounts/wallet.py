@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from lcp_gateway.accounts.models import (
     EMPTY_BALANCE,
@@ -19,11 +19,8 @@ from lcp_gateway.accounts.models import (
 )
 from lcp_gateway.accounts.repositories import InvoiceService, LedgerRepository, TopupRepository
 from lcp_gateway.constants import MSAT_PER_SAT
+from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,7 @@ class Wallet:
         rules: TopupRules,
         *,
         on_credit: Callable[[Credit], None] = lambda _credit: None,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """``on_credit`` is called for each credit that a look-up finds before the follower of settlements does."""
         self._on_credit = on_credit

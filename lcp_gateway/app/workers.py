@@ -14,7 +14,6 @@ from lcp_gateway.accounts.repositories import LedgerRepository, RegistrationRepo
 from lcp_gateway.accounts.withdrawal_states import OPEN_STATES
 from lcp_gateway.accounts.withdrawals import WithdrawalRepository
 from lcp_gateway.purchase.money import Budget, Period, RefundLimits
-from lcp_gateway.responses.items import Item
 from lcp_gateway.responses.store import ResponseStore
 from lcp_gateway.store.database.engines import Database, DatabaseUnavailable
 from lcp_gateway.store.journal.queries import Books
@@ -134,7 +133,7 @@ class Purged(Protocol):
         ...
 
 
-async def purge(store: ResponseStore[Item], shared: Purged | None = None) -> None:
+async def purge(store: ResponseStore, shared: Purged | None = None) -> None:
     """Drop stored objects that are too old, even without requests."""
     while True:
         if shared is not None:

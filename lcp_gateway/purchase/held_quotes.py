@@ -73,12 +73,6 @@ class HeldQuotes:
         self._now = now
         self._held: OrderedDict[str, HeldQuote] = OrderedDict()
 
-    def hold(self, order: Order, offer: Offer) -> HeldQuote:
-        """Hold a quote for an order."""
-        held = quote_for(order, offer)
-        self.keep(held)
-        return held
-
     def keep(self, held: HeldQuote) -> None:
         """Hold a quote."""
         self._held[held.id] = held

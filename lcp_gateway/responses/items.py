@@ -1,12 +1,16 @@
-"""A stored response or chat completion: the bytes that its provider sent, and the input that led to it."""
+"""A stored response or chat completion: the bytes that its provider sent, and the input that led to it.
+
+For a store outside of this process an item is a head and segments.
+"""
 
 import enum
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Any
 
-from lcp_gateway.adapters.json_bytes import dump_json, with_changes
+from lcp_gateway.adapters.json_bytes import dump_json, parse_json, with_changes
 from lcp_gateway.responses.documents import chat_document, response_document, response_output
 
 _NO_METADATA = b"{}"
@@ -98,3 +102,44 @@ class Item:
 def metadata_text(metadata: Mapping[str, str]) -> bytes:
     """Return metadata as an item holds it."""
     return dump_json(dict(metadata)) if metadata else _NO_METADATA
+
+
+def item_parts(item: Item) -> tuple[bytes, Sequence[bytes]]:
+    """Return the head of an item, and the byte strings that it has besides: its inputs first, which it may share with others."""
+    head = {
+        "kind": item.kind.value,
+        "id": item.id,
+        "created_at": item.created_at,
+        "model": item.model,
+        "bought_model": item.bought_model,
+        "stream": item.stream,
+        "changes": dict(item.changes),
+        "attached": item.attached.decode(),
+        "background": item.background,
+        "headers": dict(item.headers),
+        "inputs": len(item.inputs),
+        "blocks": len(item.blocks),
+    }
+    return dump_json(head), (*item.inputs, *item.blocks, item.opening)
+
+
+def item_of(head: bytes, segments: Sequence[bytes] | None) -> Item:
+    """Return the item that ``item_parts`` wrote; without its bytes where ``segments`` is None."""
+    facts: Any = parse_json(head)
+    inputs = facts["inputs"]
+    parts = () if segments is None else tuple(segments)
+    return Item(
+        kind=ItemKind(facts["kind"]),
+        id=facts["id"],
+        created_at=facts["created_at"],
+        model=facts["model"],
+        bought_model=facts["bought_model"],
+        stream=facts["stream"],
+        changes=facts["changes"],
+        attached=facts["attached"].encode(),
+        background=facts["background"],
+        headers=facts["headers"],
+        inputs=parts[:inputs],
+        blocks=parts[inputs : inputs + facts["blocks"]],
+        opening=parts[-1] if parts else b"",
+    )

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
+from lcp_gateway.responses.request_options import InvalidOption
+
 T = TypeVar("T")
 SortOrder = Literal["asc", "desc"]
 
@@ -14,14 +16,8 @@ DEFAULT_LIMIT = 20
 _DIGITS = re.compile(r"[0-9]{1,9}")
 
 
-class InvalidPageQuery(Exception):
+class InvalidPageQuery(InvalidOption):
     """A query with a wrong value; ``param`` names its parameter."""
-
-    def __init__(self, message: str, param: str, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +40,14 @@ class ListPage(Generic[T]):
     has_more: bool
 
 
-def read_page(
-    query: Mapping[str, str], *, default_order: str, max_limit: int = MAX_LIMIT, default_limit: int = DEFAULT_LIMIT
-) -> PageRequest:
+def read_page(query: Mapping[str, str], *, default_order: str, default_limit: int = DEFAULT_LIMIT) -> PageRequest:
     """Read the parameters of a query. An empty one counts as missing.
 
     Raises:
         InvalidPageQuery: the limit or the order is not valid.
     """
     return PageRequest(
-        limit=_limit(query.get("limit") or str(default_limit), max_limit),
+        limit=_limit(query.get("limit") or str(default_limit)),
         order=_order(query.get("order") or default_order),
         after=query.get("after") or None,
         before=query.get("before") or None,
@@ -101,12 +95,12 @@ def list_object(found: ListPage[T]) -> dict[str, object]:
     }
 
 
-def _limit(text: str, max_limit: int) -> int:
+def _limit(text: str) -> int:
     if not _DIGITS.fullmatch(text):
         raise InvalidPageQuery("limit must be a whole number", "limit", "invalid_type")
     limit = int(text)
-    if not 1 <= limit <= max_limit:
-        raise InvalidPageQuery(f"limit must be from 1 to {max_limit}", "limit")
+    if not 1 <= limit <= MAX_LIMIT:
+        raise InvalidPageQuery(f"limit must be from 1 to {MAX_LIMIT}", "limit")
     return limit
 
 

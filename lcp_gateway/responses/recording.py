@@ -48,7 +48,7 @@ class Recorder:
 
     def __init__(
         self,
-        store: ResponseStore[Item],
+        store: ResponseStore,
         *,
         now: Callable[[], float],
         on_lost: Callable[[], None] = lambda: None,

@@ -3,10 +3,11 @@
 import enum
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+
+from lcp_gateway.responses.items import Item
 
 # The memory of an item besides its byte strings, measured with the headers, metadata and ids of an ordinary response: the
 # item itself, its places in the store's tables, and the allocator's overhead.
@@ -52,24 +53,6 @@ Key = tuple[str, str, str]
 """Owner, kind and id."""
 
 
-class Storable(Protocol):
-    """An item, as the store needs it. It is immutable; a changed one is another item."""
-
-    @property
-    def kind(self) -> str:
-        """The kind of object, whose ids are separate."""
-        ...
-
-    @property
-    def id(self) -> str:
-        """Its id among its owner's items of that kind."""
-        ...
-
-    def segments(self) -> Iterable[bytes]:
-        """Return the byte strings that the item references; those that it shares with others are the same objects."""
-        ...
-
-
 class EvictionReason(enum.StrEnum):
     """Why the store evicted an item."""
 
@@ -87,10 +70,7 @@ class StoreLimits:
     keep_s: float
 
 
-ItemT = TypeVar("ItemT", bound=Storable)
-
-
-class ResponseStore(Generic[ItemT]):
+class ResponseStore:
     """Keeps items; the oldest are evicted first.
 
     An owner sees only its own, and looking up another's id takes the same work as an unknown one. An owner with more than a
@@ -111,7 +91,7 @@ class ResponseStore(Generic[ItemT]):
         self._on_change = on_change
         self._on_removed = on_removed
         # In the order of the puts, as are the owners' tables.
-        self._held: OrderedDict[Key, _Held[ItemT]] = OrderedDict()
+        self._held: OrderedDict[Key, _Held] = OrderedDict()
         self._owners: dict[str, _Owned] = {}
         self._all = MemoryUsage()
 
@@ -144,7 +124,7 @@ class ResponseStore(Generic[ItemT]):
         with self._changing():
             self._evict_expired()
 
-    def put(self, owner: str, item: ItemT) -> bool:
+    def put(self, owner: str, item: Item) -> bool:
         """Store an item as the owner's newest, instead of one with its kind and id.
 
         Returns whether it is stored: not if the store is off, nor if it alone is over the budget.
@@ -157,13 +137,13 @@ class ResponseStore(Generic[ItemT]):
             if not (self._limits.items_per_owner > 0 and self._could_fit(held)):
                 return False
             self._held[key] = held
-            self._owned(owner).add(key, held.segments)
+            self._owners.setdefault(owner, _Owned()).add(key, held.segments)
             self._all.add(held.segments)
             self._evict_surplus(owner)
             self._make_room(owner)
             return True
 
-    def get(self, owner: str, kind: str, item_id: str) -> ItemT | None:
+    def get(self, owner: str, kind: str, item_id: str) -> Item | None:
         """Return an item; None where the owner has none of that kind and id, or it has expired."""
         key = (owner, kind, item_id)
         held = self._held.get(key)
@@ -175,7 +155,7 @@ class ResponseStore(Generic[ItemT]):
             return None
         return held.item
 
-    def remove(self, owner: str, kind: str, item_id: str) -> ItemT | None:
+    def remove(self, owner: str, kind: str, item_id: str) -> Item | None:
         """Remove an item and return it, as ``get`` does."""
         item = self.get(owner, kind, item_id)
         if item is not None:
@@ -183,7 +163,7 @@ class ResponseStore(Generic[ItemT]):
                 self._take_out((owner, kind, item_id))
         return item
 
-    def replace(self, owner: str, item: ItemT) -> bool:
+    def replace(self, owner: str, item: Item) -> bool:
         """Replace the item of the same kind and id, keeping its place and age.
 
         Returns whether it is stored: not if there was none, nor if it does not fit.
@@ -205,7 +185,7 @@ class ResponseStore(Generic[ItemT]):
             self._make_room(owner)
             return key in self._held
 
-    def items(self, owner: str, kind: str) -> list[ItemT]:
+    def items(self, owner: str, kind: str) -> list[Item]:
         """Return the owner's items of a kind, the oldest first."""
         owned = self._owners.get(owner)
         if owned is None:
@@ -213,16 +193,13 @@ class ResponseStore(Generic[ItemT]):
         found = ((key, self._held[key]) for key in owned.keys if key[1] == kind)
         return [held.item for _, held in found if not self._has_expired(held)]
 
-    def _has_expired(self, held: "_Held[ItemT]") -> bool:
+    def _has_expired(self, held: "_Held") -> bool:
         return self._clock() - held.put_at >= self._limits.keep_s
 
-    def _could_fit(self, held: "_Held[ItemT]") -> bool:
+    def _could_fit(self, held: "_Held") -> bool:
         alone = MemoryUsage()
         alone.add(held.segments)
         return alone.bytes <= self._limits.bytes_in_all
-
-    def _owned(self, owner: str) -> "_Owned":
-        return self._owners.setdefault(owner, _Owned())
 
     def _evict_expired(self) -> None:
         while self._held:
@@ -273,10 +250,10 @@ class ResponseStore(Generic[ItemT]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Held(Generic[ItemT]):
+class _Held:
     """An item with its segments as of the put, so that the same memory is added and subtracted."""
 
-    item: ItemT
+    item: Item
     segments: tuple[bytes, ...]
     put_at: float
 

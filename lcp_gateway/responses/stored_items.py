@@ -49,7 +49,7 @@ class StoredItems(Protocol):
 class MemoryItems:
     """The items of this process."""
 
-    def __init__(self, store: ResponseStore[Item]) -> None:
+    def __init__(self, store: ResponseStore) -> None:
         self._store = store
 
     @property

@@ -138,11 +138,6 @@ class Catalog:
         return {model: tuple(by_id.values()) for model, by_id in found.items()}
 
 
-def empty_catalog(now: float) -> Catalog:
-    """Return a catalog without providers, as before the daemon first answered."""
-    return Catalog(providers=(), taken_at=now)
-
-
 def merge_kinds(offers: Iterable[tuple[TaskKind, str]]) -> Mapping[TaskKind, tuple[str, ...]]:
     """Group (kind, model) pairs by kind, keeping the order and dropping repeats."""
     found: dict[TaskKind, dict[str, None]] = {}

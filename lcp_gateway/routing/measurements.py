@@ -112,15 +112,7 @@ class PriceRates:
     """Averages of prices per unit of size that fade, one for each class of sizes."""
 
     half_life_s: float
-    by_class: dict[int, FadingAverage]
-
-    @classmethod
-    def empty(cls, half_life_s: float) -> "PriceRates":
-        """Return averages of nothing."""
-        return cls(half_life_s, {})
-
-    def __bool__(self) -> bool:
-        return bool(self.by_class)
+    by_class: dict[int, FadingAverage] = field(default_factory=dict)
 
     def add(self, sized: "SizeClass", price_msat: int, now: float) -> None:
         """Add a quote; a price of nothing counts as a thousandth of a satoshi."""
@@ -270,7 +262,7 @@ class Measurements:
         self._all_providers: dict[Mode, _Speed] = {}
         self._usual: dict[Mode, float] = {}
         # Prices of peers only; nodes have price lists, and a free one is no measure for others.
-        self._rates = PriceRates.empty(half_life_s)
+        self._rates = PriceRates(half_life_s)
         self.on_event: Callable[[MeasuredEvent], None] | None = None
         """Gets what this process measures, where several are one gateway; ``learn`` takes it at the others."""
 
@@ -495,7 +487,7 @@ class Measurements:
         key = (provider_id, model)
         pair = self._pairs.get(key)
         if pair is None:
-            pair = self._pairs[key] = _Pair({}, PriceRates.empty(self._half_life_s), self._faded())
+            pair = self._pairs[key] = _Pair({}, PriceRates(self._half_life_s), self._faded())
             while len(self._pairs) > _MAX_PAIRS:
                 self._pairs.popitem(last=False)
         return pair

@@ -79,7 +79,6 @@ class UnknownPreference(ValueError):
 
     def __init__(self, word: str, known: tuple[str, ...]) -> None:
         super().__init__(word)
-        self.word = word
         self.known = known
 
 

@@ -261,6 +261,10 @@ class QuoteComparison:
         scores = [one.score for one in self.weighed(asked)]
         return max(asked, key=lambda place: scores[place])
 
+    def taken(self, place: int, asked: Mapping[int, int]) -> Mapping[str, object] | None:  # noqa: ARG002 - nothing is told
+        """Return None: a client that named the model gets no explanation."""
+        return None
+
     def weighed(self, asked: Mapping[int, int]) -> Sequence[Scored]:
         """Return all candidates at their places as they compare now that some have quoted."""
         rows = [

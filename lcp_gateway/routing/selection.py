@@ -194,13 +194,13 @@ class Selector:
             entries = [Entry(provider, name, offers.traits[name]) for provider in found]
             decision = self._auto.order(entries, answer_mode(task), self._draw(), request_size(task))
             if decision is not None:
-                comparison = _NamedComparison(decision.considered, decision.weights)
+                comparison = decision.comparison()
                 return self._adaptable(
                     partial(self._ordered, task, decision, comparison, scored) for scored in decision.ranked
                 )
         return self._adaptable(partial(self._candidate, task, provider, name) for provider in found)
 
-    def _ordered(self, task: Task, decision: Decision, comparison: "_NamedComparison", scored: Scored) -> Candidate:
+    def _ordered(self, task: Task, decision: Decision, comparison: QuoteComparison, scored: Scored) -> Candidate:
         candidate = self._candidate(task, scored.entry.provider, scored.entry.model)
         return replace(candidate, comparison=comparison, place=decision.place(scored))
 
@@ -287,18 +287,6 @@ def _too_long(task: Task, limit: str) -> ContextTooLong:
     return ContextTooLong(f"the request is longer than {limit}", SUBJECTS[task.kind])
 
 
-class _NamedComparison(QuoteComparison):
-    """Compares the quotes of a named model's providers. The client gets no explanation: it made the choice itself."""
-
-    def taken(
-        self,
-        place: int,  # noqa: ARG002 - the protocol's
-        asked: Mapping[int, int],  # noqa: ARG002 - as above
-    ) -> Mapping[str, object] | None:
-        """Return None: there is no explanation."""
-        return None
-
-
 class _AutoComparison(QuoteComparison):
     """Compares the quotes of ``auto``'s candidates, and reports the choice."""
 
@@ -338,15 +326,9 @@ def _told(decision: Decision, scored: Scored, among: Sequence[Scored]) -> dict[s
 
 def explanation(task: Task, name: str, decision: Decision) -> Mapping[str, object]:
     """Describe the choice of ``auto``; each call makes a new draw."""
-    return {
-        "object": "lcp.route",
-        "endpoint": task.kind.value,
-        "model": task.model,
-        "resolved_model": name,
-        "chosen": _described(decision.chosen, decision.reason(decision.chosen)),
-        "candidates": [_described(one, decision.reason(one)) for one in decision.considered],
-        "decision": decision.as_log(),
-    }
+    chosen = _described(decision.chosen, decision.reason(decision.chosen))
+    candidates = [_described(one, decision.reason(one)) for one in decision.considered]
+    return _route(task, name, chosen, candidates, decision.as_log())
 
 
 def named_explanation(task: Task, name: str, scored: Sequence[Scored], *, by_score: bool) -> Mapping[str, object]:
@@ -355,14 +337,24 @@ def named_explanation(task: Task, name: str, scored: Sequence[Scored], *, by_sco
         "by their score" if by_score else "in the daemon's order"
     )
     found = [_described(one, reason) for one in scored]
+    return _route(task, name, found[0] if found else None, found, None)
+
+
+def _route(
+    task: Task,
+    name: str,
+    chosen: Mapping[str, object] | None,
+    candidates: Sequence[Mapping[str, object]],
+    decision: Mapping[str, object] | None,
+) -> Mapping[str, object]:
     return {
         "object": "lcp.route",
         "endpoint": task.kind.value,
         "model": task.model,
         "resolved_model": name,
-        "chosen": found[0] if found else None,
-        "candidates": found,
-        "decision": None,
+        "chosen": chosen,
+        "candidates": candidates,
+        "decision": decision,
     }
 
 

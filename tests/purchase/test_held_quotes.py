@@ -5,7 +5,7 @@ import pytest
 
 from lcp_gateway.purchase import held_quotes as book_module
 from lcp_gateway.purchase.errors import QuoteExpired
-from lcp_gateway.purchase.held_quotes import HeldQuote, HeldQuotes, QuoteForAnotherBody, UnknownQuote
+from lcp_gateway.purchase.held_quotes import HeldQuote, HeldQuotes, QuoteForAnotherBody, UnknownQuote, quote_for
 from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Candidate
 from lcp_gateway.purchase.quoting import Offer
@@ -21,7 +21,9 @@ class QuotesUnderTest:
     def hold(self, order=None, **changes) -> HeldQuote:
         made = replace(quote(), **changes)
         asked = (order or ordered()).without_body()
-        return self.quotes.hold(asked, Offer(asked, Candidate(made.peer_id), made, HASH))
+        held = quote_for(asked, Offer(asked, Candidate(made.peer_id), made, HASH))
+        self.quotes.keep(held)
+        return held
 
 
 def test_a_quote_is_named_after_its_job():

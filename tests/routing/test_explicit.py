@@ -4,7 +4,7 @@ import pytest
 
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
-from lcp_gateway.routing.catalog import Catalog, Provider, empty_catalog, merge_kinds
+from lcp_gateway.routing.catalog import Catalog, Provider, merge_kinds
 from lcp_gateway.routing.explicit import ModelNotFound, NoProvider, RoutingRules, explicit_providers, kinds_of
 
 CHAT, RESPONSES = TaskKind.CHAT_COMPLETIONS, TaskKind.RESPONSES
@@ -82,7 +82,7 @@ def test_an_allowlist_replaces_the_advertised_models():
 
 def test_without_peers_there_is_no_provider():
     with pytest.raises(NoProvider, match="no peers"):
-        chosen("small", catalog=empty_catalog(0.0))
+        chosen("small", catalog=Catalog((), 0.0))
 
 
 def test_every_model_is_listed_once_with_all_providers_that_offer_it():
@@ -226,7 +226,7 @@ def test_where_no_provider_embeds_the_other_models_are_named():
     with pytest.raises(ModelNotFound, match="only other models: big, small"):
         all_of("x", EMBEDDINGS, catalog=CATALOG)
     with pytest.raises(ModelNotFound, match="no provider is connected"):
-        all_of("x", EMBEDDINGS, catalog=empty_catalog(0.0))
+        all_of("x", EMBEDDINGS, catalog=Catalog((), 0.0))
 
 
 def test_not_all_of_many_models_are_named():

@@ -22,7 +22,6 @@ from lcp_gateway.http.openai.history import History
 from lcp_gateway.http.openai.input_tokens import InputTokenRoutes
 from lcp_gateway.http.openai.responses import ResponseRoutes
 from lcp_gateway.purchase.service import PurchaseService
-from lcp_gateway.responses.items import Item
 from lcp_gateway.responses.recording import Recorder
 from lcp_gateway.responses.store import ResponseStore, StoreLimits
 from lcp_gateway.responses.stored_items import MemoryItems, StoredItems
@@ -46,7 +45,7 @@ class StoredState:
     channel about background jobs.
     """
 
-    store: ResponseStore[Item]
+    store: ResponseStore
     items: StoredItems
     recorder: Recorder
     background: BackgroundResponses
@@ -97,7 +96,7 @@ def open_stored_state(
     log: FilteringBoundLogger,
 ) -> StoredState:
     """Make the store, its recorder and its background responses."""
-    store: ResponseStore[Item] = ResponseStore(
+    store: ResponseStore = ResponseStore(
         store_limits(settings),
         clock=time.monotonic,
         on_change=metrics.stored,

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from lcp_gateway.accounts.shared.calls import RedisUnavailable
 from lcp_gateway.accounts.shared.objects import ObjectLimits, ObjectParts, PutResult, RedisObjects
 from lcp_gateway.encryption import Encryption
-from lcp_gateway.responses.items import Item
-from lcp_gateway.responses.serialization import item_of, item_parts
+from lcp_gateway.responses.items import Item, item_of, item_parts
 from lcp_gateway.responses.store import HOLD_BYTES, ITEM_BYTES, SEGMENT_BYTES, StoreLimits
 from lcp_gateway.responses.stored_items import StoreUnavailable
 from lcp_gateway.telemetry.metrics import Metrics

@@ -57,7 +57,7 @@ class BackgroundResponses:
         self,
         *,
         service: PurchaseService,
-        store: ResponseStore[Item],
+        store: ResponseStore,
         recorder: Recorder,
         repository: BackgroundRepository | None,
         is_ending: Callable[[], bool],

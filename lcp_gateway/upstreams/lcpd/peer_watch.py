@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.routing.catalog import Catalog, Provider, empty_catalog
+from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo
 from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
@@ -40,7 +40,7 @@ class PeerWatch:
         self._miss_after_s = miss_after_s
         self._timeout_s = timeout_s
         self._on_refresh = on_refresh
-        self._catalog = empty_catalog(time.monotonic())
+        self._catalog = Catalog((), time.monotonic())
         self._info: LocalInfo | None = None
         self._problem: UpstreamError | None = UpstreamError(
             UpstreamStatus.UNAVAILABLE, "the daemon has not been asked yet"
@@ -125,7 +125,7 @@ class PeerWatch:
             self._problem = error
             if isinstance(error, UnsupportedVersion):
                 # It answers, in a version in which nothing may be bought.
-                self._catalog = empty_catalog(self._catalog.taken_at)
+                self._catalog = Catalog((), self._catalog.taken_at)
             self._on_refresh(None)
             return
         if providers == self._catalog.providers:
