@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, QuoteExpired, Refused, Undelivered, UpstreamError
-from lcp_gateway.purchase.execution import PaidStream, PurchaseExecutor
+from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.held_quotes import (
     NO_SUCH_QUOTE,
     HeldQuote,
@@ -30,6 +30,7 @@ from lcp_gateway.purchase.journal import (
 from lcp_gateway.purchase.limits import LoopBrake
 from lcp_gateway.purchase.money import Refund
 from lcp_gateway.purchase.order import Order
+from lcp_gateway.purchase.paid_stream import PaidStream
 from lcp_gateway.purchase.purchase import Interrupted, InterruptReason, Purchase, not_awaited, not_held_up, party_of
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.purchase.quoting import Offer, QuoteRequester

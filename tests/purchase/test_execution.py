@@ -13,11 +13,12 @@ from lcp_gateway.purchase.errors import (
     Undelivered,
     UpstreamError,
 )
-from lcp_gateway.purchase.execution import PaidStream, PurchaseExecutor
+from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.journal import BudgetExceeded, InsufficientBalance, JournalUnavailable
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.money import Budget, Markup, Msat, Period, Tariff
 from lcp_gateway.purchase.outcome import EndedBy
+from lcp_gateway.purchase.paid_stream import PaidStream
 from lcp_gateway.purchase.ports import ResultStatus, StreamBegin, StreamEnd
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.states import IllegalTransition, State, Verdict

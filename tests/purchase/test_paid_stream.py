@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from lcp_gateway.purchase import execution
+from lcp_gateway.purchase import paid_stream
 from lcp_gateway.purchase.errors import Undelivered, UpstreamError
 from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.limits import SpendingLimits
@@ -84,8 +84,8 @@ async def read(executor, purchase):
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Shorten the timeouts so that no test waits long."""
-    monkeypatch.setattr(execution, "END_WAIT_S", 0.2)
-    monkeypatch.setattr(execution, "CLOSE_WAIT_S", 0.05)
+    monkeypatch.setattr(paid_stream, "END_WAIT_S", 0.2)
+    monkeypatch.setattr(paid_stream, "CLOSE_WAIT_S", 0.05)
 
 
 ENDED = stream_events(HELLO, DONE)
@@ -172,7 +172,7 @@ async def test_a_stream_is_what_its_bytes_are_whatever_its_hash_says(stream, rec
 
 async def test_nothing_is_awaited_after_an_error(monkeypatch):
     """Nothing that follows an error event can complete the answer, not even the hash."""
-    monkeypatch.setattr(execution, "END_WAIT_S", 60)
+    monkeypatch.setattr(paid_stream, "END_WAIT_S", 60)
     begin = StreamBegin("text/event-stream", "")
     _, _, _, executor, purchase = bought(events=[begin, ERROR, NEVER])
     async with asyncio.timeout(60):
@@ -181,7 +181,7 @@ async def test_nothing_is_awaited_after_an_error(monkeypatch):
 
 
 async def test_a_reader_that_is_slow_after_the_end_mark_takes_nothing_from_the_wait(monkeypatch):
-    monkeypatch.setattr(execution, "END_WAIT_S", 0.1)
+    monkeypatch.setattr(paid_stream, "END_WAIT_S", 0.1)
     begin, hello, done, *rest = ENDED
     _, journal, _, executor, purchase = bought(events=[begin, hello, done, *rest])
     stream = await executor.open_stream(purchase)
