@@ -8,8 +8,9 @@ from operator import attrgetter
 from typing import Any
 
 from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.routing.averages import ORDINARY_SIZE, Price, RequestSize
 from lcp_gateway.routing.catalog import Provider
-from lcp_gateway.routing.measurements import ORDINARY_SIZE, Measurements, Mode, Price, RequestSize
+from lcp_gateway.routing.measurements import Measurements, Mode
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.preferences import Preferences, Weights
 from lcp_gateway.routing.requirements import Availability, OfferFilter, Requirements, matching_offers, offer_filter

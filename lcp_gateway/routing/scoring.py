@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lcp_gateway.purchase.quote import ProviderSource
-from lcp_gateway.routing.measurements import Price, View
+from lcp_gateway.routing.averages import Price
+from lcp_gateway.routing.measurements import View
 from lcp_gateway.routing.offers import Entry
 from lcp_gateway.routing.preferences import Weights
 

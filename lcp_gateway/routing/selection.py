@@ -11,6 +11,7 @@ from lcp_gateway.purchase.order import SUBJECTS, Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Candidate, ProviderSource
 from lcp_gateway.routing.adaptation import COMPLETIONS_AS_CHAT, BodyAdapters, adaptation
 from lcp_gateway.routing.auto import AutoChoice, Decision, NoMatch
+from lcp_gateway.routing.averages import request_size
 from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.routing.explicit import (
     ContextTooLong,
@@ -21,7 +22,7 @@ from lcp_gateway.routing.explicit import (
     describe_embedding_models,
     explicit_providers,
 )
-from lcp_gateway.routing.measurements import answer_mode, request_size
+from lcp_gateway.routing.measurements import answer_mode
 from lcp_gateway.routing.model_registry import ModelRegistry, Traits, is_auto
 from lcp_gateway.routing.offers import Entry, Offers
 from lcp_gateway.routing.preferences import Preferences, UnknownPreference, parse_preferences

@@ -22,8 +22,9 @@ from lcp_gateway.purchase.quote import ProviderSource, Quote
 from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.purchase.service import Observer
 from lcp_gateway.purchase.states import State, Verdict
+from lcp_gateway.routing.averages import request_size
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.measurements import Measurements, Mode, View, answer_mode, request_size
+from lcp_gateway.routing.measurements import Measurements, Mode, View, answer_mode
 from lcp_gateway.routing.peer_trust import PeerTrust
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.upstream_status import UpstreamStatus

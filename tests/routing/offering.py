@@ -3,8 +3,9 @@
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.routing.auto import AutoChoice, AutoPolicy
+from lcp_gateway.routing.averages import ORDINARY_SIZE
 from lcp_gateway.routing.catalog import Catalog, Provider
-from lcp_gateway.routing.measurements import ORDINARY_SIZE, Measurements, Mode
+from lcp_gateway.routing.measurements import Measurements, Mode
 from lcp_gateway.routing.model_registry import ModelCard, ModelRegistry
 from lcp_gateway.routing.offers import Offers
 from lcp_gateway.routing.preferences import parse_preferences

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.routing.auto import AutoPolicy, NoMatch, replay
+from lcp_gateway.routing.averages import RequestSize
 from lcp_gateway.routing.catalog import PriceList
-from lcp_gateway.routing.measurements import Mode, RequestSize
+from lcp_gateway.routing.measurements import Mode
 from lcp_gateway.routing.preferences import Weights, parse_preferences
 from lcp_gateway.routing.requirements import Requirements
 from tests.routing.offering import CHAT, Bench, provider

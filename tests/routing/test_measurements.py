@@ -1,6 +1,7 @@
 import pytest
 
-from lcp_gateway.routing.measurements import Measurements, Mode, RequestSize
+from lcp_gateway.routing.averages import RequestSize
+from lcp_gateway.routing.measurements import Measurements, Mode
 
 A, B, M = "a", "b", "m"
 

@@ -9,7 +9,8 @@ from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.quoting import QuoteRequester, QuotingRules
-from lcp_gateway.routing.measurements import Mode, request_size
+from lcp_gateway.routing.averages import request_size
+from lcp_gateway.routing.measurements import Mode
 from tests.routing.offering import provider
 from tests.routing.test_selection import SelectorUnderTest, order, task
 from tests.support.purchases import ScriptedInspector

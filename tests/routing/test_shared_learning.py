@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lcp_gateway.purchase.errors import PeerNotTrusted
 from lcp_gateway.purchase.states import State
-from lcp_gateway.routing.measurements import Measurements, Mode, RequestSize
+from lcp_gateway.routing.averages import RequestSize
+from lcp_gateway.routing.measurements import Measurements, Mode
 from lcp_gateway.routing.peer_trust import PeerTrust, TrustEvent, TrustRules
 from tests.support.purchases import quote
 
