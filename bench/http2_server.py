@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 import hpack
 
-from lcp_gateway.upstreams.lcpd.http2_protocol import PREFACE, literal
+from lcp_gateway.upstreams.lcpd.http2_header_blocks import literal
+from lcp_gateway.upstreams.lcpd.http2_protocol import PREFACE
 
 _DATA, _HEADERS, _, _RST_STREAM, _SETTINGS, _, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = range(10)
 _END_STREAM = _ACK = 1

@@ -8,13 +8,15 @@ from typing import Final, Protocol
 from urllib.parse import unquote_to_bytes
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd import http2_protocol
+from lcp_gateway.upstreams.lcpd.http2_events import ErrorCode
+from lcp_gateway.upstreams.lcpd.http2_header_blocks import Headers
+from lcp_gateway.upstreams.lcpd.http2_protocol import WINDOW_BYTES
 from lcp_gateway.upstreams.lcpd.transport import MAX_RECEIVE_BYTES, MessageSink, RpcError
 
 _PREFIX: Final = struct.Struct(">BI")  # whether a message is compressed, and its length
 _PREFIX_BYTES: Final = _PREFIX.size
 # Read bytes are told to the connection in portions. With what it holds back itself they leave a part of the window open.
-_ACKNOWLEDGED_BYTES: Final = http2_protocol.WINDOW_BYTES // 4
+_ACKNOWLEDGED_BYTES: Final = WINDOW_BYTES // 4
 
 # By their numbers, from 1.
 _STATUSES: Final = (
@@ -37,10 +39,10 @@ _STATUSES: Final = (
 )
 # What gRPC makes of a reset without a status ("PROTOCOL-HTTP2", Errors), and of an HTTP status that is not 200.
 _STATUS_OF_RESET: Final[dict[int, UpstreamStatus]] = {
-    http2_protocol.ErrorCode.REFUSED_STREAM: UpstreamStatus.UNAVAILABLE,
-    http2_protocol.ErrorCode.CANCEL: UpstreamStatus.CANCELLED,
-    http2_protocol.ErrorCode.ENHANCE_YOUR_CALM: UpstreamStatus.RESOURCE_EXHAUSTED,
-    http2_protocol.ErrorCode.INADEQUATE_SECURITY: UpstreamStatus.PERMISSION_DENIED,
+    ErrorCode.REFUSED_STREAM: UpstreamStatus.UNAVAILABLE,
+    ErrorCode.CANCEL: UpstreamStatus.CANCELLED,
+    ErrorCode.ENHANCE_YOUR_CALM: UpstreamStatus.RESOURCE_EXHAUSTED,
+    ErrorCode.INADEQUATE_SECURITY: UpstreamStatus.PERMISSION_DENIED,
 }
 _STATUS_OF_HTTP: Final = {
     b"400": UpstreamStatus.INTERNAL,
@@ -224,7 +226,7 @@ class GrpcCall:
         if not self._messages:
             self._acknowledge()
 
-    def on_headers(self, headers: http2_protocol.Headers, *, is_end: bool) -> None:
+    def on_headers(self, headers: Headers, *, is_end: bool) -> None:
         """Take the head or the trailers."""
         self._headers.update(headers)
         status = self._headers.get(b":status", b"")
@@ -282,7 +284,5 @@ def reset_error(code: int) -> RpcError:
     """Return what a stream's reset means for its call."""
     status = _STATUS_OF_RESET.get(code, UpstreamStatus.INTERNAL)
     return RpcError(
-        status,
-        f"Received RST_STREAM with error code {code}",
-        not_processed=code == http2_protocol.ErrorCode.REFUSED_STREAM,
+        status, f"Received RST_STREAM with error code {code}", not_processed=code == ErrorCode.REFUSED_STREAM
     )

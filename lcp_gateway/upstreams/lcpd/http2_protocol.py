@@ -5,18 +5,23 @@ The server can make it hold one frame, one header block and one window per strea
 """
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 import hpack
-from hpack.table import HeaderTable
 
-from lcp_gateway.values import value
-
-Headers = tuple[tuple[bytes, bytes], ...]
-_Decoded = tuple[Headers, bytes | None]  # and the value of :status: None without one, empty where it is malformed
+from lcp_gateway.upstreams.lcpd.http2_events import (
+    DataReceived,
+    ErrorCode,
+    Event,
+    GoingAway,
+    HeadersReceived,
+    Http2Error,
+    PingAnswered,
+    SettingsChanged,
+    StreamReset,
+)
+from lcp_gateway.upstreams.lcpd.http2_header_blocks import MAX_HEADER_BLOCK_BYTES, HeaderDecoder
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WINDOW_BYTES: Final = 65_535
@@ -25,15 +30,11 @@ _MAX_FRAME_BYTES: Final = 16_384
 _MAX_WINDOW: Final = 2**31 - 1
 # The connection's own window never stops a stream: each stream has its own, and one that stands must not stop the others.
 _CONNECTION_REFILL: Final = 2**20
-_MAX_HEADER_BLOCK_BYTES: Final = 64 * 1024
 _MAX_CONTINUATIONS: Final = 16
 # Answers to PING and SETTINGS that the transport has not taken yet: a flood of them is an attack (10.5).
 _MAX_PENDING_REPLIES: Final = 1_000
-# Answers of one daemon have few different heads and trailers.
-_MAX_KNOWN_BLOCKS: Final = 64
 _HEAD: Final = struct.Struct(">HBBBI")  # length (24 bits), kind, flags, stream
 _HEAD_BYTES: Final = _HEAD.size
-_SEVEN_BITS: Final = 0x7F
 
 _DATA, _HEADERS, _PRIORITY, _RST_STREAM, _SETTINGS, _PUSH_PROMISE, _PING, _GOAWAY = range(8)
 _WINDOW_UPDATE, _CONTINUATION = 8, 9
@@ -41,78 +42,6 @@ _END_STREAM = _ACK = 0x1
 _END_HEADERS, _PADDED, _HAS_PRIORITY = 0x4, 0x8, 0x20
 _WHOLE_HEADERS: Final = _END_STREAM | _END_HEADERS
 _ENABLE_PUSH, _MAX_CONCURRENT_STREAMS, _INITIAL_WINDOW_SIZE, _MAX_FRAME_SIZE = 2, 3, 4, 5
-
-
-class ErrorCode(IntEnum):
-    """Error codes of RST_STREAM and GOAWAY (7)."""
-
-    NO_ERROR = 0
-    PROTOCOL_ERROR = 1
-    INTERNAL_ERROR = 2
-    FLOW_CONTROL_ERROR = 3
-    SETTINGS_TIMEOUT = 4
-    STREAM_CLOSED = 5
-    FRAME_SIZE_ERROR = 6
-    REFUSED_STREAM = 7
-    CANCEL = 8
-    COMPRESSION_ERROR = 9
-    CONNECT_ERROR = 10
-    ENHANCE_YOUR_CALM = 11
-    INADEQUATE_SECURITY = 12
-    HTTP_1_1_REQUIRED = 13
-
-
-class Http2Error(Exception):
-    """The server broke the protocol: the connection is over, and a GOAWAY is in the output."""
-
-    def __init__(self, code: ErrorCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
-@value
-class HeadersReceived:
-    """A response's head or its trailers."""
-
-    stream_id: int
-    headers: Headers
-    is_end: bool
-
-
-@value
-class DataReceived:
-    """Bytes of a response's body. The stream's window opens again by ``acknowledge``."""
-
-    stream_id: int
-    data: bytes
-    is_end: bool
-
-
-class StreamReset(NamedTuple):
-    """The stream is over; ``code`` may be one that ``ErrorCode`` does not know."""
-
-    stream_id: int
-    code: int
-
-
-class GoingAway(NamedTuple):
-    """No stream above ``last_stream_id`` was or will be processed (6.8), and no new one is taken."""
-
-    last_stream_id: int
-    code: int
-
-
-class PingAnswered(NamedTuple):
-    """The server answered a PING."""
-
-    payload: bytes
-
-
-class SettingsChanged(NamedTuple):
-    """The server sent its limits; more streams may be possible."""
-
-
-Event = HeadersReceived | DataReceived | StreamReset | GoingAway | PingAnswered | SettingsChanged
 
 
 @dataclass(slots=True)
@@ -133,27 +62,6 @@ class _HeaderBlock:
     size: int
 
 
-def literal(name: bytes, value: bytes) -> bytes:
-    """Encode one header for a request: not indexed and not compressed (RFC 7541, 6.2.2), so that a block needs no state."""
-    name_size, size = len(name), len(value)
-    if name_size < _SEVEN_BITS and size < _SEVEN_BITS:
-        # As nearly all are.
-        return b"\x00%c%b%c%b" % (name_size, name, size, value)
-    return b"\x00" + _length(name_size) + name + _length(size) + value
-
-
-def _length(number: int) -> bytes:
-    if number < _SEVEN_BITS:
-        return bytes((number,))
-    out = bytearray((_SEVEN_BITS,))
-    number -= _SEVEN_BITS
-    while number > _SEVEN_BITS:
-        out.append(number & _SEVEN_BITS | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
-
-
 class Http2Connection:
     """The client's side of one connection."""
 
@@ -165,9 +73,7 @@ class Http2Connection:
             _frame(_WINDOW_UPDATE, 0, 0, (_MAX_WINDOW - WINDOW_BYTES).to_bytes(4, "big")),
         ]
         self._tail = b""
-        self._decoder = hpack.Decoder(max_header_list_size=_MAX_HEADER_BLOCK_BYTES)
-        # Decoded blocks that did not change the decoder's table, for as long as that stays as it is.
-        self._known_blocks: dict[bytes, _Decoded] = {}
+        self._decoder = HeaderDecoder()
         self._streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._last_id = 0
@@ -370,7 +276,7 @@ class Http2Connection:
             raise Http2Error(ErrorCode.PROTOCOL_ERROR, "a CONTINUATION continues nothing")
         block.parts.append(payload)
         block.size += len(payload)
-        if block.size > _MAX_HEADER_BLOCK_BYTES or len(block.parts) > _MAX_CONTINUATIONS:
+        if block.size > MAX_HEADER_BLOCK_BYTES or len(block.parts) > _MAX_CONTINUATIONS:
             raise Http2Error(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
         if flags & _END_HEADERS:
             self._block = None
@@ -378,8 +284,11 @@ class Http2Connection:
 
     def _on_header_block(self, events: list[Event], stream_id: int, encoded: bytes, *, is_end: bool) -> None:
         stream = self._streams.get(stream_id) or self._stream(stream_id, "HEADERS")
-        # Also for a stream that is over: the decoder's table has to follow.
-        headers, status = self._decoded(encoded)
+        try:
+            # Also for a stream that is over: the decoder's table has to follow.
+            headers, status = self._decoder.decode(encoded)
+        except hpack.HPACKError:
+            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a header block is broken") from None
         if stream is None:
             return
         if not stream.has_head:
@@ -396,27 +305,6 @@ class Http2Connection:
         if is_end:
             self._ended(stream_id, stream)
         events.append(HeadersReceived(stream_id, headers, is_end))
-
-    def _decoded(self, encoded: bytes) -> _Decoded:
-        known = self._known_blocks.get(encoded)
-        if known is not None:
-            return known
-        table = self._decoder.header_table
-        size, count, newest = _shape(table)
-        try:
-            decoded = self._decoder.decode(encoded, raw=True)
-        except hpack.HPACKError:
-            raise Http2Error(ErrorCode.COMPRESSION_ERROR, "a header block is broken") from None
-        headers = tuple((bytes(name), bytes(value)) for name, value, *_ in decoded)
-        found = headers, _status(headers)
-        size_now, count_now, newest_now = _shape(table)
-        # A new entry is another object, and the old one was held until here: its place in memory cannot be used again.
-        is_same = size_now == size and count_now == count and newest_now is newest
-        if not is_same or len(self._known_blocks) >= _MAX_KNOWN_BLOCKS:
-            self._known_blocks.clear()
-        else:
-            self._known_blocks[encoded] = found
-        return found
 
     def _malformed(self, events: list[Event], stream_id: int) -> None:
         self.reset(stream_id, ErrorCode.PROTOCOL_ERROR)
@@ -540,20 +428,6 @@ def _frame(kind: int, flags: int, stream_id: int, payload: bytes | memoryview) -
     return head.to_bytes(_HEAD_BYTES, "big") + payload
 
 
-def _shape(table: HeaderTable) -> tuple[int, int, object]:
-    """Return what changes with every change of a dynamic table: its limit, its length, its newest entry (RFC 7541, 4)."""
-    entries = table.dynamic_entries
-    return table.maxsize, len(entries), entries[0] if entries else None
-
-
-def _status(headers: Headers) -> bytes | None:
-    values = [content for name, content in headers if name == b":status"]
-    if not values:
-        return None
-    is_number = len(values) == 1 and len(values[0]) == 3 and values[0].isdigit()  # noqa: PLR2004 - 8.3.2
-    return values[0] if is_number else b""
-
-
 def _unpadded(payload: bytes) -> bytes:
     if not payload or payload[0] >= len(payload):
         raise Http2Error(ErrorCode.PROTOCOL_ERROR, "padding is longer than its frame")
@@ -563,8 +437,3 @@ def _unpadded(payload: bytes) -> bytes:
 def _expect(holds: bool, code: ErrorCode, what: str) -> None:
     if not holds:
         raise Http2Error(code, f"{what} is malformed or out of place")
-
-
-def header_block(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Encode headers for ``open``."""
-    return b"".join(literal(name, content) for name, content in headers)

@@ -12,10 +12,18 @@ from functools import lru_cache
 from typing import Final, cast
 
 from lcp_gateway.upstream_status import UpstreamStatus
-from lcp_gateway.upstreams.lcpd import http2_protocol
 from lcp_gateway.upstreams.lcpd.endpoint import Endpoint
 from lcp_gateway.upstreams.lcpd.grpc_call import GrpcCall, reset_error
-from lcp_gateway.upstreams.lcpd.http2_protocol import DataReceived, HeadersReceived
+from lcp_gateway.upstreams.lcpd.http2_events import (
+    DataReceived,
+    Event,
+    GoingAway,
+    HeadersReceived,
+    Http2Error,
+    StreamReset,
+)
+from lcp_gateway.upstreams.lcpd.http2_header_blocks import header_block, literal
+from lcp_gateway.upstreams.lcpd.http2_protocol import Http2Connection
 from lcp_gateway.upstreams.lcpd.transport import CONNECTION_ENDED, Metadata, RpcError
 
 # grpc-go's servers close a connection that pings more often than every 5 minutes, and a quiet stream that has been
@@ -36,7 +44,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._core = http2_protocol.Http2Connection()
+        self._core = Http2Connection()
         self._calls: dict[int, GrpcCall] = {}
         self._transport: asyncio.Transport | None = None
         self._keepalive: asyncio.TimerHandle | None = None
@@ -59,7 +67,7 @@ class _Connection(asyncio.Protocol):
         self._is_quiet = False
         try:
             events = self._core.receive(data)
-        except http2_protocol.Http2Error as error:
+        except Http2Error as error:
             self.close(f"the daemon broke the HTTP/2 protocol: {error}")
             return
         self._on_events(events)
@@ -67,7 +75,7 @@ class _Connection(asyncio.Protocol):
             self._wake_waiting()
         self._flush()
 
-    def _on_events(self, events: list[http2_protocol.Event]) -> None:
+    def _on_events(self, events: list[Event]) -> None:
         fed: list[GrpcCall] = []
         for event in events:
             if isinstance(event, HeadersReceived):
@@ -85,12 +93,12 @@ class _Connection(asyncio.Protocol):
         for call in fed:
             call.deliver()
 
-    def _on_event(self, event: http2_protocol.Event) -> None:
+    def _on_event(self, event: Event) -> None:
         match event:
-            case http2_protocol.StreamReset(stream_id, code):
+            case StreamReset(stream_id, code):
                 if (call := self._calls.get(stream_id)) is not None:
                     call.end(reset_error(code))
-            case http2_protocol.GoingAway(last_stream_id, _):
+            case GoingAway(last_stream_id, _):
                 for stream_id in [number for number in self._calls if number > last_stream_id]:
                     self._calls[stream_id].end(
                         RpcError(UpstreamStatus.UNAVAILABLE, "GOAWAY received", not_processed=True)
@@ -392,7 +400,7 @@ class DirectTransport:
     def _block(self, path: str, timeout_s: float, metadata: Metadata) -> bytes:
         head = self._heads.get(path)
         if head is None:
-            head = self._heads[path] = http2_protocol.header_block(
+            head = self._heads[path] = header_block(
                 [
                     (b":method", b"POST"),
                     (b":scheme", b"https" if self._endpoint.tls else b"http"),
@@ -405,7 +413,7 @@ class DirectTransport:
             )
         block = head + _timeout_header(timeout_s)
         for name, value in metadata:
-            block += http2_protocol.literal(name.lower().encode("ascii"), value.encode("ascii"))
+            block += literal(name.lower().encode("ascii"), value.encode("ascii"))
         return block
 
 
@@ -416,7 +424,7 @@ def _message(request: bytes) -> bytes:
 # Nearly all calls have one of two timeouts.
 @lru_cache(maxsize=16)
 def _timeout_header(timeout_s: float) -> bytes:
-    return http2_protocol.literal(b"grpc-timeout", _timeout(timeout_s))
+    return literal(b"grpc-timeout", _timeout(timeout_s))
 
 
 def _timeout(timeout_s: float) -> bytes:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from lcp_gateway.upstreams.lcpd.http2_protocol import Http2Connection
+from lcp_gateway.upstreams.lcpd.http2_header_blocks import HeaderDecoder
 
 NAMES = (b"grpc-status", b"grpc-message", b"content-type", b"x-trace")
 VALUES = (b"", b"0", b"14", b"application/grpc", b"a" * 60, b"b" * 60)
@@ -24,7 +24,7 @@ class HeaderBlocks(RuleBasedStateMachine):
         self.encoder = hpack.Encoder()
         self.encoder.header_table_size = 200
         self.plain = hpack.Decoder()
-        self.connection = Http2Connection()
+        self.decoder = HeaderDecoder()
         self.sent = []
 
     def check(self, block):
@@ -34,7 +34,7 @@ class HeaderBlocks(RuleBasedStateMachine):
             # The numbers of another table, after a repeated block: the connection is over, and a new one begins.
             self.__init__()
             return
-        assert self.connection._decoded(block)[0] == expected
+        assert self.decoder.decode(block)[0] == expected
         self.sent.append(block)
 
     @rule(headers=HEADERS, huffman=st.booleans())
@@ -56,21 +56,21 @@ TestHeaderBlocks = HeaderBlocks.TestCase
 
 
 def test_a_block_that_changes_no_table_is_decoded_once(monkeypatch):
-    connection, encoder = Http2Connection(), hpack.Encoder()
+    decoder, encoder = HeaderDecoder(), hpack.Encoder()
     head = encoder.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
     again = encoder.encode([(b":status", b"200"), (b"content-type", b"application/grpc")])
-    first = connection._decoded(head)
-    assert connection._decoded(again) == first
-    monkeypatch.setattr(connection._decoder, "decode", None)
-    assert connection._decoded(again) == first
+    first = decoder.decode(head)
+    assert decoder.decode(again) == first
+    monkeypatch.setattr(decoder._decoder, "decode", None)
+    assert decoder.decode(again) == first
 
 
 @given(st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=8))
 def test_any_bytes_give_what_a_decoder_gives(blocks):
-    connection, plain = Http2Connection(), hpack.Decoder(max_header_list_size=64 * 1024)
+    decoder, plain = HeaderDecoder(), hpack.Decoder(max_header_list_size=64 * 1024)
     for block in blocks:
         try:
             expected = _decoded(plain, block)
         except hpack.HPACKError:
             return
-        assert connection._decoded(block)[0] == expected
+        assert decoder.decode(block)[0] == expected

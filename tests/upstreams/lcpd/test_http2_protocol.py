@@ -4,21 +4,19 @@ import hpack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcp_gateway.upstreams.lcpd.http2_protocol import (
-    PREFACE,
-    WINDOW_BYTES,
+from lcp_gateway.upstreams.lcpd.http2_events import (
     DataReceived,
     ErrorCode,
     Event,
     GoingAway,
     HeadersReceived,
-    Http2Connection,
     Http2Error,
     PingAnswered,
     SettingsChanged,
     StreamReset,
-    header_block,
 )
+from lcp_gateway.upstreams.lcpd.http2_header_blocks import header_block
+from lcp_gateway.upstreams.lcpd.http2_protocol import PREFACE, WINDOW_BYTES, Http2Connection
 from tests.support import raw_http2 as raw
 
 BLOCK = header_block([(b":method", b"POST"), (b":path", b"/s/m"), (b"x-long", b"v" * 300)])
