@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -13,15 +12,8 @@ from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import _Claim
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.ports import start_unsupervised
-from tests.support.redis import RunningRedis, running_redis
 
 MARK, NAME = b"mark", b"name"
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RunningRedis]:
-    with running_redis() as server:
-        yield server
 
 
 @pytest.fixture
