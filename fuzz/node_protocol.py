@@ -24,19 +24,19 @@ from lcp_gateway.node_protocol.messages import (
     Receipt,
     Request,
     Welcome,
-    write_end,
-    write_failure,
-    write_goodbye,
-    write_head,
+    write,
     write_models,
-    write_offered,
-    write_receipt,
-    write_request,
-    write_welcome,
 )
 from lcp_gateway.node_protocol.node_side import NodeSide
 
-_HELLO = Hello("gpu", "i", "fuzz", (NodeModel("m", ("chat", "embeddings")),), 4, 10_000)
+_HELLO = Hello(
+    name="gpu",
+    instance="i",
+    agent="fuzz",
+    models=(NodeModel("m", ("chat", "embeddings")),),
+    concurrent=4,
+    request_bytes=10_000,
+)
 _CREDIT = 1_000
 _OPEN = 4
 _MOST_KEPT_BYTES = 4 * 10_000
@@ -50,18 +50,18 @@ def _of_node(rng: random.Random) -> bytes:
     request_id = rng.choice((1, 1, 2, 3, 4, 5, 0, 2**32 - 1))
     match rng.randrange(9):
         case 0:
-            return write_frame(FrameKind.HEAD, request_id, write_head(Head("text/event-stream")))
+            return write_frame(FrameKind.HEAD, request_id, write(Head("text/event-stream")))
         case 1 | 2 | 3:
             return write_frame(FrameKind.BODY, request_id, rng.randbytes(rng.choice((0, 1, 50, 900, 70_000))))
         case 4:
             digest = hashlib.sha256(b"").digest()
-            return write_frame(FrameKind.END, request_id, write_end(End(digest, 0, 1, 2)))
+            return write_frame(FrameKind.END, request_id, write(End(digest, 0, 1, 2)))
         case 5:
-            return write_frame(FrameKind.ERROR, request_id, write_failure(Failure(500, "x", "y")))
+            return write_frame(FrameKind.ERROR, request_id, write(Failure(500, "x", "y")))
         case 6:
             return write_frame(FrameKind.MODELS, 0, write_models((NodeModel("m"),)))
         case 7:
-            return write_frame(FrameKind.GOODBYE, 0, write_goodbye(Goodbye("draining")))
+            return write_frame(FrameKind.GOODBYE, 0, write(Goodbye("draining")))
         case _:
             return write_frame(rng.choice(list(FrameKind)), rng.choice((0, 1)), rng.randbytes(rng.randrange(40)))
 
@@ -70,7 +70,7 @@ def _of_gateway(rng: random.Random) -> bytes:
     request_id = rng.choice((1, 2, 3, 4, 5, 6, 0, 2**32 - 1))
     match rng.randrange(9):
         case 0 | 1:
-            return write_frame(FrameKind.REQUEST, request_id, write_request(_request(rng.choice((0, 9, 500, 20_000)))))
+            return write_frame(FrameKind.REQUEST, request_id, write(_request(rng.choice((0, 9, 500, 20_000)))))
         case 2 | 3:
             return write_frame(FrameKind.REQUEST_BODY, request_id, rng.randbytes(rng.choice((0, 9, 491, 70_000))))
         case 4:
@@ -78,9 +78,9 @@ def _of_gateway(rng: random.Random) -> bytes:
         case 5:
             return write_frame(FrameKind.CANCEL, request_id)
         case 6:
-            return write_frame(FrameKind.RECEIPT, request_id, write_receipt(Receipt("delivered", 1, 1)))
+            return write_frame(FrameKind.RECEIPT, request_id, write(Receipt("delivered", 1, 1)))
         case 7:
-            return write_frame(FrameKind.OFFERED, 0, write_offered(Offered(("m",))))
+            return write_frame(FrameKind.OFFERED, 0, write(Offered(("m",))))
         case _:
             return write_frame(rng.choice(list(FrameKind)), rng.choice((0, 1)), rng.randbytes(rng.randrange(40)))
 
@@ -134,7 +134,7 @@ def _gateway_survives(rng: random.Random) -> int:
 def _node_survives(rng: random.Random) -> int:
     side = NodeSide(_HELLO)
     if rng.random() < 0.95:
-        side.receive(write_frame(FrameKind.WELCOME, 0, write_welcome(Welcome("gpu", 5.0, _CREDIT))))
+        side.receive(write_frame(FrameKind.WELCOME, 0, write(Welcome("gpu", 5.0, _CREDIT))))
     for count in range(rng.randrange(40)):
         try:
             event = side.receive(_mutated(rng, _of_gateway(rng)))

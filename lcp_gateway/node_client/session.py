@@ -14,21 +14,27 @@ from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.node_client.backend import Backend, BackendFailed
 from lcp_gateway.node_client.catalog import ModelCatalog
 from lcp_gateway.node_client.statistics import Statistics
-from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, Dead, Heartbeat
-from lcp_gateway.node_protocol.messages import End, Failure, Goodbye, Head, Hello, ProtocolError, Request, Welcome
+from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, Dead, Heartbeat, PingCame
+from lcp_gateway.node_protocol.messages import (
+    End,
+    Failure,
+    Goodbye,
+    Head,
+    Hello,
+    Offered,
+    ProtocolError,
+    Request,
+    Welcome,
+)
 from lcp_gateway.node_protocol.node_side import (
     CANCELLED,
     Cancelled,
     CreditCame,
     Event,
-    GoodbyeSaid,
     NodeSide,
-    OfferedNow,
-    Pinged,
     ReceiptCame,
     RequestCame,
     RequestTooMuch,
-    Welcomed,
 )
 
 _WELCOME_WITHIN_S: Final = 15.0
@@ -184,9 +190,9 @@ class Session:
                 self._statistics.earned_msat += receipt.earned_msat
                 self._statistics.on_change()
                 self._log.debug("receipt", outcome=receipt.outcome, earned_msat=receipt.earned_msat)
-            case Pinged(answer=answer):
+            case PingCame(answer=answer):
                 await self._socket.send_bytes(answer)
-            case Welcomed(welcome=welcome):
+            case Welcome() as welcome:
                 self.was_welcome, self.worker = True, welcome.worker
                 self._on_welcome(welcome)
                 self._heart = Heartbeat(welcome.heartbeat_s, self._clock())
@@ -199,7 +205,7 @@ class Session:
                     commission_percent=welcome.commission_ppm / 10_000,
                     worker=welcome.worker,
                 )
-            case OfferedNow(offered=offered):
+            case Offered() as offered:
                 self._statistics.offered = offered.offered
                 self._statistics.refused = {one.id: one.reason for one in offered.refused}
                 self._statistics.on_change()
@@ -208,7 +214,7 @@ class Session:
                     models=list(offered.offered),
                     refused=[f"{one.id}: {one.reason}" for one in offered.refused],
                 )
-            case GoodbyeSaid(goodbye=goodbye):
+            case Goodbye() as goodbye:
                 self._goodbye = goodbye
                 self._statistics.state = f"the gateway says goodbye: {goodbye.reason}"
                 self._statistics.on_change()

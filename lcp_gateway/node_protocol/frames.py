@@ -2,6 +2,7 @@
 
 import enum
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from lcp_gateway.node_protocol.messages import ProtocolError
@@ -61,6 +62,13 @@ _KNOWN = {int(kind): kind for kind in FrameKind}
 def write_frame(kind: FrameKind, request_id: int, payload: bytes = b"") -> bytes:
     """Return a frame."""
     return _HEAD.pack(kind, request_id) + payload
+
+
+@dataclass(frozen=True, slots=True)
+class PingCame:
+    """The other side asks whether this one lives: send ``answer``."""
+
+    answer: bytes = write_frame(FrameKind.PONG, 0)
 
 
 def write_credit(request_id: int, byte_count: int) -> bytes:

@@ -11,6 +11,7 @@ from lcp_gateway.node_protocol.frames import (
     MAX_DATA_BYTES,
     MAX_REQUEST_ID,
     FrameKind,
+    PingCame,
     read_frame,
     write_credit,
     write_frame,
@@ -28,13 +29,6 @@ from lcp_gateway.node_protocol.messages import (
     Request,
     Welcome,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HelloCame:
-    """The node said hello: welcome it, or say goodbye."""
-
-    hello: Hello
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +77,8 @@ class Released:
     request_id: int
 
 
-@dataclass(frozen=True, slots=True)
-class PingCame:
-    """The node asks whether the gateway lives: send ``answer``."""
-
-    answer: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class GoodbyeCame:
-    """The node takes no new requests."""
-
-    goodbye: Goodbye
-
-
-Event = HelloCame | ModelsCame | HeadCame | BodyCame | EndCame | FailureCame | Released | PingCame | GoodbyeCame
+Event = Hello | ModelsCame | HeadCame | BodyCame | EndCame | FailureCame | Released | PingCame | Goodbye
+"""What a frame of the node means: a hello is to be welcomed or answered with a goodbye; after its own, it takes no new requests."""
 
 
 class _Phase(enum.Enum):
@@ -113,7 +94,6 @@ class _Flow:
 
 
 _BODY: Final = int(FrameKind.BODY)
-_PONG: Final = write_frame(FrameKind.PONG, 0)
 
 
 class GatewaySide:
@@ -143,11 +123,11 @@ class GatewaySide:
         if self.hello is None:
             raise RuntimeError("the node has not said hello")
         self._is_welcome = True
-        return write_frame(FrameKind.WELCOME, 0, messages.write_welcome(welcome))
+        return write_frame(FrameKind.WELCOME, 0, messages.write(welcome))
 
     def offered(self, offered: Offered) -> bytes:
         """Return the frame that says which models are offered."""
-        return write_frame(FrameKind.OFFERED, 0, messages.write_offered(offered))
+        return write_frame(FrameKind.OFFERED, 0, messages.write(offered))
 
     def request(self, request: Request, body: bytes) -> tuple[int, Iterator[bytes]]:
         """Open a request; return its id, and its frames one by one, so that those of others can be sent between them."""
@@ -177,12 +157,12 @@ class GatewaySide:
 
     def receipt(self, request_id: int, receipt: Receipt) -> bytes:
         """Return the frame that says what a request came to."""
-        return write_frame(FrameKind.RECEIPT, request_id, messages.write_receipt(receipt))
+        return write_frame(FrameKind.RECEIPT, request_id, messages.write(receipt))
 
     def goodbye(self, goodbye: Goodbye) -> bytes:
         """Return the frame that says that no request will follow."""
         self.is_leaving = True
-        return write_frame(FrameKind.GOODBYE, 0, messages.write_goodbye(goodbye))
+        return write_frame(FrameKind.GOODBYE, 0, messages.write(goodbye))
 
     # -- what the node sends ------------------------------------------------------------------------
 
@@ -205,16 +185,16 @@ class GatewaySide:
                 if self.hello is not None:
                     raise ProtocolError("bad_order", "a second hello")
                 self.hello = messages.read_hello(payload)
-                return HelloCame(self.hello)
+                return self.hello
             case FrameKind.MODELS:
                 return ModelsCame(messages.read_models(payload))
             case FrameKind.PING:
-                return PingCame(_PONG)
+                return PingCame()
             case FrameKind.PONG:
                 return None
             case FrameKind.GOODBYE:
                 self.is_leaving = True
-                return GoodbyeCame(messages.read_goodbye(payload))
+                return messages.read_goodbye(payload)
             case FrameKind.HEAD:
                 return self._head(request_id, payload)
             case FrameKind.END:
@@ -269,7 +249,7 @@ class GatewaySide:
         return flow
 
     def _frames_of(self, request_id: int, request: Request, body: bytes) -> Iterator[bytes]:
-        yield write_frame(FrameKind.REQUEST, request_id, messages.write_request(request))
+        yield write_frame(FrameKind.REQUEST, request_id, messages.write(request))
         for at in range(0, len(body), MAX_DATA_BYTES):
             flow = self._flows.get(request_id)
             if flow is None:

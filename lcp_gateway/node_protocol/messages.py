@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -67,7 +67,7 @@ class NodeModel:
     capabilities: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """The first message of a node. ``instance`` differs between two processes, ``agent`` names the program.
 
@@ -77,10 +77,10 @@ class Hello:
     name: str
     instance: str
     agent: str
-    models: tuple[NodeModel, ...]
     concurrent: int
     request_bytes: int
     held: tuple[int, ...] = ()
+    models: tuple[NodeModel, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,121 +190,26 @@ def is_model_name(name: str) -> bool:
 # -- writing ------------------------------------------------------------------------------------------
 
 
-def write_hello(hello: Hello) -> bytes:
-    """Return a hello as JSON."""
-    return orjson.dumps(
-        {
-            "name": hello.name,
-            "instance": hello.instance,
-            "agent": hello.agent,
-            "concurrent": hello.concurrent,
-            "request_bytes": hello.request_bytes,
-            "held": list(hello.held),
-            "models": [_model_json(model) for model in hello.models],
-        }
-    )
+def write(message: Hello | Offered | Welcome | Request | Head | End | Failure | Receipt | Goodbye) -> bytes:
+    """Return a message as JSON, the texts of a failure and a goodbye bounded."""
+    match message:
+        case End():
+            usage = None
+            if message.input_tokens is not None or message.output_tokens is not None:
+                usage = {"input_tokens": message.input_tokens or 0, "output_tokens": message.output_tokens or 0}
+            return orjson.dumps({"sha256": message.sha256.hex(), "length": message.length, "usage": usage})
+        case Failure():
+            message = replace(message, code=message.code[:64], message=message.message[:MAX_TEXT_CHARS])
+        case Goodbye():
+            message = replace(message, message=message.message[:MAX_TEXT_CHARS])
+        case _:
+            pass
+    return orjson.dumps(message)
 
 
 def write_models(models: tuple[NodeModel, ...]) -> bytes:
     """Return the whole list of a node's models as JSON."""
-    return orjson.dumps({"models": [_model_json(model) for model in models]})
-
-
-def write_welcome(welcome: Welcome) -> bytes:
-    """Return a welcome as JSON."""
-    return orjson.dumps(
-        {
-            "node_id": welcome.node_id,
-            "heartbeat_s": welcome.heartbeat_s,
-            "window_bytes": welcome.window_bytes,
-            "commission_ppm": welcome.commission_ppm,
-            "worker": welcome.worker,
-            "workers": welcome.workers,
-        }
-    )
-
-
-def write_offered(offered: Offered) -> bytes:
-    """Return the offered models as JSON."""
-    refused = [{"id": one.id, "reason": one.reason} for one in offered.refused]
-    return orjson.dumps({"offered": list(offered.offered), "refused": refused})
-
-
-def write_request(request: Request) -> bytes:
-    """Return the head of a request as JSON."""
-    return orjson.dumps(
-        {
-            "kind": request.kind,
-            "model": request.model,
-            "stream": request.stream,
-            "body_bytes": request.body_bytes,
-            "credit_bytes": request.credit_bytes,
-            "timeout_ms": request.timeout_ms,
-            "result_bytes": request.result_bytes,
-        }
-    )
-
-
-def write_head(head: Head) -> bytes:
-    """Return the head of a result as JSON."""
-    return orjson.dumps({"content_type": head.content_type, "content_encoding": head.content_encoding})
-
-
-def write_end(end: End) -> bytes:
-    """Return the end of a result as JSON."""
-    usage = None
-    if end.input_tokens is not None or end.output_tokens is not None:
-        usage = {"input_tokens": end.input_tokens or 0, "output_tokens": end.output_tokens or 0}
-    return orjson.dumps({"sha256": end.sha256.hex(), "length": end.length, "usage": usage})
-
-
-def write_failure(failure: Failure) -> bytes:
-    """Return a failure as JSON, its text bounded."""
-    return orjson.dumps(
-        {
-            "status": failure.status,
-            "code": failure.code[:64],
-            "message": failure.message[:MAX_TEXT_CHARS],
-            "retry_after_s": failure.retry_after_s,
-        }
-    )
-
-
-def write_receipt(receipt: Receipt) -> bytes:
-    """Return a receipt as JSON."""
-    return orjson.dumps(
-        {"outcome": receipt.outcome, "price_msat": receipt.price_msat, "earned_msat": receipt.earned_msat}
-    )
-
-
-def write_goodbye(goodbye: Goodbye) -> bytes:
-    """Return a goodbye as JSON, its text bounded."""
-    return orjson.dumps(
-        {
-            "reason": goodbye.reason,
-            "message": goodbye.message[:MAX_TEXT_CHARS],
-            "reconnect_after_s": goodbye.reconnect_after_s,
-        }
-    )
-
-
-def _model_json(model: NodeModel) -> Mapping[str, object]:
-    price = model.price
-    return {
-        "id": model.id,
-        "kinds": list(model.kinds),
-        "price": {
-            "request_msat": price.request_msat,
-            "input_1k_msat": price.input_1k_msat,
-            "output_1k_msat": price.output_1k_msat,
-            "minute_msat": price.minute_msat,
-        },
-        "max_output_tokens": model.max_output_tokens,
-        "concurrent": model.concurrent,
-        "context_length": model.context_length,
-        "created": model.created,
-        "capabilities": list(model.capabilities),
-    }
+    return orjson.dumps({"models": models})
 
 
 # -- reading ------------------------------------------------------------------------------------------

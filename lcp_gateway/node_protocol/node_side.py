@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lcp_gateway.node_protocol import messages
-from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, FrameKind, read_credit, read_frame, write_frame
+from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, FrameKind, PingCame, read_credit, read_frame, write_frame
 from lcp_gateway.node_protocol.messages import (
     End,
     Failure,
@@ -18,20 +18,6 @@ from lcp_gateway.node_protocol.messages import (
     Request,
     Welcome,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Welcomed:
-    """The gateway takes the node: requests may come."""
-
-    welcome: Welcome
-
-
-@dataclass(frozen=True, slots=True)
-class OfferedNow:
-    """Which of the node's models the gateway offers now."""
-
-    offered: Offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,29 +59,13 @@ class ReceiptCame:
     receipt: Receipt
 
 
-@dataclass(frozen=True, slots=True)
-class Pinged:
-    """The gateway asks whether the node lives: send ``answer``."""
-
-    answer: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class GoodbyeSaid:
-    """The gateway sends no new requests."""
-
-    goodbye: Goodbye
-
-
-Event = (
-    Welcomed | OfferedNow | RequestCame | RequestTooMuch | CreditCame | Cancelled | ReceiptCame | Pinged | GoodbyeSaid
-)
+Event = Welcome | Offered | RequestCame | RequestTooMuch | CreditCame | Cancelled | ReceiptCame | PingCame | Goodbye
+"""What a frame of the gateway means: after its welcome requests may come, after its goodbye no new ones."""
 
 CANCELLED: Final = Failure(499, "cancelled", "the gateway cancelled the request")
 """The answer to a cancelled request."""
 _BUSY = Failure(429, "busy", "the node works on as many requests as it can")
 _TOO_LARGE = Failure(413, "request_too_large", "the request is larger than the node takes")
-_PONG = write_frame(FrameKind.PONG, 0)
 _MAX_CREDIT_BYTES = 2**31 - 1
 
 
@@ -140,7 +110,7 @@ class NodeSide:
 
     def hello(self) -> bytes:
         """Return the first frame."""
-        return write_frame(FrameKind.HELLO, 0, messages.write_hello(self._hello))
+        return write_frame(FrameKind.HELLO, 0, messages.write(self._hello))
 
     def models(self, models: tuple[NodeModel, ...]) -> bytes:
         """Return the frame that replaces the list of models."""
@@ -148,7 +118,7 @@ class NodeSide:
 
     def head(self, request_id: int, head: Head) -> bytes:
         """Return the head of a result."""
-        return write_frame(FrameKind.HEAD, request_id, messages.write_head(head))
+        return write_frame(FrameKind.HEAD, request_id, messages.write(head))
 
     def credit_bytes(self, request_id: int) -> int:
         """Return how many bytes of a result may be sent now; 0 for a request that is over."""
@@ -165,16 +135,16 @@ class NodeSide:
     def end(self, request_id: int, end: End) -> bytes:
         """Return the end of a result. The request is over."""
         del self._credits[request_id]
-        return write_frame(FrameKind.END, request_id, messages.write_end(end))
+        return write_frame(FrameKind.END, request_id, messages.write(end))
 
     def error(self, request_id: int, failure: Failure) -> bytes:
         """Return the frame that ends a request without a whole result."""
         self._credits.pop(request_id, None)
-        return write_frame(FrameKind.ERROR, request_id, messages.write_failure(failure))
+        return write_frame(FrameKind.ERROR, request_id, messages.write(failure))
 
     def goodbye(self, goodbye: Goodbye) -> bytes:
         """Return the frame that says that no new request is taken."""
-        return write_frame(FrameKind.GOODBYE, 0, messages.write_goodbye(goodbye))
+        return write_frame(FrameKind.GOODBYE, 0, messages.write(goodbye))
 
     # -- what the gateway sends ---------------------------------------------------------------------
 
@@ -194,9 +164,9 @@ class NodeSide:
                 if self._is_welcome:
                     raise ProtocolError("bad_order", "a second welcome")
                 self._is_welcome = True
-                return Welcomed(messages.read_welcome(payload))
+                return messages.read_welcome(payload)
             case FrameKind.OFFERED:
-                return OfferedNow(messages.read_offered(payload))
+                return messages.read_offered(payload)
             case FrameKind.REQUEST:
                 return self._request(request_id, messages.read_request(payload))
             case FrameKind.REQUEST_BODY:
@@ -210,11 +180,11 @@ class NodeSide:
                     raise ProtocolError("unknown_request", "a receipt of a request that never came")
                 return ReceiptCame(request_id, messages.read_receipt(payload))
             case FrameKind.PING:
-                return Pinged(_PONG)
+                return PingCame()
             case FrameKind.PONG:
                 return None
             case FrameKind.GOODBYE:
-                return GoodbyeSaid(messages.read_goodbye(payload))
+                return messages.read_goodbye(payload)
         raise ProtocolError("bad_order", f"a gateway does not send {kind.name}")
 
     def _request(self, request_id: int, request: Request) -> RequestCame | RequestTooMuch | None:

@@ -12,19 +12,17 @@ from lcp_gateway.node_client.catalog import ModelCatalog
 from lcp_gateway.node_client.joining import CannotJoin, Joiner, pause_s
 from lcp_gateway.node_client.options import BackendOptions, JoinOptions
 from lcp_gateway.node_client.statistics import Statistics
-from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES
+from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, PingCame
 from lcp_gateway.node_protocol.gateway_side import (
     BodyCame,
     EndCame,
     FailureCame,
     GatewaySide,
     HeadCame,
-    HelloCame,
     ModelsCame,
-    PingCame,
     Released,
 )
-from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Goodbye, Request, Welcome
+from lcp_gateway.node_protocol.messages import SUBPROTOCOL, Goodbye, Hello, Request, Welcome
 from tests.support.http_node import HttpNodeThread
 
 OF = {"kind": "chat", "model": "m", "timeout_ms": 5_000, "result_bytes": 10**6}
@@ -52,11 +50,11 @@ class PlainGateway:
         socket = web.WebSocketResponse(protocols=(SUBPROTOCOL,), compress=False)
         await socket.prepare(request)
         side = GatewaySide()
-        event = side.receive((await socket.receive()).data)
-        assert isinstance(event, HelloCame)
-        self.held.append(event.hello.held)
+        hello = side.receive((await socket.receive()).data)
+        assert isinstance(hello, Hello)
+        self.held.append(hello.held)
         worker, workers = next(self.places, (0, 1))
-        if worker in event.hello.held:
+        if worker in hello.held:
             await socket.send_bytes(side.goodbye(Goodbye("already_here")))
             await socket.close()
             return socket
@@ -220,7 +218,7 @@ async def test_it_dials_again_after_a_loss_and_drains_at_the_end(backend):
         await gateway.read(socket, side, HeadCame)
         asked.set()
         found = await gateway.read(socket, side, EndCame)
-        assert any(type(event).__name__ == "GoodbyeCame" for event in found)
+        assert any(type(event).__name__ == "Goodbye" for event in found)
         ended.set()
         await socket.receive()
 

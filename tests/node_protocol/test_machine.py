@@ -11,7 +11,9 @@ from lcp_gateway.node_protocol.messages import End, Head, Hello, NodeModel, Prot
 from lcp_gateway.node_protocol.node_side import CANCELLED, NodeSide
 
 CONCURRENT, WINDOW = 3, 20
-HELLO = Hello("gpu", "i", "agent", (NodeModel("m"),), CONCURRENT, 200_000)
+HELLO = Hello(
+    name="gpu", instance="i", agent="agent", models=(NodeModel("m"),), concurrent=CONCURRENT, request_bytes=200_000
+)
 
 
 class Dialogue(RuleBasedStateMachine):

@@ -21,7 +21,7 @@ from lcp_gateway.node_protocol.messages import (
 from lcp_gateway.node_protocol.node_side import CANCELLED, Cancelled, NodeSide, RequestCame, RequestTooMuch
 from tests.support.cases import each_case
 
-HELLO = Hello("gpu", "i", "agent", (NodeModel("m"),), concurrent=2, request_bytes=1_000_000)
+HELLO = Hello(name="gpu", instance="i", agent="agent", models=(NodeModel("m"),), concurrent=2, request_bytes=1_000_000)
 OF = {"kind": "chat", "model": "m", "stream": True, "timeout_ms": 1_000, "result_bytes": 1_000}
 
 

@@ -9,20 +9,28 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from lcp_gateway.node_protocol.frames import Dead, FrameKind, Heartbeat, write_frame
-from lcp_gateway.node_protocol.messages import SUBPROTOCOL, End, Failure, Head, Hello, NodeModel, Price, Request
+from lcp_gateway.node_protocol.frames import Dead, FrameKind, Heartbeat, PingCame, write_frame
+from lcp_gateway.node_protocol.messages import (
+    SUBPROTOCOL,
+    End,
+    Failure,
+    Goodbye,
+    Head,
+    Hello,
+    NodeModel,
+    Offered,
+    Price,
+    Request,
+    Welcome,
+)
 from lcp_gateway.node_protocol.node_side import (
     CANCELLED,
     Cancelled,
     CreditCame,
-    GoodbyeSaid,
     NodeSide,
-    OfferedNow,
-    Pinged,
     ReceiptCame,
     RequestCame,
     RequestTooMuch,
-    Welcomed,
 )
 
 EVENTS = "text/event-stream"
@@ -34,7 +42,14 @@ def model(name: str = "m", *kinds: str, price_msat: int = 1_000, **more) -> Node
 
 
 def hello(*models: NodeModel, name: str = "gpu", concurrent: int = 4, request_bytes: int = 2**20) -> Hello:
-    return Hello(name, "instance", "test/1", models or (model(),), concurrent, request_bytes)
+    return Hello(
+        name=name,
+        instance="instance",
+        agent="test/1",
+        models=models or (model(),),
+        concurrent=concurrent,
+        request_bytes=request_bytes,
+    )
 
 
 def chat_document(model_name: str, text: str, usage: dict | None = None) -> bytes:
@@ -148,9 +163,9 @@ class ScriptedNode:
 
     async def _take(self, event):  # noqa: C901 - a row for each event
         match event:
-            case Welcomed(welcome=welcome):
+            case Welcome() as welcome:
                 self.welcome = welcome
-            case OfferedNow(offered=offered):
+            case Offered() as offered:
                 self.offered = offered.offered
                 self.refused = {one.id: one.reason for one in offered.refused}
             case RequestCame(request_id=request_id, request=request, body=body):
@@ -167,9 +182,9 @@ class ScriptedNode:
                     await self.end.send_bytes(self.side.error(request_id, CANCELLED))
             case ReceiptCame(receipt=receipt):
                 self.receipts.append(receipt)
-            case Pinged(answer=answer):
+            case PingCame(answer=answer):
                 await self.end.send_bytes(answer)
-            case GoodbyeSaid(goodbye=goodbye):
+            case Goodbye() as goodbye:
                 self.goodbye = goodbye
 
     async def beat(self, interval_s: float):

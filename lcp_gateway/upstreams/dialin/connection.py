@@ -9,18 +9,15 @@ from typing import Final, Protocol
 
 import orjson
 
-from lcp_gateway.node_protocol.frames import Dead, Heartbeat
+from lcp_gateway.node_protocol.frames import Dead, Heartbeat, PingCame
 from lcp_gateway.node_protocol.gateway_side import (
     BodyCame,
     EndCame,
     Event,
     FailureCame,
     GatewaySide,
-    GoodbyeCame,
     HeadCame,
-    HelloCame,
     ModelsCame,
-    PingCame,
     Released,
 )
 from lcp_gateway.node_protocol.messages import (
@@ -371,9 +368,9 @@ class NodeConnection:
                     self._socket.post(answer)
             case ModelsCame(models=models):
                 self._take_models({model.id: model for model in models})
-            case GoodbyeCame():
+            case Goodbye():
                 self._on_change(self)
-            case HelloCame() | BodyCame():
+            case Hello() | BodyCame():
                 # The hello was taken before this began, and bodies above.
                 pass
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from lcp_gateway.constants import NODE_PREFIX
-from lcp_gateway.node_protocol.gateway_side import GatewaySide, HelloCame
+from lcp_gateway.node_protocol.gateway_side import GatewaySide
 from lcp_gateway.node_protocol.messages import Goodbye, Hello, Offered, ProtocolError, Receipt, Refused
 from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.order import TaskKind
@@ -208,13 +208,13 @@ class NodeHub:
             raise ProtocolError("no_hello", "no hello came in time") from None
         if frame is None:
             return None
-        event = side.receive(frame)
-        if not isinstance(event, HelloCame):
+        hello = side.receive(frame)
+        if not isinstance(hello, Hello):
             raise ProtocolError("no_hello", "the first frame of a node is its hello")
-        terms = await grant.terms(event.hello.name)
-        self._check(terms, event.hello)
+        terms = await grant.terms(hello.name)
+        self._check(terms, hello)
         node = NodeConnection(
-            socket, side, event.hello, grant, terms, self._rules.connection, on_change=self._collect, clock=self._clock
+            socket, side, hello, grant, terms, self._rules.connection, on_change=self._collect, clock=self._clock
         )
         if (before := self._nodes.get(terms.node_id)) is not None:
             # Of two connections the newest is the one that works: the other may be half open.
