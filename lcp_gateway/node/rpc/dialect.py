@@ -1,21 +1,21 @@
-"""A version of LCPDService: how its messages are read, checked and written. The calls themselves are the same in both."""
+"""What the dialects of LCPDService share: ``v02`` and ``v03`` read and write messages as bytes, and check them alike."""
 
 import re
-from collections.abc import Sequence
-from typing import Final
-from typing import Protocol as Interface
+from typing import Final, TypeVar
 
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from lcp_gateway.node.lcp.buying_events import Order, Outcome
-from lcp_gateway.node.lcp.messages import Protocol, QuoteResponse
-from lcp_gateway.node.runtime.calls import CallFailed, Delivered, LocalInfo, PaymentReport, ReadyPeer
+from lcp_gateway.node.lcp.messages import QuoteResponse
+from lcp_gateway.node.runtime.calls import CallFailed
 from lcp_gateway.upstream_status import UpstreamStatus
 from lcp_gateway.values import value
 
 ID_BYTES: Final = 32
 MAX_REASON_CHARS: Final = 256
 _LATEST: Final = 2**63 - 1
+_Message = TypeVar("_Message", bound=Message)
 _PEER_ID: Final = re.compile(r"[0-9a-fA-F]{66}")
 
 
@@ -36,63 +36,6 @@ class JobCall:
     reason: str = ""
 
 
-class Dialect(Interface):
-    """Messages of one version, as bytes. What reads a request raises ``CallFailed`` for one that is malformed."""
-
-    @property
-    def protocol(self) -> Protocol:
-        """The version of the protocol between nodes."""
-        ...
-
-    def write_peers(self, peers: Sequence[ReadyPeer]) -> bytes:
-        """Write the answer of ListLCPPeers."""
-        ...
-
-    def write_info(self, info: LocalInfo) -> bytes:
-        """Write the answer of GetLocalInfo."""
-        ...
-
-    def read_quote_request(self, request: bytes) -> QuoteCall:
-        """Read the request of RequestQuote."""
-        ...
-
-    def write_quote(self, peer_id: str, quote: QuoteResponse) -> bytes:
-        """Write the answer of RequestQuote."""
-        ...
-
-    def read_accept(self, request: bytes) -> JobCall:
-        """Read the request of AcceptAndExecute, which is that of AcceptAndExecuteStream too."""
-        ...
-
-    def write_whole(self, delivered: Delivered, body: bytes) -> bytes:
-        """Write the answer of AcceptAndExecute."""
-        ...
-
-    def write_begin(self, content_type: str, content_encoding: str, payment: PaymentReport | None) -> bytes:
-        """Write the first event of a streamed result."""
-        ...
-
-    def write_chunk(self, data: bytes) -> bytes:
-        """Write an event with bytes of a result."""
-        ...
-
-    def write_end(self, sha256: bytes, length: int) -> bytes:
-        """Write the event after the last bytes."""
-        ...
-
-    def write_result(self, delivered: Delivered) -> bytes:
-        """Write the last event; the bytes have gone before it."""
-        ...
-
-    def read_cancel(self, request: bytes) -> JobCall:
-        """Read the request of CancelJob."""
-        ...
-
-    def write_cancelled(self) -> bytes:
-        """Write the answer of CancelJob."""
-        ...
-
-
 STATUS_NUMBERS: Final = {Outcome.DELIVERED: 1, Outcome.FAILED: 2, Outcome.CANCELLED: 3}
 """The numbers of a result's status; they are those of both versions, as is 0 for a status that is not known."""
 
@@ -102,9 +45,16 @@ def expiry_of(quote: QuoteResponse) -> Timestamp:
     return Timestamp(seconds=min(quote.quote_expiry, _LATEST))
 
 
-def malformed() -> CallFailed:
-    """Return the failure of a request that is no message of its kind."""
-    return CallFailed(UpstreamStatus.INTERNAL, "the request is no message of its kind")
+def parse(kind: type[_Message], request: bytes) -> _Message:
+    """Read a request.
+
+    Raises:
+        CallFailed: it is no message of its kind.
+    """
+    try:
+        return kind.FromString(request)
+    except DecodeError:
+        raise CallFailed(UpstreamStatus.INTERNAL, "the request is no message of its kind") from None
 
 
 def invalid(field: str, problem: str) -> CallFailed:

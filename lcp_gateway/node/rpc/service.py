@@ -8,9 +8,9 @@ from typing import Final
 from lcp_gateway._gen.lcpd import extensions_pb2
 from lcp_gateway.node.lcp.buying_events import Outcome, ResultData, ResultHead
 from lcp_gateway.node.lcp.messages import Protocol
-from lcp_gateway.node.rpc.dialect import ID_BYTES, Dialect, JobCall, invalid
+from lcp_gateway.node.rpc.dialect import ID_BYTES, JobCall, invalid, parse
 from lcp_gateway.node.rpc.reports import FEE_LIMIT, MAX_PRICE, report_message
-from lcp_gateway.node.rpc.v02 import DialectV02, parse
+from lcp_gateway.node.rpc.v02 import DialectV02
 from lcp_gateway.node.rpc.v03 import DialectV03
 from lcp_gateway.node.runtime.calls import Delivered, NodeCalls, Paid, PaymentReport, PurchaseItem
 
@@ -28,7 +28,7 @@ class RpcService:
 
     def __init__(self, calls: NodeCalls, protocol: Protocol) -> None:
         self._calls = calls
-        self._dialect: Dialect = DialectV02() if protocol is Protocol.V02 else DialectV03()
+        self._dialect: DialectV02 | DialectV03 = DialectV02() if protocol is Protocol.V02 else DialectV03()
         self._unary: Mapping[str, Callable[[bytes, Metadata], Awaitable[bytes]]] = MappingProxyType(
             {
                 SERVICE + "ListLCPPeers": self._list_peers,

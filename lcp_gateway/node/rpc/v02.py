@@ -1,9 +1,7 @@
 """LCPDService of version 2: tasks with their kind and model."""
 
 from collections.abc import Sequence
-from typing import Final, TypeVar
-
-from google.protobuf.message import DecodeError, Message
+from typing import Final
 
 from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from lcp_gateway.node.lcp.buying_events import Order
@@ -21,7 +19,7 @@ from lcp_gateway.node.rpc.dialect import (
     check_peer_id,
     expiry_of,
     invalid,
-    malformed,
+    parse,
 )
 from lcp_gateway.node.rpc.reports import SOFTWARE, report_message
 from lcp_gateway.node.runtime.calls import CallFailed, Delivered, LocalInfo, PaymentReport, ReadyPeer
@@ -29,23 +27,10 @@ from lcp_gateway.upstream_status import UpstreamStatus
 
 _KINDS: Final = {"openai_chat_completions_v1": CHAT, "openai_responses_v1": RESPONSES}
 _NO_JSON: Final = "input must be valid json"
-_Message = TypeVar("_Message", bound=Message)
-
-
-def parse(kind: type[_Message], request: bytes) -> _Message:
-    """Read a request.
-
-    Raises:
-        CallFailed: it is no message of its kind.
-    """
-    try:
-        return kind.FromString(request)
-    except DecodeError:
-        raise malformed() from None
 
 
 class DialectV02:
-    """Reads and writes the messages of version 2."""
+    """Reads and writes the messages of version 2; what reads a request raises ``CallFailed`` for one that is malformed."""
 
     protocol = Protocol.V02
 

@@ -15,16 +15,16 @@ from lcp_gateway.node.rpc.dialect import (
     check_peer_id,
     expiry_of,
     invalid,
+    parse,
 )
 from lcp_gateway.node.rpc.reports import SOFTWARE, report_message
-from lcp_gateway.node.rpc.v02 import parse
 from lcp_gateway.node.runtime.calls import Delivered, LocalInfo, PaymentReport, ReadyPeer
 
 _FILLED: Final = ("method", "request_bytes", "request_content_type", "request_content_encoding")
 
 
 class DialectV03:
-    """Reads and writes the messages of version 3."""
+    """Reads and writes the messages of version 3; what reads a request raises ``CallFailed`` for one that is malformed."""
 
     protocol = Protocol.V03
 
