@@ -15,8 +15,9 @@ from lcp_gateway.lightning.lnd.records import LndError
 from lcp_gateway.purchase.money import format_sat
 
 if TYPE_CHECKING:
-    from lcp_gateway.lightning.lnd.client import LndClient, LndInfo
+    from lcp_gateway.lightning.lnd.client import LndClient
     from lcp_gateway.lightning.lnd.permissions import Permission
+    from lcp_gateway.lightning.lnd.records import LndInfo
 
 _BAD_CERTIFICATE = re.compile(r"CERTIFICATE_VERIFY_FAILED|not in peer certificate|Hostname Verification", re.IGNORECASE)
 _NO_TLS = re.compile(r"WRONG_VERSION_NUMBER|handshake", re.IGNORECASE)

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from lcp_gateway.lightning.lnd.records import LndError
+from lcp_gateway.lightning.lnd.stubs import load_stubs
 from lcp_gateway.upstream_status import UpstreamStatus
 
 _OPTIONS: tuple[tuple[str, Any], ...] = (
@@ -84,15 +85,22 @@ def open_channel(address: LndAddress, *, keepalive_s: float = KEEPALIVE_S) -> gr
 
 
 class LndChannel:
-    """A channel to lnd and the metadata of its calls; closed at the end of an ``async with`` block.
+    """A channel to one lnd, closed at the end of an ``async with`` block. Made and used in one event loop.
+
+    It connects on the first call, and again by itself after lnd was away; an answer comes within ``timeout_s``, or none does.
 
     Raises:
+        LndNotInstalled: the extra is missing.
         OSError: the certificate or the macaroon cannot be read.
     """
 
-    def __init__(self, address: LndAddress, *, keepalive_s: float = KEEPALIVE_S) -> None:
-        self._metadata = call_metadata(address)
+    def __init__(self, address: LndAddress, *, timeout_s: float = 5.0, keepalive_s: float = KEEPALIVE_S) -> None:
+        self._stubs = load_stubs()
+        self._timeout_s = timeout_s
+        macaroon = address.macaroon
+        self._metadata = () if macaroon is None else (("macaroon", macaroon.read_bytes().hex()),)
         self._channel = open_channel(address, keepalive_s=keepalive_s)
+        self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -106,16 +114,9 @@ class LndChannel:
         """Close the channel. Open calls are cancelled, and none may follow."""
         await self._channel.close()
 
-
-def call_metadata(address: LndAddress) -> tuple[tuple[str, str], ...]:
-    """Return the metadata of every call: the macaroon, if there is one.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    if address.macaroon is None:
-        return ()
-    return (("macaroon", address.macaroon.read_bytes().hex()),)
+    async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
+        async with lnd_errors():
+            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 Only calls that read are made here; none can pay.
 """
 
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,12 +22,8 @@ from lcp_gateway.lightning.lnd.records import (
     PaymentRecord,
     PaymentState,
 )
-from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
-from lcp_gateway.lightning.lnd.stubs import load_stubs as _load_stubs
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
-
-__all__ = ["LndAddress", "LndBalance", "LndChannels", "LndClient", "LndInfo", "LndInvoice", "LndNotInstalled"]
 
 _PAGE = 100
 _MAX_PAGES = 50
@@ -78,20 +73,10 @@ class LndInvoice:
 
 
 class LndClient(LndChannel):
-    """Reads from one lnd. It connects on the first call, and again by itself after lnd was away.
-
-    Every method raises ``LndError`` when there is no answer within ``timeout_s``. Made and used in one event loop.
-
-    Raises:
-        LndNotInstalled: the extra is missing.
-        OSError: the certificate or the macaroon cannot be read.
-    """
+    """Reads from one lnd. Every method raises ``LndError`` when there is no answer in time."""
 
     def __init__(self, address: LndAddress, *, timeout_s: float = 5.0, keepalive_s: float = KEEPALIVE_S) -> None:
-        self._stubs = _load_stubs()
-        self._timeout_s = timeout_s
-        super().__init__(address, keepalive_s=keepalive_s)
-        self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
+        super().__init__(address, timeout_s=timeout_s, keepalive_s=keepalive_s)
         self._router = self._stubs.router_grpc.RouterStub(self._channel)
 
     async def info(self) -> LndInfo:
@@ -212,10 +197,6 @@ class LndClient(LndChannel):
             with suppress(LndError):
                 payments.append((payment.payment_index, payment_record(payment)))
         return PaymentPage(payments, len(answer.payments), answer.first_index_offset, answer.last_index_offset)
-
-    async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
-        async with lnd_errors():
-            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
 
 
 def payment_record(payment: Any) -> PaymentRecord:

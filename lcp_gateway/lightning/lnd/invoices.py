@@ -4,7 +4,7 @@ No call here can pay. The macaroon needs ``invoices:read invoices:write info:rea
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from types import MappingProxyType
@@ -26,7 +26,6 @@ from lcp_gateway.lightning.lnd.records import (
     SettlementsInterrupted,
     WrongInvoice,
 )
-from lcp_gateway.lightning.lnd.stubs import load_stubs
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
 
@@ -43,15 +42,11 @@ _STATES = MappingProxyType({_SETTLED: InvoiceStatus.SETTLED, 2: InvoiceStatus.CA
 
 
 class LndInvoices(LndChannel):
-    """The invoices of one lnd. It connects on the first call, and reconnects by itself after an outage.
+    """The invoices of one lnd.
 
     ``network`` is the prefix that invoices must have ("bc", "bcrt", …), None for that of lnd's own network;
     ``route_hints`` puts lnd's private channels into invoices, without which no payer finds a node that has no other
-    channels; ``poll_s`` is the pause between looks for the very first settlement. Made and used in one event loop.
-
-    Raises:
-        LndNotInstalled: the extra is missing.
-        OSError: the certificate or the macaroon cannot be read.
+    channels; ``poll_s`` is the pause between looks for the very first settlement.
     """
 
     def __init__(
@@ -64,14 +59,11 @@ class LndInvoices(LndChannel):
         poll_s: float = 1.0,
         keepalive_s: float = KEEPALIVE_S,
     ) -> None:
-        self._stubs = load_stubs()
+        super().__init__(address, timeout_s=timeout_s, keepalive_s=keepalive_s)
         self._messages = self._stubs.lightning
         self._network = network
         self._route_hints = route_hints
-        self._timeout_s = timeout_s
         self._poll_s = poll_s
-        super().__init__(address, keepalive_s=keepalive_s)
-        self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
         self._identity: NodeIdentity | None = None
 
     async def identity(self) -> NodeIdentity:
@@ -230,10 +222,6 @@ class LndInvoices(LndChannel):
                 return await call.read()
         except LndError as error:
             raise _interrupted(error) from error
-
-    async def _ask(self, method: Callable[..., Awaitable[Any]], request: Any) -> Any:
-        async with lnd_errors():
-            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
 
 
 def _is_no_such_invoice(error: LndError) -> bool:

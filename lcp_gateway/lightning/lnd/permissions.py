@@ -7,16 +7,14 @@ for a macaroon that may ask for them, which the gateway's may not.
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from lcp_gateway.lightning.lnd.channel import NOT_READY, LndAddress, LndChannel, lnd_errors
 from lcp_gateway.lightning.lnd.records import LndError
-from lcp_gateway.lightning.lnd.stubs import Stubs, load_stubs
 
-_HASH_BYTES = 32
 _NO_SUCH_SETTLEMENT = 1 << 62
 _LISTENS_S = 1.0
 _PACKAGES: Final = MappingProxyType({"Lightning": "lnrpc", "Router": "routerrpc", "Invoices": "invoicesrpc"})
@@ -112,25 +110,55 @@ NODE_HOLDING: Final = (
 """The calls that a node which sells with hold invoices needs beside ``NODE_SELLING``."""
 
 
+_NO_SUCH_HASH: Final = secrets.token_bytes(32)
+_HARMLESS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = MappingProxyType(
+    {
+        "Lightning.GetInfo": ("GetInfoRequest", {}),
+        "Lightning.ChannelBalance": ("ChannelBalanceRequest", {}),
+        "Lightning.ListChannels": ("ListChannelsRequest", {}),
+        "Lightning.ListPayments": (
+            "ListPaymentsRequest",
+            {"include_incomplete": True, "max_payments": 1, "reversed": True},
+        ),
+        # Two amounts, and a memo longer than any: lnd adds no such invoice.
+        "Lightning.AddInvoice": ("Invoice", {"value": 1, "value_msat": 1, "memo": "x" * 2_000}),
+        "Lightning.LookupInvoice": ("PaymentHash", {"r_hash": _NO_SUCH_HASH}),
+        "Lightning.ListInvoices": ("ListInvoiceRequest", {"num_max_invoices": 1, "reversed": True}),
+        "Lightning.SubscribeInvoices": ("InvoiceSubscription", {"settle_index": _NO_SUCH_SETTLEMENT}),
+        "Router.TrackPaymentV2": ("TrackPaymentRequest", {"payment_hash": _NO_SUCH_HASH}),
+        # No invoice, and no time limit, which lnd requires: it begins no such payment.
+        "Router.SendPaymentV2": ("SendPaymentRequest", {}),
+        # Those of a node of our own: peers and hashes are too short for lnd to do anything with them.
+        "Lightning.ListPeers": ("ListPeersRequest", {}),
+        "Lightning.SubscribePeerEvents": ("PeerEventSubscription", {}),
+        "Lightning.SubscribeCustomMessages": ("SubscribeCustomMessagesRequest", {}),
+        "Lightning.SendCustomMessage": ("SendCustomMessageRequest", {}),
+        "Lightning.ConnectPeer": ("ConnectPeerRequest", {}),
+        "Lightning.DisconnectPeer": ("DisconnectPeerRequest", {}),
+        "Invoices.CancelInvoice": ("CancelInvoiceMsg", {"payment_hash": b"\0"}),
+        "Invoices.SettleInvoice": ("SettleInvoiceMsg", {"preimage": b"\0"}),
+        "Invoices.AddHoldInvoice": ("AddHoldInvoiceRequest", {"hash": b"\0", "value": 1, "value_msat": 1}),
+        "Invoices.SubscribeSingleInvoice": ("SubscribeSingleInvoiceRequest", {"r_hash": b"\0"}),
+    }
+)
+"""The request of each call that changes nothing at lnd: the name of its message, and its fields."""
+
+
 class MacaroonNotAccepted(LndError):
     """lnd does not accept this macaroon for any call."""
 
 
 class MacaroonProbe(LndChannel):
-    """Probes what one macaroon allows. Made and used in one event loop.
-
-    Raises:
-        LndNotInstalled: the extra is missing.
-        OSError: the certificate or the macaroon cannot be read.
-    """
+    """Probes what one macaroon allows."""
 
     def __init__(self, address: LndAddress, *, timeout_s: float = 5.0) -> None:
-        self._stubs: Stubs = load_stubs()
-        self._timeout_s = timeout_s
-        super().__init__(address)
-        self._lightning = self._stubs.lightning_grpc.LightningStub(self._channel)
-        self._router = self._stubs.router_grpc.RouterStub(self._channel)
-        self._invoices = self._stubs.invoices_grpc.InvoicesStub(self._channel)
+        super().__init__(address, timeout_s=timeout_s)
+        stubs = self._stubs
+        self._services: dict[str, tuple[Any, Any]] = {
+            "Lightning": (self._lightning, stubs.lightning),
+            "Router": (stubs.router_grpc.RouterStub(self._channel), stubs.router),
+            "Invoices": (stubs.invoices_grpc.InvoicesStub(self._channel), stubs.invoices),
+        }
 
     async def missing(self, wanted: Sequence[Permission]) -> Sequence[Permission]:
         """Return the calls that the macaroon does not allow.
@@ -154,10 +182,7 @@ class MacaroonProbe(LndChannel):
             permissions=[messages.MacaroonPermission(entity="offchain", action="write")],
         )
         try:
-            async with lnd_errors():
-                answer = await self._lightning.CheckMacaroonPermissions(
-                    request, timeout=self._timeout_s, metadata=self._metadata
-                )
+            answer = await self._ask(self._lightning.CheckMacaroonPermissions, request)
         except LndError as error:
             if error.status.is_unanswered:
                 raise
@@ -179,83 +204,18 @@ class MacaroonProbe(LndChannel):
         return True
 
     async def _try(self, call: str) -> None:
-        messages, lightning = self._stubs.lightning, self._lightning
-        match call:
-            case "Lightning.GetInfo":
-                await self._ask(lightning.GetInfo, messages.GetInfoRequest())
-            case "Lightning.ChannelBalance":
-                await self._ask(lightning.ChannelBalance, messages.ChannelBalanceRequest())
-            case "Lightning.ListChannels":
-                await self._ask(lightning.ListChannels, messages.ListChannelsRequest())
-            case "Lightning.ListPayments":
-                request = messages.ListPaymentsRequest(include_incomplete=True, max_payments=1, reversed=True)
-                await self._ask(lightning.ListPayments, request)
-            case "Lightning.AddInvoice":
-                # Two amounts, and a memo longer than any: lnd adds no such invoice.
-                await self._ask(lightning.AddInvoice, messages.Invoice(value=1, value_msat=1, memo="x" * 2_000))
-            case "Lightning.LookupInvoice":
-                request = messages.PaymentHash(r_hash=secrets.token_bytes(_HASH_BYTES))
-                await self._ask(lightning.LookupInvoice, request)
-            case "Lightning.ListInvoices":
-                request = messages.ListInvoiceRequest(num_max_invoices=1, reversed=True)
-                await self._ask(lightning.ListInvoices, request)
-            case "Lightning.SubscribeInvoices":
-                request = messages.InvoiceSubscription(settle_index=_NO_SUCH_SETTLEMENT)
-                stream = lightning.SubscribeInvoices(request, metadata=self._metadata)
-                # Without an answer where it is allowed, and ended at once where it is not.
-                await self._listen(stream, _LISTENS_S)
-            case "Router.TrackPaymentV2" | "Router.SendPaymentV2":
-                await self._listen(self._router_stream(call), self._timeout_s)
-            case _:
-                await self._try_of_node(call)
-
-    async def _try_of_node(self, call: str) -> None:
-        """Try a call of a node of our own: peers and hashes are too short for lnd to do anything with them."""
-        messages, lightning = self._stubs.lightning, self._lightning
-        match call:
-            case "Lightning.ListPeers":
-                await self._ask(lightning.ListPeers, messages.ListPeersRequest())
-            case "Lightning.SubscribePeerEvents":
-                stream = lightning.SubscribePeerEvents(messages.PeerEventSubscription(), metadata=self._metadata)
-                await self._listen(stream, _LISTENS_S)
-            case "Lightning.SubscribeCustomMessages":
-                request = messages.SubscribeCustomMessagesRequest()
-                await self._listen(lightning.SubscribeCustomMessages(request, metadata=self._metadata), _LISTENS_S)
-            case "Lightning.SendCustomMessage":
-                await self._ask(lightning.SendCustomMessage, messages.SendCustomMessageRequest())
-            case "Lightning.ConnectPeer":
-                await self._ask(lightning.ConnectPeer, messages.ConnectPeerRequest())
-            case "Lightning.DisconnectPeer":
-                await self._ask(lightning.DisconnectPeer, messages.DisconnectPeerRequest())
-            case _:
-                await self._try_invoices(call)
-
-    async def _try_invoices(self, call: str) -> None:
-        invoices = self._invoices
-        match call:
-            case "Invoices.CancelInvoice":
-                await self._ask(invoices.CancelInvoice, self._stubs.invoices.CancelInvoiceMsg(payment_hash=b"\0"))
-            case "Invoices.SettleInvoice":
-                await self._ask(invoices.SettleInvoice, self._stubs.invoices.SettleInvoiceMsg(preimage=b"\0"))
-            case "Invoices.AddHoldInvoice":
-                request = self._stubs.invoices.AddHoldInvoiceRequest(hash=b"\0", value=1, value_msat=1)
-                await self._ask(invoices.AddHoldInvoice, request)
-            case "Invoices.SubscribeSingleInvoice":
-                request = self._stubs.invoices.SubscribeSingleInvoiceRequest(r_hash=b"\0")
-                await self._listen(invoices.SubscribeSingleInvoice(request, metadata=self._metadata), _LISTENS_S)
-            case _:
-                raise ValueError(f"no harmless form of {call} is known")
-
-    def _router_stream(self, call: str) -> Any:
-        messages = self._stubs.router
-        if call == "Router.TrackPaymentV2":
-            request = messages.TrackPaymentRequest(payment_hash=secrets.token_bytes(_HASH_BYTES))
-            return self._router.TrackPaymentV2(request, metadata=self._metadata)
-        # No invoice, and no time limit, which lnd requires: it begins no such payment.
-        return self._router.SendPaymentV2(messages.SendPaymentRequest(), metadata=self._metadata)
-
-    async def _ask(self, method: Any, request: Any) -> None:
-        await method(request, timeout=self._timeout_s, metadata=self._metadata)
+        if call not in _HARMLESS:
+            raise ValueError(f"no harmless form of {call} is known")
+        service, _, name = call.partition(".")
+        stub, messages = self._services[service]
+        kind, fields = _HARMLESS[call]
+        method, request = getattr(stub, name), getattr(messages, kind)(**fields)
+        if service == "Router" or name.startswith("Subscribe"):
+            # A subscription that is allowed is without an answer, and one that is not ends at once.
+            listens_s = self._timeout_s if service == "Router" else _LISTENS_S
+            await self._listen(method(request, metadata=self._metadata), listens_s)
+        else:
+            await self._ask(method, request)
 
     async def _listen(self, stream: Any, listens_s: float) -> None:
         try:

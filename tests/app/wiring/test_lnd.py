@@ -9,7 +9,7 @@ import pytest
 
 from lcp_gateway.app.background_tasks import BackgroundTasks, Backoff
 from lcp_gateway.app.wiring.lnd import LndParts, reconciler_by_node
-from lcp_gateway.lightning.lnd.client import LndBalance, LndInfo
+from lcp_gateway.lightning.lnd.records import LndBalance, LndInfo
 from lcp_gateway.lightning.lnd.watcher import LndWatcher
 from lcp_gateway.lightning.reconcile import Reconciler, ReconcilerTiming
 from lcp_gateway.purchase.money import Msat

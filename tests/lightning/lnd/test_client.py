@@ -11,8 +11,10 @@ import grpc
 import pytest
 
 from lcp_gateway.lightning.lnd import client as lnd_module
-from lcp_gateway.lightning.lnd.client import LndClient, LndNotInstalled
+from lcp_gateway.lightning.lnd import stubs
+from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.lnd.records import FailureReason, LndError, PaymentState
+from lcp_gateway.lightning.lnd.stubs import LndNotInstalled
 from tests.support.lnd_standin import (
     FAILED,
     IN_FLIGHT,
@@ -393,10 +395,10 @@ def test_the_stubs_are_loaded_only_when_lnd_is_asked_and_leave_the_process_as_it
     program = (
         "import os, sys\n"
         "from lcp_gateway.lightning import checks, receipts, reconcile\n"
-        "from lcp_gateway.lightning.lnd import client\n"
+        "from lcp_gateway.lightning.lnd import client, stubs\n"
         "assert 'lndgrpc' not in sys.modules\n"
         "before = dict(os.environ)\n"
-        "client._load_stubs()\n"
+        "stubs.load_stubs()\n"
         "assert 'lndgrpc' in sys.modules\n"
         "assert dict(os.environ) == before, 'gRPC ciphers of the whole process were changed'\n"
     )
@@ -408,7 +410,7 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lndgrpc.compiled", None)
 
     with pytest.raises(LndNotInstalled, match=r"lcp-gateway\[lnd\]"):
-        lnd_module._load_stubs()
+        stubs.load_stubs()
 
 
 async def add_invoice(node, **fields):

@@ -6,8 +6,7 @@ from contextlib import suppress
 import pytest
 from structlog.testing import CapturingLogger
 
-from lcp_gateway.lightning.lnd.client import LndBalance, LndInfo
-from lcp_gateway.lightning.lnd.records import LndError
+from lcp_gateway.lightning.lnd.records import LndBalance, LndError, LndInfo
 from lcp_gateway.lightning.lnd.watcher import LndState, LndWatcher
 from lcp_gateway.purchase.money import Msat
 
