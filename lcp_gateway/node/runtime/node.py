@@ -32,9 +32,9 @@ from lcp_gateway.node.runtime.connector import Connector
 from lcp_gateway.node.runtime.job_ids import random_id
 from lcp_gateway.node.runtime.log import NodeLog
 from lcp_gateway.node.runtime.observer import NodeFigures, NodeObserver, Role, Unobserved
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peer import Peer
 from lcp_gateway.node.runtime.peers import Peers
-from lcp_gateway.node.runtime.purchase import BuyerParts
 from lcp_gateway.node.runtime.purchases import Purchases, seller_manifest
 from lcp_gateway.node.runtime.sales import Sales
 from lcp_gateway.node.runtime.tasks import Tasks
@@ -89,18 +89,24 @@ class LcpNode:
         self._sweep_s = delays.sweep_s
         # Peers from which this node buys: lcpd-grpcd refuses what a requester's own manifest does not list.
         self._bought_from: set[str] = set()
-        observer, log = observer or Unobserved(), log or NodeLog()
-        self._log = log
-        self._tasks = Tasks(log)
-        self._peers = Peers(
+        self._log = log or NodeLog()
+        self._tasks = Tasks(self._log)
+        parts = NodeParts(
             transport=transport,
+            payments=payments,
+            invoices=invoices,
             store=store,
+            compute=compute,
             tasks=self._tasks,
-            observer=observer,
-            log=log,
-            clock=clock,
+            observer=observer or Unobserved(),
+            log=self._log,
+            limits=limits,
             bounds=bounds,
             delays=delays,
+            clock=clock,
+        )
+        self._peers = Peers(
+            parts,
             own=self._own_manifest,
             on_message=self._on_message,
             on_link=self._on_link,
@@ -109,42 +115,13 @@ class LcpNode:
             on_lost=lambda peer, job_id: self._purchases.send_lost(peer.peer_id, job_id),
         )
         self._connector = Connector(
-            connect_with, transport=transport, tasks=self._tasks, log=log, is_missing=self._peers.is_missing
+            connect_with, transport=transport, tasks=self._tasks, log=self._log, is_missing=self._peers.is_missing
         )
         self._purchases = Purchases(
-            BuyerParts(
-                peers=self._peers,
-                payments=payments,
-                store=store,
-                tasks=self._tasks,
-                log=log,
-                clock=clock,
-                delays=delays,
-                gathered_bytes=bounds.gathered_bytes,
-            ),
-            observer=observer,
-            own=limits,
-            bounds=bounds,
-            limits=payment_limits,
-            new_id=ids,
-            before_buying=self._before_buying,
+            parts, self._peers, limits=payment_limits, new_id=ids, before_buying=self._before_buying
         )
         self._sales = Sales(
-            peers=self._peers,
-            invoices=invoices,
-            backend=compute,
-            store=store,
-            tasks=self._tasks,
-            observer=observer,
-            log=log,
-            bounds=bounds,
-            clock=clock,
-            models=self._sold_to,
-            sells=bool(self._models),
-            terms=terms,
-            own=limits,
-            delays=delays,
-            new_id=ids or random_id,
+            parts, self._peers, models=self._sold_to, sells=bool(self._models), terms=terms, new_id=ids or random_id
         )
 
     async def start(self) -> None:

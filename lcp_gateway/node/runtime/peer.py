@@ -9,10 +9,9 @@ from lcp_gateway.node.lcp.effects import Send, TimerFired
 from lcp_gateway.node.lcp.link import KeepManifest, Link, LinkEvent, ManifestDue, NewManifest, PeerRestarted
 from lcp_gateway.node.lcp.messages import Manifest, Protocol
 from lcp_gateway.node.lcp.table import MESSAGE_TYPES
-from lcp_gateway.node.ports import LightningAway, Transport
-from lcp_gateway.node.runtime.log import NodeLog
-from lcp_gateway.node.runtime.observer import NodeObserver
+from lcp_gateway.node.ports import LightningAway
 from lcp_gateway.node.runtime.outbox import LINK, Outbox
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.tasks import Backoff, Timer
 
 _MAX_WAITING_ERRORS: Final = 1_000
@@ -32,14 +31,11 @@ class Peer:
     def __init__(
         self,
         peer_id: str,
+        parts: NodeParts,
         *,
-        transport: Transport,
         own: Callable[[Protocol], Manifest],
         kept: dict[Protocol, Manifest],
         keep: Callable[[str, Protocol, Manifest | None], None],
-        observer: NodeObserver,
-        log: NodeLog,
-        clock: Callable[[], float],
         on_link: Callable[["Peer", Protocol, bool], None],
         on_restarted: Callable[["Peer", Protocol], None],
         on_gone: Callable[["Peer"], None],
@@ -54,24 +50,21 @@ class Peer:
         """The jobs of which messages waited then."""
         self.outbox = Outbox()
         self.links = {one: Link(one, own(one), kept.get(one)) for one in Protocol}
-        self._transport = transport
+        self._parts = parts
         self._own = own
         self._keep = keep
-        self._observer = observer
-        self._log = log
-        self._clock = clock
         self._on_link = on_link
         self._on_restarted = on_restarted
         self._on_gone = on_gone
         self._on_lost = on_lost
         self._was_ready: set[Protocol] = set()
-        self._timers = {one: Timer(clock, partial(self.on, one, TimerFired())) for one in Protocol}
+        self._timers = {one: Timer(parts.clock, partial(self.on, one, TimerFired())) for one in Protocol}
         self._failures = 0
 
     def on(self, protocol: Protocol, event: LinkEvent) -> None:
         """Take an event of the link in one version, and carry out its effects."""
         link, has_news, has_restarted = self.links[protocol], False, False
-        for effect in link.on(self._clock(), event):
+        for effect in link.on(self._parts.clock(), event):
             match effect:
                 case KeepManifest(manifest):
                     self._keep(self.peer_id, protocol, manifest)
@@ -85,7 +78,7 @@ class Peer:
         changed = link.ready != (protocol in self._was_ready)
         if changed:
             self._was_ready ^= {protocol}
-            self._log.link(self.peer_id, protocol, ready=link.ready)
+            self._parts.log.link(self.peer_id, protocol, ready=link.ready)
         if link.ready and (changed or has_news):
             self._on_link(self, protocol, changed)
         if has_restarted:
@@ -116,7 +109,7 @@ class Peer:
     def gone(self) -> None:
         """Drop what waits to be sent: the connection has ended."""
         self.connected = False
-        self.lost_at = self._clock()
+        self.lost_at = self._parts.clock()
         self.unsent = self.outbox.clear()
         self.stop()
         self._on_gone(self)
@@ -132,20 +125,20 @@ class Peer:
 
     async def _send(self, lane_id: bytes, message: Send) -> bool:
         try:
-            await self._transport.send(self.peer_id, message.message_type, message.payload)
+            await self._parts.transport.send(self.peer_id, message.message_type, message.payload)
         except LightningAway as error:
             if lane_id != LINK and self._on_lost(self, lane_id):
                 self.outbox.drop(lane_id)
                 return True
             self._failures += 1
             pause_s = _SEND_BACKOFF.pause_s(self._failures)
-            self._log.problem("send", error, again_in_s=pause_s)
+            self._parts.log.problem("send", error, again_in_s=pause_s)
             await asyncio.sleep(pause_s)
             return False
         except Exception as error:  # noqa: BLE001 - the messages behind it must not wait for one that can never be sent
-            self._log.problem("send", error)
+            self._parts.log.problem("send", error)
             return True
         self._failures = 0
         protocol, _ = MESSAGE_TYPES[message.message_type]
-        self._observer.message(sent=True, protocol=protocol.value, byte_count=len(message.payload))
+        self._parts.observer.message(sent=True, protocol=protocol.value, byte_count=len(message.payload))
         return True

@@ -11,20 +11,9 @@ from lcp_gateway.node.lcp.link import PeerDown, PeerUp, StreamBroken
 from lcp_gateway.node.lcp.messages import AnyJobMessage, Manifest, Protocol
 from lcp_gateway.node.lcp.table import MESSAGE_TYPES, read_message, write_message
 from lcp_gateway.node.lcp.tlv import WireError
-from lcp_gateway.node.ports import (
-    LightningAway,
-    MessageReceived,
-    PeerConnected,
-    PeerDisconnected,
-    Store,
-    Transport,
-    TransportEvent,
-)
-from lcp_gateway.node.runtime.bounds import Bounds, Delays
-from lcp_gateway.node.runtime.log import NodeLog
-from lcp_gateway.node.runtime.observer import NodeObserver
+from lcp_gateway.node.ports import LightningAway, MessageReceived, PeerConnected, PeerDisconnected, TransportEvent
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peer import Peer
-from lcp_gateway.node.runtime.tasks import Tasks
 
 _PAUSE_AFTER: Final = 32
 """How many events are read before other tasks get their turn: a stream that never pauses would stop them all."""
@@ -42,15 +31,8 @@ class Peers:
 
     def __init__(
         self,
+        parts: NodeParts,
         *,
-        transport: Transport,
-        store: Store,
-        tasks: Tasks,
-        observer: NodeObserver,
-        log: NodeLog,
-        clock: Callable[[], float],
-        bounds: Bounds,
-        delays: Delays,
         own: Callable[[str, Protocol], Manifest],
         on_message: Callable[[Peer, Protocol, AnyJobMessage], None],
         on_link: Callable[[Peer, Protocol, bool], None],
@@ -63,14 +45,7 @@ class Peers:
         """The prefix of the network's invoices; empty until the Lightning node has answered once."""
         self.is_listening = False
         """Whether messages are received now."""
-        self._transport = transport
-        self._store = store
-        self._tasks = tasks
-        self._observer = observer
-        self._log = log
-        self._clock = clock
-        self._bounds = bounds
-        self._delays = delays
+        self._parts = parts
         self._own = own
         self._on_message = on_message
         self._on_link = on_link
@@ -89,7 +64,7 @@ class Peers:
 
     async def load(self) -> None:
         """Read the kept manifests."""
-        self._kept = await self._store.manifests()
+        self._kept = await self._parts.store.manifests()
         self._manifest_bytes = {
             key: len(write_message(key[1], manifest)[1])
             for key, manifest in self._kept.items()
@@ -99,10 +74,10 @@ class Peers:
 
     def start(self) -> None:
         """Begin to listen."""
-        self._tasks.keep("manifests", self._write_manifests)
-        if self._delays.manifest_resend_s > 0:
-            self._tasks.keep("resend_manifests", self._resend_manifests)
-        self._tasks.keep("listen", self._listen)
+        self._parts.tasks.keep("manifests", self._write_manifests)
+        if self._parts.delays.manifest_resend_s > 0:
+            self._parts.tasks.keep("resend_manifests", self._resend_manifests)
+        self._parts.tasks.keep("listen", self._listen)
 
     def stop(self) -> None:
         """End all timers."""
@@ -138,18 +113,18 @@ class Peers:
         Raises:
             LightningAway: it does not answer.
         """
-        self.node_id, self.network = await self._transport.identity()
+        self.node_id, self.network = await self._parts.transport.identity()
         return self.node_id, self.network
 
     async def _listen(self) -> None:
         await self.identity()
-        forget = asyncio.get_running_loop().call_later(self._delays.regone_s, self._forget_missing)
+        forget = asyncio.get_running_loop().call_later(self._parts.delays.regone_s, self._forget_missing)
         self.is_listening = True
-        self._log.lightning(connected=True)
+        self._parts.log.lightning(connected=True)
         try:
             # The ports are iterators; those that can be closed are.
             async with contextlib.aclosing(
-                cast("AsyncGenerator[TransportEvent, None]", self._transport.events())
+                cast("AsyncGenerator[TransportEvent, None]", self._parts.transport.events())
             ) as events:
                 count = 0
                 async for event in events:
@@ -160,7 +135,7 @@ class Peers:
         finally:
             forget.cancel()
             self.is_listening = False
-            self._log.lightning(connected=False)
+            self._parts.log.lightning(connected=False)
             self._broken()
 
     def _took(self, event: TransportEvent) -> None:
@@ -183,7 +158,7 @@ class Peers:
             peer = self._peers[peer_id] = self._made(peer_id)
         if not peer.connected:
             peer.connected = True
-            self._senders[peer_id] = self._tasks.keep("send", peer.send)
+            self._senders[peer_id] = self._parts.tasks.keep("send", peer.send)
             for protocol in Protocol:
                 peer.on(protocol, PeerUp())
         return peer
@@ -191,13 +166,10 @@ class Peers:
     def _made(self, peer_id: str) -> Peer:
         return Peer(
             peer_id,
-            transport=self._transport,
+            self._parts,
             own=lambda protocol: self._own(peer_id, protocol),
             kept={one: manifest for one in Protocol if (manifest := self._kept.get((peer_id, one))) is not None},
             keep=self._keep,
-            observer=self._observer,
-            log=self._log,
-            clock=self._clock,
             on_link=self._on_link,
             on_restarted=self._on_restarted,
             on_gone=self._on_gone,
@@ -216,10 +188,10 @@ class Peers:
     def _received(self, peer_id: str, message_type: int, payload: bytes) -> None:
         known = MESSAGE_TYPES.get(message_type)
         if known is None:
-            self._log.message_dropped(peer_id, "unknown type")
+            self._parts.log.message_dropped(peer_id, "unknown type")
             if message_type % 2 == 0 and peer_id not in self._disconnecting:
                 self._disconnecting.add(peer_id)
-                self._tasks.once("disconnect", partial(self._disconnect, peer_id))
+                self._parts.tasks.once("disconnect", partial(self._disconnect, peer_id))
             return
         # A message shows that its peer is connected, whatever was heard of it before.
         peer = self._up(peer_id)
@@ -227,18 +199,18 @@ class Peers:
         try:
             read = read_message(message_type, payload)
         except WireError:
-            self._log.message_dropped(peer_id, "undecodable")
+            self._parts.log.message_dropped(peer_id, "undecodable")
             return
         if read is None:
             return
-        self._observer.message(sent=False, protocol=protocol.value, byte_count=len(payload))
+        self._parts.observer.message(sent=False, protocol=protocol.value, byte_count=len(payload))
         message = read[1]
         if isinstance(message, Manifest):
             if self._has_room(key := (peer_id, protocol), len(payload)):
                 self._manifest_bytes[key] = len(payload)
                 peer.on(protocol, MessageCame(message))
             else:
-                self._log.message_dropped(peer_id, "too many manifests")
+                self._parts.log.message_dropped(peer_id, "too many manifests")
             return
         if not peer.links[protocol].expects_nothing:
             peer.on(protocol, MessageCame(message))
@@ -246,11 +218,11 @@ class Peers:
 
     def _has_room(self, key: tuple[str, Protocol], size: int) -> bool:
         others = sum(self._manifest_bytes.values()) - self._manifest_bytes.get(key, 0)
-        return others + size <= self._bounds.manifest_bytes
+        return others + size <= self._parts.bounds.manifest_bytes
 
     async def _disconnect(self, peer_id: str) -> None:
         try:
-            await self._transport.disconnect(peer_id)
+            await self._parts.transport.disconnect(peer_id)
         except LightningAway:
             # Its next such message is the next occasion.
             pass
@@ -274,7 +246,7 @@ class Peers:
         self._missing.clear()
 
     def _forget_oldest(self) -> None:
-        if len(self._peers) < self._bounds.peers:
+        if len(self._peers) < self._parts.bounds.peers:
             return
         gone = next((peer_id for peer_id, peer in self._peers.items() if not peer.connected), None)
         if gone is not None:
@@ -289,7 +261,7 @@ class Peers:
 
     async def _resend_manifests(self) -> None:
         while True:
-            await asyncio.sleep(max(self._delays.manifest_resend_s, _LEAST_RESEND_S))
+            await asyncio.sleep(max(self._parts.delays.manifest_resend_s, _LEAST_RESEND_S))
             for peer in self.all():
                 peer.resend_manifests()
 
@@ -297,7 +269,7 @@ class Peers:
         while True:
             while self._unwritten:
                 (peer_id, protocol), manifest = next(iter(self._unwritten.items()))
-                await self._store.keep_manifest(peer_id, protocol, manifest)
+                await self._parts.store.keep_manifest(peer_id, protocol, manifest)
                 # A later one may have come meanwhile.
                 if self._unwritten.get((peer_id, protocol), manifest) is manifest:
                     self._unwritten.pop((peer_id, protocol), None)

@@ -6,7 +6,7 @@ The payment runs in a task of its own: a caller that goes away does not end it.
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -34,17 +34,14 @@ from lcp_gateway.node.ports import (
     PaymentHashUsed,
     PaymentLost,
     PaymentRefused,
-    Payments,
     PaymentSucceeded,
-    Store,
     StoredPurchase,
 )
-from lcp_gateway.node.runtime.bounds import Delays
 from lcp_gateway.node.runtime.calls import Paid, PaymentReport, PaymentState
-from lcp_gateway.node.runtime.log import NodeLog
 from lcp_gateway.node.runtime.observer import JobEnd
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peers import Peers
-from lcp_gateway.node.runtime.tasks import Tasks, Timer
+from lcp_gateway.node.runtime.tasks import Timer
 
 _UNANSWERED: Final = 8
 """How many messages of an accepted job are kept to be sent again: there are only cancels and a repeated request."""
@@ -72,20 +69,6 @@ def how_ended(ended: Ended) -> JobEnd:
     return paid if ended.paid else unpaid
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuyerParts:
-    """What all purchases of a node share. ``gathered_bytes`` is that of ``Bounds``."""
-
-    peers: Peers
-    payments: Payments
-    store: Store
-    tasks: Tasks
-    log: NodeLog
-    clock: Callable[[], float]
-    delays: Delays
-    gathered_bytes: int
-
-
 class Purchase:
     """A job at one seller. ``order`` and ``manifest`` are those with which the machine was made.
 
@@ -95,7 +78,8 @@ class Purchase:
     def __init__(
         self,
         machine: Buying,
-        parts: BuyerParts,
+        parts: NodeParts,
+        peers: Peers,
         *,
         protocol: Protocol,
         peer_id: str,
@@ -125,6 +109,7 @@ class Purchase:
         """Whether the peer restarted before it gave a quote."""
         self.fee_limit_msat = 0
         self._parts = parts
+        self._peers = peers
         self._order = order
         self._manifest = manifest
         self._on_end = on_end
@@ -204,7 +189,7 @@ class Purchase:
 
     def peer_ready(self) -> None:
         """Send what waited for the peer."""
-        peer = self._parts.peers.get(self.peer_id)
+        peer = self._peers.get(self.peer_id)
         if peer is not None:
             peer.put(self.job_id, list(self._unanswered))
 
@@ -237,8 +222,8 @@ class Purchase:
     def _append(self, item: ResultHead | ResultData) -> None:
         """Keep an item for the caller. Small pieces are gathered: each as an item of its own takes a hundred times its bytes."""
         last = self._items[-1] if self._items else None
-        if isinstance(item, ResultData) and len(item.data) < min(_SMALL_BYTES, self._parts.gathered_bytes):
-            if isinstance(last, bytearray) and len(last) < self._parts.gathered_bytes:
+        if isinstance(item, ResultData) and len(item.data) < min(_SMALL_BYTES, self._parts.bounds.gathered_bytes):
+            if isinstance(last, bytearray) and len(last) < self._parts.bounds.gathered_bytes:
                 last += item.data
                 return
             if last is not None:
@@ -253,7 +238,7 @@ class Purchase:
             self.abandon("")
 
     def _send(self, message: Send) -> None:
-        peer = self._parts.peers.get(self.peer_id)
+        peer = self._peers.get(self.peer_id)
         if peer is not None:
             peer.put(self.job_id, [message])
         if self.machine.phase in {Phase.PAYING, Phase.RECEIVING}:
@@ -262,11 +247,11 @@ class Purchase:
     def _drop_unsent(self) -> None:
         """Drop messages that wait: those of a request of which nothing is wanted any more."""
         self._unanswered.clear()
-        if (peer := self._parts.peers.get(self.peer_id)) is not None:
+        if (peer := self._peers.get(self.peer_id)) is not None:
             peer.outbox.drop(self.job_id)
 
     def _timed_out(self) -> None:
-        peer = self._parts.peers.get(self.peer_id)
+        peer = self._peers.get(self.peer_id)
         if self.machine.phase is Phase.ASKED and peer is not None and peer.outbox.waiting_bytes(self.job_id):
             # The request is still on its way: the peer's silence has not begun.
             self._timer.set(self._parts.clock() + self._parts.delays.timeouts.quote_s)
@@ -277,7 +262,7 @@ class Purchase:
         kept, parts = self._kept, self._parts
         if kept is None:
             raise AssertionError("a purchase is kept before it is paid")
-        self._payer = parts.peers.node_id
+        self._payer = self._peers.node_id
         stored = StoredPurchase(
             peer_id=self.peer_id,
             protocol=self.protocol,
@@ -341,7 +326,7 @@ class Purchase:
         """
         if not self._payer or not isinstance(end, PaymentLost):
             return
-        if (await self._parts.peers.identity())[0] != self._payer:
+        if (await self._peers.identity())[0] != self._payer:
             raise LightningAway(f"another Lightning node is in the place of {self._payer}, which pays a purchase")
 
     def _paid(self, end: PaymentEnd) -> None:

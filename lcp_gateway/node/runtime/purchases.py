@@ -10,18 +10,19 @@ from lcp_gateway.node.lcp.buying import Buying, Phase
 from lcp_gateway.node.lcp.buying_events import Accept, Ask, CancelJob, Ended, Order, Outcome
 from lcp_gateway.node.lcp.effects import MessageCame, Send
 from lcp_gateway.node.lcp.link import ManifestMissed
-from lcp_gateway.node.lcp.manifests import Limits
 from lcp_gateway.node.lcp.messages import AnyJobMessage, Cancel, Manifest, Protocol, QuoteResponse
 from lcp_gateway.node.lcp.table import write_message
 from lcp_gateway.node.ports import LightningAway, PaymentLost, PaymentSucceeded, PaymentUnderWay, StoredPurchase
 from lcp_gateway.node.runtime import statuses
-from lcp_gateway.node.runtime.bounds import Bounds, PaymentLimits
+from lcp_gateway.node.runtime.bounds import PaymentLimits
 from lcp_gateway.node.runtime.calls import CallFailed, Delivered, PaymentReport, PaymentState, PurchaseItem
 from lcp_gateway.node.runtime.gate import ByteGate
 from lcp_gateway.node.runtime.job_ids import JobIds, random_id
-from lcp_gateway.node.runtime.observer import NodeObserver, Role
+from lcp_gateway.node.runtime.observer import Role
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peer import Peer
-from lcp_gateway.node.runtime.purchase import BuyerParts, Purchase, how_ended
+from lcp_gateway.node.runtime.peers import Peers
+from lcp_gateway.node.runtime.purchase import Purchase, how_ended
 from lcp_gateway.upstream_status import UpstreamStatus
 
 _LONG_REQUEST_BYTES: Final = 64 * 1024
@@ -59,32 +60,28 @@ class _Over:
 
 
 class Purchases:
-    """All jobs that are bought. ``own`` are this node's limits, ``before_buying`` prepares a peer for a request.
+    """All jobs that are bought. ``before_buying`` prepares a peer for a request.
 
     ``new_id`` makes all ids, those of jobs too; without it they are random, and those of jobs are known again.
     """
 
     def __init__(
         self,
-        parts: BuyerParts,
+        parts: NodeParts,
+        peers: Peers,
         *,
-        observer: NodeObserver,
-        own: Limits,
-        bounds: Bounds,
         limits: PaymentLimits,
         new_id: Callable[[], bytes] | None,
         before_buying: Callable[[Peer, Protocol], None],
     ) -> None:
         self._parts = parts
-        self._observer = observer
-        self._own = own
-        self._bounds = bounds
+        self._peers = peers
         self._limits = limits
         self._new_id = new_id or random_id
         self._tags_ids = new_id is None
         self._before_buying = before_buying
         self._job_ids: JobIds | None = None
-        self._gate = ByteGate(bounds.cut_input_bytes)
+        self._gate = ByteGate(parts.bounds.cut_input_bytes)
         self._live: dict[_Key, Purchase] = {}
         self._over: dict[_Key, _Over] = {}
 
@@ -133,7 +130,7 @@ class Purchases:
         Raises:
             CallFailed: there is no quote.
         """
-        if len(self._live) >= self._bounds.purchases and not self._give_up_oldest():
+        if len(self._live) >= self._parts.bounds.purchases and not self._give_up_oldest():
             raise CallFailed(
                 UpstreamStatus.RESOURCE_EXHAUSTED,
                 f"too many jobs are under way ({len(self._live)})",
@@ -275,7 +272,7 @@ class Purchases:
                 order,
                 peer_id=peer.peer_id,
                 manifest=manifest,
-                own=self._own,
+                own=self._parts.limits,
                 timeouts=self._parts.delays.timeouts,
                 new_id=self._new_id,
                 job_id=self._job_ids.new() if self._job_ids is not None else None,
@@ -297,7 +294,14 @@ class Purchases:
 
     def _add(self, machine: Buying, protocol: Protocol, peer_id: str, order: Order, manifest: Manifest) -> Purchase:
         purchase = Purchase(
-            machine, self._parts, protocol=protocol, peer_id=peer_id, order=order, manifest=manifest, on_end=self._ended
+            machine,
+            self._parts,
+            self._peers,
+            protocol=protocol,
+            peer_id=peer_id,
+            order=order,
+            manifest=manifest,
+            on_end=self._ended,
         )
         self._live[peer_id, machine.job_id] = purchase
         return purchase
@@ -309,13 +313,14 @@ class Purchases:
             stored.kept,
             peer_id=stored.peer_id,
             manifest=stored.manifest,
-            own=self._own,
+            own=self._parts.limits,
             timeouts=self._parts.delays.timeouts,
             new_id=self._new_id,
         )
         purchase = Purchase(
             machine,
             self._parts,
+            self._peers,
             protocol=stored.protocol,
             peer_id=stored.peer_id,
             order=stored.order,
@@ -343,7 +348,7 @@ class Purchases:
         if quote is None:
             raise AssertionError("a job that is quoted has a quote")
         try:
-            network = self._parts.peers.network or (await self._parts.peers.identity())[1]
+            network = self._peers.network or (await self._peers.identity())[1]
             invoice = bolt11.decode(quote.payment_request)
         except (LightningAway, bolt11.InvoiceError) as error:
             purchase.abandon("")
@@ -370,7 +375,7 @@ class Purchases:
         ended, key = purchase.ended, (purchase.peer_id, purchase.job_id)
         if ended is None:
             return
-        self._observer.job_ended(
+        self._parts.observer.job_ended(
             role=Role.BUYER,
             end=how_ended(ended),
             model="",
@@ -389,7 +394,7 @@ class Purchases:
         waits = purchase.claimed or (purchase.restored and ended.paid)
         if purchase.abandoned or not waits:
             self._drop(key)
-        if len(self._over) > self._bounds.purchases:
+        if len(self._over) > self._parts.bounds.purchases:
             oldest = next(iter(self._over))
             del self._over[oldest]
             self._drop(oldest)

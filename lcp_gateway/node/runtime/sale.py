@@ -38,13 +38,10 @@ from lcp_gateway.node.lcp.selling_events import (
     StopCompute,
 )
 from lcp_gateway.node.lcp.table import MESSAGE_TYPES
-from lcp_gateway.node.ports import Compute as Backend
-from lcp_gateway.node.ports import ComputeError, Invoices, InvoiceState, LightningAway, Store, StoredSale
-from lcp_gateway.node.runtime.bounds import Bounds, Delays
-from lcp_gateway.node.runtime.log import NodeLog
-from lcp_gateway.node.runtime.observer import JobEnd, NodeObserver, Role
+from lcp_gateway.node.ports import ComputeError, InvoiceState, LightningAway, StoredSale
+from lcp_gateway.node.runtime.observer import JobEnd, Role
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peers import Peers
-from lcp_gateway.node.runtime.tasks import Tasks
 
 _PREIMAGE_BYTES: Final = 32
 _MAX_WAITING: Final = 64
@@ -63,24 +60,14 @@ class _RecordEnd:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SellerParts:
-    """What all sales of a node share.
+class SaleHooks:
+    """What all sales of a node ask and tell it.
 
     ``may_run`` says whether paid jobs are run now: while the node stops they wait for its next run.
     ``watch`` is told the payment hash of each invoice that is made, with its sale; ``moved`` each sale whose phase has changed,
     with the one before; ``kept`` each sale that keeps more bytes of its result.
     """
 
-    peers: Peers
-    invoices: Invoices
-    backend: Backend | None
-    store: Store
-    tasks: Tasks
-    observer: NodeObserver
-    log: NodeLog
-    bounds: Bounds
-    delays: Delays
-    clock: Callable[[], float]
     may_run: Callable[[], bool]
     watch: Callable[[bytes, "Sale"], None]
     moved: Callable[["Sale", SalePhase], None]
@@ -93,7 +80,9 @@ class Sale:
     def __init__(
         self,
         machine: Selling,
-        parts: SellerParts,
+        parts: NodeParts,
+        peers: Peers,
+        hooks: SaleHooks,
         *,
         protocol: Protocol,
         peer_id: str,
@@ -119,6 +108,8 @@ class Sale:
         self.handed_at = 0.0
         """When messages of its result were last handed over for sending, in Unix seconds; 0 for those of an earlier run."""
         self._parts = parts
+        self._peers = peers
+        self._hooks = hooks
         self._preimage = restored.hold_preimage if restored else None
         self._stored = restored is not None
         self._ended_at = 0
@@ -156,9 +147,9 @@ class Sale:
             elif not self._is_refusal(effect) or len(self._effects) < _MAX_WAITING:
                 self._effects.append(effect)
             if isinstance(effect, KeepSent):
-                self._parts.kept(self, sum(len(one.payload) for one in effect.messages))
+                self._hooks.kept(self, sum(len(one.payload) for one in effect.messages))
         if self.machine.phase is not before:
-            self._parts.moved(self, before)
+            self._hooks.moved(self, before)
         self._report()
         self._begin_work()
 
@@ -166,7 +157,7 @@ class Sale:
         """Return once its backend is not at work, and nothing of its result waits to be sent."""
         while running := {task for task in (self._compute, self._worker) if task is not None}:
             await asyncio.wait(running)
-        if (peer := self._parts.peers.get(self.peer_id)) is not None:
+        if (peer := self._peers.get(self.peer_id)) is not None:
             await peer.outbox.until_below(self.job_id, 0)
 
     def stop(self) -> None:
@@ -211,7 +202,7 @@ class Sale:
             case _RecordEnd():
                 return not self._stored
             case Compute():
-                if parts.may_run():
+                if self._hooks.may_run():
                     self._compute = parts.tasks.once("compute", partial(self._run, effect))
             case _:
                 return False
@@ -236,7 +227,7 @@ class Sale:
                 await self._settle()
 
     def _send(self, message: Send) -> None:
-        peer = self._parts.peers.get(self.peer_id)
+        peer = self._peers.get(self.peer_id)
         if peer is None:
             return
         if self._is_refusal(message):
@@ -263,7 +254,7 @@ class Sale:
             self.on(InvoiceFailed("the invoice could not be made"))
             return
         self.payment_hash, self.price_msat = made.payment_hash, effect.price_msat
-        self._parts.watch(made.payment_hash, self)
+        self._hooks.watch(made.payment_hash, self)
         self.on(InvoiceMade(made.payment_request, made.payment_hash))
 
     async def _keep(self, kept: KeepSale) -> None:
@@ -295,10 +286,10 @@ class Sale:
         await self._parts.tasks.persist("settle_invoice", step, LightningAway)
 
     async def _run(self, effect: Compute) -> None:
-        if self._parts.backend is None:
+        if self._parts.compute is None:
             raise AssertionError("a node that sells has a backend")
         try:
-            result = self._parts.backend.run(
+            result = self._parts.compute.run(
                 job_id=self.job_id,
                 task_kind=effect.task_kind,
                 model=effect.model,
@@ -326,7 +317,7 @@ class Sale:
         while self._worker is not None:
             self._done.clear()
             await self._done.wait()
-        peer = self._parts.peers.get(self.peer_id)
+        peer = self._peers.get(self.peer_id)
         if peer is None or not peer.outbox.waiting_bytes(self.job_id):
             return
         # Where sending waits for nothing, it is sent in the next turn of the loop.

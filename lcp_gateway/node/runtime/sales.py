@@ -35,15 +35,13 @@ from lcp_gateway.node.lcp.selling_events import (
     SaleTerms,
 )
 from lcp_gateway.node.lcp.table import write_message
-from lcp_gateway.node.ports import Compute, InvoicePaid, Invoices, InvoiceState, LightningAway, Store, StoredSale
-from lcp_gateway.node.runtime.bounds import Bounds, Delays
-from lcp_gateway.node.runtime.log import NodeLog
-from lcp_gateway.node.runtime.observer import JobEnd, NodeObserver, Role
+from lcp_gateway.node.ports import InvoicePaid, InvoiceState, LightningAway, StoredSale
+from lcp_gateway.node.runtime.observer import JobEnd, Role
+from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peer import Peer
 from lcp_gateway.node.runtime.peers import Peers
-from lcp_gateway.node.runtime.sale import Sale, SellerParts
+from lcp_gateway.node.runtime.sale import Sale, SaleHooks
 from lcp_gateway.node.runtime.tally import Tally
-from lcp_gateway.node.runtime.tasks import Tasks
 
 _UNPAID: Final = frozenset({SalePhase.AWAITING_INPUT, SalePhase.PRICED, SalePhase.QUOTED})
 _REPLAYS: Final = 16_384
@@ -67,49 +65,27 @@ class Sales:
 
     def __init__(
         self,
-        *,
+        parts: NodeParts,
         peers: Peers,
-        invoices: Invoices,
-        backend: Compute | None,
-        store: Store,
-        tasks: Tasks,
-        observer: NodeObserver,
-        log: NodeLog,
-        bounds: Bounds,
-        clock: Callable[[], float],
+        *,
         models: Callable[[str], Mapping[str, SoldModel]],
         sells: bool,
         terms: SaleTerms,
-        own: Limits,
-        delays: Delays,
         new_id: Callable[[], bytes],
     ) -> None:
         self.follows = False
         """Whether this node follows its invoices: it sells, or has sold."""
         self.is_following = False
         """Whether settled invoices are reported now."""
-        self._tally = Tally(bounds)
-        self._parts = SellerParts(
-            peers=peers,
-            invoices=invoices,
-            backend=backend,
-            store=store,
-            tasks=tasks,
-            observer=observer,
-            log=log,
-            bounds=bounds,
-            delays=delays,
-            clock=clock,
-            may_run=lambda: not self._is_draining,
-            watch=self._watch,
-            moved=self._tally.moved,
-            kept=self._kept_more,
+        self._parts = parts
+        self._peers = peers
+        self._tally = Tally(parts.bounds)
+        self._hooks = SaleHooks(
+            may_run=lambda: not self._is_draining, watch=self._watch, moved=self._tally.moved, kept=self._kept_more
         )
         self._models = models
         self._sells = sells
         self._terms = terms
-        self._own = own
-        self._delays = delays
         self._new_id = new_id
         self._sales: dict[_Key, Sale] = {}
         self._by_hash: dict[bytes, Sale] = {}
@@ -200,7 +176,7 @@ class Sales:
             model=model,
             sold=self._models(peer.peer_id)[model],
             peer=manifest,
-            own=self._own,
+            own=self._parts.limits,
             terms=self._terms,
             inflight=lambda: self._tally.in_flight,
             new_id=self._new_id,
@@ -210,6 +186,8 @@ class Sales:
             Sale(
                 machine,
                 self._parts,
+                self._peers,
+                self._hooks,
                 protocol=protocol,
                 peer_id=peer.peer_id,
                 job_id=request.job_id,
@@ -228,7 +206,7 @@ class Sales:
                 _manifest_of(peer, protocol)
                 raise _unknown(protocol)
             if sale.phase is SalePhase.AWAITING_INPUT and begin.total_len is not None:
-                self._tally.reserve(sale, min(begin.total_len, self._own.max_stream_bytes))
+                self._tally.reserve(sale, min(begin.total_len, self._parts.limits.max_stream_bytes))
         except RequestRefused as refusal:
             if sale is not None:
                 self._forget(sale)
@@ -299,8 +277,8 @@ class Sales:
             kept,
             stored.sent,
             sold=SoldModel(TokenPrice(0, 0), 0),
-            peer=self._parts.peers.kept(stored.peer_id, stored.protocol) or _manifest(stored.protocol),
-            own=self._own,
+            peer=self._peers.kept(stored.peer_id, stored.protocol) or _manifest(stored.protocol),
+            own=self._parts.limits,
             terms=self._terms,
             inflight=lambda: self._tally.in_flight,
             new_id=self._new_id,
@@ -308,6 +286,8 @@ class Sales:
         sale = Sale(
             machine,
             self._parts,
+            self._peers,
+            self._hooks,
             protocol=stored.protocol,
             peer_id=stored.peer_id,
             job_id=kept.request.job_id,
@@ -347,7 +327,7 @@ class Sales:
     async def _follow(self) -> None:
         store = self._parts.store
         # An index counts for the Lightning node that gave it.
-        node_id, _ = await self._parts.peers.identity()
+        node_id, _ = await self._peers.identity()
         index = await store.settle_index(node_id)
         paid = self._parts.invoices.paid(index)
         # The port is an iterator; each of them can be closed.
@@ -369,7 +349,9 @@ class Sales:
                 await self._expire(sale)
             elif sale.phase in {SalePhase.DELIVERED, SalePhase.ENDED}:
                 unpaid = not sale.machine.paid
-                if sale.is_idle and now > sale.expires_at + (_INVOICE_GRACE_S if unpaid else self._delays.keep_sale_s):
+                if sale.is_idle and now > sale.expires_at + (
+                    _INVOICE_GRACE_S if unpaid else self._parts.delays.keep_sale_s
+                ):
                     await self._end(sale)
 
     async def _end(self, sale: Sale) -> None:
