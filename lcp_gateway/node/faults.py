@@ -15,14 +15,13 @@ from typing import Final, NoReturn
 
 import grpc
 
-from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.config import FaultConfig
 from lcp_gateway.node.lcp.buying_events import ResultHead
-from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.node.runtime.calls import CallFailed
 from lcp_gateway.upstream_status import UpstreamStatus
 
 MODEL_PREFIX: Final = "fault/"
+"""A model of this name and the fault's behind it asks for the fault."""
 PEER_ALIAS: Final = "Mallory"
 
 
@@ -106,18 +105,8 @@ _ALL: Final = (
     ),
 )
 FAULTS: Final = {fault.name: fault for fault in _ALL}
-"""Every fault by name. Its ``paid`` column is the truth table of payments: quotes cost nothing, and of the faults at
+"""Every fault by name, quote side first. Its ``paid`` column is the truth table of payments: quotes cost nothing, and of the faults at
 execution only no-route comes before the payment."""
-
-
-def names() -> tuple[str, ...]:
-    """Return the name of every fault, quote side first."""
-    return tuple(FAULTS)
-
-
-def model_name(name: str) -> str:
-    """Return the model that asks for a fault."""
-    return MODEL_PREFIX + FAULTS[name].name
 
 
 class FaultScript:
@@ -209,15 +198,6 @@ class FaultInjector:
             "big-result": lambda chunks: self._enlarge(chunks, _comment),
         }
         self._delivered_events: dict[str, _ChunkFilter] = self._delivered | {"stream-floods": self._flood}
-
-    def before_result(self, name: str) -> None:
-        """Apply a fault between the payment and the result.
-
-        Raises:
-            ComputeError: the fault ends the job.
-        """
-        if name == "fail-after-payment":
-            raise ComputeError(ErrorCode.RATE_LIMITED, "backend unavailable: scripted failure")
 
     def computed(self, name: str, chunks: _Chunks, *, stream: bool) -> _Chunks:
         """Return what a seller computes with the fault in it; without such a fault, unchanged."""

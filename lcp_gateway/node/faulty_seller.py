@@ -5,7 +5,7 @@ It is an honest node over a transport and a backend that are not: its messages a
 
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -19,8 +19,9 @@ from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Jobs
 from lcp_gateway.node.lcp.messages import Error, Message, Protocol, QuoteResponse
 from lcp_gateway.node.lcp.table import read_message, write_message
-from lcp_gateway.node.memory.network import MemoryNode
-from lcp_gateway.node.ports import Compute, TransportEvent
+from lcp_gateway.node.memory.network import MemoryNode, Network
+from lcp_gateway.node.memory.transport import MemoryTransport
+from lcp_gateway.node.ports import Compute, ComputeError
 
 QUOTE_TYPES: Final = frozenset({42085, 42105})
 """The types of the messages that are quotes, in both versions."""
@@ -44,28 +45,21 @@ class _Draft:
     key: PrivateKey
 
 
-class FaultyTransport:
+class FaultyTransport(MemoryTransport):
     """The transport of a seller: quotes leave it as the fault of their job says.
 
     ``stranger`` is the key of another node, ``refusals`` how many calls for a quote find no manifest exchanged.
     """
 
-    def __init__(self, lightning: MemoryNode, jobs: Jobs, *, network: str, stranger: PrivateKey, refusals: int) -> None:
-        self._transport = lightning.transport
+    def __init__(
+        self, lightning: MemoryNode, network: Network, jobs: Jobs, *, stranger: PrivateKey, refusals: int
+    ) -> None:
+        super().__init__(network, lightning.node_id)
         self._key = lightning.key
         self._jobs = jobs
-        self._network = network
         self._stranger = stranger
         self._refusals = refusals * _ASKS_EACH
         self._refused: Counter[str] = Counter()
-
-    async def identity(self) -> tuple[str, str]:
-        """Return the node's id and the prefix of the network's invoices."""
-        return await self._transport.identity()
-
-    def events(self) -> AsyncIterator[TransportEvent]:
-        """Return peers and messages as they come."""
-        return self._transport.events()
 
     async def send(self, peer_id: str, message_type: int, payload: bytes) -> None:
         """Send a message, or what takes the place of a quote."""
@@ -81,15 +75,7 @@ class FaultyTransport:
                     return
                 if changed is not quote:
                     message_type, payload = write_message(protocol, changed)
-        await self._transport.send(peer_id, message_type, payload)
-
-    async def connect(self, peer_id: str, address: str) -> None:
-        """Begin a link with a node."""
-        await self._transport.connect(peer_id, address)
-
-    async def disconnect(self, peer_id: str) -> None:
-        """End the link with a peer."""
-        await self._transport.disconnect(peer_id)
+        await super().send(peer_id, message_type, payload)
 
     def _change(self, protocol: Protocol, quote: QuoteResponse) -> Message | None:
         fault = self._jobs.quote_fault(quote.job_id)
@@ -123,7 +109,7 @@ class FaultyTransport:
         honest = bolt11.decode(quote.payment_request)
         draft = change(
             _Draft(
-                self._network,
+                self._network.prefix,
                 quote.price_msat,
                 honest.timestamp,
                 honest.expires_at - honest.timestamp,
@@ -192,7 +178,8 @@ class FaultyCompute:
     async def _faulty(
         self, name: str, chunks: AsyncGenerator[bytes, None], *, stream: bool
     ) -> AsyncGenerator[bytes, None]:
-        self._injector.before_result(name)
+        if name == "fail-after-payment":
+            raise ComputeError(ErrorCode.RATE_LIMITED, "backend unavailable: scripted failure")
         if name == "execute-hangs":
             await wait_forever()
         async with aclosing(chunks), aclosing(self._injector.computed(name, chunks, stream=stream)) as changed:

@@ -15,7 +15,6 @@ import grpc
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import derive_key, public_id
 from lcp_gateway.node.events import EventKind, EventLog
-from lcp_gateway.node.status import CallError
 
 MAX_INVOICES: Final = 10_000
 DEFAULT_EXPIRY_S: Final = 86_400
@@ -27,6 +26,15 @@ _MIN_FINAL_CLTV = 80
 
 _add_index = attrgetter("add_index")
 _settle_index = attrgetter("settle_index")
+
+
+class CallError(Exception):
+    """Ends a call of the simulated lnd with a gRPC status and lnd's text."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+        self.details = details
 
 
 @dataclass(slots=True, eq=False)

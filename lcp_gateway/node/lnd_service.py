@@ -15,10 +15,9 @@ from google.protobuf.message import DecodeError
 from lcp_gateway.__about__ import __version__
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, Stubs, load_stubs
-from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
+from lcp_gateway.node.invoices import CallError, Invoice, InvoiceBook, lnd_refusal
 from lcp_gateway.node.payments import SUCCEEDED, Payment, Payments
 from lcp_gateway.node.peers import Peers
-from lcp_gateway.node.status import CallError, not_found
 from lcp_gateway.node.wallets import CustomerPaymentFailed, CustomerWallet, Wallet
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -134,7 +133,7 @@ class LndService:
             raise lnd_refusal(f"payment hash must be exactly {_HASH_BYTES} bytes")
         invoice = self._book.find(payment_hash)
         if invoice is None:
-            raise not_found("unable to locate invoice")
+            raise CallError(grpc.StatusCode.NOT_FOUND, "unable to locate invoice")
         return _invoice_message(messages, invoice)
 
     async def list_invoices(self, messages: Any, request: Any) -> Any:

@@ -9,8 +9,7 @@ import grpc
 
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import WalletConfig
-from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
-from lcp_gateway.node.status import CallError, not_found
+from lcp_gateway.node.invoices import CallError, Invoice, InvoiceBook, lnd_refusal
 from lcp_gateway.node.wallets import Wallet
 
 _MAX_PAYMENTS = 10_000
@@ -94,7 +93,7 @@ class Payments:
         """
         payment = self._payments.get(payment_hash)
         if payment is None:
-            raise not_found("payment isn't initiated")
+            raise CallError(grpc.StatusCode.NOT_FOUND, "payment isn't initiated")
         return payment
 
     async def close(self) -> None:

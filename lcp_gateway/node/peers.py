@@ -128,6 +128,13 @@ class Peer:
             node.seed, config.address or f"{config.alias.lower()}.invalid:9735", name=config.alias
         )
         self._lightning.invoices = _Invoices(self._lightning, network, jobs)
+        self._lightning.transport = FaultyTransport(
+            self._lightning,
+            network,
+            jobs,
+            stranger=derive_key(node.seed, "a stranger"),
+            refusals=node.fault_settings.manifest_refusals,
+        )
         self.id = self._lightning.node_id
         try:
             limits = Limits(config.max_payload_bytes, config.max_stream_bytes, config.max_job_bytes)
@@ -136,13 +143,7 @@ class Peer:
         running = max(1, config.max_inflight_jobs)
         compute = backend or PacedEcho(self.models, node.tokens_per_second)
         self._node = LcpNode(
-            transport=FaultyTransport(
-                self._lightning,
-                jobs,
-                network=node.network,
-                stranger=derive_key(node.seed, "a stranger"),
-                refusals=node.fault_settings.manifest_refusals,
-            ),
+            transport=self._lightning.transport,
             payments=self._lightning.payments,
             invoices=self._lightning.invoices,
             store=NoStore(),

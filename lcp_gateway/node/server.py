@@ -13,10 +13,9 @@ from dataclasses import replace
 from typing import Final
 
 from lcp_gateway.lightning.bolt11 import Invoice
-from lcp_gateway.node import faults
 from lcp_gateway.node.config import ECHO, ModelConfig, NodeConfig, PeerConfig, default_peers
 from lcp_gateway.node.events import EventLog
-from lcp_gateway.node.faults import FaultInjector, FaultScript
+from lcp_gateway.node.faults import FAULTS, MODEL_PREFIX, PEER_ALIAS, FaultInjector, FaultScript
 from lcp_gateway.node.faulty_daemon import FaultyDaemon
 from lcp_gateway.node.faulty_seller import QUOTE_TYPES
 from lcp_gateway.node.invoices import InvoiceBook
@@ -282,14 +281,14 @@ def _all_peers(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[PeerCon
         peers = (PeerConfig("Backend", tuple(ModelConfig(name) for name in dict.fromkeys(names))),)
     if not config.faults:
         return peers
-    if any(peer.alias == faults.PEER_ALIAS for peer in peers):
-        raise ConfigError(f"peers: {faults.PEER_ALIAS} is the name of the peer that faults adds")
-    models = {name: ModelConfig(faults.model_name(name)) for name in faults.names()}
+    if any(peer.alias == PEER_ALIAS for peer in peers):
+        raise ConfigError(f"peers: {PEER_ALIAS} is the name of the peer that faults adds")
+    models = {name: ModelConfig(MODEL_PREFIX + name) for name in FAULTS}
     price_msat = config.fault_settings.expensive_msat
     models["expensive"] = replace(models["expensive"], base_msat=price_msat, prompt_token_msat=0, output_token_msat=0)
     # The reader has to stop its flood, not a limit in its own manifest.
     peer = PeerConfig(
-        faults.PEER_ALIAS, tuple(models.values()), max_stream_bytes=_NO_LIMIT_BYTES, max_job_bytes=_NO_LIMIT_BYTES
+        PEER_ALIAS, tuple(models.values()), max_stream_bytes=_NO_LIMIT_BYTES, max_job_bytes=_NO_LIMIT_BYTES
     )
     return (*peers, peer)
 

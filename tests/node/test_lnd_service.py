@@ -12,14 +12,14 @@ import pytest
 from coincurve import PrivateKey
 
 from lcp_gateway.lightning import bolt11
-from lcp_gateway.lightning.lnd.client import LndAddress, LndClient
+from lcp_gateway.lightning.lnd.channel import LndAddress
+from lcp_gateway.lightning.lnd.client import LndClient
 from lcp_gateway.lightning.lnd.stubs import LndNotInstalled, load_stubs
 from lcp_gateway.node import lnd_service
 from lcp_gateway.node.config import NodeConfig, WalletConfig
 from lcp_gateway.node.events import EventKind, EventLog
-from lcp_gateway.node.invoices import InvoiceBook
+from lcp_gateway.node.invoices import CallError, InvoiceBook
 from lcp_gateway.node.server import Node
-from lcp_gateway.node.status import CallError
 from tests.support.node_client import chat_task
 
 STUBS = load_stubs()
