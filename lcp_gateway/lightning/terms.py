@@ -59,11 +59,6 @@ def hash_terms(protocol: int, terms: Terms) -> bytes:
     Raises:
         ValueError: a term does not fit the record it belongs in, or ``protocol`` is unknown.
     """
-    return sha256(encode_terms(protocol, terms)).digest()
-
-
-def encode_terms(protocol: int, terms: Terms) -> bytes:
-    """Return the bytes that ``hash_terms`` hashes; raises as it does."""
     if protocol not in PROTOCOL_VERSIONS:
         raise ValueError(f"the terms of protocol version {protocol} are not known")
     if not 0 <= terms.protocol_version <= _U16_MAX:
@@ -76,7 +71,7 @@ def encode_terms(protocol: int, terms: Terms) -> bytes:
     price_type, expiry_type = _PRICE_TYPES[protocol]
     prices = bytes((price_type, len(price))) + price + bytes((expiry_type, len(expiry))) + expiry
     kind = _text(20, "task_kind", terms.task_kind)
-    return b"".join((
+    records = b"".join((
         b"\x01\x02", terms.protocol_version.to_bytes(2, "big"),
         b"\x02\x20", job_id,
         *((prices, kind) if protocol == 2 else (kind, prices)),  # noqa: PLR2004 - a version
@@ -87,6 +82,7 @@ def encode_terms(protocol: int, terms: Terms) -> bytes:
         _text(54, "content_encoding", terms.content_encoding),
         *_response(protocol, terms),
     ))  # fmt: skip
+    return sha256(records).digest()
 
 
 def _response(protocol: int, terms: Terms) -> tuple[bytes, ...]:

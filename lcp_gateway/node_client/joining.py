@@ -5,6 +5,7 @@ import contextlib
 import random
 import secrets
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
@@ -120,7 +121,10 @@ class Joiner:
             return await self._serve(line)
         except aiohttp.WSServerHandshakeError as error:
             if error.status in _REFUSALS:
-                problem = f"the gateway refuses this node with HTTP status {error.status}{_hint(error.status)}"
+                hint = (
+                    ": the token is not known there, or was revoked" if error.status == HTTPStatus.UNAUTHORIZED else ""
+                )
+                problem = f"the gateway refuses this node with HTTP status {error.status}{hint}"
                 if not self._was_welcome:
                     raise CannotJoin(problem) from None
                 # It has worked before: perhaps the gateway is being set up anew.
@@ -242,9 +246,3 @@ class _Redirected(aiohttp.ClientError):
 
 async def _refuse_redirect(_session: Any, _context: Any, _params: Any) -> None:
     raise _Redirected
-
-
-def _hint(status: int) -> str:
-    if status == 401:  # noqa: PLR2004 - the status of an unknown token
-        return ": the token is not known there, or was revoked"
-    return ""

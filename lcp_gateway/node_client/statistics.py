@@ -1,7 +1,7 @@
 """What a node has done since its start, for the person who runs it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 
 
@@ -32,20 +32,5 @@ class Statistics:
 
     def document(self) -> dict[str, object]:
         """Return it as a JSON document."""
-        return {
-            "since": self.since.isoformat(),
-            "gateway": self.gateway,
-            "node_id": self.node_id,
-            "state": self.state,
-            "running": self.running,
-            "requests": self.requests,
-            "failed": self.failed,
-            "cancelled": self.cancelled,
-            "delivered": self.delivered,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "earned_msat": self.earned_msat,
-            "connections": self.connections,
-            "offered": list(self.offered),
-            "refused": dict(self.refused),
-        }
+        shown = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "on_change"}
+        return {**shown, "since": self.since.isoformat(), "offered": list(self.offered), "refused": dict(self.refused)}

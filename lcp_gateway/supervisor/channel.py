@@ -71,7 +71,7 @@ class Channel:
                 length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES))
                 form, number, kind, content = pickle.loads(await self._reader.readexactly(length))  # noqa: S301 - from our own process
                 self._take(form, number, kind, content)
-        self._close()
+        self.close()
 
     def tell(self, kind: str, content: object = None) -> None:
         """Send a message; one that can no longer arrive is dropped."""
@@ -98,8 +98,11 @@ class Channel:
             self._questions.pop(number, None)
 
     def close(self) -> None:
-        """Close this end."""
-        self._close()
+        """Close this end; questions that wait end with ``ChannelClosed``."""
+        self._writer.close()
+        for waiting in self._questions.values():
+            if not waiting.done():
+                waiting.set_exception(ChannelClosed())
 
     def _send(self, form: int, number: int, kind: str, content: object) -> None:
         if self._writer.is_closing():
@@ -134,9 +137,3 @@ class Channel:
         else:
             if form == _ASK:
                 self._send(_ANSWER, number, "", answer)
-
-    def _close(self) -> None:
-        self._writer.close()
-        for waiting in self._questions.values():
-            if not waiting.done():
-                waiting.set_exception(ChannelClosed())

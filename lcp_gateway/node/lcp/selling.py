@@ -161,11 +161,6 @@ class Selling:
                 made._sent = []
         return made
 
-    @property
-    def in_flight(self) -> bool:
-        """Whether the job counts for the surcharge of others."""
-        return self.phase in {SalePhase.QUOTED, SalePhase.RUNNING}
-
     def on(self, now: float, event: SaleEvent) -> list[SaleEffect]:
         """Take an event. One that does not belong to the phase has no effect."""
         match event:

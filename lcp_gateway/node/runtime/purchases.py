@@ -92,10 +92,6 @@ class Purchases:
         for stored in await self._parts.store.purchases():
             self._restore(stored)
 
-    def has(self, peer_id: str, job_id: bytes) -> bool:
-        """Return whether a job is, or was lately, bought from that peer."""
-        return (peer_id, job_id) in self._live or (peer_id, job_id) in self._over
-
     def on_message(self, peer_id: str, message: AnyJobMessage) -> bool:
         """Take a message of a seller; False for a job that is not known."""
         purchase = self._live.get((peer_id, message.job_id))

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
+from lcp_gateway.encryption import DecryptionFailed, Encryption
 from lcp_gateway.node.lcp.buying_events import KeepPurchase, Order
 from lcp_gateway.node.lcp.effects import Send
 from lcp_gateway.node.lcp.messages import Error, Manifest, Message, Protocol, QuoteRequest, QuoteResponse, Result
@@ -14,7 +15,6 @@ from lcp_gateway.node.lcp.table import read_message, read_params, write_message,
 from lcp_gateway.node.lcp.tlv import WireError
 from lcp_gateway.node.ports import StoredPurchase, StoredSale
 from lcp_gateway.node.storage.files import RecordDamaged, StoreUnavailable
-from lcp_gateway.node.storage.sealing import Sealer
 
 M = TypeVar("M")
 
@@ -89,16 +89,19 @@ def end_without_text(messages: Iterable[Send]) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Writes rows and reads them. Without ``seals`` nothing sealed is written; without ``sealer`` nothing sealed is read."""
+    """Writes rows and reads them. Without ``seals`` nothing sealed is written; without ``encryption`` nothing sealed is read.
 
-    sealer: Sealer | None
+    What belongs to one job is sealed under a ``name`` and a ``context``: neither can be exchanged for another's.
+    """
+
+    encryption: Encryption | None
     seals: bool
 
     def seal(self, name: bytes, context: bytes, content: bytes | None) -> bytes | None:
         """Return the ciphertext; None for no content, and where nothing is sealed."""
-        if content is None or not self.seals or self.sealer is None:
+        if content is None or not self.seals or self.encryption is None:
             return None
-        return self.sealer.seal(name, context, content)
+        return self.encryption.encrypt(name, content, context)
 
     def unseal(self, name: bytes, context: bytes, ciphertext: bytes | None) -> bytes | None:
         """Return the content; None for no ciphertext.
@@ -108,9 +111,12 @@ class Records:
         """
         if ciphertext is None:
             return None
-        if self.sealer is None:
+        if self.encryption is None:
             raise RecordDamaged("the key of kept requests is missing")
-        return self.sealer.unseal(name, context, ciphertext)
+        try:
+            return self.encryption.decrypt(name, ciphertext, context)
+        except DecryptionFailed:
+            raise RecordDamaged("a kept request or result was altered") from None
 
     def purchase_row(self, purchase: StoredPurchase, began_at: int) -> Row:
         """Return the row of a purchase."""

@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from lcp_gateway.encryption import DecryptionFailed, Encryption, EncryptionNotInstalled
-from lcp_gateway.node.storage.files import RecordDamaged, StoreUnavailable, make_key, read_key
+from lcp_gateway.node.storage.files import StoreUnavailable, make_key, read_key
 
 _CHECK = b"key check"
 _ANY_SEALED = """
@@ -13,42 +13,8 @@ _ANY_SEALED = """
 """
 
 
-class Sealer:
-    """Seals what belongs to one job under ``name`` and a ``context``: neither can be exchanged for another's."""
-
-    def __init__(self, encryption: Encryption) -> None:
-        self._encryption = encryption
-
-    def seal(self, name: bytes, context: bytes, content: bytes) -> bytes:
-        """Return the ciphertext."""
-        return self._encryption.encrypt(name, content, context)
-
-    def unseal(self, name: bytes, context: bytes, ciphertext: bytes) -> bytes:
-        """Return the content.
-
-        Raises:
-            RecordDamaged: the ciphertext was altered.
-        """
-        try:
-            return self._encryption.decrypt(name, ciphertext, context)
-        except DecryptionFailed:
-            raise RecordDamaged("a kept request or result was altered") from None
-
-    def check_value(self) -> bytes:
-        """Return a value that only the same key opens."""
-        return self._encryption.encrypt(_CHECK, b"", _CHECK)
-
-    def opens(self, check_value: bytes) -> bool:
-        """Return whether the key is the one that made the value."""
-        try:
-            self._encryption.decrypt(_CHECK, check_value, _CHECK)
-        except DecryptionFailed:
-            return False
-        return True
-
-
-def open_sealer(connection: sqlite3.Connection, key_path: Path, *, seals: bool) -> Sealer | None:
-    """Return the sealer of a database; None where nothing is sealed (``seals``) and nothing was.
+def open_encryption(connection: sqlite3.Connection, key_path: Path, *, seals: bool) -> Encryption | None:
+    """Return the encryption of what a database seals; None where nothing is sealed (``seals``) and nothing was.
 
     A key is made where there is none and nothing that was sealed depends on another.
 
@@ -65,12 +31,22 @@ def open_sealer(connection: sqlite3.Connection, key_path: Path, *, seals: bool) 
             "database away to begin with an empty one"
         )
     try:
-        sealer = Sealer(Encryption(make_key(key_path) if key is None else key))
+        encryption = Encryption(make_key(key_path) if key is None else key)
     except EncryptionNotInstalled as error:
         raise StoreUnavailable(f"{error}; or set store.at_rest to memory") from error
     found = connection.execute("SELECT value FROM facts WHERE name = 'key_check'").fetchone()
-    if found is None or not sealer.opens(found[0]):
+    if found is None or not _opens(encryption, found[0]):
         if holds_sealed:
             raise StoreUnavailable(f"{key_path}: not the key of the requests and results that the database keeps")
-        connection.execute("INSERT OR REPLACE INTO facts VALUES ('key_check', ?)", (sealer.check_value(),))
-    return sealer
+        check_value = encryption.encrypt(_CHECK, b"", _CHECK)
+        connection.execute("INSERT OR REPLACE INTO facts VALUES ('key_check', ?)", (check_value,))
+    return encryption
+
+
+def _opens(encryption: Encryption, check_value: bytes) -> bool:
+    """Return whether the key is the one that made the value."""
+    try:
+        encryption.decrypt(_CHECK, check_value, _CHECK)
+    except DecryptionFailed:
+        return False
+    return True

@@ -22,7 +22,7 @@ from lcp_gateway.node.storage.records import (
     write_kept,
     write_sent,
 )
-from lcp_gateway.node.storage.sealing import open_sealer
+from lcp_gateway.node.storage.sealing import open_encryption
 
 T = TypeVar("T")
 
@@ -88,13 +88,15 @@ class SqliteStore:
         try:
             key_path = key_file or database.path.with_name(f"{database.path.name}.key")
             seals = at_rest == "encrypted"
-            sealer = await database.run(lambda connection: open_sealer(connection, key_path, seals=seals), durable=True)
+            encryption = await database.run(
+                lambda connection: open_encryption(connection, key_path, seals=seals), durable=True
+            )
         except BaseException:
             await database.close()
             raise
         return cls(
             database,
-            Records(sealer, seals=seals),
+            Records(encryption, seals=seals),
             history_s=history_days * _DAY_S,
             history_lines=history_lines,
             clock=clock,

@@ -118,14 +118,14 @@ def test_a_job_is_sold_from_input_to_result():
     (quote,) = _sent(effects)
     assert isinstance(quote, QuoteResponse) and quote.price_msat == effects[0].price_msat == 17
     assert effects[0].description_hash == quote.terms_hash and effects[0].expiry_s == 295
-    assert machine.in_flight
+    assert machine.phase is SalePhase.RUNNING
 
     effects = _told(machine, ComputeData(b"hel"), ComputeData(b"lo"), ComputeEnded(), now=NOW + 5_000)
     assert _kinds(effects) == [KeepSent, Send, Send, Send, Send]
     begin, chunk, end, result = _sent(effects)
     assert (begin.total_len, begin.content_type, chunk.data, end.total_len) == (5, JSON, b"hello", 5)
     assert (result.status, result.stream_id, result.sha256) == (Status.OK, begin.stream_id, end.sha256)
-    assert machine.phase is SalePhase.DELIVERED and not machine.in_flight
+    assert machine.phase is SalePhase.DELIVERED
 
 
 def test_a_streamed_result_is_kept_and_sent_as_it_comes():
