@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
-from typing import Final, Protocol
+from typing import Final
 
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
 from lcp_gateway.lightning.lnd.records import LndError, PaymentRecord, PaymentState
@@ -75,25 +75,12 @@ class PaymentResolution:
     update: PurchaseUpdate = field(default_factory=PurchaseUpdate)
 
 
-class OpenPayments(Protocol):
-    """The journal's open payments at the time of the call, oldest first."""
+OpenPayments = Callable[[], AsyncIterator[OpenPayment]]
+"""Yields each purchase that is in state ``unknown`` in the journal at the time of the call once, oldest first."""
 
-    def __call__(self) -> AsyncIterator[OpenPayment]:
-        """Yield each purchase in state ``unknown`` once."""
-        ...
-
-
-class RecordResolution(Protocol):
-    """Records the resolution of a payment."""
-
-    async def __call__(self, payment: OpenPayment, resolution: PaymentResolution) -> bool:
-        """Return whether this changed the journal; False when it was resolved before, by another process for example.
-
-        Raises:
-            JournalUnavailable: it could not be recorded now.
-        """
-        ...
-
+RecordResolution = Callable[[OpenPayment, PaymentResolution], Awaitable[bool]]
+"""Records the resolution of a payment; returns whether this changed the journal. False when it was resolved before, by another
+process for example. Raises ``JournalUnavailable`` where it could not be recorded now."""
 
 Lookup = Callable[[OpenPayment], Awaitable[PaymentRecord | None]]
 """Returns a payment that has a hash; None where the answer is no evidence. Raises ``LndError`` or ``UpstreamError`` without an answer."""

@@ -222,6 +222,21 @@ def lnd_refusal(reason: str) -> CallError:
     return CallError(grpc.StatusCode.UNKNOWN, reason)
 
 
+def read_invoice(payment_request: str, network: str) -> bolt11.Invoice:
+    """Read an invoice that is to be paid on a network.
+
+    Raises:
+        CallError: UNKNOWN with the reason, as lnd has it.
+    """
+    try:
+        invoice = bolt11.decode(payment_request)
+    except bolt11.InvoiceError as error:
+        raise lnd_refusal(str(error)) from None
+    if invoice.network != network:
+        raise lnd_refusal("invoice not for current active network")
+    return invoice
+
+
 def _after(index: int, invoices: Reversible[Invoice], index_of: Callable[[Invoice], int]) -> list[Invoice]:
     """Return the invoices with a higher index, lowest first; they stand at the end."""
     return list(takewhile(lambda it: index_of(it) > index, reversed(invoices)))[::-1]

@@ -9,7 +9,7 @@ import grpc
 
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import WalletConfig
-from lcp_gateway.node.invoices import CallError, Invoice, InvoiceBook, lnd_refusal
+from lcp_gateway.node.invoices import CallError, Invoice, InvoiceBook, lnd_refusal, read_invoice
 from lcp_gateway.node.wallets import Wallet
 
 _MAX_PAYMENTS = 10_000
@@ -103,12 +103,7 @@ class Payments:
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _read(self, payment_request: str, amount_msat: int) -> bolt11.Invoice:
-        try:
-            asked = bolt11.decode(payment_request)
-        except bolt11.InvoiceError as error:
-            raise lnd_refusal(str(error)) from None
-        if asked.network != self._network:
-            raise lnd_refusal("invoice not for current active network")
+        asked = read_invoice(payment_request, self._network)
         if asked.payee == self._node_id:
             raise lnd_refusal("self-payments not allowed")
         if time.time() >= asked.expires_at:

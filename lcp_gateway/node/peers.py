@@ -1,12 +1,12 @@
 """The peers of the simulated node: each is a selling node of its own, linked with it over the simulated network."""
 
 import math
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.compute.echo import EchoBackend
+from lcp_gateway.node.compute.tasks import read_choices, read_limit
 from lcp_gateway.node.config import ModelConfig, NodeConfig, PeerConfig, derive_key
 from lcp_gateway.node.faults import FaultInjector
 from lcp_gateway.node.faulty_seller import FaultyCompute, FaultyTransport
@@ -19,16 +19,13 @@ from lcp_gateway.node.lcp.selling_events import SaleTerms
 from lcp_gateway.node.memory.invoices import MemoryInvoices
 from lcp_gateway.node.memory.network import MemoryNode, Network
 from lcp_gateway.node.memory.store import NoStore
-from lcp_gateway.node.ports import Compute, MadeInvoice
+from lcp_gateway.node.ports import Compute, ComputeError, MadeInvoice
 from lcp_gateway.node.runtime.bounds import Bounds, Delays
 from lcp_gateway.node.runtime.node import LcpNode
 from lcp_gateway.node.runtime.observer import Role
 from lcp_gateway.node.toml import ConfigError
 
 _MTOK: Final = 1_000_000
-_MAX_OUTPUT_TOKENS: Final = 1 << 31
-_MAX_CHOICES: Final = 128
-_LIMIT_NAMES: Final = {CHAT: ("max_completion_tokens", "max_tokens"), RESPONSES: ("max_output_tokens",)}
 _MIB: Final = 2**20
 _MANY: Final = 100_000
 """Quotes and jobs that a simulated seller holds: more than a test asks for within the life of a quote."""
@@ -40,16 +37,12 @@ class SimulatedModel(SoldModel):
 
     def charged_tokens(self, kind: str, document: Mapping[str, Any]) -> int:
         """Return the output tokens that a request is charged for."""
-        choices = document.get("n")
-        if kind == CHAT and isinstance(choices, int) and choices > _MAX_CHOICES:
-            raise RequestRefused(ErrorCode.UNSUPPORTED_PARAMS, "n is too large")
-        for name in _LIMIT_NAMES[kind]:
-            limit = document.get(name)
-            if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
-                if limit > _MAX_OUTPUT_TOKENS:
-                    raise RequestRefused(ErrorCode.UNSUPPORTED_PARAMS, f"{name} is too large")
-                return limit
-        return self.max_output_tokens
+        try:
+            if kind == CHAT:
+                read_choices(document)
+            return read_limit(kind, document) or self.max_output_tokens
+        except ComputeError as error:
+            raise RequestRefused(error.code, error.message) from None
 
 
 def sold_model(model: ModelConfig) -> SimulatedModel:
@@ -57,28 +50,6 @@ def sold_model(model: ModelConfig) -> SimulatedModel:
     kinds = tuple(kind for kind, there in ((CHAT, model.chat), (RESPONSES, model.responses)) if there)
     price = TokenPrice(model.prompt_token_msat * _MTOK, model.output_token_msat * _MTOK, model.base_msat)
     return SimulatedModel(price, model.default_max_tokens, kinds)
-
-
-class PacedEcho:
-    """The echo as a backend: each model at its pace, one piece a token."""
-
-    def __init__(self, models: Mapping[str, ModelConfig], tokens_per_second: float) -> None:
-        self._echo = EchoBackend()
-        self._paces = {name: model.tokens_per_second or tokens_per_second for name, model in models.items()}
-
-    async def models(self) -> tuple[str, ...]:
-        """Return no models: it echoes for any."""
-        return ()
-
-    def run(
-        self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool
-    ) -> AsyncGenerator[bytes, None]:
-        """Return the echo of a request; see ``ports.Compute``."""
-        pace = self._paces.get(model, 0.0)
-        return self._echo.pieces(job_id, task_kind, model, body, stream=stream, pace=pace)
-
-    async def close(self) -> None:
-        """Close nothing."""
 
 
 class _Invoices(MemoryInvoices):
@@ -141,7 +112,8 @@ class Peer:
         except ValueError as error:
             raise ConfigError(f"peers: {config.alias}: {error}") from None
         running = max(1, config.max_inflight_jobs)
-        compute = backend or PacedEcho(self.models, node.tokens_per_second)
+        paces = {name: model.tokens_per_second or node.tokens_per_second for name, model in self.models.items()}
+        compute = backend or EchoBackend(paces=paces, by_token=True)
         self._node = LcpNode(
             transport=self._lightning.transport,
             payments=self._lightning.payments,

@@ -8,7 +8,7 @@ from lcp_gateway.constants import PPM
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.node.config import WalletConfig
 from lcp_gateway.node.events import EventKind, EventLog
-from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal
+from lcp_gateway.node.invoices import Invoice, InvoiceBook, lnd_refusal, read_invoice
 from lcp_gateway.node.jobs import Job
 from lcp_gateway.node.memory.payments import NO_ROUTE
 
@@ -127,12 +127,7 @@ class CustomerWallet:
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def _read(self, payment_request: str) -> bolt11.Invoice:
-        try:
-            asked = bolt11.decode(payment_request)
-        except bolt11.InvoiceError as error:
-            raise lnd_refusal(str(error)) from None
-        if asked.network != self._network:
-            raise lnd_refusal("invoice not for current active network")
+        asked = read_invoice(payment_request, self._network)
         if time.time() >= asked.expires_at:
             until = datetime.fromtimestamp(asked.expires_at, UTC)
             raise lnd_refusal(f"invoice expired. Valid until {until:%Y-%m-%d %H:%M:%S %z %Z}")

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final, Protocol
 
-from lcp_gateway.lightning.lnd.records import LndError, NodeInfo, PaymentPage, PaymentRecord, PaymentState
+from lcp_gateway.lightning.lnd.records import LndError, LndInfo, PaymentPage, PaymentRecord, PaymentState
 from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import Msat
 
@@ -51,7 +51,7 @@ class FoundDetails:
 class PaymentSource(Protocol):
     """lnd's payments. Each call raises ``LndError`` when there is no answer."""
 
-    async def info(self) -> NodeInfo:
+    async def info(self) -> LndInfo:
         """Return lnd's identity."""
         ...
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.upstream_status import UpstreamStatus
@@ -103,15 +103,6 @@ class PaymentPage:
     def records(self) -> Iterator[PaymentRecord]:
         """Yield the payments without their indices."""
         return (record for _, record in self.payments)
-
-
-class NodeInfo(Protocol):
-    """A node; ``identity`` is its public key, 66 hex digits."""
-
-    @property
-    def identity(self) -> str:
-        """The node's public key."""
-        ...
 
 
 class LndError(Exception):

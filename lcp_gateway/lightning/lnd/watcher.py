@@ -3,11 +3,15 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from structlog.typing import FilteringBoundLogger
 
-from lcp_gateway.lightning.lnd.records import LndBalance, LndError, LndInfo
+from lcp_gateway.lightning.lnd.records import LndError
+
+if TYPE_CHECKING:
+    # The client needs gRPC, which a reader of the state does without.
+    from lcp_gateway.lightning.lnd.client import LndClient
 
 INTERVAL_S: Final = 5.0
 
@@ -46,24 +50,12 @@ class LndState:
         }
 
 
-class WatchedLnd(Protocol):
-    """The calls to lnd that are made here; ``LndClient`` has them."""
-
-    async def info(self) -> LndInfo:
-        """Return lnd's identity and whether it follows the chain."""
-        ...
-
-    async def balance(self) -> LndBalance:
-        """Return the balance of all channels."""
-        ...
-
-
 class LndWatcher:
     """Asks an lnd for its state every ``interval_s``."""
 
     def __init__(
         self,
-        lnd: WatchedLnd,
+        lnd: "LndClient",
         *,
         daemon_node_id: Callable[[], str],
         log: FilteringBoundLogger,

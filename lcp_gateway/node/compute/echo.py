@@ -1,7 +1,7 @@
 """The echo backend: repeats the request's text, deterministic and free, in the exact shapes that OpenAI clients expect."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from lcp_gateway.node.compute.echo_reply import Reply, compose, paced
-from lcp_gateway.node.compute.tasks import PaidTask, TaskKind, read_body
+from lcp_gateway.node.compute.tasks import PaidTask, read_body
+from lcp_gateway.node.lcp.messages import CHAT
 
 
 def chat_completion(paid: PaidTask, reply: Reply) -> bytes:
@@ -239,38 +240,32 @@ _READ_BYTES = 4_096
 
 
 class EchoBackend:
-    """A backend without state or connections. ``tokens_per_second`` is the pace of ``run``; 0 means no pause."""
+    """A backend without state or connections. ``tokens_per_second`` is its pace, ``paces`` that of single models; 0 means no pause.
 
-    def __init__(self, tokens_per_second: float = 0.0) -> None:
+    Where there is no pause, tokens come together, unless ``by_token`` has each come by itself.
+    """
+
+    def __init__(
+        self, tokens_per_second: float = 0.0, *, paces: Mapping[str, float] | None = None, by_token: bool = False
+    ) -> None:
         self._tokens_per_second = tokens_per_second
+        self._paces = paces or {}
+        self._by_token = by_token
 
     async def models(self) -> tuple[str, ...]:
         """Return no models: it echoes for any."""
         return ()
 
-    async def pieces(
-        self, job_id: bytes, task_kind: str, model: str, body: bytes, *, stream: bool, pace: float
-    ) -> AsyncGenerator[bytes, None]:
-        """Yield the echo of a request, each token by itself, ``pace`` of them a second; 0 means no pause.
-
-        Raises:
-            ComputeError: it is no request for that model.
-        """
-        task = read_body(TaskKind(task_kind), model, body)
-        paid = PaidTask(job_id, replace(task, stream=stream), int(time.time()), pace)
-        async with aclosing(_compute(paid)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
     async def run(
         self, *, job_id: bytes, task_kind: str, model: str, body: bytes, stream: bool
     ) -> AsyncGenerator[bytes, None]:
         """Yield the echo of a request; see ``ports.Compute``."""
-        read, pace = bytearray(), self._tokens_per_second
-        async with aclosing(self.pieces(job_id, task_kind, model, body, stream=stream, pace=pace)) as chunks:
+        read, pace = bytearray(), self._paces.get(model, self._tokens_per_second)
+        task = replace(read_body(task_kind, model, body), stream=stream)
+        async with aclosing(_compute(PaidTask(job_id, task, int(time.time()), pace))) as chunks:
             async for chunk in chunks:
                 read += chunk
-                if self._tokens_per_second > 0 or len(read) >= _READ_BYTES:
+                if pace > 0 or self._by_token or len(read) >= _READ_BYTES:
                     yield bytes(read)
                     read.clear()
         if read:
@@ -283,7 +278,7 @@ class EchoBackend:
 def _compute(paid: PaidTask) -> AsyncGenerator[bytes, None]:
     """Begin a result at the task's pace; a whole one comes after the time that its tokens take."""
     reply = compose(paid.task)
-    is_chat = paid.task.kind is TaskKind.CHAT
+    is_chat = paid.task.kind == CHAT
     if paid.task.stream:
         return chat_chunks(paid, reply) if is_chat else response_events(paid, reply)
     body = chat_completion(paid, reply) if is_chat else whole_response(paid, reply)

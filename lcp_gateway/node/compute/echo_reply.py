@@ -12,7 +12,8 @@ from typing import Any, Final
 import orjson
 
 from lcp_gateway.node.compute.json_sample import sample_json
-from lcp_gateway.node.compute.tasks import Task, TaskKind
+from lcp_gateway.node.compute.tasks import Task
+from lcp_gateway.node.lcp.messages import CHAT
 
 # Possessive quantifiers keep this linear in the length of a run of white space.
 _TOKEN = re.compile(r"\s*+\S{1,16}|\s++")
@@ -69,7 +70,7 @@ class Conversation:
 def read_conversation(task: Task) -> Conversation:
     """Read a task's document. A part of an unexpected shape is skipped, never refused."""
     document = task.document
-    chat = task.kind is TaskKind.CHAT
+    chat = task.kind == CHAT
     items = document.get("messages" if chat else "input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]

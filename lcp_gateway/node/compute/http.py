@@ -12,11 +12,10 @@ import aiohttp
 import orjson
 
 from lcp_gateway.lightning.error_codes import ErrorCode
-from lcp_gateway.node.compute.tasks import TaskKind
-from lcp_gateway.node.lcp.messages import IDENTITY
+from lcp_gateway.node.lcp.messages import CHAT, IDENTITY, RESPONSES
 from lcp_gateway.node.ports import ComputeError
 
-_PATHS: Final = {TaskKind.CHAT: "/chat/completions", TaskKind.RESPONSES: "/responses"}
+_PATHS: Final = {CHAT: "/chat/completions", RESPONSES: "/responses"}
 _CONNECT_TIMEOUT_S = 10.0
 _DISCOVERY_TIMEOUT_S = 10.0
 # A list of thousands of models, with their descriptions.
@@ -122,7 +121,7 @@ class HttpBackend:
         try:
             async with asyncio.timeout_at(begin_by):
                 response = await self._open().post(
-                    self._base_url + _PATHS[TaskKind(kind)],
+                    self._base_url + _PATHS[kind],
                     data=body if len(body) <= _LONG_BODY_BYTES else io.BytesIO(body),
                     allow_redirects=False,
                 )

@@ -1,13 +1,14 @@
 """A task as the echo reads it: the request, parsed, and what decides the length of its reply."""
 
-import enum
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
 
 from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.lightning.error_codes import ErrorCode
+from lcp_gateway.node.lcp.messages import CHAT, RESPONSES
 from lcp_gateway.node.ports import ComputeError
 from lcp_gateway.values import value
 
@@ -15,22 +16,15 @@ MAX_OUTPUT_TOKENS: Final = 1 << 31
 MAX_CHOICES: Final = 128
 
 
-class TaskKind(enum.StrEnum):
-    """The two kinds of task of protocol version 2, by the name that enters the terms hash."""
-
-    CHAT = "openai.chat_completions.v1"
-    RESPONSES = "openai.responses.v1"
-
-
-_INPUT_KEY = {TaskKind.CHAT: "messages", TaskKind.RESPONSES: "input"}
-_LIMIT_KEYS = {TaskKind.CHAT: ("max_completion_tokens", "max_tokens"), TaskKind.RESPONSES: ("max_output_tokens",)}
+_INPUT_KEY = {CHAT: "messages", RESPONSES: "input"}
+_LIMIT_KEYS = {CHAT: ("max_completion_tokens", "max_tokens"), RESPONSES: ("max_output_tokens",)}
 
 
 @value
 class Task:
     """One request. ``document`` is the parsed ``body``; ``max_tokens`` is per choice, None when it names no limit."""
 
-    kind: TaskKind
+    kind: str
     model: str
     body: bytes
     document: dict[str, Any]
@@ -54,7 +48,7 @@ class PaidTask:
     tokens_per_second: float
 
 
-def read_body(kind: TaskKind, model: str, body: bytes) -> Task:
+def read_body(kind: str, model: str, body: bytes) -> Task:
     """Read a request for a model. The error quotes nothing of it.
 
     Raises:
@@ -75,8 +69,8 @@ def read_body(kind: TaskKind, model: str, body: bytes) -> Task:
         body=body,
         document=document,
         stream=document.get("stream") is True,
-        max_tokens=_read_limit(kind, document),
-        choices=_read_choices(document) if kind is TaskKind.CHAT else 1,
+        max_tokens=read_limit(kind, document),
+        choices=read_choices(document) if kind == CHAT else 1,
     )
 
 
@@ -94,7 +88,12 @@ def _parse(body: bytes) -> object:
         raise _refused("request_json is not valid JSON") from None
 
 
-def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:
+def read_limit(kind: str, document: Mapping[str, Any]) -> int | None:
+    """Return the tokens that each choice of a request may have; None where it names no limit.
+
+    Raises:
+        ComputeError: they are too many.
+    """
     for key in _LIMIT_KEYS[kind]:
         limit = document.get(key)
         if isinstance(limit, int) and not isinstance(limit, bool) and limit > 0:
@@ -104,7 +103,12 @@ def _read_limit(kind: TaskKind, document: dict[str, Any]) -> int | None:
     return None
 
 
-def _read_choices(document: dict[str, Any]) -> int:
+def read_choices(document: Mapping[str, Any]) -> int:
+    """Return how many choices a chat request asks for.
+
+    Raises:
+        ComputeError: they are too many.
+    """
     choices = document.get("n")
     if not isinstance(choices, int) or choices < 1:
         return 1
