@@ -5,7 +5,7 @@ ids of peers 66 lower-case hex digits, hashes and preimages 32 bytes.
 """
 
 import enum
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol as Interface
 
 from lcp_gateway.lightning.error_codes import ErrorCode
@@ -58,7 +58,7 @@ class Transport(Interface):
         """
         ...
 
-    def events(self) -> AsyncIterator[TransportEvent]:
+    def events(self) -> AsyncGenerator[TransportEvent, None]:
         """Return peers and messages as they come, first a ``PeerConnected`` for each peer that is connected already.
 
         Messages are received before the first event is returned, so that no answer is lost. The iterator raises
@@ -224,7 +224,7 @@ class Invoices(Interface):
         """
         ...
 
-    def paid(self, settle_index: int) -> AsyncIterator[InvoicePaid]:
+    def paid(self, settle_index: int) -> AsyncGenerator[InvoicePaid, None]:
         """Return invoices as they are settled after that index, and hold invoices as they are accepted.
 
         Those are the hold invoices that were made here, and after a restart those whose ``state`` was asked for. An

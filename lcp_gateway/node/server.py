@@ -192,7 +192,8 @@ class Node:
 
     async def _start_peers(self) -> None:
         config, backend = self.config, self._backend
-        names = await backend.models() if backend is not None and not _models_are_named(config) else ()
+        is_named = config.peers or config.backend_models
+        names = await backend.models() if backend is not None and not is_named else ()
         peers = self._peers = Peers(
             tuple(
                 Peer(one, config, network=self._network, buyer=self._lightning, jobs=self.jobs, backend=backend)
@@ -262,10 +263,6 @@ def _make_backend(config: NodeConfig) -> Compute | None:
     from lcp_gateway.node.compute.http import HttpBackend  # noqa: PLC0415 - said above
 
     return HttpBackend(config.backend, config.backend_api_key)
-
-
-def _models_are_named(config: NodeConfig) -> bool:
-    return bool(config.peers or config.backend_models)
 
 
 def _all_peers(config: NodeConfig, discovered: tuple[str, ...]) -> tuple[PeerConfig, ...]:

@@ -49,7 +49,7 @@ class InProcessTransport:
         on: object | None = None,  # noqa: ARG002 - the protocol's: there is one connection
     ) -> bytes:
         """Make a call with one answer."""
-        call = self._service.unary(path)
+        call = self._service.unary.get(path)
         if self._is_closed or call is None:
             raise _closed() if self._is_closed else _not_served(path)
         # A task of its own: closing the transport ends it without ending its caller.
@@ -80,7 +80,7 @@ class InProcessTransport:
         on: object | None = None,  # noqa: ARG002 - as above
     ) -> "_Stream":
         """Start a call with many messages."""
-        call = self._service.stream(path)
+        call = self._service.streams.get(path)
         stream = _Stream(path, self._on_bug)
         if self._is_closed or call is None:
             stream.end(_closed() if self._is_closed else _not_served(path))

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
@@ -95,7 +95,7 @@ class MemoryInvoices:
             invoice.state = InvoiceState.CANCELLED
             invoice.changed.set()
 
-    async def paid(self, settle_index: int) -> AsyncIterator[InvoicePaid]:
+    async def paid(self, settle_index: int) -> AsyncGenerator[InvoicePaid, None]:
         """Return invoices settled after that index, and all that are paid from now on."""
         self._check()
         stream: asyncio.Queue[InvoicePaid | None] = asyncio.Queue()

@@ -1,7 +1,7 @@
 """Custom messages of a simulated node."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final
 
 from lcp_gateway.node.memory.hooks import PassingMessage
@@ -29,7 +29,7 @@ class MemoryTransport:
         self._check()
         return self._node_id, self._network.prefix
 
-    async def events(self) -> AsyncIterator[TransportEvent]:
+    async def events(self) -> AsyncGenerator[TransportEvent, None]:
         """Return peers and messages as they come, those connected already first."""
         self._check()
         stream: asyncio.Queue[TransportEvent | None] = asyncio.Queue()

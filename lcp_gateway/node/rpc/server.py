@@ -150,9 +150,9 @@ class _Handler(grpc.GenericRpcHandler):
         path = handler_call_details.method or ""
         if self._token and not self._is_let_in(handler_call_details):
             return grpc.unary_unary_rpc_method_handler(_refuse)
-        if (unary := self._service.unary(path)) is not None:
+        if (unary := self._service.unary.get(path)) is not None:
             return grpc.unary_unary_rpc_method_handler(self._answer(path, unary))
-        if (stream := self._service.stream(path)) is not None:
+        if (stream := self._service.streams.get(path)) is not None:
             return grpc.unary_stream_rpc_method_handler(self._answers(path, stream))
         return None
 

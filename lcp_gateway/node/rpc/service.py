@@ -29,7 +29,7 @@ class RpcService:
     def __init__(self, calls: NodeCalls, protocol: Protocol) -> None:
         self._calls = calls
         self._dialect: DialectV02 | DialectV03 = DialectV02() if protocol is Protocol.V02 else DialectV03()
-        self._unary: Mapping[str, Callable[[bytes, Metadata], Awaitable[bytes]]] = MappingProxyType(
+        self.unary: Final[Mapping[str, Callable[[bytes, Metadata], Awaitable[bytes]]]] = MappingProxyType(
             {
                 SERVICE + "ListLCPPeers": self._list_peers,
                 SERVICE + "GetLocalInfo": self._local_info,
@@ -39,18 +39,11 @@ class RpcService:
                 GET_PAYMENT: self._get_payment,
             }
         )
-        self._streams = MappingProxyType({SERVICE + "AcceptAndExecuteStream": self._execute_stream})
-
-    def unary(self, path: str) -> Callable[[bytes, Metadata], Awaitable[bytes]] | None:
-        """Return the call of a path that has one answer; None where there is none."""
-        return self._unary.get(path)
-
-    def stream(self, path: str) -> Callable[[bytes, Metadata], AsyncGenerator[bytes, None]] | None:
-        """Return the call of a path that has many answers; None where there is none.
-
-        Closing the generator says that the caller is gone.
-        """
-        return self._streams.get(path)
+        """The calls that have one answer, by path."""
+        self.streams: Final[Mapping[str, Callable[[bytes, Metadata], AsyncGenerator[bytes, None]]]] = MappingProxyType(
+            {SERVICE + "AcceptAndExecuteStream": self._execute_stream}
+        )
+        """The calls that have many answers, by path. Closing the generator says that the caller is gone."""
 
     async def _list_peers(self, _request: bytes, _metadata: Metadata) -> bytes:
         return self._dialect.write_peers(self._calls.ready_peers(self._dialect.protocol))

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 from lcp_gateway.node.lcp.effects import MessageCame
 from lcp_gateway.node.lcp.link import PeerDown, PeerUp, StreamBroken
@@ -122,10 +122,7 @@ class Peers:
         self.is_listening = True
         self._parts.log.lightning(connected=True)
         try:
-            # The ports are iterators; those that can be closed are.
-            async with contextlib.aclosing(
-                cast("AsyncGenerator[TransportEvent, None]", self._parts.transport.events())
-            ) as events:
+            async with contextlib.aclosing(self._parts.transport.events()) as events:
                 count = 0
                 async for event in events:
                     self._took(event)

@@ -288,8 +288,17 @@ class Purchases:
             raise
         return purchase
 
-    def _add(self, machine: Buying, protocol: Protocol, peer_id: str, order: Order, manifest: Manifest) -> Purchase:
-        purchase = Purchase(
+    def _add(
+        self,
+        machine: Buying,
+        protocol: Protocol,
+        peer_id: str,
+        order: Order,
+        manifest: Manifest,
+        *,
+        restored: StoredPurchase | None = None,
+    ) -> Purchase:
+        purchase = self._live[peer_id, machine.job_id] = Purchase(
             machine,
             self._parts,
             self._peers,
@@ -298,8 +307,8 @@ class Purchases:
             order=order,
             manifest=manifest,
             on_end=self._ended,
+            restored=restored,
         )
-        self._live[peer_id, machine.job_id] = purchase
         return purchase
 
     def _restore(self, stored: StoredPurchase) -> None:
@@ -313,19 +322,7 @@ class Purchases:
             timeouts=self._parts.delays.timeouts,
             new_id=self._new_id,
         )
-        purchase = Purchase(
-            machine,
-            self._parts,
-            self._peers,
-            protocol=stored.protocol,
-            peer_id=stored.peer_id,
-            order=stored.order,
-            manifest=stored.manifest,
-            on_end=self._ended,
-            restored=stored,
-        )
-        self._live[stored.peer_id, machine.job_id] = purchase
-        purchase.track()
+        self._add(machine, stored.protocol, stored.peer_id, stored.order, stored.manifest, restored=stored).track()
 
     def _claim(self, key: _Key) -> Purchase:
         purchase = self._live.get(key)

@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, cast
+from typing import Final
 
 from lcp_gateway.lightning.error_codes import ErrorCode
 from lcp_gateway.node.lcp.effects import MessageCame, Send
@@ -35,7 +35,7 @@ from lcp_gateway.node.lcp.selling_events import (
     SaleTerms,
 )
 from lcp_gateway.node.lcp.table import write_message
-from lcp_gateway.node.ports import InvoicePaid, InvoiceState, LightningAway, StoredSale
+from lcp_gateway.node.ports import InvoiceState, LightningAway, StoredSale
 from lcp_gateway.node.runtime.observer import JobEnd, Role
 from lcp_gateway.node.runtime.parts import NodeParts
 from lcp_gateway.node.runtime.peer import Peer
@@ -182,19 +182,7 @@ class Sales:
             new_id=self._new_id,
         )
         expires_at = min(request.expiry, self._parts.clock() + self._terms.ttl_s)
-        self._add(
-            Sale(
-                machine,
-                self._parts,
-                self._peers,
-                self._hooks,
-                protocol=protocol,
-                peer_id=peer.peer_id,
-                job_id=request.job_id,
-                model=model,
-                expires_at=expires_at,
-            )
-        )
+        self._add(machine, protocol, peer.peer_id, request.job_id, model, expires_at)
 
     def _begun(self, peer: Peer, protocol: Protocol, begin: StreamBegin) -> None:
         key = (peer.peer_id, begin.job_id)
@@ -223,8 +211,29 @@ class Sales:
         while self._tally.result_bytes > self._parts.bounds.result_bytes and self._forget_oldest():
             pass
 
-    def _add(self, sale: Sale) -> Sale:
-        self._sales[sale.peer_id, sale.job_id] = sale
+    def _add(
+        self,
+        machine: Selling,
+        protocol: Protocol,
+        peer_id: str,
+        job_id: bytes,
+        model: str,
+        expires_at: float,
+        *,
+        restored: StoredSale | None = None,
+    ) -> Sale:
+        sale = self._sales[peer_id, job_id] = Sale(
+            machine,
+            self._parts,
+            self._peers,
+            self._hooks,
+            protocol=protocol,
+            peer_id=peer_id,
+            job_id=job_id,
+            model=model,
+            expires_at=expires_at,
+            restored=restored,
+        )
         self._tally.add(sale)
         return sale
 
@@ -283,20 +292,10 @@ class Sales:
             inflight=lambda: self._tally.in_flight,
             new_id=self._new_id,
         )
-        sale = Sale(
-            machine,
-            self._parts,
-            self._peers,
-            self._hooks,
-            protocol=stored.protocol,
-            peer_id=stored.peer_id,
-            job_id=kept.request.job_id,
-            model=kept.model,
-            expires_at=kept.quote.quote_expiry,
-            restored=stored,
-        )
+        job_id, expires_at = kept.request.job_id, kept.quote.quote_expiry
+        sale = self._add(machine, stored.protocol, stored.peer_id, job_id, kept.model, expires_at, restored=stored)
         self._by_hash[kept.payment_hash] = sale
-        return self._add(sale)
+        return sale
 
     async def _look_up(self, restored: list[Sale]) -> None:
         """Learn what was paid while this node was not running."""
@@ -329,9 +328,7 @@ class Sales:
         # An index counts for the Lightning node that gave it.
         node_id, _ = await self._peers.identity()
         index = await store.settle_index(node_id)
-        paid = self._parts.invoices.paid(index)
-        # The port is an iterator; each of them can be closed.
-        async with contextlib.aclosing(cast("AsyncGenerator[InvoicePaid, None]", paid)) as events:
+        async with contextlib.aclosing(self._parts.invoices.paid(index)) as events:
             self.is_following = True
             async for event in events:
                 sale = self._by_hash.get(event.payment_hash)
