@@ -94,11 +94,7 @@ class FaultyDaemon:
         return replace(info, manifest=self._claimed(info.manifest), has_extensions=self._reports)
 
     async def request_quote(self, protocol: Protocol, peer_id: str, order: Order) -> QuoteResponse:
-        """Ask a peer for a quote.
-
-        Raises:
-            CallFailed: there is none.
-        """
+        """Ask a peer for a quote; see ``NodeCalls``."""
         peer = self._peers.get(peer_id)
         if peer is not None and not peer.ready:
             raise statuses.refused("peer is not connected with custom messages enabled")
@@ -159,11 +155,7 @@ class FaultyDaemon:
         return await self._calls.payment(job_id, payment_hash)
 
     def cancel(self, peer_id: str, job_id: bytes, reason: str) -> None:
-        """Tell a peer that a job is not wanted any more.
-
-        Raises:
-            CallFailed: the peer is unknown or away.
-        """
+        """Tell a peer that a job is not wanted any more; see ``NodeCalls``."""
         self._calls.cancel(peer_id, job_id, reason)
         job = self._jobs.find(peer_id, job_id)
         if job is not None:

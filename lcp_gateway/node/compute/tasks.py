@@ -1,6 +1,7 @@
 """A task as the echo reads it: the request, parsed, and what decides the length of its reply."""
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -20,10 +21,14 @@ _INPUT_KEY = {CHAT: "messages", RESPONSES: "input"}
 _LIMIT_KEYS = {CHAT: ("max_completion_tokens", "max_tokens"), RESPONSES: ("max_output_tokens",)}
 
 
-@value
+@value(kw_only=True)
 class Task:
-    """One request. ``document`` is the parsed ``body``; ``max_tokens`` is per choice, None when it names no limit."""
+    """One request to compute. ``document`` is the parsed ``body``; ``max_tokens`` is per choice, None when it names no limit.
 
+    ``created_at`` is Unix seconds; ``tokens_per_second`` 0 means no pause.
+    """
+
+    job_id: bytes
     kind: str
     model: str
     body: bytes
@@ -31,6 +36,8 @@ class Task:
     stream: bool
     max_tokens: int | None
     choices: int
+    created_at: int
+    tokens_per_second: float
 
     @property
     def prompt_tokens(self) -> int:
@@ -38,18 +45,8 @@ class Task:
         return -(-len(self.body) // BYTES_PER_TOKEN)
 
 
-@value
-class PaidTask:
-    """A task to compute. ``created_at`` is Unix seconds; ``tokens_per_second`` 0 means no pause."""
-
-    job_id: bytes
-    task: Task
-    created_at: int
-    tokens_per_second: float
-
-
-def read_body(kind: str, model: str, body: bytes) -> Task:
-    """Read a request for a model. The error quotes nothing of it.
+def read_body(kind: str, model: str, body: bytes, *, job_id: bytes, stream: bool, tokens_per_second: float) -> Task:
+    """Read a request for a model, to be computed now. The error quotes nothing of it.
 
     Raises:
         ComputeError: it is no request for that model, or a limit of it is out of bounds.
@@ -64,13 +61,16 @@ def read_body(kind: str, model: str, body: bytes) -> Task:
     if not document.get(_INPUT_KEY[kind]):
         raise _refused(f"request_json.{_INPUT_KEY[kind]} is required")
     return Task(
+        job_id=job_id,
         kind=kind,
         model=model,
         body=body,
         document=document,
-        stream=document.get("stream") is True,
+        stream=stream,
         max_tokens=read_limit(kind, document),
         choices=read_choices(document) if kind == CHAT else 1,
+        created_at=int(time.time()),
+        tokens_per_second=tokens_per_second,
     )
 
 

@@ -43,11 +43,7 @@ class MemoryPayments:
     async def pay(
         self, payment_request: str, payment_hash: bytes, *, amount_msat: int, fee_limit_msat: int, timeout_s: float
     ) -> PaymentEnd:
-        """Pay an invoice and return the end of the payment.
-
-        Raises:
-            PaymentRefused: the invoice cannot be read, or was paid, or is being paid.
-        """
+        """Pay an invoice and return the end of the payment; see ``ports.Payments``."""
         if self.is_away:
             raise PaymentRefused("the Lightning node is away")
         try:
@@ -78,11 +74,7 @@ class MemoryPayments:
         return payment.end or PaymentLost(NO_ROUTE)
 
     async def find(self, payment_hash: bytes) -> PaymentEnd | PaymentUnderWay | None:
-        """Return the present state of a payment.
-
-        Raises:
-            LightningAway: the Lightning node is away.
-        """
+        """Return the present state of a payment; see ``ports.Payments``."""
         if self.is_away:
             raise LightningAway("the Lightning node is away")
         payment = self._payments.get(payment_hash)

@@ -166,11 +166,7 @@ class LcpNode:
         ]
 
     async def local_info(self, protocol: Protocol) -> LocalInfo:
-        """Return this node's id and manifest.
-
-        Raises:
-            CallFailed: UNAVAILABLE while the Lightning node is away.
-        """
+        """Return this node's id and manifest; see ``NodeCalls``."""
         try:
             node_id, _ = await self._peers.identity()
         except LightningAway as error:
@@ -178,11 +174,7 @@ class LcpNode:
         return LocalInfo(node_id, own_manifest(protocol, self._limits, self._models), self._limits)
 
     async def request_quote(self, protocol: Protocol, peer_id: str, order: Order) -> QuoteResponse:
-        """Ask a peer for a quote. Cancelling the call cancels the job at the peer.
-
-        Raises:
-            CallFailed: the peer is not ready, takes no such request, or refused.
-        """
+        """Ask a peer for a quote; see ``NodeCalls``."""
         if not self._buys:
             raise statuses.refused("this node does not buy (buy.enabled)")
         peer = self._peers.get(peer_id)
@@ -198,19 +190,11 @@ class LcpNode:
         return self._purchases.accept(peer_id, job_id, max_price_msat, fee_limit_msat)
 
     async def payment(self, job_id: bytes, payment_hash: bytes) -> PaymentReport:
-        """Return what is known of a purchase's payment, now or in an earlier run; a quote that was not accepted is given up.
-
-        Raises:
-            CallFailed: UNAVAILABLE where the Lightning node or the store has to be asked, and does not answer.
-        """
+        """Return what is known of a purchase's payment; see ``NodeCalls``."""
         return await self._purchases.payment(job_id, payment_hash)
 
     def cancel(self, peer_id: str, job_id: bytes, reason: str) -> None:
-        """Tell a peer that a job is not wanted any more.
-
-        Raises:
-            CallFailed: the peer is unknown or away.
-        """
+        """Tell a peer that a job is not wanted any more; see ``NodeCalls``."""
         peer = self._peers.get(peer_id)
         if peer is None:
             raise statuses.not_found("peer")
