@@ -112,7 +112,7 @@ def build_application(
     _add_pages(app, routes)
     _add_connections(app, routes)
     if with_metrics:
-        app.router.add_get("/metrics", routes.health.metrics)
+        app.router.add_get("/metrics", routes.health.expose_metrics)
     ApiDescription().add_to(app)
     return app
 
@@ -212,7 +212,7 @@ def _money_table(routes: Routes) -> Table:
         yield "GET", "/api/wallet", wallet.balance
         yield "GET", "/api/wallet/topups", wallet.topups
         yield "GET", "/api/wallet/topups/{id}", wallet.topup
-        yield "POST", "/api/wallet/topups/{id}/demo-payment", wallet.pay_for_demo
+        yield "POST", "/api/wallet/topups/{id}/demo-payment", wallet.demo_payment
         yield "GET", "/api/wallet/topups/{id}/qr.{form:svg|png}", wallet.qr_code
     if (withdrawals := routes.withdrawals) is not None:
         yield "GET", "/api/wallet/withdrawals", withdrawals.of_customer

@@ -19,7 +19,7 @@ _OPTIONS: Final = ServerOptions(head_timeout_s=10.0, keepalive_s=75.0, max_heade
 class Monitoring(Protocol):
     """The routes of an address for metrics."""
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def expose_metrics(self, request: web.Request) -> web.Response:
         """Serve GET /metrics."""
         ...
 
@@ -40,7 +40,7 @@ def build_metrics_application(monitoring: Monitoring, guard: BrowserGuard) -> we
             guard.check(request)
         except ApiError as error:
             return monitoring.refused(error)
-        return await monitoring.metrics(request)
+        return await monitoring.expose_metrics(request)
 
     async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(PAGE_HEADERS)
@@ -59,7 +59,7 @@ class _NodeMonitoring:
         self._metrics = metrics
         self._figures = figures
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def expose_metrics(self, request: web.Request) -> web.Response:
         self._metrics.set_figures(self._figures())
         body, content_type = await self._metrics.expose(request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import chain
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -40,32 +41,22 @@ _BETWEEN_BYTES = 4
 _VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestMiddleware:
-    """Wraps every handler."""
+    """Wraps every handler.
 
-    def __init__(
-        self,
-        *,
-        authenticator: Authenticator,
-        cors: Cors,
-        guard: BrowserGuard,
-        metrics: Metrics,
-        log: FilteringBoundLogger,
-        open_paths: frozenset[str],
-        max_header_bytes: int,
-        unavailable: tuple[type[Exception], ...] = (),
-        tracing: Tracing = NO_TRACING,
-    ) -> None:
-        """``open_paths`` (also as the route table writes them, or after a method) need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database."""
-        self._authenticator = authenticator
-        self._cors = cors
-        self._guard = guard
-        self._metrics = metrics
-        self._log = log
-        self._open_paths = open_paths
-        self._max_header_bytes = max_header_bytes
-        self._unavailable = unavailable
-        self._tracing = tracing
+    ``open_paths`` (also as the route table writes them, or after a method) need no key; ``guard`` checks requests without one. ``unavailable`` are errors of an unreachable database.
+    """
+
+    authenticator: Authenticator
+    cors: Cors
+    guard: BrowserGuard
+    metrics: Metrics
+    log: FilteringBoundLogger
+    open_paths: frozenset[str]
+    max_header_bytes: int
+    unavailable: tuple[type[Exception], ...] = ()
+    tracing: Tracing = NO_TRACING
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -81,7 +72,7 @@ class RequestMiddleware:
         bind_contextvars(request_id=context.request_id)
         traced: AbstractContextManager[RequestSpan] = NO_SPAN
         if context.endpoint not in NOT_TRACED:
-            traced = self._tracing.request(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
+            traced = self.tracing.request(headers.getall("traceparent", ()), headers.getall("tracestate", ()))
         with traced as span:
             if span.trace_id:
                 bind_contextvars(trace_id=span.trace_id)
@@ -126,7 +117,7 @@ class RequestMiddleware:
         if request.scheme == "https" and not is_loopback_name(request.url.host or ""):
             # Browsers would take it for every server on their own machine, most of which speak no https.
             headers["Strict-Transport-Security"] = HSTS
-        if context.is_shareable and (cors := self._cors.headers_for(request.headers.get("Origin"))):
+        if context.is_shareable and (cors := self.cors.headers_for(request.headers.get("Origin"))):
             headers.update(cors)
             if "Access-Control-Allow-Origin" in cors:
                 headers["Cross-Origin-Resource-Policy"] = "cross-origin"
@@ -146,26 +137,26 @@ class RequestMiddleware:
             )
         raw = request.raw_headers
         size = sum(map(len, chain.from_iterable(raw))) + _BETWEEN_BYTES * len(raw)
-        if size > self._max_header_bytes:
+        if size > self.max_header_bytes:
             raise ApiError(
                 431,
-                f"the headers are larger than {self._max_header_bytes} bytes",
+                f"the headers are larger than {self.max_header_bytes} bytes",
                 code="headers_too_large",
                 reason="too_large",
                 headers={"Connection": "close"},
             )
-        if preflight := self._cors.preflight(request):
+        if preflight := self.cors.preflight(request):
             return preflight
         if self._is_open(request, context):
-            context.may_read_details = self._guard.passes(request)
+            context.may_read_details = self.guard.passes(request)
         else:
-            context.caller = await self._authenticator.admit(request)
+            context.caller = await self.authenticator.admit(request)
             if not context.caller.key_id:
-                self._guard.check(request)
+                self.guard.check(request)
         return None
 
     def _is_open(self, request: web.Request, context: RequestContext) -> bool:
-        opened, endpoint = self._open_paths, context.endpoint
+        opened, endpoint = self.open_paths, context.endpoint
         return request.path in opened or endpoint in opened or f"{request.method} {endpoint}" in opened
 
     def _api_error(self, error: Exception, context: RequestContext) -> ApiError:
@@ -179,7 +170,7 @@ class RequestMiddleware:
         if context.purchase is None and (found := map_handler_error(error)) is not None:
             return found
         quote = context.purchase.quote if context.purchase else None
-        if isinstance(error, self._unavailable):
+        if isinstance(error, self.unavailable):
             return ApiError(
                 503,
                 "the gateway's database cannot be read right now",
@@ -189,7 +180,7 @@ class RequestMiddleware:
                 quote=quote,
                 reason="journal",
             )
-        self._log.error("unexpected error", exc_info=error)
+        self.log.error("unexpected error", exc_info=error)
         return internal_error(context.verdict, quote)
 
     def _break_off(self, request: web.Request, error: Exception, context: RequestContext) -> int:
@@ -204,7 +195,7 @@ class RequestMiddleware:
     def _refuse(self, error: ApiError, context: RequestContext) -> web.Response:
         context.problem = error.code or str(error.status)
         if error.reason:
-            self._metrics.refusal(error.reason)
+            self.metrics.refusal(error.reason)
         response = error.response()
         if error.headers.get("Connection") == "close":
             response.force_close()
@@ -213,19 +204,17 @@ class RequestMiddleware:
     def _report(self, context: RequestContext, status: int) -> None:
         if context.endpoint == NODE_CONNECT:
             # It lasts for as long as its node is here, which is no time of a request.
-            self._log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
+            self.log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
             return
         verdict = context.verdict
-        self._metrics.request(
-            context.endpoint, context.model, status, str(verdict), context.stream, context.elapsed_s()
-        )
+        self.metrics.request(context.endpoint, context.model, status, str(verdict), context.stream, context.elapsed_s())
         if context.operation:
             # It was paid, or may have been, and there is no whole answer.
             is_grave = bool(context.problem) and verdict is not Verdict.NONE
-            if self._log.is_enabled_for(logging.WARNING if is_grave else logging.INFO):
+            if self.log.is_enabled_for(logging.WARNING if is_grave else logging.INFO):
                 self._log_job(context, status, is_grave=is_grave)
         else:
-            self._log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
+            self.log.debug("request", endpoint=context.endpoint, status=status, problem=context.problem)
 
     def _log_job(self, context: RequestContext, status: int, *, is_grave: bool) -> None:
         fields: dict[str, object] = {
@@ -265,4 +254,4 @@ class RequestMiddleware:
         for name in ("key_id", "client", "joined", "problem"):
             if value := getattr(context, name):
                 fields[name] = value
-        log_fields(self._log, "warning" if is_grave else "info", context.operation, fields)
+        log_fields(self.log, "warning" if is_grave else "info", context.operation, fields)

@@ -180,7 +180,7 @@ async def front(
         rank=show_caller,
         healthz=show_caller,
         readyz=show_caller,
-        metrics=show_caller,
+        expose_metrics=show_caller,
     )
     of_stored = ("get", "delete", "cancel", "input_items", "list", "update", "messages", "count")
     stored = SimpleNamespace(**dict.fromkeys(of_stored, show_caller))

@@ -270,7 +270,7 @@ class Access:
                 customers.withdrawals,
                 read_timeout_s=settings.request_read_timeout_s,
                 api_limits=self.api_limits,
-                demo_invoice=partial(_demo_invoice, settings.lcpd_grpc_addr) if settings.embedded else None,
+                make_demo_invoice=partial(_demo_invoice, settings.lcpd_grpc_addr) if settings.embedded else None,
             ),
         )
 

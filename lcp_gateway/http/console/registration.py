@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -21,35 +22,28 @@ _ACTOR = "registration"
 CLOSED, OPEN = "closed", "open"
 
 
+@dataclass(frozen=True, slots=True)
 class RegistrationRoutes:
-    """Opens accounts, as ``mode`` says: ``closed``, ``invite`` or ``open``."""
+    """Opens accounts, as ``mode`` says: ``closed``, ``invite`` or ``open``.
 
-    def __init__(
-        self,
-        desk: SignInDesk,
-        registrations: RegistrationRepository,
-        *,
-        mode: str,
-        on_key_change: Callable[[], Awaitable[None]],
-        unavailable: tuple[type[Exception], ...],
-        log: FilteringBoundLogger,
-    ) -> None:
-        """``on_key_change`` makes this process read the new key at once.
+    ``on_key_change`` makes this process read the new key at once.
 
-        ``unavailable`` are errors of a database that cannot be reached.
-        """
-        self._desk = desk
-        self._registrations = registrations
-        self._mode = mode
-        self._on_key_change = on_key_change
-        self._unavailable = unavailable
-        self._log = log
+    ``unavailable`` are errors of a database that cannot be reached.
+    """
+
+    desk: SignInDesk
+    registrations: RegistrationRepository
+    _: KW_ONLY
+    mode: str
+    on_key_change: Callable[[], Awaitable[None]]
+    unavailable: tuple[type[Exception], ...]
+    log: FilteringBoundLogger
 
     async def register(self, request: web.Request) -> web.Response:
         """Serve POST /api/register. A browser is signed in as well; a program, which sends no origin, is not."""
-        desk = self._desk
+        desk = self.desk
         form = desk.check(request, needs_origin=False)
-        if self._mode == CLOSED:
+        if self.mode == CLOSED:
             raise ApiError(
                 403, "the operator opens accounts here: ask for a key", code="registration_closed", reason="sign_in"
             )
@@ -57,17 +51,17 @@ class RegistrationRoutes:
         fields = await read_fields(request, desk.read_timeout_s)
         name, code = fields.text("name", required=True), fields.text("invite")
         fields.done()
-        if self._mode == OPEN and not code:
+        if self.mode == OPEN and not code:
             await desk.limits.open_account(request.remote)
         async with desk.api_limits.place(anonymous_caller(request.remote)):
-            account, key = await self._registrations.register(
+            account, key = await self.registrations.register(
                 name,
                 actor=_ACTOR,
                 at=datetime.now(UTC),
                 rules=SIGN_IN_RULES,
-                invite=None if self._mode == OPEN and not code else code,
+                invite=None if self.mode == OPEN and not code else code,
             )
-            self._log.info("an account was opened", account_id=account.id, client=display_address(request.remote))
+            self.log.info("an account was opened", account_id=account.id, client=display_address(request.remote))
             response = json_response(
                 {
                     "object": "lcp.registration",
@@ -76,10 +70,10 @@ class RegistrationRoutes:
                 },
                 status=201,
             )
-            await self._on_key_change()
+            await self.on_key_change()
             if "Origin" in request.headers:
                 # The key is shown in this response and never again: it goes out, whatever happens to the database now.
-                with contextlib.suppress(*self._unavailable):
+                with contextlib.suppress(*self.unavailable):
                     made = await desk.sessions.begin(key.record.caller)
                     await desk.hand_over(request, response, form, made)
         return response

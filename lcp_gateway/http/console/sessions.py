@@ -1,7 +1,7 @@
 """/api/session and /api/sessions: sign-in, the signed-in person, sign-out here and everywhere."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
@@ -62,28 +62,23 @@ class SignInDesk:
         form.set(response, made.token, round((session.ends_at - session.created_at).total_seconds()))
 
 
+@dataclass(frozen=True, slots=True)
 class SessionRoutes:
-    """Serves sign-in and sign-out."""
+    """Serves sign-in and sign-out.
 
-    def __init__(
-        self,
-        desk: SignInDesk | None,
-        *,
-        role_of: Callable[[Caller], Role],
-        accounts: AccountRepository | None,
-        keys: KeyRepository | None,
-        log: FilteringBoundLogger,
-    ) -> None:
-        """``desk`` is None where no sign-in is needed; ``accounts`` and ``keys`` where there are no customers."""
-        self._desk = desk
-        self._role_of = role_of
-        self._accounts = accounts
-        self._keys = keys
-        self._log = log
+    ``desk`` is None where no sign-in is needed; ``accounts`` and ``keys`` where there are no customers.
+    """
+
+    desk: SignInDesk | None
+    _: KW_ONLY
+    role_of: Callable[[Caller], Role]
+    accounts: AccountRepository | None
+    keys: KeyRepository | None
+    log: FilteringBoundLogger
 
     async def sign_in(self, request: web.Request) -> web.Response:
         """Serve POST /api/session."""
-        desk = self._desk
+        desk = self.desk
         if desk is None:
             raise ApiError(
                 403, "this gateway asks for no key: there is no sign-in", code="signin_off", reason="sign_in"
@@ -100,10 +95,10 @@ class SessionRoutes:
                 raise keys_unavailable(stale) from stale
             client = display_address(request.remote)
             if made is None:
-                self._log.warning("sign-in refused", client=client)
+                self.log.warning("sign-in refused", client=client)
                 raise unauthorized("this key is not valid: check that it was pasted whole, and that it was not revoked")
             signed_in = made.signed_in
-            self._log.info("signed in", role=signed_in.session.role, key_id=signed_in.caller.key_id, client=client)
+            self.log.info("signed in", role=signed_in.session.role, key_id=signed_in.caller.key_id, client=client)
             response = await self._describe(signed_in.caller, signed_in.session, status=201)
             await desk.hand_over(request, response, form, made)
         return response
@@ -115,7 +110,7 @@ class SessionRoutes:
 
     async def sign_out(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/session."""
-        ended, desk = False, self._desk
+        ended, desk = False, self.desk
         form = None if desk is None else desk.cookies.form(request)
         if desk is not None and form is not None and request[CONTEXT].session is not None:
             ended = await desk.sessions.end(form.token(request) or "")
@@ -123,20 +118,20 @@ class SessionRoutes:
 
     async def sign_out_everywhere(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/sessions: of the whole account for a sign-in key, else of the caller's key."""
-        ended = 0 if self._desk is None else await self._desk.sessions.end_all(request[CONTEXT].caller)
+        ended = 0 if self.desk is None else await self.desk.sessions.end_all(request[CONTEXT].caller)
         return self._without_cookie(request, json_response({"object": "list", "deleted": ended}))
 
     def _without_cookie(self, request: web.Request, response: web.Response) -> web.Response:
-        form = None if self._desk is None else self._desk.cookies.form(request)
+        form = None if self.desk is None else self.desk.cookies.form(request)
         if form is not None and request[CONTEXT].session is not None:
             form.clear(response)
         return response
 
     async def _describe(self, caller: Caller, session: Session | None, *, status: int = 200) -> web.Response:
         account = key = None
-        if caller.account_id is not None and self._accounts is not None and self._keys is not None:
-            found = await self._accounts.get(caller.account_id)
-            record = await self._keys.get(caller.key_id)
+        if caller.account_id is not None and self.accounts is not None and self.keys is not None:
+            found = await self.accounts.get(caller.account_id)
+            record = await self.keys.get(caller.key_id)
             account = {"id": caller.account_id, "name": "" if found is None else found.name}
             key = {"id": caller.key_id, "name": "" if record is None else record.name}
             key["prefix"] = "" if record is None else record.prefix
@@ -146,7 +141,7 @@ class SessionRoutes:
         return json_response(
             {
                 "object": "lcp.session",
-                "role": self._role_of(caller).value,
+                "role": self.role_of(caller).value,
                 "account": account,
                 "key": None if key is None else {**key, "scopes": scopes},
                 "scopes": scopes,

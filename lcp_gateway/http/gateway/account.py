@@ -1,6 +1,7 @@
 """/api/account: a customer's own account."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -12,16 +13,17 @@ from lcp_gateway.http.gateway.admin import account_fields
 from lcp_gateway.purchase.money import Msat
 
 
+@dataclass(frozen=True, slots=True)
 class AccountRoutes:
-    """Serves the holder of an account."""
+    """Serves the holder of an account.
 
-    def __init__(
-        self, accounts: AccountRepository, *, on_key_change: Callable[[], Awaitable[None]], read_timeout_s: float
-    ) -> None:
-        """``on_key_change`` makes this process reload the keys, so that those of a deleted account are refused at once."""
-        self._accounts = accounts
-        self._on_key_change = on_key_change
-        self._read_timeout_s = read_timeout_s
+    ``on_key_change`` makes this process reload the keys, so that those of a deleted account are refused at once.
+    """
+
+    accounts: AccountRepository
+    _: KW_ONLY
+    on_key_change: Callable[[], Awaitable[None]]
+    read_timeout_s: float
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /api/account."""
@@ -30,26 +32,26 @@ class AccountRoutes:
     async def rename(self, request: web.Request) -> web.Response:
         """Serve PATCH /api/account."""
         account_id = account_of(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         name = fields.text("name", required=True)
         fields.done()
-        await self._accounts.rename(account_id, name, actor=customer_of(request), at=datetime.now(UTC))
+        await self.accounts.rename(account_id, name, actor=customer_of(request), at=datetime.now(UTC))
         return await self._respond(account_id)
 
     async def delete(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/account: with ``forfeit_msat``, the exact balance that is lost with it."""
         account_id = account_of(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         forfeit_msat = Msat(fields.amount("forfeit_msat") or 0)
         fields.done()
-        await self._accounts.delete(
+        await self.accounts.delete(
             account_id, actor=customer_of(request), at=datetime.now(UTC), forfeit_msat=forfeit_msat
         )
-        await self._on_key_change()
+        await self.on_key_change()
         return json_response({"id": account_id, "deleted": True})
 
     async def _respond(self, account_id: str) -> web.Response:
-        account = await self._accounts.get(account_id)
+        account = await self.accounts.get(account_id)
         if account is None:
             raise ApiError(404, "there is no such account", code="account_not_found")
         return json_response(account_fields(account))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -37,35 +38,29 @@ _CSV_LINES = 100_000
 _ADJUSTMENT_ID = re.compile(r"[!-~]{1,128}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AdminRoutes:
-    """Serves the administrator."""
+    """Serves the administrator.
 
-    def __init__(
-        self,
-        *,
-        accounts: AccountRepository,
-        ledger: LedgerRepository,
-        actions: AdminLogRepository,
-        on_key_change: Callable[[], Awaitable[None]],
-        read_timeout_s: float,
-    ) -> None:
-        """``on_key_change`` makes this process reload the keys, so that those of a deleted account are refused at once."""
-        self._accounts = accounts
-        self._ledger = ledger
-        self._actions = actions
-        self._on_key_change = on_key_change
-        self._read_timeout_s = read_timeout_s
+    ``on_key_change`` makes this process reload the keys, so that those of a deleted account are refused at once.
+    """
+
+    accounts: AccountRepository
+    ledger: LedgerRepository
+    actions: AdminLogRepository
+    on_key_change: Callable[[], Awaitable[None]]
+    read_timeout_s: float
 
     async def create_account(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/accounts."""
         name = await self._read_name(request)
-        account = await self._accounts.create(name, actor=actor_of(request), at=_now())
+        account = await self.accounts.create(name, actor=actor_of(request), at=_now())
         return json_response(account_fields(account), status=201)
 
     async def list_accounts(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/accounts."""
         limit, after = read_page(request)
-        page = await self._accounts.page(limit=limit, after=after or None)
+        page = await self.accounts.page(limit=limit, after=after or None)
         return list_response(map(account_fields, page.items), page.after)
 
     async def get_account(self, request: web.Request) -> web.Response:
@@ -76,27 +71,27 @@ class AdminRoutes:
         """Serve PATCH /api/admin/accounts/{id}."""
         account_id = read_id(request)
         name = await self._read_name(request)
-        await self._accounts.rename(account_id, name, actor=actor_of(request), at=_now())
+        await self.accounts.rename(account_id, name, actor=actor_of(request), at=_now())
         return json_response(account_fields(await self._find(request)))
 
     async def delete_account(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/admin/accounts/{id}."""
         account_id = read_id(request)
-        await self._accounts.delete(account_id, actor=actor_of(request), at=_now())
-        await self._on_key_change()
+        await self.accounts.delete(account_id, actor=actor_of(request), at=_now())
+        await self.on_key_change()
         return json_response({"id": account_id, "deleted": True})
 
     async def adjust(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/accounts/{id}/adjustments; with an Idempotency-Key it is made once."""
         account_id = read_id(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         amount_msat = fields.amount("amount_msat", signed=True)
         reason = fields.text("reason", required=True)
         fields.done()
         if amount_msat is None:
             raise bad_request("amount_msat is required", "amount_msat", "missing_required_parameter")
         adjustment_id = _adjustment_id(request)
-        balance = await self._ledger.adjust(
+        balance = await self.ledger.adjust(
             account_id,
             Msat(amount_msat),
             reason=reason,
@@ -111,32 +106,32 @@ class AdminRoutes:
         account = await self._find(request)
         if request.query.get("format", "json") == "csv":
             return await statement_csv(
-                request, lambda after: self._ledger.statement(account.id, limit=_PAGE, after=after), account.id
+                request, lambda after: self.ledger.statement(account.id, limit=_PAGE, after=after), account.id
             )
         limit, after = read_numbered_page(request)
-        found = await self._ledger.statement(account.id, limit=limit, after=after)
+        found = await self.ledger.statement(account.id, limit=limit, after=after)
         return list_response(map(statement_line, found.lines), found.after)
 
     async def audit(self, _request: web.Request) -> web.Response:
         """Serve GET /api/admin/audit."""
-        return json_response({"object": "lcp.audit", **audit_document(await self._ledger.audit())})
+        return json_response({"object": "lcp.audit", **audit_document(await self.ledger.audit())})
 
     async def log(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/log."""
         limit, after = read_numbered_page(request)
-        page = await self._actions.page(limit=limit, after=None if after is None else str(after))
+        page = await self.actions.page(limit=limit, after=None if after is None else str(after))
         return list_response(
             ({**action_document(action, datetime.isoformat), "id": str(action.id)} for action in page.items), page.after
         )
 
     async def _read_name(self, request: web.Request) -> str:
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         name = fields.text("name", required=True)
         fields.done()
         return name
 
     async def _find(self, request: web.Request) -> Account:
-        account = await self._accounts.get(read_id(request))
+        account = await self.accounts.get(read_id(request))
         if account is None:
             raise ApiError(404, "there is no such account", code="account_not_found", param="id")
         return account

@@ -1,6 +1,7 @@
 """GET /healthz, /readyz and /metrics: alive, able to serve, and the metrics."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import orjson
@@ -82,44 +83,30 @@ class Workers(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HealthRoutes:
-    """Serves monitoring."""
+    """Serves monitoring.
 
-    def __init__(
-        self,
-        *,
-        catalog: CatalogSource,
-        jobs: JobsInFlight,
-        metrics: Metrics,
-        stale_s: float,
-        daemon_problem: Callable[[], UpstreamError | None],
-        transport: str,
-        protocol_version: Callable[[], int | None] = lambda: None,
-        nodes: Callable[[], Mapping[str, NodeState]] = dict,
-        other_reasons: Callable[[], Iterable[str]] = tuple,
-        tasks: Callable[[], Mapping[str, object]] = dict,
-        lnd_report: Callable[[], Mapping[str, object]] | None = None,
-        workers: Workers | None = None,
-    ) -> None:
-        """A snapshot of the peers older than ``stale_s`` is stale.
+    A snapshot of the peers older than ``stale_s`` is stale.
 
-        ``transport`` names the transport to the daemon, ``protocol_version`` returns the version of the protocol that it speaks, None while
-        that is not known. ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of
-        each virtual node, ``other_reasons`` further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
-        lnd, where one is configured. ``workers`` are those of the gateway, where this process is one of several.
-        """
-        self._workers = workers
-        self._tasks = tasks
-        self._other_reasons = other_reasons
-        self._daemon_problem = daemon_problem
-        self._transport = transport
-        self._protocol_version = protocol_version
-        self._nodes = nodes
-        self._lnd_report = lnd_report
-        self._catalog = catalog
-        self._stale_s = stale_s
-        self._jobs = jobs
-        self._metrics = metrics
+    ``transport`` names the transport to the daemon, ``protocol_version`` returns the version of the protocol that it speaks, None while
+    that is not known. ``daemon_problem`` returns why the daemon cannot be used, ``nodes`` the state of
+    each virtual node, ``other_reasons`` further reasons why the gateway cannot buy now, ``tasks`` the state of each background task, ``lnd_report`` that of
+    lnd, where one is configured. ``workers`` are those of the gateway, where this process is one of several.
+    """
+
+    catalog: CatalogSource
+    jobs: JobsInFlight
+    metrics: Metrics
+    stale_s: float
+    daemon_problem: Callable[[], UpstreamError | None]
+    transport: str
+    protocol_version: Callable[[], int | None] = lambda: None
+    nodes: Callable[[], Mapping[str, NodeState]] = dict
+    other_reasons: Callable[[], Iterable[str]] = tuple
+    tasks: Callable[[], Mapping[str, object]] = dict
+    lnd_report: Callable[[], Mapping[str, object]] | None = None
+    workers: Workers | None = None
 
     async def healthz(self, _request: web.Request) -> web.Response:
         """Serve GET /healthz: the process is alive."""
@@ -143,57 +130,57 @@ class HealthRoutes:
 
     def reasons(self) -> list[str]:
         """Return why nothing could be bought now; empty where all is well."""
-        problem = self._catalog.problem
+        problem = self.catalog.problem
         reasons = []
-        if self._jobs.draining:
+        if self.jobs.draining:
             reasons.append("the gateway is shutting down")
         if problem is not None:
             reasons.append(f"the daemon cannot be used: {problem.status}: {problem.message}")
-        elif not self._catalog.catalog.providers:
+        elif not self.catalog.catalog.providers:
             reasons.append("no peers are connected")
-        if self._catalog.age_s > self._stale_s:
-            reasons.append(f"the list of peers is {self._catalog.age_s:.0f} s old")
-        reasons.extend(self._other_reasons())
+        if self.catalog.age_s > self.stale_s:
+            reasons.append(f"the list of peers is {self.catalog.age_s:.0f} s old")
+        reasons.extend(self.other_reasons())
         return reasons
 
     async def report(self) -> dict[str, object]:
         """Return the state of the gateway, as /readyz shows it."""
         reasons = self.reasons()
-        peers = sum(provider.source is ProviderSource.LCP for provider in self._catalog.catalog.providers)
+        peers = sum(provider.source is ProviderSource.LCP for provider in self.catalog.catalog.providers)
         report: dict[str, object] = {
             "status": "unavailable" if reasons else READY,
             "reasons": reasons,
             "daemon": {
-                "reachable": self._daemon_problem() is None,
-                "transport": self._transport,
-                "protocol_version": self._protocol_version(),
+                "reachable": self.daemon_problem() is None,
+                "transport": self.transport,
+                "protocol_version": self.protocol_version(),
             },
             "peers": peers,
-            "snapshot_age_s": round(self._catalog.age_s, 3),
-            "jobs_in_flight": len(self._jobs),
+            "snapshot_age_s": round(self.catalog.age_s, 3),
+            "jobs_in_flight": len(self.jobs),
         }
-        overview = None if self._workers is None else await self._workers.overview()
+        overview = None if self.workers is None else await self.workers.overview()
         if overview is not None:
             report["jobs_in_flight"] = overview.jobs
             report["workers"] = {"running": overview.running, "of": overview.of}
-        if tasks := self._tasks():
+        if tasks := self.tasks():
             report["tasks"] = tasks
-        if nodes := self._nodes():
+        if nodes := self.nodes():
             report["nodes"] = {name: {"up": node.up, "models": node.models} for name, node in nodes.items()}
-        if self._lnd_report is not None:
+        if self.lnd_report is not None:
             # Reported, but not a reason: the daemon may pay through another node, or before lnd has caught up.
-            report["lnd"] = self._lnd_report()
+            report["lnd"] = self.lnd_report()
         return report
 
     def refused(self, error: ApiError) -> web.Response:
         """Return the response that refuses a request for the metrics, and count it."""
-        self._metrics.refusal(error.reason)
+        self.metrics.refusal(error.reason)
         return error.response()
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def expose_metrics(self, request: web.Request) -> web.Response:
         """Serve GET /metrics in the format that the scraper asks for."""
         accept = request.headers.get("Accept", "")
         # Where the supervisor does not answer, this worker's own are better than none.
-        of_all = None if self._workers is None else await self._workers.scrape()
-        body, content_type = await self._metrics.expose(accept, of_all)
+        of_all = None if self.workers is None else await self.workers.scrape()
+        body, content_type = await self.metrics.expose(accept, of_all)
         return web.Response(body=body, headers={"Content-Type": content_type})

@@ -1,7 +1,7 @@
 """Keys of accounts and agents' tokens: /api/account/keys for their holders, /api/admin/keys for the operator."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -36,27 +36,21 @@ _NO_KEY: Final = "key_none"
 _AMOUNTS: Final = frozenset({"max_price_msat", "budget_hour_msat", "budget_day_msat", "budget_month_msat"})
 
 
+@dataclass(frozen=True, slots=True)
 class KeyRoutes:
-    """Serves the operator, and customers for their own account."""
+    """Serves the operator, and customers for their own account.
 
-    def __init__(
-        self,
-        keys: KeyRepository,
-        *,
-        books: PurchaseBooks | None,
-        on_change: Callable[[], Awaitable[None]],
-        read_timeout_s: float,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        """``on_change`` makes this process reload the keys, so that a revoked one is refused at once; it raises nothing.
+    ``on_change`` makes this process reload the keys, so that a revoked one is refused at once; it raises nothing.
 
-        ``books`` tell how keys are used.
-        """
-        self._keys = keys
-        self._books = books
-        self._on_change = on_change
-        self._read_timeout_s = read_timeout_s
-        self._now = now
+    ``books`` tell how keys are used.
+    """
+
+    keys: KeyRepository
+    _: KW_ONLY
+    books: PurchaseBooks | None
+    on_change: Callable[[], Awaitable[None]]
+    read_timeout_s: float
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     # -- the operator ---------------------------------------------------------------------------------
 
@@ -74,11 +68,11 @@ class KeyRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /api/admin/keys/{id}: a key with its use."""
-        return await self._one(_found(await self._keys.get(read_id(request))))
+        return await self._one(_found(await self.keys.get(read_id(request))))
 
     async def change(self, request: web.Request) -> web.Response:
         """Serve PATCH /api/admin/keys/{id}: change its name, limits, models, scopes or end."""
-        return await self._change(request, _found(await self._keys.get(read_id(request))), _SCOPES)
+        return await self._change(request, _found(await self.keys.get(read_id(request))), _SCOPES)
 
     async def revoke(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/admin/keys/{id}: revoke a key, for good."""
@@ -108,24 +102,24 @@ class KeyRoutes:
 
     async def _own(self, request: web.Request) -> KeyRecord:
         account_id = account_of(request)
-        record = await self._keys.get(read_id(request))
+        record = await self.keys.get(read_id(request))
         # The key of another account is answered as an id that no key has.
         return _found(record if record is not None and record.account_id == account_id else None)
 
     # -- both -----------------------------------------------------------------------------------------
 
     async def _create(self, request: web.Request, account_id: str, scopes: frozenset[str]) -> web.Response:
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         name = fields.text("name") or "key"
         kind = _read_kind(fields)
         rules = _read_rules(fields, KeyRules(), scopes)
         fields.done()
         # Read before the key is made: its text is in this response and nowhere else, so nothing may fail after that.
         unused = (await self._use([_NO_KEY]))[_NO_KEY]
-        made = await self._keys.create(
-            account_id, name=name, actor=actor_of(request), at=self._now(), rules=rules, kind=kind
+        made = await self.keys.create(
+            account_id, name=name, actor=actor_of(request), at=self.now(), rules=rules, kind=kind
         )
-        await self._on_change()
+        await self.on_change()
         document = _document(made.record, unused)
         document["key"] = made.text
         if kind is KeyKind.AGENT:
@@ -134,7 +128,7 @@ class KeyRoutes:
 
     async def _page(self, request: web.Request, account_id: str | None) -> web.Response:
         limit, after = read_page(request)
-        page = await self._keys.page(account_id, limit=limit, after=after or None)
+        page = await self.keys.page(account_id, limit=limit, after=after or None)
         return list_response(await self._documents(page.items), page.after)
 
     async def _one(self, record: KeyRecord) -> web.Response:
@@ -142,18 +136,18 @@ class KeyRoutes:
         return json_response(document)
 
     async def _change(self, request: web.Request, record: KeyRecord, scopes: frozenset[str]) -> web.Response:
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         name = fields.text("name") or record.name
         # A scope that the caller may not give is kept where the operator gave it.
         rules = _read_rules(fields, record.rules, scopes | {scope.value for scope in record.rules.scopes})
         fields.done()
-        changed = await self._keys.change(record.id, actor=actor_of(request), at=self._now(), name=name, rules=rules)
-        await self._on_change()
+        changed = await self.keys.change(record.id, actor=actor_of(request), at=self.now(), name=name, rules=rules)
+        await self.on_change()
         return await self._one(_found(changed))
 
     async def _revoke(self, request: web.Request, key_id: str) -> web.Response:
-        record = _found(await self._keys.revoke(key_id, actor=actor_of(request), at=self._now()))
-        await self._on_change()
+        record = _found(await self.keys.revoke(key_id, actor=actor_of(request), at=self.now()))
+        await self.on_change()
         return await self._one(record)
 
     async def _documents(self, records: Sequence[KeyRecord]) -> "Sequence[dict[str, object]]":
@@ -161,9 +155,9 @@ class KeyRoutes:
         return [_document(record, use[record.id]) for record in records]
 
     async def _use(self, key_ids: Sequence[str]) -> Mapping[str, KeyUse]:
-        if self._books is None:
+        if self.books is None:
             return dict.fromkeys(key_ids, KeyUse())
-        return await self._books.key_use(key_ids, self._now())
+        return await self.books.key_use(key_ids, self.now())
 
 
 def _grantable(request: web.Request) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 
 from aiohttp import web
@@ -29,37 +30,26 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+@dataclass(slots=True, eq=False)
 class L402Routes:
-    """Requests a payment, and admits the client that paid; the amount becomes the balance of a new account."""
+    """Requests a payment, and admits the client that paid; the amount becomes the balance of a new account.
 
-    def __init__(
-        self,
-        wallet: Wallet,
-        topups: TopupRepository,
-        issuer: Issuer,
-        *,
-        amount_msat: int,
-        lasts: timedelta,
-        guard: BrowserGuard,
-        limits: AddressLimits,
-        api_limits: ApiLimits,
-        per_minute: int,
-        now: Callable[[], datetime] = _utc_now,
-    ) -> None:
-        """``per_minute`` bounds the invoices that ``limits`` lets the clients of one address have.
+    ``per_minute`` bounds the invoices that ``limits`` lets the clients of one address have.
 
-        ``api_limits`` bounds how many invoices are made, and how many tokens looked up, at one time.
-        """
-        self._api_limits = api_limits
-        self._wallet = wallet
-        self._topups = topups
-        self._issuer = issuer
-        self._amount_msat = amount_msat
-        self._lasts = lasts
-        self._guard = guard
-        self._limits = limits
-        self._per_minute = per_minute
-        self._now = now
+    ``api_limits`` bounds how many invoices are made, and how many tokens looked up, at one time.
+    """
+
+    wallet: Wallet
+    topups: TopupRepository
+    issuer: Issuer
+    _: KW_ONLY
+    amount_msat: int
+    lasts: timedelta
+    guard: BrowserGuard
+    limits: AddressLimits
+    api_limits: ApiLimits
+    per_minute: int
+    now: Callable[[], datetime] = _utc_now
 
     async def challenge(self, request: web.BaseRequest) -> ApiError:
         """Return the 402 with an invoice, and with the macaroon that its payment makes valid.
@@ -69,21 +59,21 @@ class L402Routes:
         Raises:
             ApiError: 403 for a web page of another origin, which could send the request from its visitors' browsers.
         """
-        self._guard.check_origin(request)
-        wait_s = self._limits.take(request.remote, self._per_minute)
+        self.guard.check_origin(request)
+        wait_s = self.limits.take(request.remote, self.per_minute)
         if not wait_s:
-            wait_s = self._limits.take(_IN_ALL, _MOST_A_MINUTE_IN_ALL)
+            wait_s = self.limits.take(_IN_ALL, _MOST_A_MINUTE_IN_ALL)
         if wait_s:
-            return _too_many(self._per_minute, wait_s)
+            return _too_many(self.per_minute, wait_s)
         try:
-            async with self._api_limits.place(anonymous_caller(request.remote)):
-                await self._topups.make_room(self._now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN)
-                topup = await self._wallet.top_up(
-                    None, self._amount_msat, "access", purpose=TopupPurpose.L402, expiry_s=_INVOICE_EXPIRY_S
+            async with self.api_limits.place(anonymous_caller(request.remote)):
+                await self.topups.make_room(self.now(), purpose=TopupPurpose.L402, most_open=_MOST_OPEN)
+                topup = await self.wallet.top_up(
+                    None, self.amount_msat, "access", purpose=TopupPurpose.L402, expiry_s=_INVOICE_EXPIRY_S
                 )
         except (TopupsDisabled, InvoiceServiceUnavailable, AccountError):
             return ApiError(503, "no invoice can be made right now", code="topups_unavailable", retry=True)
-        macaroon = self._issuer.issue(topup.payment_hash, topup.account_id, self._now() + self._lasts)
+        macaroon = self.issuer.issue(topup.payment_hash, topup.account_id, self.now() + self.lasts)
         return ApiError(
             402,
             f"pay the invoice and come again with its preimage: Authorization: L402 <macaroon>:<preimage>; it buys "
@@ -102,19 +92,19 @@ class L402Routes:
             credentials = parse_authorization(authorization)
             if credentials is None:
                 return None
-            token = self._issuer.verify(credentials.macaroon, credentials.preimage, self._now())
+            token = self.issuer.verify(credentials.macaroon, credentials.preimage, self.now())
         except L402Error:
             return None
         # Only a token of this gateway with the proof of its payment gets here.
-        async with self._api_limits.place(account_caller(token.account_id)):
+        async with self.api_limits.place(account_caller(token.account_id)):
             # Read each time, so that a token ends with its account, on all gateways.
-            topup = await self._topups.of_living_account(token.payment_hash)
+            topup = await self.topups.of_living_account(token.payment_hash)
             if topup is None or topup.account_id != token.account_id:
                 return None
             if topup.state is not TopupState.SETTLED:
                 # Paid a moment ago: the preimage proves it, and lnd is asked for the settlement.
                 try:
-                    topup = await self._wallet.look_up(topup)
+                    topup = await self.wallet.look_up(topup)
                 except (InvoiceServiceUnavailable, TopupsDisabled):
                     return None
         if topup.state is not TopupState.SETTLED:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from aiohttp import WSMsgType, web
@@ -64,6 +65,7 @@ class WebSocketOfNode:
             self._transport.abort()
 
 
+@dataclass(frozen=True, slots=True)
 class NodeConnectRoutes:
     """Takes the WebSockets of nodes.
 
@@ -71,21 +73,15 @@ class NodeConnectRoutes:
     whether a further node may come with a grant.
     """
 
-    def __init__(
-        self,
-        find: Callable[[str], object | None],
-        serve: Callable[[WebSocketOfNode, Any], Awaitable[None]],
-        has_place: Callable[[Any], bool],
-    ) -> None:
-        self._find = find
-        self._serve = serve
-        self._has_place = has_place
+    find: Callable[[str], object | None]
+    serve: Callable[[WebSocketOfNode, Any], Awaitable[None]]
+    has_place: Callable[[Any], bool]
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         """Serve GET /api/nodes/connect."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         try:
-            grant = self._find(token.strip()) if scheme.lower() == "bearer" else None
+            grant = self.find(token.strip()) if scheme.lower() == "bearer" else None
         except KeysStale as stale:
             raise ApiError(
                 503,
@@ -114,10 +110,10 @@ class NodeConnectRoutes:
             raise ApiError(
                 400, f"this route takes WebSockets of the subprotocol {SUBPROTOCOL}", code="websocket_expected"
             )
-        if not self._has_place(grant):
+        if not self.has_place(grant):
             raise ApiError(
                 503, "the gateway takes no further node now: dial again later", code="too_many_nodes", retry=True
             )
         await socket.prepare(request)
-        await self._serve(WebSocketOfNode(socket, request.transport), grant)
+        await self.serve(WebSocketOfNode(socket, request.transport), grant)
         return socket

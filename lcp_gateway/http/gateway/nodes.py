@@ -1,6 +1,7 @@
 """/api/nodes and /api/admin/nodes: nodes of accounts, whether they are connected, and what they earned."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -35,22 +36,18 @@ class NodeConnection(NodeState, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
 class NodeRoutes:
-    """Serves the owners of nodes and the administrator."""
+    """Serves the owners of nodes and the administrator.
 
-    def __init__(
-        self,
-        nodes: NodeRepository,
-        *,
-        terms: NodeTermsCache,
-        connections: Callable[[], Mapping[str, NodeConnection]],
-        read_timeout_s: float,
-    ) -> None:
-        """``connections`` returns the nodes that dialled in by their ids; ``terms`` is read again after a change."""
-        self._nodes = nodes
-        self._terms = terms
-        self._connections = connections
-        self._read_timeout_s = read_timeout_s
+    ``connections`` returns the nodes that dialled in by their ids; ``terms`` is read again after a change.
+    """
+
+    nodes: NodeRepository
+    _: KW_ONLY
+    terms: NodeTermsCache
+    connections: Callable[[], Mapping[str, NodeConnection]]
+    read_timeout_s: float
 
     async def of_owner(self, request: web.Request) -> web.Response:
         """Serve GET /api/nodes."""
@@ -60,10 +57,10 @@ class NodeRoutes:
         """Serve GET /api/nodes/{id}/earnings: what each delivered request earned."""
         account_id = account_of(request)
         limit, after = read_page(request)
-        node = await self._nodes.get(read_id(request))
+        node = await self.nodes.get(read_id(request))
         if node is None or node.account_id != account_id:
             raise NodeNotFound
-        page = await self._nodes.earnings(account_id, NODE_PREFIX + node.id, limit=limit, after=after or None)
+        page = await self.nodes.earnings(account_id, NODE_PREFIX + node.id, limit=limit, after=after or None)
         lines = (
             {
                 "object": "lcp.earning",
@@ -85,14 +82,14 @@ class NodeRoutes:
     async def change(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/nodes/{id}: its commission, and whether it is frozen."""
         node_id = read_id(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         percent = fields.number("commission_percent")
         frozen = fields.flag("frozen", required=False)
         reason = fields.text("reason", required=True)
         fields.done()
         if percent is not None and not 0 <= percent <= _MOST_PERCENT:
             raise bad_request("commission_percent must be from 0 to 100", "commission_percent", "invalid_value")
-        node = await self._nodes.set(
+        node = await self.nodes.set(
             node_id,
             commission_ppm=None if percent is None else round(percent * PPM_PER_PERCENT),
             frozen=frozen,
@@ -100,8 +97,8 @@ class NodeRoutes:
             actor=actor_of(request),
             at=datetime.now(UTC),
         )
-        await self._terms.refresh()
-        earned = await self._nodes.earned(node.account_id)
+        await self.terms.refresh()
+        earned = await self.nodes.earned(node.account_id)
         return json_response(self._admin_document(node, earned.get(NODE_PREFIX + node.id, _NONE), _NONE))
 
     async def _page(
@@ -111,10 +108,10 @@ class NodeRoutes:
         document: Callable[[NodeRecord, Earned, Earned], dict[str, object]],
     ) -> web.Response:
         limit, after = read_page(request)
-        page = await self._nodes.page(account_id, limit=limit, after=after or None)
+        page = await self.nodes.page(account_id, limit=limit, after=after or None)
         begun = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        ever = await self._nodes.earned(account_id)
-        today = await self._nodes.earned(account_id, since=begun)
+        ever = await self.nodes.earned(account_id)
+        today = await self.nodes.earned(account_id, since=begun)
         documents = (
             document(node, ever.get(NODE_PREFIX + node.id, _NONE), today.get(NODE_PREFIX + node.id, _NONE))
             for node in page.items
@@ -122,7 +119,7 @@ class NodeRoutes:
         return list_response(documents, page.after)
 
     def _document(self, node: NodeRecord, ever: Earned, today: Earned) -> dict[str, object]:
-        connection = self._connections().get(node.id)
+        connection = self.connections().get(node.id)
         return {
             "object": "lcp.node",
             "id": node.id,
@@ -132,7 +129,7 @@ class NodeRoutes:
             "up": connection is not None and connection.up,
             "models": 0 if connection is None else connection.models,
             "running": 0 if connection is None else connection.running,
-            "commission_percent": self._terms.commission_ppm(node) / PPM_PER_PERCENT,
+            "commission_percent": self.terms.commission_ppm(node) / PPM_PER_PERCENT,
             "frozen": node.is_frozen,
             "delivered": ever.delivered,
             "earned_msat": ever.earned_msat,

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -168,30 +168,24 @@ def need_books(books: PurchaseBooks | None) -> PurchaseBooks:
     return books
 
 
+@dataclass(frozen=True, slots=True)
 class PurchaseRoutes:
-    """Serves every caller the purchases that it may see."""
+    """Serves every caller the purchases that it may see.
 
-    def __init__(
-        self,
-        books: PurchaseBooks | None,
-        *,
-        key_names: KeyNames,
-        write_receipt: ReceiptWriter,
-        resolutions: Resolutions | None,
-        api_limits: ApiLimits,
-        read_timeout_s: float,
-    ) -> None:
-        """``books`` and ``resolutions`` are None without a journal."""
-        self._books = books
-        self._key_names = key_names
-        self._write_receipt = write_receipt
-        self._resolutions = resolutions
-        self._api_limits = api_limits
-        self._read_timeout_s = read_timeout_s
+    ``books`` and ``resolutions`` are None without a journal.
+    """
+
+    books: PurchaseBooks | None
+    _: KW_ONLY
+    key_names: KeyNames
+    write_receipt: ReceiptWriter
+    resolutions: Resolutions | None
+    api_limits: ApiLimits
+    read_timeout_s: float
 
     async def list(self, request: web.Request) -> web.StreamResponse:
         """Serve GET /api/purchases: the purchases that the caller may see, the newest first."""
-        books, view = need_books(self._books), view_of(request[CONTEXT].caller)
+        books, view = need_books(self.books), view_of(request[CONTEXT].caller)
         query = Query(request, LIST_QUERY)
         which = read_filter(query, view)
         states = query.choices("state", JOURNALED)
@@ -203,7 +197,7 @@ class PurchaseRoutes:
             return await self._csv(request, books, which, view)
         if which is None:
             return list_response([], None)
-        async with self._api_limits.turn(request):
+        async with self.api_limits.turn(request):
             page = await books.page(which, limit=limit, after=after)
             documents = await self._documents(page.purchases, view)
         return list_response(documents, None if page.after is None else _write_cursor(page.after))
@@ -233,7 +227,7 @@ class PurchaseRoutes:
         """Serve GET /v1/receipts/{job_id}: the receipt of a purchase that the caller may see."""
         text = request.match_info["job_id"].lower()
         receipt = None
-        if _JOB_ID.fullmatch(text) and self._books is not None:
+        if _JOB_ID.fullmatch(text) and self.books is not None:
             found = await self._find(bytes.fromhex(text), view_of(request[CONTEXT].caller))
             receipt = None if found is None else self._receipt(found, view_of(request[CONTEXT].caller))
         if receipt is None:
@@ -243,17 +237,17 @@ class PurchaseRoutes:
     async def resolve(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/purchases/{job_id}/resolution: record what became of an unknown payment, for good."""
         job_id = _job_id(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         state = fields.text("state", required=True)
         reason = fields.text("reason", required=True, longest=_LONGEST_REASON).strip()
         fields.done()
         if state not in _RESOLVED:
             raise bad_request(f"state may be {', '.join(_RESOLVED)}", "state", "invalid_value")
-        need_books(self._books)
-        if self._resolutions is None:
+        need_books(self.books)
+        if self.resolutions is None:
             raise _no_purchase()
         try:
-            await self._resolutions.resolve(
+            await self.resolutions.resolve(
                 job_id, _RESOLVED[state], reason=reason, actor=actor_of(request), at=datetime.now(UTC)
             )
         except NotUnknown as error:
@@ -264,7 +258,7 @@ class PurchaseRoutes:
         return json_response({**document, "receipt": receipt})
 
     async def _one(self, job_id: bytes, view: View) -> tuple[dict[str, object], Mapping[str, object] | None]:
-        need_books(self._books)
+        need_books(self.books)
         record = await self._find(job_id, view)
         if record is None:
             raise _no_purchase()
@@ -273,19 +267,19 @@ class PurchaseRoutes:
         return document, self._receipt(record, view)
 
     async def _find(self, job_id: bytes, view: View) -> PurchaseRecord | None:
-        record = await need_books(self._books).purchase(job_id)
+        record = await need_books(self.books).purchase(job_id)
         return record if record is not None and shows(view, record) else None
 
     def _receipt(self, record: PurchaseRecord, view: View) -> Mapping[str, object] | None:
         """Return the receipt; None for a purchase from a node, which gives no invoice."""
         if record.kind != ProviderSource.LCP:
             return None
-        receipt = self._write_receipt(record)
+        receipt = self.write_receipt(record)
         # The fee is the operator's. The price is part of the invoice, without which nothing could be verified.
         return receipt if view.sees_cost else {**receipt, "fee_msat": None}
 
     async def _documents(self, records: "Collection[PurchaseRecord]", view: View) -> "_Documents":
-        names = await self._key_names({record.key_id for record in records if record.key_id})
+        names = await self.key_names({record.key_id for record in records if record.key_id})
         return [purchase_document(record, view, names) for record in records]
 
     async def _csv(
@@ -311,7 +305,7 @@ class PurchaseRoutes:
         for _ in range(_CSV_LINES // _PAGE):
             if which is None:
                 return
-            async with self._api_limits.turn(request):
+            async with self.api_limits.turn(request):
                 page = await books.page(which, limit=_PAGE, after=after)
                 documents = await self._documents(page.purchases, view)
             yield b"".join(csv_line(document.values()) for document in documents)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -188,44 +188,40 @@ BudgetsFor = Callable[[str], Sequence[Budget]]
 """Returns the budgets of the settings for a key: the gateway's, and those of every key."""
 
 
+@dataclass(frozen=True, slots=True)
 class BudgetRoutes:
-    """Serves every caller the budgets that it is bound by and may know."""
+    """Serves every caller the budgets that it is bound by and may know.
 
-    def __init__(
-        self,
-        books: PurchaseBooks | None,
-        *,
-        budgets_for: BudgetsFor,
-        keys: KeyRepository | None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        """``keys`` is None without accounts."""
-        self._books = books
-        self._budgets_for = budgets_for
-        self._keys = keys
-        self._now = now
+    ``keys`` is None without accounts.
+    """
+
+    books: PurchaseBooks | None
+    _: KW_ONLY
+    budgets_for: BudgetsFor
+    keys: KeyRepository | None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     async def list(self, request: web.Request) -> web.Response:
         """Serve GET /api/budgets: the budgets, what is spent of them, and when they begin anew."""
         Query(request, ())
-        books, caller = need_books(self._books), request[CONTEXT].caller
+        books, caller = need_books(self.books), request[CONTEXT].caller
         view = view_of(caller)
         budgets: list[tuple[Budget, str | None]] = []
         if caller.account_id is None or view.is_whole:
-            budgets += [(budget, None) for budget in self._budgets_for(caller.key_id)]
+            budgets += [(budget, None) for budget in self.budgets_for(caller.key_id)]
         else:
             for record in await self._records(caller, view):
                 budgets += [(budget, record.name) for budget in self._of_key(record)]
-        found = await books.budgets([budget for budget, _ in budgets], self._now())
+        found = await books.budgets([budget for budget, _ in budgets], self.now())
         return list_response((_budget(state, name) for state, (_, name) in zip(found, budgets, strict=True)), None)
 
     async def _records(self, caller: Caller, view: View) -> Sequence[KeyRecord]:
-        if self._keys is None or caller.account_id is None:
+        if self.keys is None or caller.account_id is None:
             return ()
         if view.key_id is not None:
-            record = await self._keys.get(view.key_id)
+            record = await self.keys.get(view.key_id)
             return () if record is None else (record,)
-        page = await self._keys.page(caller.account_id, limit=_MOST_PERIODS)
+        page = await self.keys.page(caller.account_id, limit=_MOST_PERIODS)
         return [record for record in page.items if record.revoked_at is None]
 
     def _of_key(self, record: KeyRecord) -> Sequence[Budget]:
@@ -236,7 +232,7 @@ class BudgetRoutes:
             Period.DAY: rules.budget_day_msat,
             Period.MONTH: rules.budget_month_msat,
         }
-        found = {budget.period: budget for budget in self._budgets_for(record.id) if budget.key_id is not None}
+        found = {budget.period: budget for budget in self.budgets_for(record.id) if budget.key_id is not None}
         for period, limit_msat in own.items():
             usual = found.get(period)
             if limit_msat and (usual is None or limit_msat < usual.limit_msat):

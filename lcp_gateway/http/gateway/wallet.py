@@ -1,6 +1,7 @@
 """/api/wallet: a customer's balance, top-ups and transactions."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass
 
 from aiohttp import web
 
@@ -26,35 +27,30 @@ from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller
 _PAGE = 500
 
 
+@dataclass(frozen=True, slots=True)
 class WalletRoutes:
-    """Serves the wallet of the account whose key a request has."""
+    """Serves the wallet of the account whose key a request has.
 
-    def __init__(
-        self,
-        wallet: Wallet,
-        *,
-        read_timeout_s: float,
-        api_limits: ApiLimits,
-        pay_for_demo: Callable[[str], Awaitable[object]] | None = None,
-    ) -> None:
-        """``api_limits`` bounds how many top-ups are made at one time; the application bounds the other routes.
+    ``api_limits`` bounds how many top-ups are made at one time; the application bounds the other routes.
 
-        ``pay_for_demo`` pays an invoice with play money; None where money is real.
-        """
-        self._wallet = wallet
-        self._read_timeout_s = read_timeout_s
-        self._api_limits = api_limits
-        self._pay_for_demo = pay_for_demo
+    ``pay_for_demo`` pays an invoice with play money; None where money is real.
+    """
+
+    wallet: Wallet
+    _: KW_ONLY
+    read_timeout_s: float
+    api_limits: ApiLimits
+    pay_for_demo: Callable[[str], Awaitable[object]] | None = None
 
     async def balance(self, request: web.Request) -> web.Response:
         """Serve GET /api/wallet."""
-        balance = await self._wallet.balance(account_of(request))
+        balance = await self.wallet.balance(account_of(request))
         return json_response({"object": "lcp.wallet", **balance_document(balance)})
 
     async def top_up(self, request: web.Request) -> web.Response:
         """Serve POST /api/wallet/topups."""
         account_id = account_of(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         amount_msat, amount_sat = fields.amount("amount_msat"), fields.amount("amount_sat")
         memo = fields.text("memo")
         fields.done()
@@ -63,24 +59,24 @@ class WalletRoutes:
         if amount_msat is None:
             amount_msat = (amount_sat or 0) * MSAT_PER_SAT
         # Only once the body is read: a client that sends it slowly must not occupy the limit meanwhile.
-        async with self._api_limits.place(account_caller(account_id)):
-            topup = await self._wallet.top_up(account_id, amount_msat, memo)
+        async with self.api_limits.place(account_caller(account_id)):
+            topup = await self.wallet.top_up(account_id, amount_msat, memo)
         return json_response(_topup(topup), status=201)
 
     async def topup(self, request: web.Request) -> web.Response:
         """Serve GET /api/wallet/topups/{id}."""
         return json_response(_topup(await self._find(request)))
 
-    async def pay_for_demo(self, request: web.Request) -> web.Response:
+    async def demo_payment(self, request: web.Request) -> web.Response:
         """Serve POST /api/wallet/topups/{id}/demo-payment: the embedded node pays, so that a demo needs no wallet."""
-        if self._pay_for_demo is None:
+        if self.pay_for_demo is None:
             raise ApiError(
                 404, "only the embedded node can pay an invoice by itself, with play money", code="not_found"
             )
         topup = await self._find(request)
         if topup.state is not TopupState.SETTLED:
             try:
-                await self._pay_for_demo(topup.payment_request)
+                await self.pay_for_demo(topup.payment_request)
             except InvoiceNotPaid as error:
                 if error.is_final:
                     raise ApiError(409, str(error), code="invoice_not_payable") from None
@@ -104,7 +100,7 @@ class WalletRoutes:
     async def topups(self, request: web.Request) -> web.Response:
         """Serve GET /api/wallet/topups."""
         limit, after = read_page(request)
-        page = await self._wallet.topups(account_of(request), limit=limit, after=after or None)
+        page = await self.wallet.topups(account_of(request), limit=limit, after=after or None)
         return list_response(map(_topup, page.items), page.after)
 
     async def transactions(self, request: web.Request) -> web.StreamResponse:
@@ -113,18 +109,18 @@ class WalletRoutes:
         if request.query.get("format", "json") == "csv":
 
             async def read(after: int | None) -> Statement:
-                async with self._api_limits.turn(request):
-                    return await self._wallet.statement(account_id, limit=_PAGE, after=after)
+                async with self.api_limits.turn(request):
+                    return await self.wallet.statement(account_id, limit=_PAGE, after=after)
 
             return await statement_csv(request, read, "transactions")
         limit, after = read_numbered_page(request)
-        async with self._api_limits.turn(request):
-            statement = await self._wallet.statement(account_id, limit=limit, after=after)
+        async with self.api_limits.turn(request):
+            statement = await self.wallet.statement(account_id, limit=limit, after=after)
         return list_response(map(statement_line, statement.lines), statement.after)
 
     async def _find(self, request: web.Request) -> Topup:
         account_id, topup_id = account_of(request), read_id(request)
-        found = await self._wallet.topup(account_id, topup_id)
+        found = await self.wallet.topup(account_id, topup_id)
         if found is None:
             raise ApiError(404, "there is no such top-up", code="topup_not_found", param="id")
         return found

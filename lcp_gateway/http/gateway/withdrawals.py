@@ -1,6 +1,7 @@
 """/api/wallet/withdrawals and /api/admin/withdrawals: paying out of balances, and the operator's decisions on it."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 
 from aiohttp import web
@@ -32,38 +33,32 @@ _DECISIONS = ("approve", "deny", "settled", "failed")
 _LONGEST_INVOICE = 7_089
 
 
+@dataclass(frozen=True, slots=True)
 class WithdrawalRoutes:
-    """Serves customers and the administrator."""
+    """Serves customers and the administrator.
 
-    def __init__(
-        self,
-        payouts: Payouts,
-        withdrawals: WithdrawalRepository,
-        *,
-        read_timeout_s: float,
-        api_limits: ApiLimits,
-        demo_invoice: Callable[[int], Awaitable[str]] | None = None,
-    ) -> None:
-        """``api_limits`` bounds how many are made at one time; the application bounds the other routes.
+    ``api_limits`` bounds how many are made at one time; the application bounds the other routes.
 
-        ``demo_invoice`` makes an invoice that can be paid with play money; None where money is real.
-        """
-        self._payouts = payouts
-        self._withdrawals = withdrawals
-        self._read_timeout_s = read_timeout_s
-        self._api_limits = api_limits
-        self._demo_invoice = demo_invoice
+    ``make_demo_invoice`` makes an invoice that can be paid with play money; None where money is real.
+    """
+
+    payouts: Payouts
+    withdrawals: WithdrawalRepository
+    _: KW_ONLY
+    read_timeout_s: float
+    api_limits: ApiLimits
+    make_demo_invoice: Callable[[int], Awaitable[str]] | None = None
 
     async def create(self, request: web.Request) -> web.Response:
         """Serve POST /api/wallet/withdrawals: 201; 200 with the first one for the same invoice again."""
         account_id = account_of(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         payment_request = fields.text("payment_request", required=True, longest=_LONGEST_INVOICE)
         amount_msat, max_fee_msat = fields.amount("amount_msat"), fields.amount("max_fee_msat")
         fields.done()
         # Only once the body is read: a client that sends it slowly must not occupy the limit meanwhile.
-        async with self._api_limits.place(account_caller(account_id)):
-            made, is_new = await self._payouts.request(
+        async with self.api_limits.place(account_caller(account_id)):
+            made, is_new = await self.payouts.request(
                 account_id,
                 request[CONTEXT].key_id,
                 payment_request.strip(),
@@ -85,18 +80,18 @@ class WithdrawalRoutes:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/wallet/withdrawals/{id}: one that has not been paid yet."""
-        canceled = await self._withdrawals.cancel(account_of(request), read_id(request), _now())
+        canceled = await self.withdrawals.cancel(account_of(request), read_id(request), _now())
         return json_response(_document(canceled))
 
     async def demo_invoice(self, request: web.Request) -> web.Response:
         """Serve POST /api/wallet/demo-invoice: an invoice of the demo's customer, to withdraw to."""
-        if self._demo_invoice is None:
+        if self.make_demo_invoice is None:
             raise ApiError(404, "only the embedded node has a wallet with play money", code="not_found")
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         amount_sat = fields.amount("amount_sat") or 0
         fields.done()
         try:
-            payment_request = await self._demo_invoice(amount_sat * MSAT_PER_SAT)
+            payment_request = await self.make_demo_invoice(amount_sat * MSAT_PER_SAT)
         except InvoiceNotPaid as error:
             raise ApiError(503, "the node makes no invoice right now", code="node_unavailable", retry=True) from error
         return json_response({"object": "lcp.demo_invoice", "payment_request": payment_request}, status=201)
@@ -112,7 +107,7 @@ class WithdrawalRoutes:
     async def decide(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/withdrawals/{id}: ``approve`` or ``deny`` one that waits, end an unknown one by hand."""
         withdrawal_id = read_id(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         decision = fields.text("decision", required=True)
         reason = fields.text("reason", required=True)
         fee_msat = fields.amount("fee_msat")
@@ -123,9 +118,9 @@ class WithdrawalRoutes:
             raise bad_request("only a settled withdrawal has a fee", "fee_msat", "invalid_value")
         by = {"reason": reason, "actor": actor_of(request)}
         if decision in {"approve", "deny"}:
-            decided, _ = await self._withdrawals.decide(withdrawal_id, approve=decision == "approve", at=_now(), **by)
+            decided, _ = await self.withdrawals.decide(withdrawal_id, approve=decision == "approve", at=_now(), **by)
         else:
-            decided = await self._payouts.resolve(
+            decided = await self.payouts.resolve(
                 withdrawal_id, settled=decision == "settled", fee_msat=fee_msat or 0, **by
             )
         return json_response(_admin_document(decided))
@@ -133,24 +128,24 @@ class WithdrawalRoutes:
     async def freeze(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/accounts/{id}/withdrawals: keep an account from withdrawing, or let it again."""
         account_id = read_id(request)
-        fields = await read_fields(request, self._read_timeout_s)
+        fields = await read_fields(request, self.read_timeout_s)
         frozen = bool(fields.flag("frozen"))
         reason = fields.text("reason", required=True)
         fields.done()
-        await self._withdrawals.freeze(account_id, frozen=frozen, reason=reason, actor=actor_of(request), at=_now())
+        await self.withdrawals.freeze(account_id, frozen=frozen, reason=reason, actor=actor_of(request), at=_now())
         return json_response({"id": account_id, "withdrawals_frozen": frozen})
 
     async def _page(
         self, request: web.Request, account_id: str | None, document: Callable[[Withdrawal], dict[str, object]]
     ) -> web.Response:
         limit, after = read_page(request)
-        page = await self._withdrawals.page(
+        page = await self.withdrawals.page(
             account_id=account_id, state=_state(request), limit=limit, after=after or None
         )
         return list_response(map(document, page.items), page.after)
 
     async def _find(self, request: web.Request) -> Withdrawal:
-        found = await self._withdrawals.get(read_id(request))
+        found = await self.withdrawals.get(read_id(request))
         if found is None:
             raise WithdrawalNotFound
         return found

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,42 +41,27 @@ OPERATIONS: Mapping[TaskKind, str] = {
 """The names of the operations in the access log."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateRoutes:
-    """Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings."""
+    """Serves POST /v1/chat/completions, /v1/responses, /v1/completions and /v1/embeddings.
 
-    def __init__(
-        self,
-        *,
-        service: PurchaseService,
-        limits: SpendingLimits,
-        jobs: JobsInFlight,
-        metrics: Metrics,
-        admission: Admission,
-        charges: ChargeReport,
-        payment_required: PaymentRequired,
-        history: History,
-        background: BackgroundResponses,
-        writer: ResponseWriter,
-        follow: Callable[[web.Request, BackgroundJob | str], Awaitable[web.StreamResponse]],
-        explain: Callable[[Order], Mapping[str, object]],
-        default_model: str,
-        read_timeout_s: float,
-    ) -> None:
-        """``explain`` describes how an order would be routed, without effect; ``follow`` streams a background job's events; of one by its id, which another process has, it answers as for a GET."""
-        self._service = service
-        self._limits = limits
-        self._jobs = jobs
-        self._metrics = metrics
-        self._admission = admission
-        self._charges = charges
-        self._payment_required = payment_required
-        self._history = history
-        self._background = background
-        self._writer = writer
-        self._follow = follow
-        self._explain = explain
-        self._default_model = default_model
-        self._read_timeout_s = read_timeout_s
+    ``explain`` describes how an order would be routed, without effect; ``follow`` streams a background job's events; of one by its id, which another process has, it answers as for a GET.
+    """
+
+    service: PurchaseService
+    limits: SpendingLimits
+    jobs: JobsInFlight
+    metrics: Metrics
+    admission: Admission
+    charges: ChargeReport
+    payment_required: PaymentRequired
+    history: History
+    background: BackgroundResponses
+    writer: ResponseWriter
+    follow: Callable[[web.Request, BackgroundJob | str], Awaitable[web.StreamResponse]]
+    explain: Callable[[Order], Mapping[str, object]]
+    default_model: str
+    read_timeout_s: float
 
     def handler(self, kind: TaskKind) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Return the handler of a kind of task."""
@@ -85,29 +71,29 @@ class CreateRoutes:
         context = request[CONTEXT]
         context.operation = OPERATIONS[kind]
         is_received = request.content.is_eof()
-        async with AdmissionTicket(self._admission, self._jobs, context, is_received=is_received) as ticket:
+        async with AdmissionTicket(self.admission, self.jobs, context, is_received=is_received) as ticket:
             try:
                 obtained = await self._obtain(request, context, kind, ticket)
                 if isinstance(obtained, web.StreamResponse):
                     return obtained
                 order, answer = obtained
-                response = await self._writer.deliver(request, context, order, answer)
+                response = await self.writer.deliver(request, context, order, answer)
             except asyncio.CancelledError:
                 self._record_departure(context)
                 raise
             except ApiError:
                 raise
             except InsufficientBalance as error:
-                raise await self._payment_required.error_for(context, error) from error
+                raise await self.payment_required.error_for(context, error) from error
             except Exception as error:
                 if isinstance(error, BoughtBefore):
-                    self._metrics.joined("lost")
+                    self.metrics.joined("lost")
                     context.earlier = error.earlier
                 failure = map_error(error)
                 if failure is None:
                     raise
-                await self._charges.describe(context, failure)
-                await self._charges.add_headers(context)
+                await self.charges.describe(context, failure)
+                await self.charges.add_headers(context)
                 raise failure from error
             else:
                 # One that is not prepared is written by aiohttp, after the ticket.
@@ -121,33 +107,31 @@ class CreateRoutes:
         headers = read_request_headers(request.headers)
         if not headers.route_only:
             check_may_buy(context.caller)
-        body = await read_body(request, self._read_timeout_s)
-        parsed = parse_request(kind, body, self._default_model)
+        body = await read_body(request, self.read_timeout_s)
+        parsed = parse_request(kind, body, self.default_model)
         task = parsed.task
         context.model, context.stream = task.model, task.stream
         context.request_bytes = len(task.body)
-        options = self._history.read(kind, parsed.document)
-        order = self._admission.order(
-            context.caller, task, request_id=context.request_id, limit_msat=headers.limit_msat
-        )
+        options = self.history.read(kind, parsed.document)
+        order = self.admission.order(context.caller, task, request_id=context.request_id, limit_msat=headers.limit_msat)
         await ticket.count(task)
         if headers.route_only:
-            return json_response(self._explain((await self._history.complete(order, options)).order))
+            return json_response(self.explain((await self.history.complete(order, options)).order))
         if headers.quote_only:
-            held = await self._service.quote((await self._history.complete(order, options)).order)
-            return quote_response(held, self._limits)
-        if (undecided := self._service.find_undecided(order, headers.repeat)) is not None:
-            await self._service.learn_outcome(undecided)
+            held = await self.service.quote((await self.history.complete(order, options)).order)
+            return quote_response(held, self.limits)
+        if (undecided := self.service.find_undecided(order, headers.repeat)) is not None:
+            await self.service.learn_outcome(undecided)
         if options.background:
             return await self._in_background(request, context, parsed.document, order, options, headers, ticket)
         answer = self._find(order, headers.repeat)
         if answer is None and headers.quote_id is not None:
-            await self._service.check_quote(order, headers.quote_id)
+            await self.service.check_quote(order, headers.quote_id)
             answer = self._find(order, headers.repeat)
         if answer is not None:
             self._record_joined(context, answer)
             return order, answer
-        completed = await self._history.complete(order, options)
+        completed = await self.history.complete(order, options)
         if options.previous_response_id is not None:
             # The same request may have come while the earlier turns were read.
             answer = self._find(order, headers.repeat)
@@ -159,9 +143,9 @@ class CreateRoutes:
 
     def _find(self, order: Order, repeat: RepeatKeys) -> ResultBuffer | None:
         try:
-            return self._service.find(order, repeat)
+            return self.service.find(order, repeat)
         except ResultLost:
-            self._metrics.joined("lost")
+            self.metrics.joined("lost")
             raise
 
     def _start(
@@ -174,9 +158,9 @@ class CreateRoutes:
     ) -> ResultBuffer:
         """Begin to buy. Nothing is awaited after the answer was looked for: no other request has begun meanwhile."""
         context.request_bytes = len(completed.order.task.body)
-        answer = self._service.start(completed.order, headers.repeat, headers.quote_id)
-        if plan := self._history.plan(order, completed, options):
-            self._history.keep(answer, plan)
+        answer = self.service.start(completed.order, headers.repeat, headers.quote_id)
+        if plan := self.history.plan(order, completed, options):
+            self.history.keep(answer, plan)
         return answer
 
     async def _in_background(
@@ -189,32 +173,32 @@ class CreateRoutes:
         headers: RequestHeaders,
         ticket: AdmissionTicket,
     ) -> web.StreamResponse:
-        job: BackgroundJob | str | None = self._background.repeated(order, headers.repeat)
+        job: BackgroundJob | str | None = self.background.repeated(order, headers.repeat)
         if job is None:
-            completed = await self._history.complete(order, options)
+            completed = await self.history.complete(order, options)
             context.request_bytes = len(completed.order.task.body)
-            plan = self._history.plan(order, completed, options)
+            plan = self.history.plan(order, completed, options)
             assert plan is not None  # noqa: S101 - background is refused where nothing is stored
-            job = await self._background.begin(
+            job = await self.background.begin(
                 completed.order, plan, document, repeat=headers.repeat, quote_name=headers.quote_id
             )
         if isinstance(job, str):
             context.joined = True
-            self._metrics.joined("running")
-            return await self._follow(request, job)
+            self.metrics.joined("running")
+            return await self.follow(request, job)
         if job.attended:
             self._record_joined(context, job.answer)
         else:
-            ticket.hand_over(self._background.attend(job, ticket.release(job.answer)))
+            ticket.hand_over(self.background.attend(job, ticket.release(job.answer)))
         context.answer = job.answer
         if order.task.stream:
-            return await self._follow(request, job)
-        body, response_headers = await self._background.given(job)
+            return await self.follow(request, job)
+        body, response_headers = await self.background.given(job)
         return web.Response(body=body, headers={**response_headers, "Content-Type": JSON})
 
     def _record_joined(self, context: RequestContext, answer: ResultBuffer) -> None:
         context.joined = True
-        self._metrics.joined("replayed" if answer.ended else "running")
+        self.metrics.joined("replayed" if answer.ended else "running")
 
     def _record_departure(self, context: RequestContext) -> None:
         answer = context.answer
@@ -222,5 +206,5 @@ class CreateRoutes:
             phase = "quote"
         else:
             phase = "execute" if answer.head is None else "stream"
-        self._metrics.client_disconnect(phase)
+        self.metrics.client_disconnect(phase)
         context.problem = f"the client went away ({phase})"

@@ -1,7 +1,7 @@
 """Stored history over HTTP: earlier turns of a request, the storing of its result, and pages of stored items."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 from aiohttp import web
@@ -87,29 +87,24 @@ class CompletedOrder:
     earlier: tuple[bytes, ...] = field(default=(), repr=False)
 
 
+@dataclass(frozen=True, slots=True)
 class History:
-    """Reads a request's options, puts earlier turns into its order, and has its result recorded."""
+    """Reads a request's options, puts earlier turns into its order, and has its result recorded.
 
-    def __init__(
-        self,
-        store: StoredItems,
-        recorder: Recorder,
-        *,
-        max_body_bytes: int,
-        context_tokens: Callable[[str], int],
-        estimate: Callable[[Mapping[str, Any]], int],
-    ) -> None:
-        """``context_tokens`` returns the length of a model's context, 0 if unknown; ``estimate`` counts a request's tokens."""
-        self._store = store
-        self._recorder = recorder
-        self._max_body_bytes = max_body_bytes
-        self._context_tokens = context_tokens
-        self._estimate = estimate
+    ``context_tokens`` returns the length of a model's context, 0 if unknown; ``estimate`` counts a request's tokens.
+    """
+
+    store: StoredItems
+    recorder: Recorder
+    _: KW_ONLY
+    max_body_bytes: int
+    context_tokens: Callable[[str], int]
+    estimate: Callable[[Mapping[str, Any]], int]
 
     @property
     def is_on(self) -> bool:
         """Whether anything is stored."""
-        return self._store.limits.items_per_owner > 0
+        return self.store.limits.items_per_owner > 0
 
     def read(self, kind: TaskKind, document: Mapping[str, Any]) -> RequestOptions:
         """Read the options of a request.
@@ -156,7 +151,7 @@ class History:
     def keep(self, answer: ResultBuffer, plan: RecordingPlan) -> None:
         """Record an answer when it has come whole."""
         answer.given_id = plan.given_id
-        self._recorder.record(answer, plan)
+        self.recorder.record(answer, plan)
 
     def plan(self, order: Order, completed: CompletedOrder, options: RequestOptions) -> RecordingPlan | None:
         """Return how an order's answer is recorded, None if it is not. ``order`` is as the client sent it."""
@@ -173,7 +168,7 @@ class History:
         )
 
     async def _earlier(self, owner: str, previous: str) -> tuple[bytes, ...]:
-        item = await self._store.get(owner, ItemKind.RESPONSE, previous)
+        item = await self.store.get(owner, ItemKind.RESPONSE, previous)
         if item is None:
             raise ApiError(
                 404,
@@ -192,13 +187,13 @@ class History:
             ) from None
 
     def _check_length(self, model: str, body: bytes) -> None:
-        if len(body) > self._max_body_bytes:
+        if len(body) > self.max_body_bytes:
             raise _too_long(
-                f"with the earlier turns the request has {len(body)} bytes, this gateway takes {self._max_body_bytes}"
+                f"with the earlier turns the request has {len(body)} bytes, this gateway takes {self.max_body_bytes}"
             )
-        context_tokens = self._context_tokens(model)
+        context_tokens = self.context_tokens(model)
         # The estimate may be twice too high, and a request that would fit is not to be refused for it.
-        if context_tokens and self._estimate(parse_object(body)) // 2 > context_tokens:
+        if context_tokens and self.estimate(parse_object(body)) // 2 > context_tokens:
             raise _too_long(
                 f"with the earlier turns the request is longer than the {context_tokens} tokens of this model's context"
             )

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
@@ -26,50 +27,39 @@ COUNT_HEADER = "X-Lcp-Token-Count"
 _KIND = TaskKind.RESPONSES
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputTokenRoutes:
-    """Counts tokens: a virtual node that offers the model is asked first, then the gateway estimates."""
+    """Counts tokens: a virtual node that offers the model is asked first, then the gateway estimates.
 
-    def __init__(
-        self,
-        *,
-        ask: Callable[[str, bytes, float], Awaitable[int | None]],
-        offers: Callable[[], Offers],
-        resolve: Callable[[str], str],
-        admission: Admission,
-        expand: Callable[[str, bytes, str], Awaitable[bytes]],
-        estimate: Callable[[Mapping[str, Any]], int],
-        default_model: str,
-        read_timeout_s: float,
-        ask_timeout_s: float,
-    ) -> None:
-        """``ask`` returns the count of a node, by its provider id and within a time, or None.
+    ``ask`` returns the count of a node, by its provider id and within a time, or None.
 
-        ``resolve`` returns the real name behind an alias. ``expand`` puts the earlier turns before the input of an owner's
-        body that builds on a response of this id, and raises an ``ApiError`` where that is missing. ``ask_timeout_s`` is for
-        all nodes together.
-        """
-        self._ask = ask
-        self._offers = offers
-        self._resolve = resolve
-        self._admission = admission
-        self._expand = expand
-        self._estimate = estimate
-        self._default_model = default_model
-        self._read_timeout_s = read_timeout_s
-        self._ask_timeout_s = ask_timeout_s
+    ``resolve`` returns the real name behind an alias. ``expand`` puts the earlier turns before the input of an owner's
+    body that builds on a response of this id, and raises an ``ApiError`` where that is missing. ``ask_timeout_s`` is for
+    all nodes together.
+    """
+
+    ask: Callable[[str, bytes, float], Awaitable[int | None]]
+    offers: Callable[[], Offers]
+    resolve: Callable[[str], str]
+    admission: Admission
+    expand: Callable[[str, bytes, str], Awaitable[bytes]]
+    estimate: Callable[[Mapping[str, Any]], int]
+    default_model: str
+    read_timeout_s: float
+    ask_timeout_s: float
 
     async def count(self, request: web.Request) -> web.Response:
         """Serve POST /v1/responses/input_tokens."""
         context = request[CONTEXT]
         context.operation = "token count"
-        body = await read_body(request, self._read_timeout_s)
+        body = await read_body(request, self.read_timeout_s)
         context.request_bytes = len(body)
         document = parse_object(body)
         _check_input(document)
-        context.model = _model(document) or self._default_model
+        context.model = _model(document) or self.default_model
         previous = read_options(_KIND, document).previous_response_id
         if previous is not None:
-            body = await self._expand(context.key_id, body, previous)
+            body = await self.expand(context.key_id, body, previous)
             document = parse_object(body)
         headers = {PAYMENT_HEADER: Verdict.NONE.value, COUNT_HEADER: "exact"}
         tokens = None
@@ -77,7 +67,7 @@ class InputTokenRoutes:
             tokens, provider_id = await self._counted(context, body, document)
             headers["X-Lcp-Peer-Id"] = provider_id
         if tokens is None:
-            tokens = self._estimate(document)
+            tokens = self.estimate(document)
             headers[COUNT_HEADER] = "estimate"
             headers.pop("X-Lcp-Peer-Id", None)
         response = json_response({"object": "response.input_tokens", "input_tokens": tokens})
@@ -93,22 +83,22 @@ class InputTokenRoutes:
             ApiError: the caller's key may not buy the model.
         """
         task = Task(kind=_KIND, model=context.model, body=body, stream=False)
-        self._admission.order(context.caller, task, request_id=context.request_id, limit_msat=None)
-        real = self._resolve(context.model)
+        self.admission.order(context.caller, task, request_id=context.request_id, limit_msat=None)
+        real = self.resolve(context.model)
         ids = [
             entry.provider.peer_id
-            for entry in self._offers().by_kind[_KIND]
+            for entry in self.offers().by_kind[_KIND]
             if entry.model == real and entry.provider.source is ProviderSource.NODE
         ]
         if not ids:
             return None, ""
         asked = _with_model(body, document, real)
-        deadline = time.monotonic() + self._ask_timeout_s
+        deadline = time.monotonic() + self.ask_timeout_s
         for provider_id in ids:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break
-            tokens = await self._ask(provider_id, asked, left_s)
+            tokens = await self.ask(provider_id, asked, left_s)
             if tokens is not None:
                 return tokens, provider_id
         return None, ""

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from functools import partial
 
 from aiohttp import web
@@ -193,24 +194,18 @@ class ResultTransform:
 # -- delivery -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseWriter:
-    """Sends answers to the clients that wait for them: whole, or as they come."""
+    """Sends answers to the clients that wait for them: whole, or as they come.
 
-    def __init__(
-        self,
-        *,
-        service: PurchaseService,
-        metrics: Metrics,
-        charges: ChargeReport,
-        heartbeat_s: float,
-        relay_limit_s: float,
-    ) -> None:
-        """``relay_limit_s`` is how long a client may take to read a result."""
-        self._service = service
-        self._metrics = metrics
-        self._charges = charges
-        self._heartbeat_s = heartbeat_s
-        self._relay_limit_s = relay_limit_s
+    ``relay_limit_s`` is how long a client may take to read a result.
+    """
+
+    service: PurchaseService
+    metrics: Metrics
+    charges: ChargeReport
+    heartbeat_s: float
+    relay_limit_s: float
 
     async def deliver(
         self, request: web.Request, context: RequestContext, order: Order, answer: ResultBuffer
@@ -221,13 +216,13 @@ class ResponseWriter:
             Exception: the answer's own failure, as long as the response has not begun.
         """
         context.answer = answer
-        self._service.joined(answer)
+        self.service.joined(answer)
         try:
             head = await answer.wait_head()
             purchase = answer.purchase
             assert purchase is not None  # noqa: S101 - every head belongs to a purchase
             transform = ResultTransform(order, purchase, head.content_encoding, given_id=answer.given_id)
-            await self._charges.add_headers(context)
+            await self.charges.add_headers(context)
             if not purchase.order.task.stream:
                 headers = {**result_headers(purchase, head, JSON), **transform.headers()}
                 body = transform.whole(await answer.whole())
@@ -239,8 +234,8 @@ class ResponseWriter:
                 request,
                 response,
                 kind=answer.order.task.kind,
-                heartbeat_s=self._heartbeat_s,
-                limit_s=self._relay_limit_s,
+                heartbeat_s=self.heartbeat_s,
+                limit_s=self.relay_limit_s,
                 on_bytes=partial(self._count, context),
             )
             try:
@@ -256,14 +251,14 @@ class ResponseWriter:
                 if failure is None or not relay.begun:
                     raise
                 context.problem = failure.code or "broken off"
-                await self._charges.describe(context, failure)
+                await self.charges.describe(context, failure)
                 is_told = isinstance(error, Undelivered) and error.is_told
                 await relay.break_off(failure, is_told=is_told)
             finally:
                 self._count_streamed(context)
             return response
         finally:
-            self._service.left(answer)
+            self.service.left(answer)
 
     async def _whole(
         self,
@@ -274,12 +269,12 @@ class ResponseWriter:
         headers: Mapping[str, str],
     ) -> web.Response:
         context.result_bytes = len(body)
-        self._metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
+        self.metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
         response = web.Response(body=body, headers=headers)
         if answer.purchase is not None and answer.purchase.holds_delivery:
             # Written here and not by aiohttp, so that it is known when it has left this process.
             try:
-                async with asyncio.timeout(self._relay_limit_s):
+                async with asyncio.timeout(self.relay_limit_s):
                     close_if_http10(request, response)
                     await response.prepare(request)
                     await response.write_eof()
@@ -297,7 +292,7 @@ class ResponseWriter:
         """
         if answer.purchase is None or not answer.purchase.holds_delivery:
             return
-        pause_s, left_s = _LEAST_PAUSE_S, self._relay_limit_s
+        pause_s, left_s = _LEAST_PAUSE_S, self.relay_limit_s
         transport = request.transport
         while transport is not None and not transport.is_closing():
             if not transport.get_write_buffer_size():
@@ -308,17 +303,17 @@ class ResponseWriter:
             await asyncio.sleep(pause_s)
             left_s -= pause_s
             pause_s = min(2 * pause_s, _MOST_PAUSE_S)
-        self._service.handed_over(answer)
+        self.service.handed_over(answer)
 
     def _count(self, context: RequestContext, byte_count: int) -> None:
         if not context.result_bytes:
-            self._metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
+            self.metrics.first_byte(context.endpoint, context.model, context.elapsed_s())
         context.result_bytes += byte_count
         if context.result_bytes - context.counted_bytes >= _COUNT_EVERY_BYTES:
             self._count_streamed(context)
 
     def _count_streamed(self, context: RequestContext) -> None:
-        self._metrics.streamed(context.result_bytes - context.counted_bytes)
+        self.metrics.streamed(context.result_bytes - context.counted_bytes)
         context.counted_bytes = context.result_bytes
 
 

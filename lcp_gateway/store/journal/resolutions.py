@@ -1,6 +1,7 @@
 """Unknown purchases that an operator resolves: the outcome and the reason are written in one transaction."""
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection
@@ -14,24 +15,19 @@ from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import resolve
 
 
+@dataclass(frozen=True, slots=True)
 class ManualResolutions:
-    """Records an operator's decisions in the journal and in the admin log; errors are ``DatabaseUnavailable``."""
+    """Records an operator's decisions in the journal and in the admin log; errors are ``DatabaseUnavailable``.
 
-    def __init__(
-        self,
-        database: Database,
-        books: Books,
-        *,
-        refund_limits: Callable[[], RefundLimits],
-        on_refund: Callable[[RefundDecision], None],
-        on_resolved: Callable[[PurchaseRecord, State], None],
-    ) -> None:
-        """``on_resolved`` gets the purchase as it was, and its new state."""
-        self._database = database
-        self._books = books
-        self._refund_limits = refund_limits
-        self._on_refund = on_refund
-        self._on_resolved = on_resolved
+    ``on_resolved`` gets the purchase as it was, and its new state.
+    """
+
+    database: Database
+    books: Books
+    _: KW_ONLY
+    refund_limits: Callable[[], RefundLimits]
+    on_refund: Callable[[RefundDecision], None]
+    on_resolved: Callable[[PurchaseRecord, State], None]
 
     async def resolve(self, job_id: bytes, state: State, *, reason: str, actor: str, at: datetime) -> None:
         """Record the outcome of an unknown purchase, as ``recovery.resolve``.
@@ -39,15 +35,15 @@ class ManualResolutions:
         Raises:
             NotUnknown: it is not unknown, or there is none; nothing was changed.
         """
-        record = await self._books.purchase(job_id)
+        record = await self.books.purchase(job_id)
 
         def log(connection: Connection) -> None:
             write_admin_action(
                 connection, at, actor, "purchase.resolve", job_id.hex(), state=state.value, reason=reason
             )
 
-        resolved = await resolve(self._database, job_id, state, at, refunds=self._refund_limits(), also=log)
+        resolved = await resolve(self.database, job_id, state, at, refunds=self.refund_limits(), also=log)
         if record is not None:
-            self._on_resolved(record, resolved.state)
+            self.on_resolved(record, resolved.state)
         for decision in resolved.refunds:
-            self._on_refund(decision)
+            self.on_refund(decision)

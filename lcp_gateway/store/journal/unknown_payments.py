@@ -1,6 +1,7 @@
 """The journal's unknown payments, as the reconciler reads and resolves them."""
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import KW_ONLY, dataclass
 
 from lcp_gateway.lightning.reconcile import OpenPayment, PaymentResolution, open_payment
 from lcp_gateway.purchase.journal import JournalUnavailable
@@ -17,28 +18,21 @@ OnResolved = Callable[[bytes, State, PaymentResolution, tuple[str, int] | None],
 """Gets the job, its new state, the resolution, and its provider and price, None where they cannot be read."""
 
 
+@dataclass(frozen=True, slots=True)
 class UnknownPayments:
     """Reads unknown payments and records their resolutions; errors are ``JournalUnavailable``."""
 
-    def __init__(
-        self,
-        database: Database,
-        books: Books,
-        *,
-        refund_limits: Callable[[], RefundLimits],
-        on_refund: Callable[[RefundDecision], None],
-        on_resolved: OnResolved,
-    ) -> None:
-        self._database = database
-        self._books = books
-        self._refund_limits = refund_limits
-        self._on_refund = on_refund
-        self._on_resolved = on_resolved
+    database: Database
+    books: Books
+    _: KW_ONLY
+    refund_limits: Callable[[], RefundLimits]
+    on_refund: Callable[[RefundDecision], None]
+    on_resolved: OnResolved
 
     async def read(self) -> AsyncIterator[OpenPayment]:
         """Yield each purchase in state ``unknown`` once, the oldest first."""
         try:
-            found = await self._books.unknowns(limit=_AT_MOST)
+            found = await self.books.unknowns(limit=_AT_MOST)
         except DatabaseUnavailable as error:
             raise JournalUnavailable(str(error)) from error
         for record in found:
@@ -48,25 +42,20 @@ class UnknownPayments:
         """Record a resolution; return False where the payment was resolved before."""
         try:
             resolved = await resolve(
-                self._database,
-                payment.job_id,
-                resolution.state,
-                resolution.at,
-                resolution.update,
-                self._refund_limits(),
+                self.database, payment.job_id, resolution.state, resolution.at, resolution.update, self.refund_limits()
             )
         except NotUnknown:
             return False
         except DatabaseUnavailable as error:
             raise JournalUnavailable(str(error)) from error
-        self._on_resolved(payment.job_id, resolved.state, resolution, await self._bought(payment.job_id))
+        self.on_resolved(payment.job_id, resolved.state, resolution, await self._bought(payment.job_id))
         for decision in resolved.refunds:
-            self._on_refund(decision)
+            self.on_refund(decision)
         return True
 
     async def _bought(self, job_id: bytes) -> tuple[str, int] | None:
         try:
-            record = await self._books.purchase(job_id)
+            record = await self.books.purchase(job_id)
         except DatabaseUnavailable:
             return None
         return None if record is None else (record.peer_id, record.price_msat)
