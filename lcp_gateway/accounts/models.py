@@ -36,12 +36,11 @@ class PurchaseNotFound(AccountError):
 
 
 class RefundNotWithheld(AccountError):
-    """The refund of a purchase is not withheld, so there is nothing to decide; ``refund`` is its state, None without one."""
+    """The refund of a purchase is not withheld, so there is nothing to decide."""
 
     def __init__(self, state: State, refund: Refund | None) -> None:
         reason = f"its charge was {refund}" if refund else f"the purchase is {state}"
         super().__init__(f"no refund of this purchase is withheld: {reason}")
-        self.refund = refund
 
 
 class KeyIsRevoked(AccountError):
@@ -78,8 +77,6 @@ class BalanceLeft(AccountError):
         super().__init__(
             f"the account holds {balance_msat} msat{held}: spend them, or name the exact sum that may be lost (forfeit_msat)"
         )
-        self.balance_msat = balance_msat
-        self.held_msat = held_msat
 
 
 class AdjustmentIdReused(AccountError):
@@ -94,7 +91,6 @@ class TooManyOpenTopups(AccountError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} top-ups are unpaid; pay one, or wait until they expire")
-        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)

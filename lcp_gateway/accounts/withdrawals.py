@@ -190,7 +190,6 @@ class WrongWithdrawalState(AccountError):
 
     def __init__(self, state: WithdrawalState) -> None:
         super().__init__(f"this withdrawal is {state}")
-        self.state = state
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,7 +198,8 @@ class StreamJudge:
         if self._reader.had_overlong:
             # Its content is unknown, and it was sent to the client.
             return Judgement.CUT
-        if self._ended or (is_tidy and self._all_finished()):
+        all_finished = bool(self._finished) and len(self._finished) >= _choices_asked(self._request)
+        if self._ended or (is_tidy and all_finished):
             return Judgement.WHOLE if self._has_content else Judgement.EMPTY
         if self._has_content:
             return Judgement.CUT
@@ -208,10 +209,6 @@ class StreamJudge:
     def usage_data(self) -> bytes:
         """The data of the last event with the usage; empty without one."""
         return bytes(self._document) if self._usage_event is None else self._usage_event.data
-
-    def _matters(self, raw: bytes) -> bool:
-        """Return whether some event in ``raw`` may end the stream, be an error, or have the usage."""
-        return self._may_end(raw) or (self._wants_usage and _TOKENS in raw)
 
     def _begin(self, chunk: bytes) -> None:
         """Decide from the first bytes whether these are events, or a document in place of them."""
@@ -236,7 +233,7 @@ class StreamJudge:
             if self.is_complete:
                 self._after_end_bytes += len(raw)
                 continue
-            if not self._has_content or self._matters(raw):
+            if not self._has_content or self._may_end(raw) or (self._wants_usage and _TOKENS in raw):
                 self._look(event)
                 if not self._may_show():
                     continue
@@ -313,9 +310,6 @@ class StreamJudge:
 
     def _fail(self) -> None:
         self._failed = self.is_complete = self.shows_error = True
-
-    def _all_finished(self) -> bool:
-        return bool(self._finished) and len(self._finished) >= _choices_asked(self._request)
 
 
 def _judge_long(form: Form, text: bytes) -> Judgement:

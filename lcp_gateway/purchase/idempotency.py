@@ -95,33 +95,25 @@ class RepeatHashes:
         self._now = now
 
     def identity(
-        self,
-        *,
-        key_id: str,
-        kind: str,
-        body_sha256: bytes,
-        key: str | None,
-        key_for_s: float,
-        client_request_id: str | None,
-        retry_for_s: float,
-        looks_for_first_try: bool,
+        self, order: Order, keys: RepeatKeys, limits: CacheLimits, *, looks_for_first_try: bool
     ) -> RepeatIdentity:
         """Return the identity of a request.
 
-        An Idempotency-Key counts for ``key_for_s`` whatever the body; a client's request id for ``retry_for_s`` and
+        An Idempotency-Key counts for ``keys_for_s`` whatever the body; a client's request id for ``repeats_for_s`` and
         together with the body, and only where there is no key.
         """
         # For every purchase: one hash, of parts whose lengths are known or written before them.
-        whole = b"%d %b %b %b" % (len(key_id), key_id.encode(), kind.encode(), body_sha256)
+        key_id, key, client_request_id = order.key_id, keys.key, keys.client_request_id
+        whole = b"%d %b %b %b" % (len(key_id), key_id.encode(), order.task.kind.encode(), order.body_sha256)
         body = hashlib.sha256(whole).digest()
         if key is None and client_request_id is None and not looks_for_first_try:
             return RepeatIdentity(body)
         now = self._now()
-        retry_for = timedelta(seconds=retry_for_s)
+        retry_for = timedelta(seconds=limits.repeats_for_s)
         since = now - retry_for if looks_for_first_try and key is None else None
         if key is not None:
             name = _joined(b"key", key_id, key.encode("utf-8", "surrogateescape"))
-            return RepeatIdentity(body, self._hash(name), now + timedelta(seconds=key_for_s))
+            return RepeatIdentity(body, self._hash(name), now + timedelta(seconds=limits.keys_for_s))
         if client_request_id is not None:
             name = _joined(b"client", key_id, client_request_id.encode("utf-8", "surrogateescape"), body)
             return RepeatIdentity(body, self._hash(name), now + retry_for, since)
@@ -205,16 +197,8 @@ class IdempotencyCache:
         """Return the identity that the journal recognises a repeat of an order by; before the order's own result is added."""
         # Where the same body is known here, a retry's first try was here too, and its outcome is known.
         knows_body = self._by_repeat.get(_body_key(order), self._clock()) is not None
-        return self._hashes.identity(
-            key_id=order.key_id,
-            kind=order.task.kind,
-            body_sha256=order.body_sha256,
-            key=keys.key,
-            key_for_s=self._limits.keys_for_s,
-            client_request_id=keys.client_request_id,
-            retry_for_s=self._limits.repeats_for_s,
-            looks_for_first_try=keys.is_retry and not knows_body,
-        )
+        looks_for_first_try = keys.is_retry and not knows_body
+        return self._hashes.identity(order, keys, self._limits, looks_for_first_try=looks_for_first_try)
 
     def add(self, buffer: ResultBuffer, keys: RepeatKeys) -> None:
         """Add a result that is about to be bought; ``ended`` has to follow."""

@@ -13,7 +13,7 @@ from lcp_gateway.purchase.journal import InsufficientBalance
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Upstream
-from lcp_gateway.purchase.quote import Candidate, Quote
+from lcp_gateway.purchase.quote import Candidate, Comparison, Quote
 from lcp_gateway.purchase.tracing import NO_TRACING, TraceStep, Tracing, asked_facts, error_type, quote_facts
 from lcp_gateway.values import value
 
@@ -123,8 +123,8 @@ class QuoteRequester:
             calls -= len(group)
             offers = await self._ask(order, group, failures)
             if offers:
-                if offers[0].candidate.comparison is not None:
-                    offers = await self._compare(order, offers, left, calls, failures)
+                if (comparison := offers[0].candidate.comparison) is not None:
+                    offers = await self._compare(comparison, order, offers, left, calls, failures)
                 best, *others = offers
                 if others:
                     self.drop(offer.quote for offer in others)
@@ -161,12 +161,15 @@ class QuoteRequester:
         raise too_dear
 
     async def _compare(
-        self, order: Order, offers: list[Offer], left: list[Candidate], calls: int, failures: list[PurchaseError]
+        self,
+        comparison: Comparison,
+        order: Order,
+        offers: list[Offer],
+        left: list[Candidate],
+        calls: int,
+        failures: list[PurchaseError],
     ) -> list[Offer]:
         """Ask more candidates where a quote is not the price that was expected; return the best offer first."""
-        comparison = offers[0].candidate.comparison
-        if comparison is None:
-            return offers
         while True:
             asked = _asked(offers)
             place = comparison.next(asked, [one.place for one in left], peers_too=calls > 0)

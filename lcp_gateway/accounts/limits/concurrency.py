@@ -45,7 +45,6 @@ class TooManyConcurrentJobs(Refused):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"this key may run {limit} jobs at once; nothing was paid")
-        self.limit = limit
 
 
 class Leases(Protocol):

@@ -1,5 +1,7 @@
 """Quotes that can be taken, and names of background jobs, at all gateways and workers that share a Redis."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -7,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable
 from lcp_gateway.accounts.shared.claims import ClaimNames
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.accounts.shared.serialization import plain, quote_facts, quote_of
@@ -54,7 +56,10 @@ class NamedJob:
 
 
 class RedisOrders:
-    """Held quotes and named jobs in a Redis. Names are keyed hashes and quotes are encrypted."""
+    """Held quotes and named jobs in a Redis. Names are keyed hashes and quotes are encrypted.
+
+    While Redis is unreachable no quote is held, and no job has a name.
+    """
 
     def __init__(self, calls: RedisCalls, outage: Outage) -> None:
         self._calls = calls
@@ -62,25 +67,20 @@ class RedisOrders:
         self._name_job = calls.script(_NAME_JOB)
         self._forget_job = calls.script(_FORGET_JOB)
 
-    async def hold(self, encryption: Encryption, order: Order, held: HeldQuote, now: datetime) -> None:
-        """Hold a quote; ``order`` still has its body.
-
-        Raises:
-            RedisUnavailable: it is not held.
-        """
+    async def hold(self, encryption: Encryption, order: Order, held: HeldQuote, now: datetime) -> bool:
+        """Hold a quote; return whether it is held. ``order`` still has its body."""
         name = _name(encryption, held.id)
         left_s = max(0.0, (held.offer.quote.expires_at - now).total_seconds()) + _KEPT_AFTER_S
         content = encryption.encrypt(name, _packed(order, held), _CONTEXT)
-        await self._command("SET", _QUOTES + name.hex(), content, "PX", round(left_s * _MS_PER_S))
+        reply = await self._reply(
+            self._calls.command, "SET", _QUOTES + name.hex(), content, "PX", round(left_s * _MS_PER_S)
+        )
+        return reply is not None
 
     async def find(self, encryption: Encryption, quote_name: str) -> HeldQuote | None:
-        """Return a held quote, which stays held; None where there is none.
-
-        Raises:
-            RedisUnavailable: it cannot be read now.
-        """
+        """Return a held quote, which stays held; None where there is none."""
         name = _name(encryption, quote_name)
-        content = await self._command("GET", _QUOTES + name.hex())
+        content = await self._reply(self._calls.command, "GET", _QUOTES + name.hex())
         if content is None:
             return None
         try:
@@ -89,24 +89,16 @@ class RedisOrders:
             return None
 
     async def drop(self, encryption: Encryption, quote_name: str) -> bool:
-        """Drop a held quote; return whether it was held: of several that drop it at one time, one gets True.
-
-        Raises:
-            RedisUnavailable: it is not known.
-        """
+        """Drop a held quote; return whether it was held: of several that drop it at one time, one gets True."""
         name = _name(encryption, quote_name)
-        return bool(await self._command("DEL", _QUOTES + name.hex()))
+        return bool(await self._reply(self._calls.command, "DEL", _QUOTES + name.hex()))
 
     async def name_job(self, encryption: Encryption, names: ClaimNames, job_id: str) -> NamedJob:
-        """Give these names to a job, unless another has one of those that are looked up; return the one that has them.
-
-        Raises:
-            RedisUnavailable: it is not known.
-        """
+        """Give these names to a job, unless another has one of those that are looked up; return the one that has them."""
         content = _job_content(encryption, names, job_id)
         keys = [*map(_job_key, names.looked_up), *map(_job_key, names.all)]
         values = [len(names.looked_up), content, *names.keep_ms]
-        found = await self._calls.reply(self._outage, self._name_job, keys, values)
+        found = await self._reply(self._name_job, keys, values)
         if not found:
             return NamedJob(job_id, names.fingerprint)
         try:
@@ -116,16 +108,15 @@ class RedisOrders:
         return NamedJob(facts["id"], bytes.fromhex(facts["order"]))
 
     async def forget_job(self, encryption: Encryption, names: ClaimNames, job_id: str) -> None:
-        """Take names back from a job.
-
-        Raises:
-            RedisUnavailable: they run out by themselves.
-        """
+        """Take names back from a job."""
         mark = encryption.keyed_name(b"job", job_id.encode())
-        await self._calls.reply(self._outage, self._forget_job, [*map(_job_key, names.all)], [mark, len(mark)])
+        await self._reply(self._forget_job, [*map(_job_key, names.all)], [mark, len(mark)])
 
-    async def _command(self, *command: Any) -> Any:
-        return await self._calls.reply(self._outage, self._calls.command, *command)
+    async def _reply(self, call: Callable[..., asyncio.Future[Any]], *arguments: Any) -> Any:
+        try:
+            return await self._calls.reply(self._outage, call, *arguments)
+        except RedisUnavailable:
+            return None
 
 
 def _job_key(name: bytes) -> str:

@@ -11,7 +11,6 @@ one meanwhile is bought there as well.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -138,41 +137,27 @@ class RedisResults:
 
     async def hold_quote(self, order: Order, held: HeldQuote) -> bool:
         """Hold a quote."""
-        try:
-            await self._orders.hold(self._encryption, order, held, datetime.now(UTC))
-        except RedisUnavailable:
-            return False
-        return True
+        return await self._orders.hold(self._encryption, order, held, datetime.now(UTC))
 
     async def find_quote(self, quote_name: str) -> HeldQuote | None:
         """Return a held quote."""
-        try:
-            return await self._orders.find(self._encryption, quote_name)
-        except RedisUnavailable:
-            return None
+        return await self._orders.find(self._encryption, quote_name)
 
     async def name_job(self, order: Order, keys: RepeatKeys, job_id: str) -> str:
         """Give an order's names to a background job, or return the job that has one of them."""
         names = self._names(order, keys)
-        try:
-            found = await self._orders.name_job(self._encryption, names, job_id)
-        except RedisUnavailable:
-            return job_id
+        found = await self._orders.name_job(self._encryption, names, job_id)
         if found.fingerprint != names.fingerprint:
             raise KeyReused("the idempotency key was used with another request before")
         return found.job_id
 
     async def forget_job(self, order: Order, keys: RepeatKeys, job_id: str) -> None:
         """Take the names of a job back."""
-        with suppress(RedisUnavailable):
-            await self._orders.forget_job(self._encryption, self._names(order, keys), job_id)
+        await self._orders.forget_job(self._encryption, self._names(order, keys), job_id)
 
     async def drop_quote(self, quote_name: str) -> bool:
         """Drop a held quote."""
-        try:
-            return await self._orders.drop(self._encryption, quote_name)
-        except RedisUnavailable:
-            return False
+        return await self._orders.drop(self._encryption, quote_name)
 
     def _claimed(self, own: OwnClaim, repeat: RepeatKeys, *, is_counted: bool) -> Claim:
         limits = self._limits

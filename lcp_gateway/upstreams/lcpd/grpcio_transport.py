@@ -94,15 +94,15 @@ class GrpcioTransport:
             self._changed.set()
             self._changed.clear()
 
-    def _check(self, on: object | None) -> None:
-        if on is not None and (on is not self._token or self._channel.get_state() is not _State.READY):
-            raise RpcError(UpstreamStatus.UNAVAILABLE, CONNECTION_ENDED, not_processed=True)
+    def _has_ended(self, on: object | None) -> bool:
+        return on is not None and (on is not self._token or self._channel.get_state() is not _State.READY)
 
     async def unary(
         self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
     ) -> bytes:
         """Make a call with one answer."""
-        self._check(on)
+        if self._has_ended(on):
+            raise _connection_ended()
         call = self._unary.get(path)
         if call is None:
             call = self._unary[path] = self._channel.unary_unary(path)
@@ -114,12 +114,10 @@ class GrpcioTransport:
 
     def stream(
         self, path: str, request: bytes, timeout_s: float, metadata: Metadata, *, on: object | None = None
-    ) -> "_GrpcioStream | _NotSent":
+    ) -> "_GrpcioStream":
         """Start a call with many messages."""
-        try:
-            self._check(on)
-        except RpcError as error:
-            return _NotSent(error)
+        if self._has_ended(on):
+            return _GrpcioStream(None)
         call = self._stream.get(path)
         if call is None:
             call = self._stream[path] = self._channel.unary_stream(path)
@@ -133,10 +131,14 @@ class GrpcioTransport:
 
 
 class _GrpcioStream:
+    """A call with many messages; None is one for a connection which has ended, that was not sent."""
+
     def __init__(self, call: Any) -> None:
         self._call = call
 
     async def read(self) -> list[bytes]:
+        if self._call is None:
+            raise _connection_ended()
         try:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
@@ -147,23 +149,12 @@ class _GrpcioStream:
         """Leave all messages to ``read``: grpcio hands them to a task."""
 
     def cancel(self) -> None:
-        self._call.cancel()
+        if self._call is not None:
+            self._call.cancel()
 
 
-class _NotSent:
-    """A call that was for a connection which has ended."""
-
-    def __init__(self, error: RpcError) -> None:
-        self._error = error
-
-    async def read(self) -> list[bytes]:
-        raise self._error
-
-    def hand_to(self, sink: MessageSink) -> None:
-        """There are no messages."""
-
-    def cancel(self) -> None:
-        """The call has ended."""
+def _connection_ended() -> RpcError:
+    return RpcError(UpstreamStatus.UNAVAILABLE, CONNECTION_ENDED, not_processed=True)
 
 
 def _rpc_error(error: grpc.aio.AioRpcError) -> RpcError:

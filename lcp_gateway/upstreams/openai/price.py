@@ -1,13 +1,9 @@
 """The price of a virtual node's work: the ceiling that is quoted, and the charge at the end."""
 
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import orjson
-
+from lcp_gateway.adapters.json_bytes import object_or_none
 from lcp_gateway.adapters.usage import Usage, whole_number
 from lcp_gateway.constants import BYTES_PER_TOKEN
 from lcp_gateway.purchase.money import Msat
@@ -88,7 +84,7 @@ class NodePrice:
     def _most_output_tokens(self, task: Task) -> int:
         if task.kind is TaskKind.EMBEDDINGS:
             return 0
-        document = _parse(task.body)
+        document = object_or_none(task.body) or {}
         limits = [limit for name in OUTPUT_LIMITS if (limit := _count(document.get(name)))]
         each = max(limits, default=self.max_output_tokens)
         if task.kind is TaskKind.RESPONSES:
@@ -96,18 +92,6 @@ class NodePrice:
         answers = max(_count(document.get("n")), _count(document.get("best_of")), 1)
         prompts = _prompts(document.get("prompt")) if task.kind is TaskKind.COMPLETIONS else 1
         return each * answers * prompts
-
-
-def _parse(body: bytes) -> Mapping[str, Any]:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        # Half a surrogate pair, which other parsers take.
-        try:
-            document = json.loads(body)
-        except (ValueError, RecursionError):
-            return {}
-    return document if isinstance(document, dict) else {}
 
 
 def _count(value: object) -> int:
