@@ -6,7 +6,7 @@ purchase that was paid, or whether its provider is blamed.
 
 import enum
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
@@ -137,12 +137,8 @@ class Judge(Protocol):
         ...
 
 
-class JudgeFactory(Protocol):
-    """Makes the judge of a result."""
-
-    def __call__(self, task: Task, content_type: str, content_encoding: str) -> Judge:
-        """Return a judge for the result of ``task`` that comes with this content type and encoding."""
-        ...
+JudgeFactory = Callable[[Task, str, str], Judge]
+"""Makes the judge of a task's result, which comes with a content type and a content encoding."""
 
 
 class _Satisfied:

@@ -5,13 +5,14 @@ import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final
 
 from lcp_gateway.purchase.errors import Undelivered, UpstreamError
 from lcp_gateway.purchase.journal import PurchaseUpdate
 from lcp_gateway.purchase.outcome import EndedBy, Ending, Judge, Received
 from lcp_gateway.purchase.ports import Result, ResultStatus, StreamBegin, StreamEnd, StreamEvent
 from lcp_gateway.purchase.purchase import Purchase
+from lcp_gateway.purchase.result_buffer import ResultBuffer
 from lcp_gateway.upstream_status import UpstreamStatus
 
 END_WAIT_S: Final = 15.0
@@ -55,18 +56,6 @@ def ending_of_error(purchase: Purchase, received: Received, error: BaseException
     return Ending(EndedBy.CLIENT if late else EndedBy.PROVIDER, received)
 
 
-class BlockSink(Protocol):
-    """The place where the blocks of a result go."""
-
-    def can_take(self) -> bool:
-        """Return whether it takes a block now, and its producer has nothing else to do for it."""
-        ...
-
-    def append(self, block: bytes, free_bytes: int) -> None:
-        """Add a block; readers may have the first ``free_bytes`` of all."""
-        ...
-
-
 class PaidStream:
     """A streamed result that has been paid for: its head, and its chunks checked as they flow."""
 
@@ -86,12 +75,12 @@ class PaidStream:
         self.judge = judge
         self._is_read = begin.judge is not None
         self._offer = begin.hand_to
-        self._sink: BlockSink | None = None
+        self._sink: ResultBuffer | None = None
         self._digest = hashlib.sha256()
         self._length = 0
         self._ends: list[StreamEvent] = []
 
-    def hand_to(self, sink: BlockSink) -> None:
+    def hand_to(self, sink: ResultBuffer) -> None:
         """Let chunks that need no decision go to ``sink`` as they arrive, while ``chunks`` is awaited.
 
         They are hashed, counted and judged like the others, which are yielded. An upstream may yield all of them.

@@ -231,11 +231,6 @@ def message_object(message: object, completion_id: str, place: int) -> dict[str,
     """Return a message in the form of OpenAI's list: with an id of its own, and its parts beside its content."""
     if not isinstance(message, dict):
         return {"id": _own_id(completion_id, place), "role": None, "content": None}
-    return message | _added(message, completion_id, place)
-
-
-def _added(message: Mapping[str, Any], completion_id: str, place: int) -> dict[str, Any]:
-    """Return the members that the listed form has in addition, or in another form."""
     added: dict[str, Any] = {}
     given = message.get("id")
     if not isinstance(given, str) or not given:
@@ -246,7 +241,7 @@ def _added(message: Mapping[str, Any], completion_id: str, place: int) -> dict[s
         added["content"] = None
     if "name" not in message:
         added["name"] = None
-    return added | {"content_parts": content if in_parts else None}
+    return message | added | {"content_parts": content if in_parts else None}
 
 
 def _own_id(completion_id: str, place: int) -> str:

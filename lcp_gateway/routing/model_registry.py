@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -182,6 +182,9 @@ class ModelCard:
     default_max_tokens: int | None = None
 
 
+_NO_CARD: Final = ModelCard()
+
+
 @dataclass(frozen=True, slots=True)
 class Traits:
     """The properties of a model from all sources; 0, empty and ``None`` where no source states one.
@@ -236,39 +239,33 @@ class ModelRegistry:
         taken to be as long as the shortest that a list names.
         """
         listed = tuple(facts)
-        if model not in self._cards and not listed:
-            return _traits_by_name(read_name(model))
-        card = self._cards.get(model) or ModelCard()
-        by_name = read_name(model)
-        if card.capabilities is None:
-            capabilities = by_name.capabilities.union(*(found.capabilities for found in listed))
-        else:
-            capabilities = frozenset(card.capabilities)
-        contexts = (found.context_length for found in listed if found.context_length)
-        return Traits(
-            type=card.type or by_name.type,
-            context_length=card.context_length or min(contexts, default=0),
-            dimensions=card.dimensions,
-            params_b=card.params_b or by_name.params_b,
-            capabilities=capabilities,
-            complete=card.capabilities is not None,
-            vendor=by_name.vendor,
-            owned_by=card.owned_by,
-        )
+        card, by_name = self._cards.get(model), read_name(model)
+        if card is None and not listed:
+            return _traits_by_name(by_name)
+        return _combined(card or _NO_CARD, by_name, listed)
 
 
 @functools.lru_cache(maxsize=REMEMBERED_NAMES)
 def _traits_by_name(by_name: NameFacts) -> Traits:
     """Return the properties of a model of which only the name is known."""
+    return _combined(_NO_CARD, by_name, ())
+
+
+def _combined(card: ModelCard, by_name: NameFacts, listed: Sequence[ModelFacts]) -> Traits:
+    if card.capabilities is None:
+        capabilities = by_name.capabilities.union(*(found.capabilities for found in listed))
+    else:
+        capabilities = frozenset(card.capabilities)
+    contexts = (found.context_length for found in listed if found.context_length)
     return Traits(
-        type=by_name.type,
-        context_length=0,
-        dimensions=0,
-        params_b=by_name.params_b,
-        capabilities=by_name.capabilities,
-        complete=False,
+        type=card.type or by_name.type,
+        context_length=card.context_length or min(contexts, default=0),
+        dimensions=card.dimensions,
+        params_b=card.params_b or by_name.params_b,
+        capabilities=capabilities,
+        complete=card.capabilities is not None,
         vendor=by_name.vendor,
-        owned_by="",
+        owned_by=card.owned_by,
     )
 
 

@@ -177,37 +177,20 @@ def score_all(rows: Sequence[ScoringRow], weights: Weights) -> list[Scored]:
     best_s = min([time for time in times if time is not None], default=None)
     measured = [row.view.expected_s for row in rows if row.view.was_measured]
     shortest = min([time for time in measured if time is not None], default=None)
-    return [
-        _scored(row, time, weights, best_s, best_msat, shortest, lowest) for row, time in zip(rows, times, strict=True)
-    ]
-
-
-def _scored(
-    row: ScoringRow,
-    expected_s: float | None,
-    weights: Weights,
-    best_s: float | None,
-    best_msat: float | None,
-    shortest: float | None,
-    lowest: float | None,
-) -> Scored:
-    entry, room, fit, view, price = row
-    features = Features(
-        room,
-        round(speed_feature(expected_s, best_s), FEATURE_DIGITS),
-        round(view.delivery, FEATURE_DIGITS),
-        round(min(1.0, price_feature(price.msat, best_msat)), FEATURE_DIGITS),
-        fit,
-    )
-    return Scored(
-        entry,
-        features.score(weights),
-        features,
-        view,
-        price,
-        view.was_measured and view.expected_s is not None and view.expected_s == shortest,
-        price.is_known and price.msat == lowest,
-    )
+    scored = []
+    for row, expected_s in zip(rows, times, strict=True):
+        entry, room, fit, view, price = row
+        features = Features(
+            room,
+            round(speed_feature(expected_s, best_s), FEATURE_DIGITS),
+            round(view.delivery, FEATURE_DIGITS),
+            round(min(1.0, price_feature(price.msat, best_msat)), FEATURE_DIGITS),
+            fit,
+        )
+        is_fastest = view.was_measured and view.expected_s is not None and view.expected_s == shortest
+        is_cheapest = price.is_known and price.msat == lowest
+        scored.append(Scored(entry, features.score(weights), features, view, price, is_fastest, is_cheapest))
+    return scored
 
 
 def _expected_s(row: ScoringRow, best_msat: float | None) -> float | None:

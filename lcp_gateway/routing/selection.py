@@ -133,7 +133,7 @@ class Selector:
             fitting = self._with_room(order.task, decision.ranked)
             comparison = _AutoComparison(order, decision, self._on_choice)
             found = self._adaptable(
-                partial(self._decided, order.task, decision, comparison, scored)
+                partial(self._ordered, order.task, decision, comparison, scored, is_told=True)
                 for scored in fitting
                 if self._available(scored.entry.provider.peer_id)
             )
@@ -174,16 +174,6 @@ class Selector:
                 raise ModelNotFound(describe_embedding_models(catalog)) from None
             raise ModelNotFound("no model that is offered here can serve this request") from None
 
-    def _decided(self, task: Task, decision: Decision, comparison: "_AutoComparison", scored: Scored) -> Candidate:
-        entry = scored.entry
-        candidate = self._candidate(task, entry.provider, entry.model)
-        return replace(
-            candidate,
-            routing=_told(decision, scored, decision.considered),
-            comparison=comparison,
-            place=decision.place(scored),
-        )
-
     def _named(self, catalog: Catalog, task: Task, name: str) -> Sequence[Candidate]:
         wanted = task if name == task.model else replace(task, model=name)
         traits = self._offers_of(catalog).traits.get(name) or self._registry.traits(name)
@@ -197,13 +187,18 @@ class Selector:
             if decision is not None:
                 comparison = decision.comparison()
                 return self._adaptable(
-                    partial(self._ordered, task, decision, comparison, scored) for scored in decision.ranked
+                    partial(self._ordered, task, decision, comparison, scored, is_told=False)
+                    for scored in decision.ranked
                 )
         return self._adaptable(partial(self._candidate, task, provider, name) for provider in found)
 
-    def _ordered(self, task: Task, decision: Decision, comparison: QuoteComparison, scored: Scored) -> Candidate:
+    def _ordered(
+        self, task: Task, decision: Decision, comparison: QuoteComparison, scored: Scored, *, is_told: bool
+    ) -> Candidate:
+        """Return a candidate of a decision; ``is_told``: with the explanation for the client, which did not choose itself."""
         candidate = self._candidate(task, scored.entry.provider, scored.entry.model)
-        return replace(candidate, comparison=comparison, place=decision.place(scored))
+        told = _told(decision, scored, decision.considered) if is_told else None
+        return replace(candidate, routing=told, comparison=comparison, place=decision.place(scored))
 
     def _goes_by_score(self, found: Sequence[Provider]) -> bool:
         """Return whether scores decide. Among peers alone the daemon's order holds, as with openai-serve, by default."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Coroutine
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
@@ -13,30 +13,18 @@ from lcp_gateway.routing.catalog import Catalog, Provider
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 
 if TYPE_CHECKING:
-    # Not imported where no node may dial in.
+    # Not imported where there are no nodes.
     from lcp_gateway.upstreams.dialin.adapter import DialinUpstream
     from lcp_gateway.upstreams.dialin.hub import NodeHub
+    from lcp_gateway.upstreams.openai.node_watch import NodeWatch
 
 _LCP: Final = ProviderSource.LCP
-
-
-class NodeProviders(Protocol):
-    """The watched virtual nodes; ``NodeWatch`` has them."""
-
-    @property
-    def providers(self) -> tuple[Provider, ...]:
-        """The nodes that are up; the same object while nothing has changed."""
-        ...
-
-    async def refresh_if_stale(self) -> None:
-        """Probe the nodes that were not probed just now, without waiting long."""
-        ...
 
 
 class AllNodes:
     """Virtual nodes and those that dialled in as one. The object stays the same while nothing has changed."""
 
-    def __init__(self, virtual: NodeProviders, dialled_in: "NodeHub") -> None:
+    def __init__(self, virtual: "NodeWatch", dialled_in: "NodeHub") -> None:
         self._virtual = virtual
         self._dialled_in = dialled_in
         self._merged: tuple[tuple[Provider, ...], tuple[Provider, ...], tuple[Provider, ...]] = ((), (), ())
@@ -58,7 +46,7 @@ class AllNodes:
 class MergedCatalog:
     """One catalog of peers and nodes. With peers alone it is the peers' own."""
 
-    def __init__(self, peers: PeerWatch, nodes: NodeProviders | None) -> None:
+    def __init__(self, peers: PeerWatch, nodes: AllNodes) -> None:
         self._peers = peers
         self._nodes = nodes
         self._merged: tuple[Catalog, Catalog, tuple[Provider, ...]] | None = None
@@ -67,7 +55,7 @@ class MergedCatalog:
     def catalog(self) -> Catalog:
         """The last snapshot of all; it has the same ``providers`` object while nothing has changed."""
         of_peers = self._peers.catalog
-        nodes = self._nodes.providers if self._nodes is not None else ()
+        nodes = self._nodes.providers
         if not nodes:
             return of_peers
         held = self._merged
@@ -83,21 +71,19 @@ class MergedCatalog:
     @property
     def problem(self) -> UpstreamError | None:
         """Why peers sell nothing now, or None; None also while a node is up, which sells instead."""
-        if self._nodes is not None and self._nodes.providers:
+        if self._nodes.providers:
             return None
         return self._peers.problem
 
     @property
     def age_s(self) -> float:
         """The age of the peers' snapshot; 0 while a node is up, which needs none."""
-        if self._nodes is not None and self._nodes.providers:
+        if self._nodes.providers:
             return 0.0
         return self._peers.age_s
 
     async def refresh_if_stale(self) -> Catalog:
         """Return a fresh snapshot, or the last one if the daemon does not answer."""
-        if self._nodes is None:
-            return await self._peers.refresh_if_stale()
         await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh_if_stale())
         return self.catalog
 

@@ -41,7 +41,6 @@ class Nodes:
 
 def test_with_peers_alone_the_catalog_is_the_peers_own():
     peers = Peers(PEER)
-    assert MergedCatalog(peers, None).catalog is peers.catalog
     assert MergedCatalog(peers, Nodes()).catalog is peers.catalog
 
 
@@ -79,7 +78,7 @@ def test_it_is_another_object_once_something_changes(change):
 
 def test_a_daemon_that_is_away_is_a_problem_unless_a_node_is_up():
     peers, nodes = Peers(problem=AWAY), Nodes(NODE)
-    assert MergedCatalog(peers, None).problem is AWAY
+    assert MergedCatalog(peers, Nodes()).problem is AWAY
     catalogs = MergedCatalog(peers, nodes)
     assert catalogs.problem is None
     nodes.providers = ()
@@ -91,13 +90,13 @@ def test_how_old_the_peers_are_does_not_matter_while_a_node_is_up():
     catalogs = MergedCatalog(Peers(PEER), nodes)
     assert catalogs.age_s == 0.0
     nodes.providers = ()
-    assert catalogs.age_s == MergedCatalog(Peers(PEER), None).age_s == 7.0
+    assert catalogs.age_s == MergedCatalog(Peers(PEER), Nodes()).age_s == 7.0
 
 
 async def test_with_peers_alone_only_they_are_asked():
     peers = Peers()
     peers.fresh = Catalog((PEER,), 4.0)
-    assert await MergedCatalog(peers, None).refresh_if_stale() is peers.fresh
+    assert await MergedCatalog(peers, Nodes()).refresh_if_stale() is peers.fresh
 
 
 async def test_peers_and_nodes_are_asked_together():

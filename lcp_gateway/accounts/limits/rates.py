@@ -166,7 +166,7 @@ class MemoryCounters:
     async def count(self, limits: Sequence[RateLimit]) -> tuple[bool, Sequence[RateWindow]]:
         """Count a request in every window if it fits into all."""
         before = [self._read(limit.key)[1] for limit in limits]
-        fits = _fit(limits, before)
+        fits = all(window.used + limit.amount <= limit.limit for limit, window in zip(limits, before, strict=True))
         if fits:
             await self.add({limit.key: limit.amount for limit in limits})
         return fits, before
@@ -375,10 +375,6 @@ def _allowance(limits: Sequence[RateLimit], tokens: int, fits: bool, windows: Se
         raise _refusal(limits, windows)
     after = [replace(window, this=window.this + limit.amount) for limit, window in zip(limits, windows, strict=True)]
     return Allowance(max(0, tokens), _headers(limits, after), limits)
-
-
-def _fit(limits: Sequence[RateLimit], windows: Sequence[RateWindow]) -> bool:
-    return all(window.used + limit.amount <= limit.limit for limit, window in zip(limits, windows, strict=True))
 
 
 def _refusal(limits: Sequence[RateLimit], windows: Sequence[RateWindow]) -> RateLimited:

@@ -6,7 +6,7 @@ By itself a command costs redis-py 0.1 ms of CPU, several times that of one in a
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from lcp_gateway.accounts.shared.outage import Outage, connect, redis_errors
 
@@ -20,12 +20,8 @@ class RedisUnavailable(Exception):
     """Redis is unreachable; whether it executed a call that went out is not known."""
 
 
-class Script(Protocol):
-    """A Lua script in Redis. A call is sent whether it is awaited or not, and whether that is cancelled."""
-
-    def __call__(self, keys: Sequence[str | bytes], values: Sequence[Any]) -> asyncio.Future[Any]:
-        """Call it with its keys and arguments."""
-        ...
+Script = Callable[[Sequence[str | bytes], Sequence[Any]], asyncio.Future[Any]]
+"""Calls a Lua script in Redis with its keys and arguments: sent whether it is awaited or not, and whether that is cancelled."""
 
 
 @dataclass(slots=True, eq=False)
