@@ -271,7 +271,7 @@ class Compute(Interface):
 
 @value(kw_only=True)
 class StoredPurchase:
-    """A purchase that was being paid when the node ended: what ``Buying.restore`` needs.
+    """A purchase that was being paid when the node ended: what a ``Buying`` needs to go on.
 
     ``payer`` is the id of the Lightning node that pays: another one knows nothing of the payment. Empty where it is not known.
     """
@@ -296,7 +296,7 @@ class EndedPurchase:
 
 @value(kw_only=True)
 class StoredSale:
-    """A job that is sold: what ``Selling.restore`` needs. ``hold_preimage`` is that of a hold invoice."""
+    """A job that is sold: what a ``Selling`` needs to go on. ``hold_preimage`` is that of a hold invoice."""
 
     peer_id: str
     protocol: Protocol

@@ -88,8 +88,16 @@ class Buying:
         timeouts: PeerTimeouts,
         new_id: Callable[[], bytes],
         job_id: bytes | None = None,
+        kept: KeepPurchase | None = None,
     ) -> None:
-        self.phase = Phase.NEW
+        """``kept`` is a purchase to go on with after a restart, under its own job's id.
+
+        The caller tracks its payment by the hash, and reports its end. Once it has settled, the request is repeated, if the quote
+        still lives: the seller sends its result again.
+        """
+        if kept is not None:
+            job_id = kept.quote.job_id
+        self.phase = Phase.NEW if kept is None else Phase.PAYING
         self.job_id = new_id() if job_id is None else job_id
         self._protocol = protocol
         self._order = order
@@ -102,48 +110,16 @@ class Buying:
         self._request_bytes = len(order.request)
         self._params_sha256 = b""
         self._expiry = 0
-        self._quote: QuoteResponse | None = None
+        self._quote: QuoteResponse | None = None if kept is None else kept.quote
         self._deadline: float | None = None
         self._reader: StreamReader | None = None
         self.result: Result | None = None
         """The seller's result, as it came; None while there is none, and where an error took its place."""
         self._early: Ended | None = None
         self._gap: Ended | None = None
-        self._restored = False
+        self._restored = kept is not None
         self._asked_again = False
         self._unwanted = False
-
-    @classmethod
-    def restore(
-        cls,
-        protocol: Protocol,
-        order: Order,
-        kept: KeepPurchase,
-        *,
-        peer_id: str,
-        manifest: Manifest,
-        own: Limits,
-        timeouts: PeerTimeouts,
-        new_id: Callable[[], bytes],
-    ) -> "Buying":
-        """Go on with a purchase after a restart: the caller tracks its payment by the hash, and reports its end.
-
-        Once it has settled, the request is repeated, if the quote still lives: the seller sends its result again.
-        """
-        made = cls(
-            protocol,
-            order,
-            peer_id=peer_id,
-            manifest=manifest,
-            own=own,
-            timeouts=timeouts,
-            new_id=new_id,
-            job_id=kept.quote.job_id,
-        )
-        made._quote = kept.quote
-        made.phase = Phase.PAYING
-        made._restored = True
-        return made
 
     def on(self, now: float, event: BuyingEvent) -> list[BuyingEffect]:
         """Take an event. One that does not belong to the phase has no effect."""

@@ -122,7 +122,7 @@ class Quoted:
 
 @value
 class KeepPurchase:
-    """Make the purchase durable, before the next effect: ``Buying.restore`` goes on from it."""
+    """Make the purchase durable, before the next effect: a ``Buying`` goes on from it after a restart."""
 
     quote: QuoteResponse
     payment_hash: bytes

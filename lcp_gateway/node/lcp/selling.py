@@ -85,7 +85,14 @@ class Selling:
         terms: SaleTerms,
         inflight: Callable[[], int],
         new_id: Callable[[], bytes],
+        kept: KeepSale | None = None,
+        sent: Sequence[Send] = (),
     ) -> None:
+        """``kept`` is a job to go on with after a restart, ``sent`` are the messages of its result that were kept.
+
+        The caller looks its invoice up, and reports ``InvoiceSettled`` if it is paid. A job that had begun to stream cannot be
+        run from its middle: it ends with an error; so does one without its body, which was not kept.
+        """
         self.phase = SalePhase.AWAITING_INPUT
         self.outcome: SaleOutcome | None = None
         self.paid = False
@@ -113,53 +120,25 @@ class Selling:
         self._stream_id = b""
         self._result_expiry = 0
         self._sent: list[Send] = []
+        if kept is not None:
+            self._restore(kept, sent)
 
-    @classmethod
-    def restore(
-        cls,
-        protocol: Protocol,
-        kept: KeepSale,
-        sent: Sequence[Send],
-        *,
-        sold: SoldModel,
-        peer: Manifest,
-        own: Limits,
-        terms: SaleTerms,
-        inflight: Callable[[], int],
-        new_id: Callable[[], bytes],
-    ) -> "Selling":
-        """Go on with a job after a restart; ``sent`` are the messages of its result that were kept.
-
-        The caller looks its invoice up, and reports ``InvoiceSettled`` if it is paid. A job that had begun to stream cannot be
-        run from its middle: it ends with an error; so does one without its body, which was not kept.
-        """
-        made = cls(
-            protocol,
-            kept.request,
-            model=kept.model,
-            sold=sold,
-            peer=peer,
-            own=own,
-            terms=terms,
-            inflight=inflight,
-            new_id=new_id,
-        )
-        made._body = bytearray(kept.body)
-        made._stream = kept.stream
-        made._quote = kept.quote
-        made._payment_hash = kept.payment_hash
-        made._sent = list(sent)
-        made.phase = SalePhase.QUOTED
+    def _restore(self, kept: KeepSale, sent: Sequence[Send]) -> None:
+        self._body = bytearray(kept.body)
+        self._stream = kept.stream
+        self._quote = kept.quote
+        self._payment_hash = kept.payment_hash
+        self._sent = list(sent)
+        self.phase = SalePhase.QUOTED
         last = read_message(sent[-1].message_type, sent[-1].payload) if sent else None
         if last is not None and isinstance(last[1], Result | Error):
-            made.phase = SalePhase.DELIVERED
+            self.phase = SalePhase.DELIVERED
             status = last[1].status if isinstance(last[1], Result) else Status.FAILED
-            made.outcome = OUTCOMES[status]
-            made._body.clear()
+            self.outcome = OUTCOMES[status]
+            self._body.clear()
             if not kept.body and status is Status.OK:
                 # Only the last message was kept: the result cannot be sent again.
-                made._sent = []
-        return made
+                self._sent = []
 
     def on(self, now: float, event: SaleEvent) -> list[SaleEffect]:
         """Take an event. One that does not belong to the phase has no effect."""

@@ -145,7 +145,7 @@ class CancelInvoice:
 
 @value
 class KeepSale:
-    """Make a job durable before its quote goes out: ``Selling.restore`` goes on from it."""
+    """Make a job durable before its quote goes out: a ``Selling`` goes on from it after a restart."""
 
     request: QuoteRequest
     model: str

@@ -90,7 +90,7 @@ class Purchases:
         if self._tags_ids:
             self._job_ids = JobIds(await self._parts.store.job_key(), self._parts.clock)
         for stored in await self._parts.store.purchases():
-            self._restore(stored)
+            self._add(stored.protocol, stored.peer_id, stored.order, stored.manifest, restored=stored).track()
 
     def on_message(self, peer_id: str, message: AnyJobMessage) -> bool:
         """Take a message of a seller; False for a job that is not known."""
@@ -263,17 +263,7 @@ class Purchases:
         size = len(order.request)
         async with self._gate.taken(size if size > _LONG_REQUEST_BYTES else 0):
             manifest = seller_manifest(peer, protocol)
-            machine = Buying(
-                protocol,
-                order,
-                peer_id=peer.peer_id,
-                manifest=manifest,
-                own=self._parts.limits,
-                timeouts=self._parts.delays.timeouts,
-                new_id=self._new_id,
-                job_id=self._job_ids.new() if self._job_ids is not None else None,
-            )
-            purchase = self._add(machine, protocol, peer.peer_id, order, manifest)
+            purchase = self._add(protocol, peer.peer_id, order, manifest)
             purchase.may_be_forgotten = not again
             try:
                 purchase.on(Ask())
@@ -290,7 +280,6 @@ class Purchases:
 
     def _add(
         self,
-        machine: Buying,
         protocol: Protocol,
         peer_id: str,
         order: Order,
@@ -298,6 +287,17 @@ class Purchases:
         *,
         restored: StoredPurchase | None = None,
     ) -> Purchase:
+        machine = Buying(
+            protocol,
+            order,
+            peer_id=peer_id,
+            manifest=manifest,
+            own=self._parts.limits,
+            timeouts=self._parts.delays.timeouts,
+            new_id=self._new_id,
+            job_id=self._job_ids.new() if self._job_ids is not None else None,
+            kept=restored.kept if restored is not None else None,
+        )
         purchase = self._live[peer_id, machine.job_id] = Purchase(
             machine,
             self._parts,
@@ -310,19 +310,6 @@ class Purchases:
             restored=restored,
         )
         return purchase
-
-    def _restore(self, stored: StoredPurchase) -> None:
-        machine = Buying.restore(
-            stored.protocol,
-            stored.order,
-            stored.kept,
-            peer_id=stored.peer_id,
-            manifest=stored.manifest,
-            own=self._parts.limits,
-            timeouts=self._parts.delays.timeouts,
-            new_id=self._new_id,
-        )
-        self._add(machine, stored.protocol, stored.peer_id, stored.order, stored.manifest, restored=stored).track()
 
     def _claim(self, key: _Key) -> Purchase:
         purchase = self._live.get(key)

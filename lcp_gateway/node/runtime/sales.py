@@ -170,19 +170,9 @@ class Sales:
             self._refuse(peer, protocol, request, refusal)
             return
         self._refused.pop((peer.peer_id, request.job_id), None)
-        machine = Selling(
-            protocol,
-            request,
-            model=model,
-            sold=self._models(peer.peer_id)[model],
-            peer=manifest,
-            own=self._parts.limits,
-            terms=self._terms,
-            inflight=lambda: self._tally.in_flight,
-            new_id=self._new_id,
-        )
         expires_at = min(request.expiry, self._parts.clock() + self._terms.ttl_s)
-        self._add(machine, protocol, peer.peer_id, request.job_id, model, expires_at)
+        sold = self._models(peer.peer_id)[model]
+        self._add(protocol, peer.peer_id, request, model, sold=sold, manifest=manifest, expires_at=expires_at)
 
     def _begun(self, peer: Peer, protocol: Protocol, begin: StreamBegin) -> None:
         key = (peer.peer_id, begin.job_id)
@@ -213,23 +203,37 @@ class Sales:
 
     def _add(
         self,
-        machine: Selling,
         protocol: Protocol,
         peer_id: str,
-        job_id: bytes,
+        request: QuoteRequest,
         model: str,
-        expires_at: float,
         *,
+        sold: SoldModel,
+        manifest: Manifest,
+        expires_at: float,
         restored: StoredSale | None = None,
     ) -> Sale:
-        sale = self._sales[peer_id, job_id] = Sale(
+        machine = Selling(
+            protocol,
+            request,
+            model=model,
+            sold=sold,
+            peer=manifest,
+            own=self._parts.limits,
+            terms=self._terms,
+            inflight=lambda: self._tally.in_flight,
+            new_id=self._new_id,
+            kept=restored.kept if restored is not None else None,
+            sent=restored.sent if restored is not None else (),
+        )
+        sale = self._sales[peer_id, request.job_id] = Sale(
             machine,
             self._parts,
             self._peers,
             self._hooks,
             protocol=protocol,
             peer_id=peer_id,
-            job_id=job_id,
+            job_id=request.job_id,
             model=model,
             expires_at=expires_at,
             restored=restored,
@@ -281,20 +285,16 @@ class Sales:
 
     def _restore(self, stored: StoredSale) -> Sale:
         kept = stored.kept
-        machine = Selling.restore(
+        sale = self._by_hash[kept.payment_hash] = self._add(
             stored.protocol,
-            kept,
-            stored.sent,
+            stored.peer_id,
+            kept.request,
+            kept.model,
             sold=SoldModel(TokenPrice(0, 0), 0),
-            peer=self._peers.kept(stored.peer_id, stored.protocol) or _manifest(stored.protocol),
-            own=self._parts.limits,
-            terms=self._terms,
-            inflight=lambda: self._tally.in_flight,
-            new_id=self._new_id,
+            manifest=self._peers.kept(stored.peer_id, stored.protocol) or _manifest(stored.protocol),
+            expires_at=kept.quote.quote_expiry,
+            restored=stored,
         )
-        job_id, expires_at = kept.request.job_id, kept.quote.quote_expiry
-        sale = self._add(machine, stored.protocol, stored.peer_id, job_id, kept.model, expires_at, restored=stored)
-        self._by_hash[kept.payment_hash] = sale
         return sale
 
     async def _look_up(self, restored: list[Sale]) -> None:

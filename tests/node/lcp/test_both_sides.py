@@ -200,13 +200,16 @@ class World:
             self.buying = None
             self.ends.append(Ended(Outcome.CANCELLED, paid=False))
             return
-        self.buying = Buying.restore(self.protocol, self.order, self.kept_purchase, **self.buyer)
+        self.buying = Buying(self.protocol, self.order, kept=self.kept_purchase, **self.buyer)
 
     def restart_seller(self):
         self.computing = []
         self.selling = None
         if self.kept_sale is not None:
-            self.selling = Selling.restore(self.protocol, self.kept_sale, self.kept_sent, **self.seller)
+            kept = self.kept_sale
+            self.selling = Selling(
+                self.protocol, kept.request, model=kept.model, kept=kept, sent=self.kept_sent, **self.seller
+            )
 
     def finish(self):
         """Let everything that is under way come to its end, without further faults."""

@@ -339,10 +339,10 @@ def test_a_cancel_before_the_payment_ends_the_job_and_a_later_one_leaves_the_out
 
 def test_a_restored_purchase_asks_for_its_result_once_more_and_pays_nothing():
     kept = KeepPurchase(_quote(), b"h" * 32)
-    machine = Buying.restore(
+    machine = Buying(
         V02,
         ORDER,
-        kept,
+        kept=kept,
         peer_id=SELLER,
         manifest=own_manifest(V02, Limits(), ["m"]),
         own=Limits(),

@@ -250,7 +250,7 @@ def test_messages_that_are_expired_or_of_another_job_are_not_answered():
 
 def _restored(effects, sent=()):
     (kept,) = [one for one in effects if isinstance(one, KeepSale)]
-    return Selling.restore(V02, kept, sent, **_parts())
+    return Selling(V02, kept.request, model=kept.model, kept=kept, sent=sent, **_parts())
 
 
 def test_after_a_restart_a_paid_job_runs_and_a_finished_one_is_sent_again():

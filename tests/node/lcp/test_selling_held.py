@@ -177,10 +177,10 @@ def test_a_quote_that_expires_cancels_its_invoice_and_nothing_else_does():
 def test_a_restored_job_without_its_request_is_not_run():
     _, kept = _quoted()
     kept = replace(kept, body=b"")
-    machine = Selling.restore(V02, kept, (), **_parts())
+    machine = Selling(V02, kept.request, model=kept.model, kept=kept, **_parts())
     effects = _told(machine, InvoiceAccepted())
     assert _kinds(effects) == [CancelInvoice, KeepSent, Send]
-    machine = Selling.restore(V02, kept, (), **_parts())
+    machine = Selling(V02, kept.request, model=kept.model, kept=kept, **_parts())
     assert isinstance(_last(_told(machine, InvoiceSettled())), Error) and machine.paid
 
 
@@ -188,7 +188,8 @@ def test_a_delivered_job_of_which_only_the_end_was_kept_says_so_when_it_is_asked
     machine = _held()
     effects = _told(machine, InvoiceSettled(), ComputeData(b"data"), ComputeEnded())
     _, kept = _quoted()
-    restored = Selling.restore(V02, replace(kept, body=b""), effects[-1:], **_parts())
+    kept = replace(kept, body=b"")
+    restored = Selling(V02, kept.request, model=kept.model, kept=kept, sent=effects[-1:], **_parts())
     assert restored.outcome is SaleOutcome.DELIVERED
     again = _told(restored, MessageCame(replace(REQUEST, msg_id=b"r" * 32)))
     assert isinstance(_last(again), Error)
@@ -196,6 +197,6 @@ def test_a_delivered_job_of_which_only_the_end_was_kept_says_so_when_it_is_asked
 
 def test_late_copies_of_a_request_do_not_end_a_job_that_was_restored():
     _, kept = _quoted()
-    restored = Selling.restore(V02, kept, (), **_parts())
+    restored = Selling(V02, kept.request, model=kept.model, kept=kept, **_parts())
     assert _told(restored, *_input()) == []
     assert _kinds(_told(restored, InvoiceSettled())) == [Compute]
