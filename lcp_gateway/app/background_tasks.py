@@ -10,7 +10,7 @@ import functools
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final, NamedTuple
 
 from structlog.typing import FilteringBoundLogger
@@ -68,6 +68,7 @@ class _Instance:
     is_running: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class BackgroundTasks:
     """Runs the tasks that last as long as the gateway, on one event loop.
 
@@ -75,24 +76,15 @@ class BackgroundTasks:
     clock in seconds; a test may replace ``sleep`` and ``chance`` (0 to 1).
     """
 
-    def __init__(
-        self,
-        log: FilteringBoundLogger,
-        *,
-        on_restart: Callable[[str], None] = lambda _name: None,
-        backoff: Backoff = Backoff(),
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        chance: Callable[[], float] = random.random,  # noqa: S311 - spreads restarts, keeps no secret
-    ) -> None:
-        self._log = log
-        self._on_restart = on_restart
-        self._backoff = backoff
-        self._clock = clock
-        self._sleep = sleep
-        self._chance = chance
-        self._instances: set[_Instance] = set()
-        self._restarts: dict[str, int] = {}
+    log: FilteringBoundLogger
+    _: KW_ONLY
+    on_restart: Callable[[str], None] = lambda _name: None
+    backoff: Backoff = Backoff()
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    chance: Callable[[], float] = random.random  # noqa: S311 - spreads restarts, keeps no secret
+    _instances: set[_Instance] = field(init=False, default_factory=set)
+    _restarts: dict[str, int] = field(init=False, default_factory=dict)
 
     def start(self, name: str, run: Run, *, may_return: Callable[[], bool] = bool) -> asyncio.Task[None]:
         """Start a task; cancel the returned one to end it.
@@ -141,16 +133,16 @@ class BackgroundTasks:
                 yield f"the background task {name} is down: {problem}"
 
     def _down(self) -> Mapping[str, str]:
-        now = self._clock()
+        now = self.clock()
         return {
             instance.name: instance.problem
             for instance in self._instances
-            if instance.problem and not (instance.is_running and now - instance.started_at >= self._backoff.steady_s)
+            if instance.problem and not (instance.is_running and now - instance.started_at >= self.backoff.steady_s)
         }
 
     async def _supervise(self, instance: _Instance) -> None:
         while True:
-            instance.started_at = self._clock()
+            instance.started_at = self.clock()
             instance.is_running = True
             try:
                 await instance.run()
@@ -162,35 +154,36 @@ class BackgroundTasks:
                     raise
                 # This task was not cancelled, but a future that it awaited.
                 await self._failed(instance, error)
-            except Exception as error:  # noqa: BLE001 - the task has to go on after any error
+            except Exception as error:
+                # The task has to go on after any error.
                 if _is_cancelled():
-                    self._log.warning("a background task failed as it was ended", task=instance.name, exc_info=error)
+                    self.log.warning("a background task failed as it was ended", task=instance.name, exc_info=error)
                     return
                 await self._failed(instance, error)
 
     async def _failed(self, instance: _Instance, error: BaseException) -> None:
-        backoff = self._backoff
+        backoff = self.backoff
         instance.is_running = False
-        if self._clock() - instance.started_at >= backoff.reset_s:
+        if self.clock() - instance.started_at >= backoff.reset_s:
             instance.failures = 0
         # No power of more than this is needed to reach any longest pause.
         pause_s = min(backoff.first_s * 2 ** min(instance.failures, 20), backoff.most_s)
         # Between a half and the whole, so that replicas which failed together do not come back together.
-        pause_s *= 0.5 + self._chance() / 2
+        pause_s *= 0.5 + self.chance() / 2
         instance.failures += 1
         # The type of the error only: `/readyz` needs no key, and an error's text may quote values. The log has the
         # whole error.
         instance.problem = type(error).__name__
         self._restarts[instance.name] += 1
-        self._on_restart(instance.name)
-        self._log.error(
+        self.on_restart(instance.name)
+        self.log.error(
             "a background task ended and will be restarted",
             task=instance.name,
             failures_in_a_row=instance.failures,
             restart_in_s=round(pause_s, 3),
             exc_info=error,
         )
-        await self._sleep(pause_s)
+        await self.sleep(pause_s)
 
 
 def _is_cancelled() -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import KW_ONLY, dataclass
 
 from structlog.typing import FilteringBoundLogger
 
@@ -25,54 +26,41 @@ def changes(before: Settings, after: Settings) -> tuple[list[str], list[str]]:
     return [name for name in changed if name not in restart], restart
 
 
+@dataclass(slots=True, eq=False)
 class Reload:
-    """Reads the settings again each time that ``wanted`` is set.
+    """Reads the settings again each time that ``wanted`` is set; ``settings`` are those in force.
 
     ``read`` returns the settings as they are now. ``renew`` applies settings and returns the names of those whose files
     have changed; where it fails, nothing has changed.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        wanted: asyncio.Event,
-        read: Callable[[], Loaded],
-        renew: Callable[[Settings], Awaitable[Collection[str]]],
-        notifier: Notifier,
-        log: FilteringBoundLogger,
-    ) -> None:
-        self._settings = settings
-        self._read = read
-        self._renew = renew
-        self._notifier = notifier
-        self._log = log
-        self._wanted = wanted
-
-    @property
-    def settings(self) -> Settings:
-        """The settings in force."""
-        return self._settings
+    settings: Settings
+    _: KW_ONLY
+    wanted: asyncio.Event
+    read: Callable[[], Loaded]
+    renew: Callable[[Settings], Awaitable[Collection[str]]]
+    notifier: Notifier
+    log: FilteringBoundLogger
 
     async def run(self) -> None:
         """Reload on demand, until cancelled."""
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            self._notifier.reloading()
+            await self.wanted.wait()
+            self.wanted.clear()
+            self.notifier.reloading()
             try:
                 result = await self._reload()
                 if result.problems:
-                    log_refusal(self._log, result.problems)
+                    log_refusal(self.log, result.problems)
                 else:
-                    log_reload(self._log, result)
+                    log_reload(self.log, result)
             finally:
-                self._notifier.ready()
+                self.notifier.ready()
 
     async def _reload(self) -> ReloadResult:
         try:
             # Files may lie on a slow disk: streams go on meanwhile.
-            loaded = await asyncio.to_thread(self._read)
+            loaded = await asyncio.to_thread(self.read)
         except ConfigError as error:
             return ReloadResult(problems=error.problems)
         except Exception as error:  # noqa: BLE001 - a gateway that serves must not end because of its settings
@@ -82,18 +70,18 @@ class Reload:
     async def take(self, loaded: Loaded) -> ReloadResult:
         """Take settings that were read: all that can change while the gateway runs, or none. Raises nothing."""
         try:
-            changed, restart = changes(self._settings, loaded.settings)
-            settings = loaded.keeping(self._settings, restart)
-            renewed = await self._renew(settings)
+            changed, restart = changes(self.settings, loaded.settings)
+            settings = loaded.keeping(self.settings, restart)
+            renewed = await self.renew(settings)
         except ConfigError as error:
             return ReloadResult(problems=error.problems)
         except (WiringError, BadCertificate) as error:
             return ReloadResult(problems=[str(error)])
         except Exception as error:  # noqa: BLE001 - as above
             return self._unexpected(error)
-        self._settings = settings
+        self.settings = settings
         return ReloadResult(changed=[*{*changed, *renewed}], needs_restart=restart, warnings=loaded.warnings)
 
     def _unexpected(self, error: Exception) -> ReloadResult:
-        self._log.error("the settings could not be taken in", exc_info=error)
+        self.log.error("the settings could not be taken in", exc_info=error)
         return ReloadResult(problems=["an unexpected error; see the log"])

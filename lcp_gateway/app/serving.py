@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from dataclasses import dataclass
 
 from lcp_gateway.app.gateway import Gateway
 from lcp_gateway.config import Settings, parse_host_port
@@ -12,35 +13,28 @@ from lcp_gateway.supervisor.link import WorkerLink
 from lcp_gateway.telemetry.logs import set_log_level
 
 
+@dataclass(frozen=True, slots=True)
 class Serving:
     """A gateway that listens; ``metrics`` is the listener of ``metrics_addr``, if that is set.
 
     ``link`` has the sockets of all workers, where there are several.
     """
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        main: Listener,
-        metrics: Listener | None,
-        tls: Tls | None,
-        link: WorkerLink | None = None,
-    ) -> None:
-        self._gateway = gateway
-        self._main = main
-        self._metrics = metrics
-        self._tls = tls
-        self._link = link
+    gateway: Gateway
+    main: Listener
+    metrics: Listener | None
+    tls: Tls | None
+    link: WorkerLink | None = None
 
     @property
     def port(self) -> int:
         """The port of the main address."""
-        return self._main.port
+        return self.main.port
 
     @property
     def scheme(self) -> str:
         """The scheme of the main address."""
-        return "http" if self._tls is None else "https"
+        return "http" if self.tls is None else "https"
 
     async def accept_for(self, place: int) -> None:
         """Accept the connections of another worker, by its place, in addition."""
@@ -53,16 +47,16 @@ class Serving:
             await listener.accept_no_more_for(place)
 
     def _by_place(self) -> Iterable[tuple[Listener, Sequence[Sequence[int]]]]:
-        if self._link is not None:
-            yield self._main, self._link.boot.sockets
-            if self._metrics is not None:
-                yield self._metrics, self._link.boot.metrics_sockets
+        if self.link is not None:
+            yield self.main, self.link.boot.sockets
+            if self.metrics is not None:
+                yield self.metrics, self.link.boot.metrics_sockets
 
     def stop_listening(self) -> None:
         """Accept no more connections, and free the addresses; open connections go on."""
-        self._main.stop()
-        if self._metrics is not None:
-            self._metrics.stop()
+        self.main.stop()
+        if self.metrics is not None:
+            self.metrics.stop()
         for _, by_place in self._by_place():
             for descriptors in by_place:
                 for descriptor in descriptors:
@@ -76,24 +70,24 @@ class Serving:
         Raises:
             WiringError, BadCertificate: they cannot be used, and nothing has changed.
         """
-        configured = self._gateway.configure(settings)
+        configured = self.gateway.configure(settings)
         app = await prepare_application(configured.app)
         metrics_app = await prepare_application(configured.metrics_app)
         renewed = set()
         if (
-            self._tls is not None
+            self.tls is not None
             and settings.http_tls_cert is not None
-            and self._tls.use(settings.http_tls_cert, settings.http_tls_key)
+            and self.tls.use(settings.http_tls_cert, settings.http_tls_key)
         ):
             renewed.add("http_tls_cert")
-        self._gateway.use(configured)
+        self.gateway.use(configured)
         options = server_options(settings)
-        self._main.server.use(app, options)
-        if self._metrics is not None:
-            self._metrics.server.use(metrics_app, options)
+        self.main.server.use(app, options)
+        if self.metrics is not None:
+            self.metrics.server.use(metrics_app, options)
         set_log_level(log_level(settings))
         # New nodes are asked at once, so that the next request finds them.
-        await self._gateway.runtime.nodes.watch.refresh_if_stale()
+        await self.gateway.runtime.nodes.watch.refresh_if_stale()
         return renewed
 
 

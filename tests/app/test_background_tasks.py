@@ -159,7 +159,7 @@ async def test_a_task_is_named_while_it_is_down_and_until_it_has_run_for_a_while
         seen.append((tasks.report()["keys"], list(tasks.reasons())))
         await time.sleep(seconds)
 
-    tasks._sleep = sleep
+    tasks.sleep = sleep
     work = Work(time, ValueError("with a secret in it"))
     async with tasks.running(BackgroundTask("keys", work)):
         assert tasks.report() == {"keys": {"up": True, "restarts": 0}}

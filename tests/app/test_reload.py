@@ -175,7 +175,7 @@ class Attempts:
         running = asyncio.create_task(self.reload.run())
         told = len(self.told)
         with structlog.testing.capture_logs() as lines:
-            self.reload._log = structlog.get_logger()
+            self.reload.log = structlog.get_logger()
             self.wanted.set()
             async with asyncio.timeout(60):
                 while self.told[told:] != ["reloading", "ready"]:
@@ -254,7 +254,7 @@ async def test_the_last_key_cannot_be_taken_from_a_gateway_that_asks_for_keys(tm
 
 async def test_signals_that_come_meanwhile_are_answered_by_one_more_reading(attempts):
     reads = []
-    real = attempts.reload._read
+    real = attempts.reload.read
 
     def read():
         reads.append(1)
@@ -267,7 +267,7 @@ async def test_signals_that_come_meanwhile_are_answered_by_one_more_reading(atte
             attempts.wanted.set()
 
     loop = asyncio.get_running_loop()
-    attempts.reload._read = read
+    attempts.reload.read = read
     running = asyncio.create_task(attempts.reload.run())
     attempts.wanted.set()
     async with asyncio.timeout(60):
@@ -281,6 +281,6 @@ async def test_signals_that_come_meanwhile_are_answered_by_one_more_reading(atte
 
 async def test_a_config_error_without_a_file_is_reported_too(attempts):
     attempts.path.unlink()
-    attempts.reload._read = lambda: raised(ConfigError(["it is gone"]))
+    attempts.reload.read = lambda: raised(ConfigError(["it is gone"]))
     attempts.write = lambda _text: None
     assert (await attempts.after(""))["problems"] == ["it is gone"]

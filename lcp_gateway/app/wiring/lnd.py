@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
@@ -42,20 +43,13 @@ async def open_lnd(settings: Settings) -> "AsyncIterator[LndClient | None]":
     if not settings.lnd_grpc_addr:
         yield None
         return
-    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - an optional extra
-    from lcp_gateway.lightning.lnd.client import LndClient  # noqa: PLC0415 - as above
+    from lcp_gateway.lightning.lnd.client import LndClient  # noqa: PLC0415 - an optional extra
     from lcp_gateway.lightning.lnd.stubs import LndNotInstalled  # noqa: PLC0415 - as above
 
     if settings.lnd_tls_cert is None or settings.lnd_macaroon_file is None:
         raise WiringError("lnd_grpc_addr needs lnd_tls_cert and lnd_macaroon_file")
-    address = LndAddress(
-        settings.lnd_grpc_addr,
-        settings.lnd_tls_cert,
-        settings.lnd_macaroon_file,
-        may_use_proxy(settings, settings.lnd_grpc_addr),
-    )
     try:
-        lnd = LndClient(address)
+        lnd = LndClient(_lnd_address(settings, settings.lnd_macaroon_file))
     except (LndNotInstalled, OSError) as error:
         raise WiringError(f"lnd cannot be used: {error}") from error
     async with lnd:
@@ -101,12 +95,7 @@ async def open_payouts(settings: Settings) -> "AsyncIterator[LndPayouts | None]"
 
     address = LndAddress(settings.lcpd_grpc_addr)
     if not settings.embedded:
-        address = LndAddress(
-            settings.lnd_grpc_addr,
-            settings.lnd_tls_cert,
-            settings.lnd_withdrawal_macaroon_file,
-            may_use_proxy(settings, settings.lnd_grpc_addr),
-        )
+        address = _lnd_address(settings, settings.lnd_withdrawal_macaroon_file)
     try:
         payer = LndPayer(address)
     except (LndNotInstalled, OSError) as error:
@@ -121,12 +110,14 @@ def invoice_address(settings: Settings, own_node: str) -> "LndAddress":
 
     if not settings.lnd_grpc_addr:
         return LndAddress(own_node)
-    return LndAddress(
-        settings.lnd_grpc_addr,
-        settings.lnd_tls_cert,
-        settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file,
-        may_use_proxy(settings, settings.lnd_grpc_addr),
-    )
+    return _lnd_address(settings, settings.lnd_invoice_macaroon_file or settings.lnd_macaroon_file)
+
+
+def _lnd_address(settings: Settings, macaroon: Path | None) -> "LndAddress":
+    from lcp_gateway.lightning.lnd.channel import LndAddress  # noqa: PLC0415 - loads gRPC
+
+    may_proxy = may_use_proxy(settings, settings.lnd_grpc_addr)
+    return LndAddress(settings.lnd_grpc_addr, settings.lnd_tls_cert, macaroon, may_proxy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,11 @@ from lcp_gateway.cli.service.pid_file import (
     write_pid_file,
 )
 from lcp_gateway.cli.service.processes import Process, find_process, is_running
-from lcp_gateway.cli.service.start import command_line_flags, typed_flags
+from lcp_gateway.cli.service.start import command_line_flags, spawn_logged, typed_flags
 from lcp_gateway.cli.service.stop import ProcessSurvived, end_process
 from lcp_gateway.config import Settings
 from lcp_gateway.node_client.options import BackendOptions
 from lcp_gateway.purchase.money import Msat, format_sat
-from lcp_gateway.telemetry.log_output import open_log
 
 _COMMANDS = ("run", "start", "stop", "status", "logs")
 _USUAL = "run"
@@ -176,18 +175,10 @@ def _start(settings: Settings, files: JoinFiles, flags: Mapping[str, object], co
     files.status_file.unlink(missing_ok=True)
     typed = typed_flags({**flags, "join_url": settings.join_url})
     absolute = config.expanduser().absolute() if config is not None else None
-    log = open_log(files.log_file)
-    try:
-        child = subprocess.Popen(  # noqa: S603 - our own interpreter, module and flags
-            [sys.executable, "-m", "lcp_gateway", "join", _USUAL, *_arguments(typed, absolute)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=background_environment(os.environ),
-            start_new_session=True,
-        )
-    finally:
-        os.close(log)
+    # The address stands by itself.
+    own = {name: value for name, value in typed.items() if name != "join_url"}
+    arguments = ["join", _USUAL, str(typed["join_url"]), *command_line_flags(own, absolute)]
+    child = spawn_logged(arguments, files.log_file, background_environment(os.environ))
     process = find_process(child.pid) or Process(child.pid, "")
     record = InstanceRecord(
         process=process,
@@ -215,14 +206,7 @@ def _start(settings: Settings, files: JoinFiles, flags: Mapping[str, object], co
     return 0
 
 
-def _arguments(typed: Mapping[str, str | bool], config: Path | None) -> list[str]:
-    """Return the flags as ``join run`` takes them; the address stands by itself."""
-    flags = dict(typed)
-    url = str(flags.pop("join_url"))
-    return [url, *command_line_flags(flags, config)]
-
-
-def _wait(child: "subprocess.Popen[bytes]", files: JoinFiles, timeout_s: float) -> str:
+def _wait(child: subprocess.Popen[bytes], files: JoinFiles, timeout_s: float) -> str:
     deadline, state = time.monotonic() + timeout_s, "it has not begun"
     while time.monotonic() < deadline and child.poll() is None:
         if (found := _read_status(files.status_file)) is not None:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from lcp_gateway.cli.options import load_settings
 from lcp_gateway.cli.output import USAGE_ERROR, CommandFailed
-from lcp_gateway.cli.service.instances import run_folder
+from lcp_gateway.cli.service.instances import InstanceFiles, run_folder
 from lcp_gateway.config import JoinBackendConfig, Loaded, Settings, local_models, may_use_proxy
 from lcp_gateway.config.addresses import is_loopback, parse_gateway_url
 from lcp_gateway.config.nodes import with_key_of_file
@@ -46,11 +46,9 @@ _EMBEDDING_KINDS, _TEXT_KINDS = ("embeddings",), ("chat", "completions")
 
 
 @dataclass(frozen=True, slots=True)
-class JoinFiles:
+class JoinFiles(InstanceFiles):
     """The files of one node on this machine."""
 
-    pid_file: Path
-    log_file: Path
     status_file: Path
 
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,8 +13,7 @@ from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.cli.join.options import JoinFiles
 from lcp_gateway.cli.output import CommandFailed
-from lcp_gateway.cli.service.instances import make_folder
-from lcp_gateway.cli.service.pid_file import remove_pid_file
+from lcp_gateway.cli.service.instances import background_files, make_folder
 from lcp_gateway.cli.service.processes import find_process
 from lcp_gateway.config import Settings
 from lcp_gateway.node_client.catalog import ModelCatalog
@@ -23,7 +22,6 @@ from lcp_gateway.node_client.options import JoinOptions
 from lcp_gateway.node_client.statistics import Statistics
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.supervisor.systemd import Notifier
-from lcp_gateway.telemetry.log_output import LogFile
 from lcp_gateway.telemetry.logs import configure_logging, get_logger
 
 _WRITE_EVERY_S = 1.0
@@ -39,7 +37,7 @@ def run_node(settings: Settings, options: JoinOptions, files: JoinFiles, *, back
     import uvloop  # noqa: PLC0415 - only a node that runs needs it
 
     configure_logging("debug" if settings.verbose else settings.log_level, settings.log_format)
-    with _files(settings, files) if background else contextlib.nullcontext():
+    with background_files(settings, files=files) if background else contextlib.nullcontext():
         try:
             uvloop.run(_run(options, files.status_file, get_logger("node")))
         except CannotJoin as error:
@@ -125,14 +123,3 @@ def _write(path: Path, started: str, statistics: Statistics) -> None:
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(document), encoding="utf-8")
         temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _files(settings: Settings, files: JoinFiles) -> Iterator[None]:
-    """Rotate the log of this process, which its output goes to already, and remove its PID file when it ends."""
-    try:
-        with LogFile(files.log_file, max_bytes=settings.log_max_bytes, keep=settings.log_keep):
-            yield
-    finally:
-        if (ourselves := find_process(os.getpid())) is not None:
-            remove_pid_file(files.pid_file, ourselves)

@@ -246,12 +246,14 @@ def is_background() -> bool:
 
 
 @contextlib.contextmanager
-def background_files(settings: Settings, on_log_moved: Callable[[], None] = lambda: None) -> Iterator[None]:
+def background_files(
+    settings: Settings, on_log_moved: Callable[[], None] = lambda: None, *, files: InstanceFiles | None = None
+) -> Iterator[None]:
     """Rotate the log of this process, which its output goes to already, and remove its PID file when it ends.
 
-    ``on_log_moved`` is called, from a thread, after a rotation.
+    ``on_log_moved`` is called, from a thread, after a rotation. ``files`` are those of the settings where none are given.
     """
-    files = files_of(settings)
+    files = files or files_of(settings)
     try:
         with LogFile(files.log_file, max_bytes=settings.log_max_bytes, keep=settings.log_keep, on_moved=on_log_moved):
             yield

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -236,17 +236,28 @@ def _spawn(plan: StartPlan) -> subprocess.Popen[bytes]:
     if Path(lcp_gateway.__file__).parents[1] != plan.folder:
         # Modules in the present folder must not be imported.
         environment["PYTHONSAFEPATH"] = "1"
-    serve = ["-m", "lcp_gateway", "serve", *command_line_flags(plan.flags, plan.config)]
-    log = open_log(plan.files.log_file)
+    arguments = ["serve", *command_line_flags(plan.flags, plan.config)]
+    return spawn_logged(arguments, plan.files.log_file, environment, plan.folder)
+
+
+def spawn_logged(
+    arguments: Sequence[str], log_file: Path, environment: Mapping[str, str], folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start this program with other arguments, in the present folder if none is given; its output goes into a log.
+
+    Raises:
+        OSError: the log cannot be written.
+    """
+    log = open_log(log_file)
     try:
         return subprocess.Popen(  # noqa: S603 - our own interpreter, module and flags
-            [sys.executable, *serve],
+            [sys.executable, "-m", "lcp_gateway", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             env=environment,
-            cwd=plan.folder,
-            # Neither closing the terminal nor Ctrl-C in it ends the gateway.
+            cwd=folder,
+            # Neither closing the terminal nor Ctrl-C in it ends the child.
             start_new_session=True,
         )
     finally:

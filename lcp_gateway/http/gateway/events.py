@@ -9,7 +9,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -98,43 +98,36 @@ class EventStream:
         self.news.set()
 
 
+@dataclass(slots=True, eq=False)
 class EventHub:
-    """Reads what changed and hands it to the streams; it outlives a change of settings."""
+    """Reads what changed and hands it to the streams; it outlives a change of settings.
 
-    def __init__(
-        self,
-        feed: ChangeFeed | None,
-        *,
-        key_names: KeyNames,
-        surroundings: Callable[[], Surroundings],
-        is_ending: Callable[[], bool],
-        unavailable: tuple[type[Exception], ...],
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        poll_s: float = _POLL_S,
-    ) -> None:
-        """``feed`` is None without a journal. ``unavailable`` are errors of an unreachable database, which is asked again."""
-        self._feed = feed
-        self._key_names = key_names
-        self._surroundings = surroundings
-        self._is_ending = is_ending
-        self._unavailable = unavailable
-        self._now = now
-        self._poll_s = poll_s
-        self._streams: set[EventStream] = set()
-        self._open: Counter[Hashable] = Counter()
-        self._wanted = asyncio.Event()
-        self._seen: dict[bytes, int] = {}
+    ``feed`` is None without a journal. ``unavailable`` are errors of an unreachable database, which is asked again.
+    """
+
+    feed: ChangeFeed | None
+    _: KW_ONLY
+    key_names: KeyNames
+    surroundings: Callable[[], Surroundings]
+    is_ending: Callable[[], bool]
+    unavailable: tuple[type[Exception], ...]
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    poll_s: float = _POLL_S
+    _streams: set[EventStream] = field(init=False, default_factory=set)
+    _open: Counter[Hashable] = field(init=False, default_factory=Counter)
+    _wanted: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    _seen: dict[bytes, int] = field(init=False, default_factory=dict)
 
     async def run(self) -> None:
         """Read and tell, as long as there is a stream; the body of a background task."""
         while True:
             await self._wanted.wait()
-            if self._is_ending():
+            if self.is_ending():
                 for stream in self._streams:
                     stream.end()
-            with suppress(*self._unavailable):
+            with suppress(*self.unavailable):
                 await self.poll()
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(self.poll_s)
 
     def open(self, view: View, counted: Sequence[Hashable]) -> EventStream:
         """Add a stream; it counts under the names of its session or key, of its account, and of all callers of its group.
@@ -169,17 +162,17 @@ class EventHub:
 
     async def begin(self, stream: EventStream, last_id: str | None) -> None:
         """Tell a new stream where it stands, and what it has missed since an id."""
-        now = self._now()
+        now = self.now()
         since = _time_of(last_id, now)
         is_missed = last_id is not None and since is None
         missed: Sequence[PurchaseRecord] = ()
-        if since is not None and self._feed is not None:
+        if since is not None and self.feed is not None:
             watched = _watched([stream], since - _LOOK_BACK, {})
-            changes = await self._feed.changes(watched, limit=_MOST_RESUMED)
+            changes = await self.feed.changes(watched, limit=_MOST_RESUMED)
             is_missed = changes.is_cut
             missed = () if is_missed else changes.purchases
         names = await self._names(missed)
-        present = None if self._feed is None else await self._feed.changes(_watched([stream], now, {}), limit=1)
+        present = None if self.feed is None else await self.feed.changes(_watched([stream], now, {}), limit=1)
         # The first event is this one, whatever happened meanwhile.
         later, stream.waiting = stream.waiting, deque()
         at = _micros(now if since is None or is_missed else since)
@@ -193,13 +186,13 @@ class EventHub:
     async def poll(self) -> None:
         """Read once what changed, and tell it to every stream that may see it."""
         streams = [stream for stream in self._streams if not stream.is_over]
-        now = self._now()
+        now = self.now()
         at = _micros(now)
         self._tell_surroundings(streams, at)
-        if self._feed is None or not streams:
+        if self.feed is None or not streams:
             return
         begin = now - _LOOK_BACK
-        changes = await self._feed.changes(_watched(streams, begin, self._seen), limit=_MOST_TOLD)
+        changes = await self.feed.changes(_watched(streams, begin, self._seen), limit=_MOST_TOLD)
         oldest = _micros(begin)
         self._seen = {job_id: seen for job_id, seen in self._seen.items() if seen >= oldest}
         self._seen |= {record.job_id: _micros(record.updated_at) for record in changes.purchases}
@@ -211,7 +204,7 @@ class EventHub:
 
     async def _names(self, records: Sequence[PurchaseRecord]) -> Mapping[str, str]:
         key_ids = {record.key_id for record in records if record.key_id}
-        return await self._key_names(key_ids) if key_ids else {}
+        return await self.key_names(key_ids) if key_ids else {}
 
     @staticmethod
     def _tell_cut(stream: EventStream, now: datetime) -> None:
@@ -221,7 +214,7 @@ class EventHub:
             stream.tell("hello", {"now": rfc3339(now), "missed": True, "version": __version__}, _micros(now))
 
     def _tell_surroundings(self, streams: Sequence[EventStream], at: int) -> None:
-        found = self._surroundings()
+        found = self.surroundings()
         for stream in streams:
             before, stream.surroundings = stream.surroundings, found
             if before is None or before.reasons != found.reasons:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -64,46 +64,41 @@ class _Held:
     report: "asyncio.Task[UsageReport]"
 
 
+@dataclass(slots=True, eq=False)
 class UsageRoutes:
-    """Serves every caller the sums of the purchases that it may see."""
+    """Serves every caller the sums of the purchases that it may see.
 
-    def __init__(
-        self,
-        books: PurchaseBooks | None,
-        *,
-        key_names: KeyNames,
-        api_limits: ApiLimits,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        """``books`` is None without a journal; ``clock`` is monotonic, in seconds."""
-        self._books = books
-        self._key_names = key_names
-        self._api_limits = api_limits
-        self._clock = clock
-        self._now = now
-        self._held: OrderedDict[tuple[object, ...], _Held] = OrderedDict()
+    ``books`` is None without a journal; ``clock`` is monotonic, in seconds.
+    """
+
+    books: PurchaseBooks | None
+    _: KW_ONLY
+    key_names: KeyNames
+    api_limits: ApiLimits
+    clock: Callable[[], float] = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    _held: OrderedDict[tuple[object, ...], _Held] = field(init=False, default_factory=OrderedDict)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         """Serve GET /api/usage: purchases added up by period and group; the twelve largest groups, and all others."""
-        books, view = need_books(self._books), view_of(request[CONTEXT].caller)
+        books, view = need_books(self.books), view_of(request[CONTEXT].caller)
         query = Query(request, USAGE_QUERY)
         by = query.choice("by", GroupBy, GroupBy.MODEL)
         if by is GroupBy.PEER and not view.sees_cost:
             raise bad_request("peer is for operators", "by", "invalid_value")
         period = query.choice("period", Period, Period.DAY)
         form = query.choice("format", Format, Format.JSON)
-        now = self._now()
+        now = self.now()
         which = read_filter(query, view)
         if which is None:
             which, report, as_of = PurchaseFilter(since=now), UsageReport(UsageSums(), [], []), now
         else:
             which = _bounded(which, period, now)
-            async with self._api_limits.turn(request):
+            async with self.api_limits.turn(request):
                 report, as_of = await self._report(books, by, period, which, view)
         names = {}
         if by is GroupBy.KEY:
-            names = dict(await self._key_names({group for group, _ in report.groups if group}))
+            names = dict(await self.key_names({group for group, _ in report.groups if group}))
         if form is Format.CSV:
             return await _csv(request, by, report, view, names)
         return json_response(
@@ -129,13 +124,13 @@ class UsageRoutes:
         """Read the sums; those of the whole gateway, which take long, are held for some seconds and read once at a time."""
         if not view.is_whole or which.account_id is not None or which.key_id is not None:
             report = await books.usage(by, period, which, most=_MOST_GROUPS, by_charge=not view.sees_cost)
-            return report, self._now()
+            return report, self.now()
         name = (by, period, which.model, which.peer_id, which.since, which.until)
         held = self._held.get(name)
         failed = held is not None and held.report.done() and (held.report.cancelled() or held.report.exception())
-        if held is None or failed or (held.report.done() and self._clock() - held.taken_at > _HELD_S):
+        if held is None or failed or (held.report.done() and self.clock() - held.taken_at > _HELD_S):
             reading = asyncio.ensure_future(books.usage(by, period, which, most=_MOST_GROUPS, by_charge=False))
-            held = self._held[name] = _Held(self._clock(), self._now(), reading)
+            held = self._held[name] = _Held(self.clock(), self.now(), reading)
             self._held.move_to_end(name)
             if len(self._held) > _MOST_HELD:
                 self._held.popitem(last=False)

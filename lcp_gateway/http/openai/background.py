@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -50,43 +50,33 @@ _LOOK_EVERY_S = 2.0
 _SHOWN_S = 5.0
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class BackgroundResponses:
-    """The jobs of this process; their results go into the store, under the id that the client was given."""
+    """The jobs of this process; their results go into the store, under the id that the client was given.
 
-    def __init__(
-        self,
-        *,
-        service: PurchaseService,
-        store: ResponseStore,
-        recorder: Recorder,
-        repository: BackgroundRepository | None,
-        is_ending: Callable[[], bool],
-        on_change: Callable[[int, str], None],
-        log: FilteringBoundLogger,
-        place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = lambda _owner: contextlib.nullcontext(),
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-        shared: StoredItems | None = None,
-        cancel_elsewhere: Callable[[str, str], None] = lambda _owner, _id: None,
-    ) -> None:
-        """Without a ``repository`` a restart forgets running jobs. ``on_change`` gets the number of jobs, and the status of one that ended.
+    Without a ``repository`` a restart forgets running jobs. ``on_change`` gets the number of jobs, and the status of one that ended.
 
-        ``place`` limits how many reads of the repository an owner has at one time. ``shared`` is the store of several processes, which
-        takes the place of ``store``; ``cancel_elsewhere`` asks the others to cancel a job.
-        """
-        self._shared = shared
-        self._items: StoredItems = MemoryItems(store) if shared is None else shared
-        self._cancel_elsewhere = cancel_elsewhere
-        self._place = place
-        self._service = service
-        self._store = store
-        self._recorder = recorder
-        self._repository = repository
-        self._is_ending = is_ending
-        self._on_change = on_change
-        self._log = log
-        self._now = now
-        self._running: dict[tuple[str, str], BackgroundJob] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+    ``place`` limits how many reads of the repository an owner has at one time. ``shared`` is the store of several processes, which
+    takes the place of ``store``; ``cancel_elsewhere`` asks the others to cancel a job.
+    """
+
+    service: PurchaseService
+    store: ResponseStore
+    recorder: Recorder
+    repository: BackgroundRepository | None
+    is_ending: Callable[[], bool]
+    on_change: Callable[[int, str], None]
+    log: FilteringBoundLogger
+    place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = lambda _owner: contextlib.nullcontext()
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    shared: StoredItems | None = None
+    cancel_elsewhere: Callable[[str, str], None] = lambda _owner, _id: None
+    _items: StoredItems = field(init=False)
+    _running: dict[tuple[str, str], BackgroundJob] = field(init=False, default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._items = MemoryItems(self.store) if self.shared is None else self.shared
 
     @staticmethod
     def of(answer: ResultBuffer) -> BackgroundJob | None:
@@ -100,7 +90,7 @@ class BackgroundResponses:
             KeyReused, ResultLost: as ``PurchaseService.find``.
         """
         try:
-            answer = self._service.find(order, repeat)
+            answer = self.service.find(order, repeat)
         except ResultLost as lost:
             job = self.of(lost.buffer)
             if job is None:
@@ -126,30 +116,30 @@ class BackgroundResponses:
         Raises:
             Exception: as ``PurchaseService.find`` and ``start``, and JournalUnavailable where the job cannot be written.
         """
-        response_id, now = ids.new_background_id(), self._now()
+        response_id, now = ids.new_background_id(), self.now()
         # Parsed before anything is bought: after that nothing may fail.
         shown, inputs = echoed_fields(request), plan.inputs()
         if (named := await self._named(order, repeat, response_id)) != response_id:
             return self._running.get((order.key_id, named)) or named
         try:
             if quote_name is not None:
-                await self._service.check_quote(order, quote_name)
-            if self._repository is not None:
-                await self._record(self._repository, response_id, order, repeat, now)
+                await self.service.check_quote(order, quote_name)
+            if self.repository is not None:
+                await self._record(self.repository, response_id, order, repeat, now)
             # Looked up again: the same request may have come while this one was written.
-            answer = self._service.find(order, repeat)
+            answer = self.service.find(order, repeat)
             if answer is not None and (earlier := self.of(answer)) is not None:
                 self._forget_soon(response_id)
                 return earlier
             if answer is None:
                 await self._show_running(order, response_id, shown, inputs, now)
-                answer = self._service.find(order, repeat)
+                answer = self.service.find(order, repeat)
             if answer is None:
                 ordered = replace(order, request_id=response_id)
-                answer = self._service.start(ordered, repeat, quote_name)
+                answer = self.service.start(ordered, repeat, quote_name)
         except BaseException:
             # Also where the client left while it was written: it does not know the id.
-            self._keep_task(asyncio.create_task(self._service.forget_job(order, repeat, response_id)))
+            self._keep_task(asyncio.create_task(self.service.forget_job(order, repeat, response_id)))
             self._hide_soon(order.key_id, response_id)
             self._forget_soon(response_id)
             raise
@@ -166,10 +156,10 @@ class BackgroundResponses:
         answer.retained_for = job
         self._running[job.owner, job.id] = job
         fixed = replace(plan, fixed_id=job.id, changes=job.changes, headers=headers_of, opening=job.opening)
-        if self._shared is not None:
+        if self.shared is not None:
             answer.before_end = partial(self._publish, job, fixed)
         answer.when_ended(lambda _answer: self._ended(job, fixed))
-        self._on_change(len(self._running), "")
+        self.on_change(len(self._running), "")
         return job
 
     async def _named(self, order: Order, repeat: RepeatKeys, response_id: str) -> str:
@@ -178,13 +168,13 @@ class BackgroundResponses:
         Raises:
             KeyReused: the idempotency key came with another body before.
         """
-        named = await self._service.name_job(order, repeat, response_id)
+        named = await self.service.name_job(order, repeat, response_id)
         clock = asyncio.get_running_loop().time
         give_up_at = clock() + _SHOWN_S
         while named != response_id and clock() < give_up_at and not await self._is_shown(order.key_id, named):
             await asyncio.sleep(_FIRST_PAUSE_S)
             # That one may not have begun after all.
-            named = await self._service.name_job(order, repeat, response_id)
+            named = await self.service.name_job(order, repeat, response_id)
         return named
 
     async def _is_shown(self, owner: str, response_id: str) -> bool:
@@ -203,7 +193,7 @@ class BackgroundResponses:
             KeyReused, ResultLost: the request, or another with the same key, was bought before.
             JournalUnavailable: it cannot be written.
         """
-        identity = self._service.identity(order, repeat)
+        identity = self.service.identity(order, repeat)
         try:
             await repository.record(response_id, key_id=order.key_id, model=order.task.model, at=now, repeat=identity)
         except RequestRepeated as repeated:
@@ -212,11 +202,11 @@ class BackgroundResponses:
     @contextlib.contextmanager
     def reading(self, job: BackgroundJob) -> Iterator[None]:
         """Count a reader of a job's answer for the block, so that the answer may be larger than what can be stored."""
-        self._service.joined(job.answer)
+        self.service.joined(job.answer)
         try:
             yield
         finally:
-            self._service.left(job.answer)
+            self.service.left(job.answer)
 
     def attend(self, job: BackgroundJob, release: Awaitable[None]) -> "asyncio.Task[None]":
         """Return a task that lasts as long as a job, and awaits ``release`` at its end."""
@@ -226,7 +216,7 @@ class BackgroundResponses:
     async def cancel(self, job: BackgroundJob) -> None:
         """Cancel a job for its client, and wait until it has ended."""
         job.cancelled = True
-        self._service.interrupt(job.answer, InterruptReason.CANCELLED)
+        self.service.interrupt(job.answer, InterruptReason.CANCELLED)
         await ended(job.answer)
 
     def cancel_here(self, owner: str, response_id: str) -> None:
@@ -239,7 +229,7 @@ class BackgroundResponses:
         """Have the process that runs a job cancel it, and wait for its end; return at once where none runs it."""
         left = await self.left(owner, response_id)
         if left is not None and left.runs:
-            self._cancel_elsewhere(owner, response_id)
+            self.cancel_elsewhere(owner, response_id)
             await self.wait_elsewhere(owner, response_id, _CANCEL_S)
 
     async def wait_elsewhere(self, owner: str, response_id: str, wait_s: float) -> Item | None:
@@ -261,13 +251,13 @@ class BackgroundResponses:
 
     def may_be_elsewhere(self, response_id: str) -> bool:
         """Return whether another process may run, or have run, a job of this id."""
-        return self._shared is not None and response_id.startswith(ids.BACKGROUND_PREFIX)
+        return self.shared is not None and response_id.startswith(ids.BACKGROUND_PREFIX)
 
     async def running_elsewhere(self, owner: str, response_id: str) -> Item | None:
         """Return what other processes know of a job that one of them runs; None where that is nothing."""
-        if self._shared is None or not self.may_be_elsewhere(response_id):
+        if self.shared is None or not self.may_be_elsewhere(response_id):
             return None
-        return await self._shared.get(owner, ItemKind.JOB, response_id)
+        return await self.shared.get(owner, ItemKind.JOB, response_id)
 
     async def item(self, job: BackgroundJob) -> Item:
         """Return the stored item of a job that has ended.
@@ -313,10 +303,10 @@ class BackgroundResponses:
         Raises:
             Exception: the journal cannot be read.
         """
-        if self._repository is None or not response_id.startswith(ids.BACKGROUND_PREFIX):
+        if self.repository is None or not response_id.startswith(ids.BACKGROUND_PREFIX):
             return None
-        async with self._place(owner):
-            left = await self._repository.find(response_id, owner)
+        async with self.place(owner):
+            left = await self.repository.find(response_id, owner)
         if left is None:
             return None
         lost = {
@@ -346,23 +336,23 @@ class BackgroundResponses:
         try:
             left = await self.left(owner, item.id)
         except Exception as error:  # noqa: BLE001 - the payment stays unknown until the journal can be read
-            self._log.info("a payment cannot be looked up", error=type(error).__name__)
+            self.log.info("a payment cannot be looked up", error=type(error).__name__)
             return None
         is_new = left is not None and left.headers[PAYMENT_HEADER] != Verdict.UNKNOWN.value
         return left if is_new else None
 
     async def forget(self, owner: str, response_id: str) -> bool:
         """Forget a job that this process does not run; return whether there was one."""
-        if await self.left(owner, response_id) is None or self._repository is None:
+        if await self.left(owner, response_id) is None or self.repository is None:
             return False
-        await self._repository.forget(response_id)
+        await self.repository.forget(response_id)
         return True
 
     async def _show_running(
         self, order: Order, response_id: str, shown: Mapping[str, Any], inputs: tuple[bytes, ...], now: datetime
     ) -> None:
         """Store what other processes show of a job until its result takes its place."""
-        if self._shared is None:
+        if self.shared is None:
             return
         created_at = int(now.timestamp())
         document = dump_json(
@@ -383,12 +373,12 @@ class BackgroundResponses:
         )
         # They show less of it then.
         with contextlib.suppress(StoreUnavailable):
-            await self._shared.put(order.key_id, item)
+            await self.shared.put(order.key_id, item)
 
     def _hide_soon(self, owner: str, response_id: str) -> None:
         """Remove what other processes show of a job that runs."""
-        if self._shared is not None:
-            self._keep_task(asyncio.create_task(self._hide(self._shared, owner, response_id)))
+        if self.shared is not None:
+            self._keep_task(asyncio.create_task(self._hide(self.shared, owner, response_id)))
 
     async def _hide(self, shared: StoredItems, owner: str, response_id: str) -> None:
         with contextlib.suppress(StoreUnavailable):
@@ -405,25 +395,25 @@ class BackgroundResponses:
         if not job.is_stored:
             with contextlib.suppress(StoreUnavailable):
                 job.is_stored = await self._items.put(job.owner, _item_of(job, *self.shown(job)))
-        if self._shared is not None:
-            await self._hide(self._shared, job.owner, job.id)
+        if self.shared is not None:
+            await self._hide(self.shared, job.owner, job.id)
         del self._running[job.owner, job.id]
         self._after_end(job, job.is_stored)
 
     def _ended(self, job: BackgroundJob, plan: RecordingPlan) -> None:
         answer = job.answer
-        if self._shared is not None:
+        if self.shared is not None:
             if answer.error is None and not job.is_stored:
                 job.problem = _not_kept(answer)
             self._keep_task(asyncio.create_task(self._end_shared(job)))
             return
         del self._running[job.owner, job.id]
         item = self._result_item(job, plan) if answer.error is None else None
-        is_stored = item is not None and self._store.put(job.owner, item)
+        is_stored = item is not None and self.store.put(job.owner, item)
         if not is_stored:
             if answer.error is None:
                 job.problem = _not_kept(answer)
-            is_stored = self._store.put(job.owner, _item_of(job, *self.shown(job)))
+            is_stored = self.store.put(job.owner, _item_of(job, *self.shown(job)))
         self._after_end(job, is_stored)
 
     def _after_end(self, job: BackgroundJob, is_stored: bool) -> None:
@@ -432,12 +422,10 @@ class BackgroundResponses:
             self._keep_task(asyncio.create_task(self._tell_refund(job, answer.purchase)))
         else:
             job.release()
-        self._on_change(len(self._running), job.status.value)
-        self._log.info(
-            "background job ended", response_id=job.id, status=job.status.value, payment=answer.verdict.value
-        )
+        self.on_change(len(self._running), job.status.value)
+        self.log.info("background job ended", response_id=job.id, status=job.status.value, payment=answer.verdict.value)
         is_known = answer.verdict is not Verdict.UNKNOWN
-        if is_stored and is_known and not self._is_ending():
+        if is_stored and is_known and not self.is_ending():
             # The rows of a gateway that shuts down, of results that could not be stored and of unknown payments stay:
             # a later gateway answers the client from them.
             self._forget_soon(job.id)
@@ -452,7 +440,7 @@ class BackgroundResponses:
 
     def _result_item(self, job: BackgroundJob, plan: RecordingPlan) -> Item | None:
         """Return the item of a job's result; None where it cannot be shown as a response."""
-        item = self._recorder.item(job.answer, plan)
+        item = self.recorder.item(job.answer, plan)
         if item is None:
             return None
         try:
@@ -467,14 +455,14 @@ class BackgroundResponses:
         return item
 
     def _forget_soon(self, response_id: str) -> None:
-        if self._repository is not None:
-            self._keep_task(asyncio.create_task(self._forget_row(self._repository, response_id)))
+        if self.repository is not None:
+            self._keep_task(asyncio.create_task(self._forget_row(self.repository, response_id)))
 
     async def _forget_row(self, repository: BackgroundRepository, response_id: str) -> None:
         try:
             await repository.forget(response_id)
         except Exception as error:  # noqa: BLE001 - a row too many does no harm, and is deleted in time
-            self._log.info("a background job cannot be forgotten", error=type(error).__name__)
+            self.log.info("a background job cannot be forgotten", error=type(error).__name__)
 
     def _keep_task(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
         self._tasks.add(task)
@@ -485,7 +473,7 @@ class BackgroundResponses:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # Logged here: no caller awaits the task.
-            self._log.error("work for a background job failed", exc_info=error)
+            self.log.error("work for a background job failed", exc_info=error)
 
 
 async def ended(answer: ResultBuffer) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
@@ -44,43 +45,30 @@ def badges_of(provider: Provider, openclaw_id: str | None) -> frozenset[str]:
     return frozenset(badges)
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class ModelRoutes:
-    """Serves the list of models."""
+    """Serves the list of models.
 
-    def __init__(
-        self,
-        *,
-        catalog: Callable[[], Catalog],
-        offers: Callable[[], Offers],
-        rules: RoutingRules,
-        registry: ModelRegistry,
-        records: Measurements,
-        is_ready: Callable[[str], bool],
-        charge: Callable[[str, int], int] | None = None,
-        lists_auto: bool = False,
-        openclaw_id: str | None = None,
-        started: int = 0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """``is_ready`` returns whether a provider, by its id, may be asked now.
+    ``is_ready`` returns whether a provider, by its id, may be asked now.
 
-        ``charge`` returns a customer's charge for a model at a price, in msat; None where there are no customers.
-        ``openclaw_id`` is the id of the OpenClaw node, if there is one. ``lists_auto`` puts ``auto`` into the list; ``started`` (Unix seconds) is the creation time of a model whose
-        providers name none.
-        """
-        self._lists_auto = lists_auto
-        self._started = started
-        self._charge = charge
-        self._catalog = catalog
-        self._offers = offers
-        self._rules = rules
-        self._registry = registry
-        self._records = records
-        self._is_ready = is_ready
-        self._clock = clock
-        self._openclaw_id = openclaw_id
-        self._held: dict[_Readers, tuple[tuple[Provider, ...], float, bytes]] = {}
-        self._writing: dict[_Readers, asyncio.Task[bytes]] = {}
+    ``charge`` returns a customer's charge for a model at a price, in msat; None where there are no customers.
+    ``openclaw_id`` is the id of the OpenClaw node, if there is one. ``lists_auto`` puts ``auto`` into the list; ``started`` (Unix seconds) is the creation time of a model whose
+    providers name none.
+    """
+
+    catalog: Callable[[], Catalog]
+    offers: Callable[[], Offers]
+    rules: RoutingRules
+    registry: ModelRegistry
+    records: Measurements
+    is_ready: Callable[[str], bool]
+    charge: Callable[[str, int], int] | None = None
+    lists_auto: bool = False
+    openclaw_id: str | None = None
+    started: int = 0
+    clock: Callable[[], float] = time.monotonic
+    _held: dict[_Readers, tuple[tuple[Provider, ...], float, bytes]] = field(init=False, default_factory=dict)
+    _writing: dict[_Readers, asyncio.Task[bytes]] = field(init=False, default_factory=dict)
 
     async def list(self, _request: web.Request) -> web.Response:
         """Serve GET /v1/models: the models on offer."""
@@ -92,7 +80,7 @@ class ModelRoutes:
         return await self._list(_Readers.OPERATORS if sees_cost else _Readers.CUSTOMERS)
 
     async def _list(self, readers: "_Readers") -> web.Response:
-        catalog, now = self._catalog(), self._clock()
+        catalog, now = self.catalog(), self.clock()
         held = self._held.get(readers)
         if held is not None and held[0] is catalog.providers and now - held[1] <= _HELD_S:
             return web.Response(body=held[2], content_type="application/json")
@@ -106,15 +94,15 @@ class ModelRoutes:
 
     async def _write(self, catalog: Catalog, now: float, readers: "_Readers") -> bytes:
         """Write the list, a few models at a time, so that no other request waits for thousands of them."""
-        there = {p.peer_id: self._is_ready(p.peer_id) for p in catalog.providers}
-        offers = self._offers()
+        there = {p.peer_id: self.is_ready(p.peer_id) for p in catalog.providers}
+        offers = self.offers()
         written: list[tuple[str, bytes]] = []
         for number, (name, providers) in enumerate(self._usable(offers).items(), start=1):
             document = self._model(name, name, providers, offers, there)
             written.append((name, orjson.dumps(self._shown(document, providers, readers))))
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        if self._lists_auto and written:
+        if self.lists_auto and written:
             document = self._auto(AUTO, offers, there)
             written.append((AUTO, orjson.dumps(self._shown(document, (), readers))))
             written.sort(key=itemgetter(0))
@@ -125,7 +113,7 @@ class ModelRoutes:
     def _shown(self, document: dict[str, Any], providers: tuple[Provider, ...], readers: "_Readers") -> dict[str, Any]:
         if readers is not _Readers.CLIENTS:
             lcp = document["lcp"]
-            lcp["badges"] = sorted({badge for one in providers for badge in badges_of(one, self._openclaw_id)})
+            lcp["badges"] = sorted({badge for one in providers for badge in badges_of(one, self.openclaw_id)})
             if readers is _Readers.CUSTOMERS:
                 del lcp["price_msat"]
         return document
@@ -133,12 +121,12 @@ class ModelRoutes:
     async def get(self, request: web.Request) -> web.Response:
         """Serve GET /v1/models/{id}; ids may hold slashes, encoded or not. Aliases and ``auto`` are models too."""
         name = request.match_info["model"]
-        real = self._registry.resolve(name)
-        catalog = self._catalog()
-        there = {p.peer_id: self._is_ready(p.peer_id) for p in catalog.providers}
+        real = self.registry.resolve(name)
+        catalog = self.catalog()
+        there = {p.peer_id: self.is_ready(p.peer_id) for p in catalog.providers}
         if is_auto(real):
-            return json_response(self._auto(name, self._offers(), there))
-        offers = self._offers()
+            return json_response(self._auto(name, self.offers(), there))
+        offers = self.offers()
         providers = self._usable(offers).get(real)
         if providers is None:
             raise ApiError(
@@ -152,8 +140,8 @@ class ModelRoutes:
 
     def _usable(self, offers: Offers) -> Mapping[str, tuple[Provider, ...]]:
         models = offers.providers
-        allowed = self._rules.allowlist
-        if allowed and not self._rules.allow_unlisted:
+        allowed = self.rules.allowlist
+        if allowed and not self.rules.allow_unlisted:
             # Named by the operator, so usable even while no provider advertises them.
             return {name: models.get(name, ()) for name in sorted(allowed)}
         return models
@@ -161,7 +149,7 @@ class ModelRoutes:
     def _model(
         self, shown_as: str, name: str, providers: tuple[Provider, ...], offers: Offers, there: Mapping[str, bool]
     ) -> dict[str, object]:
-        traits = offers.traits.get(name) or self._registry.traits(name)
+        traits = offers.traits.get(name) or self.registry.traits(name)
         created = [p.facts[name].created for p in providers if name in p.facts]
         ids = [provider.peer_id for provider in providers]
         lcp: dict[str, Any] = {
@@ -173,9 +161,9 @@ class ModelRoutes:
             "price_msat": self._price_msat(name, providers),
             "ready": any(there[provider_id] for provider_id in ids),
         }
-        if self._charge is not None:
+        if self.charge is not None:
             price_msat = lcp["price_msat"]
-            charged = None if price_msat is None else self._charge(name, price_msat)
+            charged = None if price_msat is None else self.charge(name, price_msat)
             lcp["charge_msat"] = charged
         if traits.dimensions:
             lcp["dimensions"] = traits.dimensions
@@ -184,7 +172,7 @@ class ModelRoutes:
         return {
             "id": shown_as,
             "object": "model",
-            "created": min((at for at in created if at), default=self._started),
+            "created": min((at for at in created if at), default=self.started),
             "owned_by": _owner(traits, providers),
             "lcp": lcp,
         }
@@ -201,16 +189,16 @@ class ModelRoutes:
             "ready": any(there.values()),
             "alias_of": AUTO,
         }
-        if self._charge is not None:
+        if self.charge is not None:
             lcp["charge_msat"] = None
-        return {"id": name, "object": "model", "created": self._started, "owned_by": "lcp", "lcp": lcp}
+        return {"id": name, "object": "model", "created": self.started, "owned_by": "lcp", "lcp": lcp}
 
     def _price_msat(self, name: str, providers: tuple[Provider, ...]) -> int | None:
         """Return the lowest known price of an ordinary request, None where no provider has quoted one yet."""
         prices = {p.peer_id: p.listed_msat(name) for p in providers}
         listed = [price for price in prices.values() if price is not None]
         unlisted = (peer_id for peer_id, price in prices.items() if price is None)
-        asked = self._records.last_price_msat(name, unlisted)
+        asked = self.records.last_price_msat(name, unlisted)
         return min([*listed, *([] if asked is None else [asked])], default=None)
 
 
