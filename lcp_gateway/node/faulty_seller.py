@@ -19,8 +19,7 @@ from lcp_gateway.node.faults import FaultInjector, wait_forever
 from lcp_gateway.node.jobs import Jobs
 from lcp_gateway.node.lcp.messages import Error, Message, Protocol, QuoteResponse
 from lcp_gateway.node.lcp.table import read_message, write_message
-from lcp_gateway.node.memory.network import MemoryNode, Network
-from lcp_gateway.node.memory.transport import MemoryTransport
+from lcp_gateway.node.memory.network import MemoryNode, MemoryTransport, Network
 from lcp_gateway.node.ports import Compute, ComputeError
 
 QUOTE_TYPES: Final = frozenset({42085, 42105})
