@@ -41,7 +41,7 @@ from lcp_gateway.upstreams.lcpd.adapter import LcpdUpstream, LocalInfo
 from lcp_gateway.upstreams.lcpd.dialect import UnsupportedVersion
 from lcp_gateway.upstreams.lcpd.peer_watch import PeerWatch
 from lcp_gateway.upstreams.lcpd.transport import Transport
-from lcp_gateway.upstreams.sources import AllNodes, MergedCatalog, UpstreamBySource
+from lcp_gateway.upstreams.sources import MergedCatalog, UpstreamBySource
 
 if TYPE_CHECKING:
     from lcp_gateway.lightning.lnd.client import LndClient
@@ -188,7 +188,7 @@ async def open_runtime(
         peer_models=models,
         nodes=nodes,
         dialin=dialin,
-        catalog=MergedCatalog(peers, AllNodes(nodes.watch, dialin.hub)),
+        catalog=MergedCatalog(peers, nodes.watch, dialin.hub),
         upstream=UpstreamBySource(daemon, nodes.upstream, dialin.upstream),
         journal=journal,
         access=access,

@@ -21,70 +21,46 @@ if TYPE_CHECKING:
 _LCP: Final = ProviderSource.LCP
 
 
-class AllNodes:
-    """Virtual nodes and those that dialled in as one. The object stays the same while nothing has changed."""
+class MergedCatalog:
+    """One catalog of peers, virtual nodes and nodes that dialled in. With peers alone it is the peers' own."""
 
-    def __init__(self, virtual: "NodeWatch", dialled_in: "NodeHub") -> None:
+    def __init__(self, peers: PeerWatch, virtual: "NodeWatch", dialled_in: "NodeHub") -> None:
+        self._peers = peers
         self._virtual = virtual
         self._dialled_in = dialled_in
-        self._merged: tuple[tuple[Provider, ...], tuple[Provider, ...], tuple[Provider, ...]] = ((), (), ())
-
-    @property
-    def providers(self) -> tuple[Provider, ...]:
-        """All that are up."""
-        virtual, dialled_in = self._virtual.providers, self._dialled_in.providers
-        held = self._merged
-        if held[0] is not virtual or held[1] is not dialled_in:
-            held = self._merged = (virtual, dialled_in, (*virtual, *dialled_in))
-        return held[2]
-
-    async def refresh_if_stale(self) -> None:
-        """Probe the virtual nodes that were not probed just now; what has dialled in is known."""
-        await self._virtual.refresh_if_stale()
-
-
-class MergedCatalog:
-    """One catalog of peers and nodes. With peers alone it is the peers' own."""
-
-    def __init__(self, peers: PeerWatch, nodes: AllNodes) -> None:
-        self._peers = peers
-        self._nodes = nodes
-        self._merged: tuple[Catalog, Catalog, tuple[Provider, ...]] | None = None
+        self._merged: tuple[Catalog, Catalog, tuple[Provider, ...], tuple[Provider, ...]] | None = None
 
     @property
     def catalog(self) -> Catalog:
         """The last snapshot of all; it has the same ``providers`` object while nothing has changed."""
-        of_peers = self._peers.catalog
-        nodes = self._nodes.providers
-        if not nodes:
+        of_peers, virtual, dialled_in = self._peers.catalog, self._virtual.providers, self._dialled_in.providers
+        if not virtual and not dialled_in:
             return of_peers
         held = self._merged
-        if held is not None and held[1] is of_peers and held[2] is nodes:
-            return held[0]
-        if held is not None and held[1].providers is of_peers.providers and held[2] is nodes:
-            merged = held[0].seen_again(of_peers.taken_at)
-        else:
-            merged = Catalog((*of_peers.providers, *nodes), of_peers.taken_at)
-        self._merged = (merged, of_peers, nodes)
+        merged = None
+        if held is not None and held[2] is virtual and held[3] is dialled_in:
+            if held[1] is of_peers:
+                return held[0]
+            if held[1].providers is of_peers.providers:
+                merged = held[0].seen_again(of_peers.taken_at)
+        if merged is None:
+            merged = Catalog((*of_peers.providers, *virtual, *dialled_in), of_peers.taken_at)
+        self._merged = (merged, of_peers, virtual, dialled_in)
         return merged
 
     @property
     def problem(self) -> UpstreamError | None:
         """Why peers sell nothing now, or None; None also while a node is up, which sells instead."""
-        if self._nodes.providers:
-            return None
-        return self._peers.problem
+        return None if self._virtual.providers or self._dialled_in.providers else self._peers.problem
 
     @property
     def age_s(self) -> float:
         """The age of the peers' snapshot; 0 while a node is up, which needs none."""
-        if self._nodes.providers:
-            return 0.0
-        return self._peers.age_s
+        return 0.0 if self._virtual.providers or self._dialled_in.providers else self._peers.age_s
 
     async def refresh_if_stale(self) -> Catalog:
-        """Return a fresh snapshot, or the last one if the daemon does not answer."""
-        await asyncio.gather(self._peers.refresh_if_stale(), self._nodes.refresh_if_stale())
+        """Return a fresh snapshot, or the last one if the daemon does not answer; what has dialled in is known."""
+        await asyncio.gather(self._peers.refresh_if_stale(), self._virtual.refresh_if_stale())
         return self.catalog
 
 

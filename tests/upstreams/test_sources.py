@@ -39,28 +39,41 @@ class Nodes:
         self.providers = self.fresh
 
 
+def merged(peers, virtual, *dialled_in):
+    return MergedCatalog(peers, virtual, Nodes(*dialled_in))
+
+
 def test_with_peers_alone_the_catalog_is_the_peers_own():
     peers = Peers(PEER)
-    assert MergedCatalog(peers, Nodes()).catalog is peers.catalog
+    assert merged(peers, Nodes()).catalog is peers.catalog
 
 
 def test_peers_come_first_and_then_the_nodes():
-    catalog = MergedCatalog(Peers(PEER), Nodes(NODE, OTHER)).catalog
+    catalog = merged(Peers(PEER), Nodes(NODE, OTHER)).catalog
     assert catalog.providers == (PEER, NODE, OTHER)
     assert catalog.taken_at == 3.0
     assert catalog.offering(CHAT, "m") == (PEER, NODE)
     assert catalog.peer("node:o") is OTHER
 
 
+def test_nodes_that_dialled_in_come_last():
+    catalogs = merged(Peers(PEER), Nodes(NODE), OTHER)
+    assert catalogs.catalog.providers == (PEER, NODE, OTHER)
+    assert catalogs.catalog is catalogs.catalog
+    alone = merged(Peers(problem=AWAY), Nodes(), OTHER)
+    assert alone.catalog.providers == (OTHER,)
+    assert (alone.problem, alone.age_s) == (None, 0.0)
+
+
 def test_it_is_the_same_object_while_nothing_changes():
-    catalogs = MergedCatalog(Peers(PEER), Nodes(NODE))
+    catalogs = merged(Peers(PEER), Nodes(NODE))
     assert catalogs.catalog is catalogs.catalog
 
 
 @pytest.mark.parametrize("change", ["peers", "nodes", "all nodes down"])
 def test_it_is_another_object_once_something_changes(change):
     peers, nodes = Peers(PEER), Nodes(NODE)
-    catalogs = MergedCatalog(peers, nodes)
+    catalogs = merged(peers, nodes)
     before = catalogs.catalog
     if change == "peers":
         peers.catalog = Catalog((), 4.0)
@@ -78,8 +91,8 @@ def test_it_is_another_object_once_something_changes(change):
 
 def test_a_daemon_that_is_away_is_a_problem_unless_a_node_is_up():
     peers, nodes = Peers(problem=AWAY), Nodes(NODE)
-    assert MergedCatalog(peers, Nodes()).problem is AWAY
-    catalogs = MergedCatalog(peers, nodes)
+    assert merged(peers, Nodes()).problem is AWAY
+    catalogs = merged(peers, nodes)
     assert catalogs.problem is None
     nodes.providers = ()
     assert catalogs.problem is AWAY
@@ -87,22 +100,22 @@ def test_a_daemon_that_is_away_is_a_problem_unless_a_node_is_up():
 
 def test_how_old_the_peers_are_does_not_matter_while_a_node_is_up():
     nodes = Nodes(NODE)
-    catalogs = MergedCatalog(Peers(PEER), nodes)
+    catalogs = merged(Peers(PEER), nodes)
     assert catalogs.age_s == 0.0
     nodes.providers = ()
-    assert catalogs.age_s == MergedCatalog(Peers(PEER), Nodes()).age_s == 7.0
+    assert catalogs.age_s == merged(Peers(PEER), Nodes()).age_s == 7.0
 
 
 async def test_with_peers_alone_only_they_are_asked():
     peers = Peers()
     peers.fresh = Catalog((PEER,), 4.0)
-    assert await MergedCatalog(peers, Nodes()).refresh_if_stale() is peers.fresh
+    assert await merged(peers, Nodes()).refresh_if_stale() is peers.fresh
 
 
 async def test_peers_and_nodes_are_asked_together():
     peers, nodes = Peers(), Nodes()
     peers.fresh, nodes.fresh = Catalog((PEER,), 4.0), (NODE,)
-    catalogs = MergedCatalog(peers, nodes)
+    catalogs = merged(peers, nodes)
     found = await catalogs.refresh_if_stale()
     assert found is catalogs.catalog and found.providers == (PEER, NODE)
     assert (peers.refreshes, nodes.refreshes) == (1, 1)
@@ -111,5 +124,5 @@ async def test_peers_and_nodes_are_asked_together():
 async def test_nodes_are_found_while_the_daemon_is_away():
     nodes = Nodes()
     nodes.fresh = (NODE,)
-    found = await MergedCatalog(Peers(problem=AWAY), nodes).refresh_if_stale()
+    found = await merged(Peers(problem=AWAY), nodes).refresh_if_stale()
     assert found.providers == (NODE,)

@@ -5,11 +5,12 @@ Both count by the same rule: a bucket holds ``limit`` attempts at first and fill
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lcp_gateway.accounts.limits.addresses import AddressLimits, networks_of
-from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 
 _MS_PER_S = 1_000
@@ -47,48 +48,33 @@ return 0
 """
 
 
-class RedisBuckets:
-    """The buckets of all gateways that share a Redis."""
-
-    def __init__(self, calls: RedisCalls) -> None:
-        self.calls = calls
-        self._take = calls.script(_TAKE)
-
-    async def take(self, buckets: Sequence[AttemptLimit]) -> float:
-        """Count an attempt in every bucket and return 0, or return the seconds until it fits and count nothing."""
-        keys = [f"{REDIS_KEY_PREFIX}:attempts:{bucket.name}" for bucket in buckets]
-        limits = [bucket.limit for bucket in buckets]
-        periods_ms = [round(bucket.period_s * _MS_PER_S) for bucket in buckets]
-        return int(await self._take(keys, [*limits, *periods_ms])) / _MS_PER_S
-
-
 class Attempts:
     """Counts attempts: in Redis where there is one, and in this process without it and while it is unreachable."""
 
     def __init__(
         self,
-        shared: RedisBuckets | None = None,
+        calls: RedisCalls | None = None,
         *,
         outage: Outage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._shared = shared
+        self._calls = calls
+        if calls is not None:
+            self._count = calls.script(_TAKE)
         self._outage = outage or Outage()
         self._clock = clock
         self._own: dict[str, AddressLimits] = {}
 
     async def take(self, address: str | None, limit: AttemptLimit) -> float:
         """Count an attempt of an address (of IPv6: of its networks) and return 0, or return the seconds until one fits."""
-        if self._shared is not None and not self._outage.is_on:
-            buckets = [
-                AttemptLimit(f"{limit.name}:{_digest(network)}", bound, limit.period_s)
-                for network, bound in networks_of(address, limit.limit)
-            ]
-            try:
+        if self._calls is not None:
+            networks = networks_of(address, limit.limit)
+            keys = [f"{REDIS_KEY_PREFIX}:attempts:{limit.name}:{_digest(network)}" for network, _ in networks]
+            period_ms = round(limit.period_s * _MS_PER_S)
+            values = [*(bound for _, bound in networks), *(period_ms for _ in networks)]
+            with suppress(RedisUnavailable):
                 # Counted also where the client leaves meanwhile.
-                return await self._shared.take(buckets)
-            except self._shared.calls.errors as error:
-                self._outage.begin(error)
+                return int(await self._calls.reply(self._outage, self._count, keys, values)) / _MS_PER_S
         own = self._own.get(limit.name)
         if own is None:
             own = self._own[limit.name] = AddressLimits(period_s=limit.period_s, clock=self._clock)

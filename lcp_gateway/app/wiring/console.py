@@ -7,7 +7,7 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.accounts.callers import Caller
-from lcp_gateway.accounts.limits.attempts import Attempts, RedisBuckets
+from lcp_gateway.accounts.limits.attempts import Attempts
 from lcp_gateway.accounts.repositories import RegistrationRepository, SessionRepository
 from lcp_gateway.accounts.sessions import ConsoleSessions, Role, SettingsKeys, role_of
 from lcp_gateway.accounts.shared.calls import RedisCalls
@@ -59,9 +59,8 @@ class Console:
         self._api_limits = api_limits
         self._log = log
         self._files = AssetFiles()
-        shared = None if redis is None else RedisBuckets(redis)
         outage = Outage(report=lambda error: log.warning("Redis is away", problem=error))
-        self._attempts = Attempts(shared, outage=outage)
+        self._attempts = Attempts(redis, outage=outage)
         self._limits = SignInLimits(self._attempts)
         self._sessions: SessionRepository | None = None
         self._registrations: RegistrationRepository | None = None

@@ -1,5 +1,7 @@
 """The messages of protocol version 2."""
 
+# ruff: noqa: D102 - methods are documented by ``Dialect``
+
 from collections.abc import Sequence
 from functools import partial
 
@@ -35,7 +37,6 @@ class Version2:
     version = 2
 
     def quote_request(self, task: Task, peer_id: str) -> bytes:
-        """Write RequestQuoteRequest."""
         check_task(task)
         request = pb.RequestQuoteRequest(peer_id=peer_id)
         # Filled in place: a message that another one is made of is copied, with the body in it.
@@ -48,7 +49,6 @@ class Version2:
         return request.SerializeToString()
 
     def quote(self, answer: bytes, peer_id: str) -> Quote:
-        """Read RequestQuoteResponse."""
         message = read(pb.RequestQuoteResponse, answer)
         terms = message.terms
         return quote_of(
@@ -56,15 +56,12 @@ class Version2:
         )
 
     def result(self, answer: bytes) -> Result:
-        """Read AcceptAndExecuteResponse."""
         return _result(read(pb.AcceptAndExecuteResponse, answer).result)
 
     def last_event(self, event: bytes) -> Result:
-        """Read the last event of a stream."""
         return _result(read(pb.AcceptAndExecuteStreamResponse, event).result)
 
     def peers(self, answer: bytes) -> Sequence[ListedPeer]:
-        """Read ListLCPPeersResponse."""
         return [
             ListedPeer(peer.peer_id, partial(_provider, peer)) for peer in read(pb.ListLCPPeersResponse, answer).peers
         ]

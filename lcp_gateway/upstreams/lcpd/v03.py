@@ -1,5 +1,7 @@
 """The messages of protocol version 3, a draft: the service and its methods keep their names, the messages do not."""
 
+# ruff: noqa: D102 - methods are documented by ``Dialect``
+
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -43,7 +45,6 @@ class Version3:
     version = 3
 
     def quote_request(self, task: Task, peer_id: str) -> bytes:
-        """Write RequestQuoteRequest."""
         check_task(task)
         request = pb.RequestQuoteRequest(peer_id=peer_id)
         # Filled in place: a message that another one is made of is copied, with the body in it.
@@ -54,7 +55,6 @@ class Version3:
         return request.SerializeToString()
 
     def quote(self, answer: bytes, peer_id: str) -> Quote:
-        """Read RequestQuoteResponse."""
         message = read(pb.RequestQuoteResponse, answer)
         quote = message.quote
         has_type = quote.HasField("response_content_type")
@@ -78,15 +78,12 @@ class Version3:
         )
 
     def result(self, answer: bytes) -> Result:
-        """Read AcceptAndExecuteResponse."""
         return _result(read(pb.AcceptAndExecuteResponse, answer).complete)
 
     def last_event(self, event: bytes) -> Result:
-        """Read the last event of a stream."""
         return _result(read(pb.AcceptAndExecuteStreamResponse, event).complete)
 
     def peers(self, answer: bytes) -> Sequence[ListedPeer]:
-        """Read ListLCPPeersResponse."""
         return [
             ListedPeer(peer.peer_id, partial(_provider, peer)) for peer in read(pb.ListLCPPeersResponse, answer).peers
         ]

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from lcp_gateway.accounts.limits.attempts import AttemptLimit, Attempts, RedisBuckets
+from lcp_gateway.accounts.limits.attempts import AttemptLimit, Attempts
 from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.outage import Outage
 from tests.support.redis import RunningRedis, running_redis
@@ -27,9 +27,9 @@ async def attempts(request):
         return
     server: RunningRedis = request.getfixturevalue("redis")
     await server.forget()
-    made = Attempts(RedisBuckets(RedisCalls(server.url)))
+    made = Attempts(RedisCalls(server.url))
     yield made
-    await made._shared.calls.aclose()
+    await made._calls.aclose()
 
 
 async def test_so_many_attempts_of_an_address_and_no_more(attempts):
@@ -57,34 +57,32 @@ async def test_all_clients_share_one_limit(attempts):
 
 async def test_gateways_on_one_redis_count_together(redis):
     await redis.forget()
-    one, other = Attempts(RedisBuckets(RedisCalls(redis.url))), Attempts(RedisBuckets(RedisCalls(redis.url)))
+    one, other = Attempts(RedisCalls(redis.url)), Attempts(RedisCalls(redis.url))
     found = await asyncio.gather(*(each.take("192.0.2.1", TEN) for each in (one, other) for _ in range(10)))
     # A refill of one takes six seconds: on a slow machine one more may fit.
     assert 10 <= found.count(0.0) <= 12
-    await one._shared.calls.aclose()
-    await other._shared.calls.aclose()
+    await one._calls.aclose()
+    await other._calls.aclose()
 
 
 async def test_an_address_is_not_stored(redis):
     from redis.asyncio import Redis
 
     await redis.forget()
-    one = Attempts(RedisBuckets(RedisCalls(redis.url)))
+    one = Attempts(RedisCalls(redis.url))
     await one.take("192.0.2.77", TEN)
     client = Redis.from_url(redis.url)
     (key,) = await client.keys("*")
     assert b"192.0.2" not in key and key.startswith(b"lcp-gateway:attempts:sign_in:")
     assert 0 < await client.pttl(key) <= 6_001
     await client.aclose()
-    await one._shared.calls.aclose()
+    await one._calls.aclose()
 
 
 async def test_while_redis_is_away_each_process_counts_for_itself():
     reported = []
-    one = Attempts(
-        RedisBuckets(RedisCalls("redis://127.0.0.1:1/0")), outage=Outage(report=reported.append), clock=lambda: 0.0
-    )
+    one = Attempts(RedisCalls("redis://127.0.0.1:1/0"), outage=Outage(report=reported.append), clock=lambda: 0.0)
     waits = [await one.take("192.0.2.1", TEN) for _ in range(11)]
     assert waits[:10] == [0.0] * 10 and waits[10] == 6.0
     assert reported == ["ConnectionError"]
-    await one._shared.calls.aclose()
+    await one._calls.aclose()
