@@ -133,10 +133,10 @@ def _recording(received: Received) -> type[RpcService]:
         def __init__(self, calls, protocol) -> None:
             super().__init__(calls, protocol)
             self._read = partial(_read, protocol is Protocol.V03)
+            self.unary = {path: self._recorded(path, call) for path, call in self.unary.items()}
+            self.streams = {path: self._recorded_stream(path, call) for path, call in self.streams.items()}
 
-        def unary(self, path):
-            if (call := super().unary(path)) is None:
-                return None
+        def _recorded(self, path, call):
             name = path.removeprefix(SERVICE)
 
             async def recorded(request, metadata):
@@ -147,9 +147,7 @@ def _recording(received: Received) -> type[RpcService]:
 
             return recorded
 
-        def stream(self, path):
-            if (call := super().stream(path)) is None:
-                return None
+        def _recorded_stream(self, path, call):
             name = path.removeprefix(SERVICE)
 
             async def recorded(request, metadata):
