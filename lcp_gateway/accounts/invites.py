@@ -20,8 +20,7 @@ _CODE_BYTES = 24
 class InvalidInvite(AccountError):
     """An invite that never was, was used, revoked, or has expired; the message does not say which."""
 
-    def __init__(self) -> None:
-        super().__init__("this invite is not valid: it may have been used or have expired; ask for another")
+    usual = "this invite is not valid: it may have been used or have expired; ask for another"
 
 
 class InviteStatus(enum.StrEnum):

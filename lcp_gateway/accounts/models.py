@@ -18,21 +18,24 @@ MAX_TEXT_CHARS = 128
 
 
 class AccountError(Exception):
-    """A change that is refused; nothing was changed. The message is fit for a client."""
+    """A change that is refused; nothing was changed. The message is fit for a client; ``usual`` where none is given."""
+
+    usual = ""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or self.usual)
 
 
 class AccountNotFound(AccountError):
     """No account has this id, or it was deleted."""
 
-    def __init__(self) -> None:
-        super().__init__("there is no such account")
+    usual = "there is no such account"
 
 
 class PurchaseNotFound(AccountError):
     """The journal has no purchase of this job id."""
 
-    def __init__(self) -> None:
-        super().__init__("there is no such purchase")
+    usual = "there is no such purchase"
 
 
 class RefundNotWithheld(AccountError):
@@ -46,8 +49,7 @@ class RefundNotWithheld(AccountError):
 class KeyIsRevoked(AccountError):
     """A revoked key cannot be changed."""
 
-    def __init__(self) -> None:
-        super().__init__("this key is revoked, for good")
+    usual = "this key is revoked, for good"
 
 
 class InvalidText(AccountError):
@@ -57,8 +59,7 @@ class InvalidText(AccountError):
 class InvalidAmount(AccountError):
     """An amount, a limit or a number of models that cannot be stored."""
 
-    def __init__(self, message: str = "the amount is out of range") -> None:
-        super().__init__(message)
+    usual = "the amount is out of range"
 
 
 class AdjustmentExceedsBalance(AccountError):
@@ -82,8 +83,7 @@ class BalanceLeft(AccountError):
 class AdjustmentIdReused(AccountError):
     """The id was used for another adjustment before."""
 
-    def __init__(self) -> None:
-        super().__init__("the id was used for another adjustment before")
+    usual = "the id was used for another adjustment before"
 
 
 class TooManyOpenTopups(AccountError):

@@ -18,15 +18,13 @@ _RETRY_S = 2.0
 class NodeNotFound(AccountError):
     """No node has this id."""
 
-    def __init__(self) -> None:
-        super().__init__("there is no such node")
+    usual = "there is no such node"
 
 
 class NodeTaken(AccountError):
     """A node of this id belongs to another account."""
 
-    def __init__(self) -> None:
-        super().__init__("a node of this name belongs to another account")
+    usual = "a node of this name belongs to another account"
 
 
 class TooManyNodes(AccountError):

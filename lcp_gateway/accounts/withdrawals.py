@@ -130,8 +130,7 @@ class InvalidInvoice(AccountError):
 class InvoiceUsed(AccountError):
     """The invoice was withdrawn to before by another account or with another amount, or the node has paid it."""
 
-    def __init__(self, reason: str = "this invoice was used before: each invoice is paid once") -> None:
-        super().__init__(reason)
+    usual = "this invoice was used before: each invoice is paid once"
 
 
 class AmountRefused(InvalidAmount):
@@ -149,8 +148,7 @@ class WithdrawalsFrozen(AccountError):
 class KeyMayNotWithdraw(AccountError):
     """The key was revoked, or lost its scope, after its request was let in."""
 
-    def __init__(self) -> None:
-        super().__init__("this key may not withdraw any more; nothing was paid")
+    usual = "this key may not withdraw any more; nothing was paid"
 
 
 class InsufficientFunds(AccountError):
@@ -174,15 +172,13 @@ class TooManyOpenWithdrawals(AccountError):
 class NodeCannotCover(AccountError):
     """The node holds less than all customers together are owed: a withdrawal would be paid with others' money."""
 
-    def __init__(self) -> None:
-        super().__init__("the node cannot pay out right now; try again later, nothing was paid")
+    usual = "the node cannot pay out right now; try again later, nothing was paid"
 
 
 class WithdrawalNotFound(AccountError):
     """No withdrawal has this id."""
 
-    def __init__(self) -> None:
-        super().__init__("there is no such withdrawal")
+    usual = "there is no such withdrawal"
 
 
 class WrongWithdrawalState(AccountError):

@@ -120,7 +120,8 @@ class ResultBuffer:
         self._held_back: list[bytes] = []
         self._free_bytes = 0
         self._released_blocks = 0
-        self._whole = True
+        self.readable = True
+        """Whether a new reader can still read it from its beginning."""
         self._readers: list[_Reader] = []
         self._waiting: list[asyncio.Future[None]] = []
         self._producer: asyncio.Future[None] | None = None
@@ -140,18 +141,13 @@ class ResultBuffer:
         """Return whether a request waits for the result, and nothing else wants it."""
         return self.listeners > 0 and not self.is_retained
 
-    @property
-    def readable(self) -> bool:
-        """Whether a new reader can still read it from its beginning."""
-        return self._whole
-
     def blocks(self) -> tuple[bytes, ...]:
         """Return the bytes that have come so far, without copying them.
 
         Raises:
             ResultGone: the beginning is no longer held.
         """
-        if not self._whole:
+        if not self.readable:
             raise ResultGone
         return tuple(self._blocks)
 
@@ -192,11 +188,11 @@ class ResultBuffer:
         fits = self._pool.take(len(block))
         # Bytes retained for a later reader are not released to make room: they may be paid for already.
         if not (fits or self.is_retained) or self.size > self._limits.whole_bytes:
-            self._whole = False
+            self.readable = False
         for reader in self._readers:
             if not (is_free and reader.takes(block)):
                 reader.wake()
-        if not self._whole:
+        if not self.readable:
             self._trim()
 
     def can_take(self) -> bool:
@@ -261,7 +257,7 @@ class ResultBuffer:
 
     def forget(self) -> None:
         """Release the bytes; readers, and requests that wait, get those that they have not taken."""
-        self._whole = False
+        self.readable = False
         self._trim()
 
     def _end(self) -> None:
@@ -300,7 +296,7 @@ class ResultBuffer:
             ResultGone: the beginning is no longer held.
             Exception: the result was cut short.
         """
-        if self.ended and self.error is None and self._whole:
+        if self.ended and self.error is None and self.readable:
             return self._blocks[0] if len(self._blocks) == 1 else b"".join(self._blocks)
         return b"".join([block async for block in self.chunks()])
 
@@ -352,7 +348,7 @@ class ResultBuffer:
             self._free_bytes = min(self._free_bytes + free_bytes, self.size)
 
     def _took(self) -> None:
-        if not self._whole:
+        if not self.readable:
             self._trim()
         if self._producer is not None and not self.is_ahead:
             _wake(self._producer)

@@ -35,12 +35,6 @@ class FadingAverage:
             self.total, self.weight = math.log(value), 1.0
         self.at = now
 
-    def weight_at(self, now: float) -> float:
-        """Return how much it still counts."""
-        if not self.weight:
-            return 0.0
-        return self.weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
-
     def blend(self, prior: float | None, now: float) -> float | None:
         """Return the mean logarithm, drawn towards ``prior`` as it fades; None without any measurement."""
         if not self.weight:
@@ -48,7 +42,7 @@ class FadingAverage:
         mean = self.total / self.weight
         if prior is None:
             return mean
-        weight = self.weight_at(now)
+        weight = self.weight * math.exp2(-max(0.0, now - self.at) / self.half_life_s)
         return (mean * weight + prior * _PRIOR_WEIGHT) / (weight + _PRIOR_WEIGHT)
 
 

@@ -34,9 +34,10 @@ UNSPECIFIED: Final = ResultStatus.UNSPECIFIED
 """The status of other numbers."""
 
 _HASH_BYTES: Final = 32
-_VARINT, _LENGTH_DELIMITED = 0, 2
-# The field of a result whose type on the wire differs: its length in version 2, its hash in version 3.
+# The field of a result whose type on the wire differs: its length in version 2 (a varint), its hash in version 3 (bytes).
 _TELLING_FIELD: Final = 4
+LENGTH_FORM: Final = 0
+HASH_FORM: Final = 2
 
 
 class Dialect(Protocol):
@@ -178,7 +179,3 @@ def check_form_of_result(message: Message, *, own_form: int) -> None:
                 "the daemon answered in another version of the protocol than its quote's",
                 evidence=Verdict.SETTLED,
             )
-
-
-HASH_FORM: Final = _LENGTH_DELIMITED
-LENGTH_FORM: Final = _VARINT

@@ -241,7 +241,7 @@ class OpenAIHttpUpstream:
                     if is_unreachable(error):
                         self._on_down(connections.node.provider_id)
                     raise connection_error(error, evidence=lost, had_connection=state.had_connection) from None
-            session, is_repeat = connections.unpooled_session(), True
+            session, is_repeat = connections.session(unpooled=True), True
 
 
 def node_quote(

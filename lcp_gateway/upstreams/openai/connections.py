@@ -80,8 +80,8 @@ class NodeConnections:
         self.node = node
         # Acquired here and not in the connector, where the wait would count as connecting.
         self._slots = asyncio.Semaphore(node.max_connections)
-        self._session: aiohttp.ClientSession | None = None
-        self._unpooled: aiohttp.ClientSession | None = None
+        # By whether each request has a connection of its own.
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -122,19 +122,19 @@ class NodeConnections:
             finally:
                 self._slots.release()
 
-    def session(self) -> aiohttp.ClientSession:
-        """Return the session; it belongs to the loop of the first call."""
-        self._check_open()
-        if self._session is None:
-            self._session = self._open()
-        return self._session
+    def session(self, *, unpooled: bool = False) -> aiohttp.ClientSession:
+        """Return the session, or the one whose every request has a connection of its own.
 
-    def unpooled_session(self) -> aiohttp.ClientSession:
-        """Return the session whose every request has a connection of its own."""
-        self._check_open()
-        if self._unpooled is None:
-            self._unpooled = self._open(force_close=True)
-        return self._unpooled
+        It belongs to the loop of the first call.
+        """
+        if self._closed:
+            raise UpstreamError(
+                UpstreamStatus.UNAVAILABLE, "the connections to the node are closed", evidence=Verdict.NONE
+            )
+        session = self._sessions.get(unpooled)
+        if session is None:
+            session = self._sessions[unpooled] = self._open(force_close=unpooled)
+        return session
 
     async def close_when_idle(self) -> None:
         """Close the connections, for good, when the calls that are under way have ended."""
@@ -144,17 +144,10 @@ class NodeConnections:
     async def close(self) -> None:
         """Close the connections, for good."""
         self._closed = True
-        for session in (self._session, self._unpooled):
-            if session is not None:
-                await session.close()
+        for session in self._sessions.values():
+            await session.close()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise UpstreamError(
-                UpstreamStatus.UNAVAILABLE, "the connections to the node are closed", evidence=Verdict.NONE
-            )
-
-    def _open(self, *, force_close: bool = False) -> aiohttp.ClientSession:
+    def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_end.append(_record_connection)
         trace.on_connection_reuseconn.append(_record_reused_connection)

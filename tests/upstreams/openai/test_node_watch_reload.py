@@ -210,7 +210,7 @@ async def test_a_stream_of_a_node_that_is_taken_out_ends_as_it_would_have(slow):
         upstream.use(())
         rest = await read(events)
         assert (first + rest).endswith(b"data: [DONE]\n\n")
-        await until(lambda: link._session.closed)
+        await until(lambda: link._sessions[False].closed)
         with pytest.raises(UpstreamError, match="no node of that name") as caught:
             await upstream.request_quote(TASK, "node:alpha", 1)
         assert caught.value.evidence is Verdict.NONE
@@ -257,5 +257,5 @@ async def test_the_end_does_not_wait_for_streams_of_nodes_that_were_taken_out(sl
             events, _ = await begun(upstream, slow)
             link = upstream._connections["node:alpha"]
             upstream.use(())
-        assert link._session.closed
+        assert link._sessions[False].closed
         await events.aclose()
