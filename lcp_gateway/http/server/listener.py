@@ -5,17 +5,19 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from lcp_gateway.http.error_mapping import map_http_exception
 from lcp_gateway.http.server.connection import GatewayConnection
 from lcp_gateway.http.server.proxies import TrustedProxies
-from lcp_gateway.http.server.route_table import RouteTable
 from lcp_gateway.telemetry.logs import get_logger
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # However slow a line is, a handshake is a few packets.
 _HANDSHAKE_S = 10.0
@@ -38,6 +40,45 @@ class ServerOptions:
     keepalive_s: float
     max_header_bytes: int
     trusted_proxies: Sequence[str] = ()
+
+
+class RouteTable:
+    """Passes requests to an application as aiohttp does, with one look-up and no scan of its resources.
+
+    Requests that it does not know (routes with variables, unknown paths and methods, an ``Expect`` header) go aiohttp's way.
+    """
+
+    def __init__(self, app: web.Application, server: web.Server) -> None:
+        """``server`` is that of the application's runner, set up: no route is added any more."""
+        self.request_factory = server.request_factory
+        self._otherwise = server.request_handler
+        self._plain: Mapping[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = _plain_routes(app)
+
+    def request_handler(self, request: web.Request) -> Awaitable[web.StreamResponse]:
+        """Return the application's response."""
+        # A path with an escape is none of these, whatever it stands for.
+        found = self._plain.get((request.method, request.rel_url.raw_path))
+        if found is None or hdrs.EXPECT in request.headers:
+            return self._otherwise(request)
+        request._match_info, handler = found  # noqa: SLF001 - as aiohttp's application does it
+        return handler(request)
+
+
+def _plain_routes(app: web.Application) -> dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]]:
+    """Return the matches of routes without variables by method and path, each with its handler inside the middlewares."""
+    found: dict[tuple[str, str], tuple[web.UrlMappingMatchInfo, Handler]] = {}
+    for resource in app.router.resources():
+        if isinstance(resource, web.PlainResource):
+            for route in resource:
+                handler: Handler = route.handler
+                for middleware in reversed(app.middlewares):
+                    handler = partial(middleware, handler=handler)
+                match = web.UrlMappingMatchInfo({}, route)
+                match.add_app(app)
+                match.freeze()
+                # Of two for the same path the first counts, as with aiohttp.
+                found.setdefault((route.method, resource.canonical), (match, handler))
+    return found
 
 
 class GatewayServer(web.Server):

@@ -119,8 +119,7 @@ class Accounts:
         """Return accounts with their balances, the newest first. ``after`` is an account's id."""
         query = _ACCOUNTS if with_deleted else _ACCOUNTS.where(accounts.c.deleted_at.is_(None))
         query = newest_first(query, accounts.c.created_at, accounts.c.id, after)
-        page = await fetch_page(self._database, query, _account, limit, lambda last: last.id)
-        return Listing(*page)
+        return await fetch_page(self._database, query, _account, limit, lambda last: last.id)
 
     async def rename(self, account_id: str, name: str, *, actor: str, at: datetime) -> None:
         """Rename an account.

@@ -43,8 +43,7 @@ class AdminLog:
         query = select(admin_log).order_by(admin_log.c.id.desc())
         if after is not None:
             query = query.where(admin_log.c.id < int(after))
-        page = await fetch_page(self._database, query, _action, limit, lambda last: str(last.id))
-        return Listing(*page)
+        return await fetch_page(self._database, query, _action, limit, lambda last: str(last.id))
 
 
 def _action(row: RowMapping) -> AdminAction:

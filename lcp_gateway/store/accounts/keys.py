@@ -145,8 +145,7 @@ class Keys:
         query = newest_first(select(keys), keys.c.created_at, keys.c.id, after)
         if account_id is not None:
             query = query.where(keys.c.account_id == account_id)
-        page = await fetch_page(self._database, query, key_record, limit, lambda last: last.id)
-        return Listing(*page)
+        return await fetch_page(self._database, query, key_record, limit, lambda last: last.id)
 
     async def load_all(self) -> KeyChanges:
         """Return every key that is not revoked."""

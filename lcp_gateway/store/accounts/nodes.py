@@ -126,8 +126,7 @@ class Nodes:
         query = newest_first(select(nodes), nodes.c.created_at, nodes.c.id, after)
         if account_id is not None:
             query = query.where(nodes.c.account_id == account_id)
-        page = await fetch_page(self._database, query, _node, limit, lambda last: last.id)
-        return Listing(*page)
+        return await fetch_page(self._database, query, _node, limit, lambda last: last.id)
 
     async def earned(self, account_id: str | None = None, *, since: datetime | None = None) -> dict[str, Earned]:
         """Return what each provider earned an account, or all of them, by the provider's id; from a time on, or ever."""
@@ -160,8 +159,7 @@ class Nodes:
             purchases.c.state == State.DELIVERED.value,
         )
         query = newest_first(query, purchases.c.paying_at, purchases.c.job_id, behind)
-        page = await fetch_page(self._database, query, _line, limit, lambda last: last.job_id.hex())
-        return Listing(*page)
+        return await fetch_page(self._database, query, _line, limit, lambda last: last.job_id.hex())
 
 
 def _find(connection: Connection, node_id: str) -> NodeRecord | None:

@@ -61,8 +61,7 @@ class Refunds:
         if refund is not None:
             query = query.where(purchases.c.refund == refund.value)
         query = newest_first(query, purchases.c.paying_at, purchases.c.job_id, behind)
-        page = await fetch_page(self._database, query, _record, limit, lambda last: last.job_id.hex())
-        return Listing(*page)
+        return await fetch_page(self._database, query, _record, limit, lambda last: last.job_id.hex())
 
     async def get(self, job_id: bytes) -> RefundRecord | None:
         """Return the refund of one purchase, or None."""

@@ -128,7 +128,7 @@ class Registrations:
     async def invites(self, *, limit: int = 100, after: str | None = None) -> Listing[Invite]:
         """Return invites, the newest first. ``after`` is an invite's id."""
         query = newest_first(select(invites), invites.c.created_at, invites.c.id, after)
-        return Listing(*await fetch_page(self._database, query, _invite, limit, lambda last: last.id))
+        return await fetch_page(self._database, query, _invite, limit, lambda last: last.id)
 
     async def revoke_invite(self, invite_id: str, *, actor: str, at: datetime) -> Invite | None:
         """Revoke an invite and return it, or None where there is none. One that was used stays as it is."""

@@ -137,8 +137,7 @@ class Topups:
         """Return an account's top-ups, the newest first. ``after`` is a top-up's id."""
         query = select(topups).where(topups.c.account_id == account_id)
         query = newest_first(query, topups.c.created_at, topups.c.id, after)
-        page = await fetch_page(self._database, query, topup_of, limit, lambda last: last.id)
-        return Listing(*page)
+        return await fetch_page(self._database, query, topup_of, limit, lambda last: last.id)
 
     async def open_ones(self, *, limit: int = MAX_ROWS) -> Sequence[Topup]:
         """Return those that are open, the first to expire first."""

@@ -334,8 +334,7 @@ class Withdrawals:
             query = query.where(withdrawals.c.account_id == account_id)
         if state is not None:
             query = query.where(withdrawals.c.state == state.value)
-        page = await fetch_page(self._database, query, _withdrawal, limit, lambda last: last.id)
-        return Listing(*page)
+        return await fetch_page(self._database, query, _withdrawal, limit, lambda last: last.id)
 
     async def outstanding(self) -> OpenWithdrawals:
         """Return the sums of the open withdrawals."""

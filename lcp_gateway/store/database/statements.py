@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import UpdateBase
 
+from lcp_gateway.accounts.models import Listing
 from lcp_gateway.store.database.engines import Database
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from sqlalchemy.dialects.sqlite import Insert as SqliteInsert
 
 T = TypeVar("T")
-P = TypeVar("P")
 
 MAX_ROWS = 1_000
 """The most that one call returns of a list."""
@@ -128,12 +128,12 @@ async def fetch_one(database: Database, query: AnySelect, record: Callable[[RowM
 
 
 async def fetch_page(
-    database: Database, query: AnySelect, record: Callable[[RowMapping], T], limit: int, place: Callable[[T], P]
-) -> tuple[list[T], P | None]:
+    database: Database, query: AnySelect, record: Callable[[RowMapping], T], limit: int, place: Callable[[T], str]
+) -> Listing[T]:
     """Return at most ``limit`` records, no more than ``MAX_ROWS``, and the place of the last where more follow."""
     limit = max(1, min(limit, MAX_ROWS))
     found = await fetch(database, query.limit(limit + 1), record)
-    return found[:limit], place(found[limit - 1]) if len(found) > limit else None
+    return Listing(found[:limit], place(found[limit - 1]) if len(found) > limit else None)
 
 
 def newest_first(query: AnySelect, time: Column[int], key: Column[Any], after: object = None) -> AnySelect:

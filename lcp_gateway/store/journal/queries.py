@@ -1,9 +1,23 @@
-"""Queries of the journal: purchases, spending, open payments, peers, budgets. Reads only."""
+"""Queries of the journal: purchases, spending, usage, open payments, peers, budgets. Reads only."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, TextClause, and_, case, func, not_, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    TextClause,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    text,
+)
 
 from lcp_gateway.purchase.money import Budget, Msat, Period, Refund
 from lcp_gateway.purchase.order import TaskKind
@@ -20,7 +34,6 @@ from lcp_gateway.purchase.records import (
     PurchasePage,
     PurchaseRecord,
     Spend,
-    StateChange,
     UsageReport,
     UsageSums,
 )
@@ -37,16 +50,25 @@ from lcp_gateway.store.database.times import (
     period_start,
     to_micros,
 )
-from lcp_gateway.store.journal.budgets import counter_of
+from lcp_gateway.store.journal.budgets import counter_of, scope_of
 from lcp_gateway.store.journal.purchases import record_of
-from lcp_gateway.store.journal.usage import read_key_use, read_total, read_usage
 
 _JOB_DIGITS = 64
 _LAST_PURCHASES = 10_000
-_OPEN = tuple(state.value for state in OPEN_STATES)
 
+_COLUMNS: Final = {GroupBy.MODEL: purchases.c.model, GroupBy.KEY: purchases.c.key_id, GroupBy.PEER: purchases.c.peer_id}
+_COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c.fee_cap_msat)
+_IS_OPEN = purchases.c.state.in_([state.value for state in OPEN_STATES])
+_IS_UNDELIVERED = purchases.c.state == State.UNDELIVERED.value
+_IS_SOLD = purchases.c.account_id.is_not(None)
+_WAS_PAID = purchases.c.state != State.NOT_PAID.value
+# A row of an earlier gateway, and one that no customer is charged for, has no charge.
+_CHARGE = func.coalesce(purchases.c.charge_msat, 0)
+_IS_REFUNDED = and_(_IS_UNDELIVERED, func.coalesce(purchases.c.refund_undelivered, False))
+_GROUP, _STARTS = "usage_group", "usage_starts"
+_BY_MICROS = {Period.HOUR: MICROS_PER_HOUR, Period.DAY: MICROS_PER_DAY, Period.MONTH: MICROS_PER_DAY}
 _IS_LOST = and_(
-    purchases.c.state == State.UNDELIVERED.value,
+    _IS_UNDELIVERED,
     # A purchase with an unknown ending counts.
     not_(
         or_(
@@ -62,7 +84,30 @@ _IS_LOST = and_(
         )
     ),
 )
-_COST = purchases.c.price_msat + func.coalesce(purchases.c.fee_msat, purchases.c.fee_cap_msat)
+
+
+def _sum_where(condition: ColumnElement[bool], amount: ColumnElement[int] = _COST) -> ColumnElement[int]:
+    return func.coalesce(func.sum(case((condition, amount), else_=0)), 0)
+
+
+_SUMS = (
+    func.count(),
+    _sum_where(_IS_UNDELIVERED, literal(1)),
+    _sum_where(~_IS_OPEN),
+    _sum_where(_IS_OPEN),
+    _sum_where(_IS_UNDELIVERED),
+    _sum_where(and_(~_IS_OPEN, ~_IS_REFUNDED), _CHARGE),
+    _sum_where(_IS_OPEN, _CHARGE),
+    _sum_where(and_(~_IS_OPEN, _IS_SOLD)),
+)
+"""In the order of the fields of ``UsageSums``."""
+
+_LAST_USED = (
+    select(purchases.c.paying_at)
+    .where(HAS_KEY, purchases.c.key_id == bindparam("of_key"))
+    .order_by(purchases.c.paying_at.desc())
+    .limit(1)
+)
 
 
 class Books:
@@ -82,11 +127,6 @@ class Books:
             select(purchases).where(purchases.c.job_id >= least, purchases.c.job_id <= most).limit(2)
         )
 
-    async def steps(self, job_id: bytes) -> Sequence[StateChange]:
-        """Return the states that a purchase went through, in order."""
-        record = await self.purchase(job_id)
-        return () if record is None else record.steps
-
     async def page(
         self, which: PurchaseFilter, *, limit: int = 100, after: PurchaseCursor | None = None
     ) -> PurchasePage:
@@ -95,14 +135,12 @@ class Books:
         time, key = purchases.c.paying_at, purchases.c.job_id
         if after is not None:
             query = query.where(follows(time, key, to_micros(after.paying_at), after.job_id))
-        page = await fetch_page(
-            self._database,
-            newest_first(query, time, key),
-            record_of,
-            limit,
-            lambda last: PurchaseCursor(last.paying_at, last.job_id),
-        )
-        return PurchasePage(*page)
+        query = newest_first(query, time, key)
+        found = await fetch_page(self._database, query, record_of, limit, lambda last: last.job_id.hex())
+        if found.after is None:
+            return PurchasePage(found.items, None)
+        last = found.items[-1]
+        return PurchasePage(found.items, PurchaseCursor(last.paying_at, last.job_id))
 
     async def unknowns(self, *, limit: int = 100) -> Sequence[PurchaseRecord]:
         """Return the unknown purchases, the oldest first."""
@@ -119,13 +157,8 @@ class Books:
         slot = MICROS_PER_HOUR if period is Period.HOUR else MICROS_PER_DAY
         starts = (purchases.c.paying_at - purchases.c.paying_at % slot).label("starts")
         keys = (starts, purchases.c.model, purchases.c.peer_id, purchases.c.key_id)
-        is_open = purchases.c.state.in_(_OPEN)
-        undelivered = purchases.c.state == State.UNDELIVERED.value
-        query = (
-            select(*keys, func.count(), _sum_where(~is_open), _sum_where(is_open), _sum_where(undelivered))
-            .where(*_conditions(which), purchases.c.state != State.NOT_PAID.value)
-            .group_by(*keys)
-        )
+        sums_of = (func.count(), _sum_where(~_IS_OPEN), _sum_where(_IS_OPEN), _sum_where(_IS_UNDELIVERED))
+        query = select(*keys, *sums_of).where(*_conditions(which), _WAS_PAID).group_by(*keys)
 
         def work(connection: Connection) -> list[Spend]:
             sums: dict[tuple[int, str, str, str], list[int]] = {}
@@ -147,22 +180,23 @@ class Books:
         """Return usage by period and the ``most`` largest groups, by their charges or by their cost."""
         conditions = tuple(_conditions(which))
         return await self._database.read(
-            lambda connection: read_usage(connection, by, period, conditions, most=most, by_charge=by_charge)
+            lambda connection: _read_usage(connection, by, period, conditions, most=most, by_charge=by_charge)
         )
 
     async def total(self, since: datetime) -> UsageSums:
         """Return the sums of all purchases since a time."""
-        return await self._database.read(lambda connection: read_total(connection, since))
+        query = select(*_SUMS).where(_WAS_PAID, purchases.c.paying_at >= to_micros(since))
+        return await self._database.read(lambda connection: UsageSums(*map(int, connection.execute(query).one())))
 
     async def key_use(self, key_ids: Sequence[str], at: datetime) -> Mapping[str, KeyUse]:
         """Return the use of each key at a time."""
-        return await self._database.read(lambda connection: read_key_use(connection, key_ids, at))
+        return await self._database.read(lambda connection: _read_key_use(connection, key_ids, at))
 
     async def outstanding(self) -> Outstanding:
         """Return the sums of the open purchases."""
         query = (
             select(purchases.c.state, func.count(), func.sum(_COST), func.min(purchases.c.paying_at))
-            .where(purchases.c.state.in_(_OPEN))
+            .where(_IS_OPEN)
             .group_by(purchases.c.state)
         )
 
@@ -182,7 +216,7 @@ class Books:
             _count(State.DELIVERED),
             _sum_where(purchases.c.state == State.DELIVERED.value),
             _count(State.UNDELIVERED),
-            _sum_where(purchases.c.state == State.UNDELIVERED.value),
+            _sum_where(_IS_UNDELIVERED),
             _count(State.NOT_PAID),
             _count(State.UNKNOWN),
             _sum_where(purchases.c.state == State.UNKNOWN.value),
@@ -271,12 +305,80 @@ def _budget_state(connection: Connection, budget: Budget, micros: int) -> Budget
     )
 
 
+def _read_usage(
+    connection: Connection,
+    by: GroupBy,
+    period: Period,
+    conditions: Iterable[ColumnElement[bool] | TextClause],
+    *,
+    most: int,
+    by_charge: bool,
+) -> UsageReport:
+    """Return usage by period and the ``most`` largest groups; the others are one group, so that the result is bounded.
+
+    ``by_charge`` ranks the groups by their charges, rather than by their cost.
+    """
+    chosen = (*conditions, _WAS_PAID)
+    column = _COLUMNS[by]
+    rank = func.sum(_CHARGE if by_charge else _COST)
+    largest = connection.execute(
+        select(column).where(*chosen).group_by(column).order_by(rank.desc(), column).limit(most + 1)
+    ).scalars()
+    groups = [str(name) for name in largest]
+    is_cut = len(groups) > most
+    del groups[most:]
+    # Months differ in length, which no two databases compute alike: they are added up from days.
+    slot = _BY_MICROS[period]
+    starts = (purchases.c.paying_at - purchases.c.paying_at % slot).label(_STARTS)
+    named = case((column.in_(groups), column), else_=None) if is_cut else column
+    # By their labels: a database does not see that two equal expressions with parameters are one.
+    query = select(starts, named.label(_GROUP), *_SUMS).where(*chosen).group_by(text(_STARTS), text(_GROUP))
+    totals = UsageSums()
+    of_groups: dict[str | None, UsageSums] = {name: UsageSums() for name in groups}
+    of_periods: dict[tuple[int, str | None], UsageSums] = {}
+    for start, group, *numbers in connection.execute(query):
+        # Sums of 64-bit numbers come as decimals from PostgreSQL.
+        sums = UsageSums(*map(int, numbers))
+        totals.add(sums)
+        of_groups.setdefault(group, UsageSums()).add(sums)
+        of_periods.setdefault((int(period_start(period, start)), group), UsageSums()).add(sums)
+    return UsageReport(
+        totals,
+        list(of_groups.items()),
+        [
+            (from_micros(start), group, sums)
+            for (start, group), sums in sorted(of_periods.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+        ],
+    )
+
+
+def _read_key_use(connection: Connection, key_ids: Sequence[str], at: datetime) -> dict[str, KeyUse]:
+    """Return the use of each key: one look-up in an index for each, which no history slows down."""
+    micros = to_micros(at)
+    starts = {period: period_start(period, micros) for period in Period}
+    scopes = {scope_of(key_id): key_id for key_id in key_ids}
+    spent: dict[str, dict[Period, Msat]] = {key_id: dict.fromkeys(Period, Msat(0)) for key_id in key_ids}
+    counters = budget_spend.c
+    if scopes:
+        found = connection.execute(
+            select(counters.scope, counters.period, counters.spent_msat).where(
+                counters.scope.in_(scopes),
+                or_(*(and_(counters.period == p.value, counters.starts_at == start) for p, start in starts.items())),
+            )
+        )
+        for scope, period, spent_msat in found:
+            spent[scopes[scope]][Period(period)] = Msat(spent_msat)
+    resets_at = {period: from_micros(next_period_start(period, micros)) for period in Period}
+    return {
+        key_id: KeyUse(
+            from_micros_or_none(connection.execute(_LAST_USED, {"of_key": key_id}).scalar()), spent[key_id], resets_at
+        )
+        for key_id in key_ids
+    }
+
+
 def _count(state: State) -> ColumnElement[int]:
     return func.count(case((purchases.c.state == state.value, 1)))
-
-
-def _sum_where(condition: ColumnElement[bool]) -> ColumnElement[int]:
-    return func.coalesce(func.sum(case((condition, _COST), else_=0)), 0)
 
 
 def _conditions(which: PurchaseFilter) -> Iterator[ColumnElement[bool] | TextClause]:

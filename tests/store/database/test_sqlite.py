@@ -79,7 +79,7 @@ async def test_updates_are_written_by_themselves_when_the_lock_is_gone(journal_o
             await asyncio.sleep(0.001)
         journal_on_sqlite.record(job(1), State.DELIVERED, NOW)
     await written(journal_on_sqlite)
-    steps = await Books(sqlite).steps(job(1))
+    steps = (await Books(sqlite).purchase(job(1))).steps
     assert [step.state for step in steps] == [State.PAYING, State.UNKNOWN, State.SETTLED, State.DELIVERED]
 
 

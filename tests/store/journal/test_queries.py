@@ -148,14 +148,18 @@ async def test_an_unknown_that_turns_out_settled_has_its_fee_and_preimage(histor
 async def test_an_unknown_that_was_paid_is_undelivered(history, database, books, found):
     """Regression: the reconciler left it settled, and its customer charged for a result that is lost."""
     assert (await resolve(database, job("e"), found, NOW)).state is State.UNDELIVERED
-    assert [step.state for step in await books.steps(job("e"))] == [State.PAYING, State.UNKNOWN, State.UNDELIVERED]
+    assert [step.state for step in (await books.purchase(job("e"))).steps] == [
+        State.PAYING,
+        State.UNKNOWN,
+        State.UNDELIVERED,
+    ]
 
 
 async def test_an_unknown_that_turns_out_unpaid_releases_its_money(history, database, books):
     before = await spent(books, HOUR)
     await resolve(database, job("e"), State.NOT_PAID, NOW)
     assert await spent(books, HOUR) == before - 1_010
-    assert [step.state for step in await books.steps(job("e"))][-1] is State.NOT_PAID
+    assert [step.state for step in (await books.purchase(job("e"))).steps][-1] is State.NOT_PAID
 
 
 @pytest.mark.parametrize("name", ["a", "b", "c", "f", "missing"])

@@ -116,7 +116,7 @@ async def test_updates_are_written_in_order_with_their_facts(journal, books):
     assert found.state is State.DELIVERED
     assert (found.result_sha256, found.result_bytes) == (b"r" * 32, 77)
     assert found.ended_at == found.updated_at == NOW + timedelta(seconds=2)
-    steps = await books.steps(job(1))
+    steps = (await books.purchase(job(1))).steps
     assert [step.state for step in steps] == [State.PAYING, State.SETTLED, State.DELIVERED]
     assert [(step.at - NOW).seconds for step in steps] == [0, 1, 2]
 

@@ -95,6 +95,10 @@ async def test_a_dead_gateways_purchase_at_a_node_is_charged_and_never_unknown(w
     assert len(await sweep(database, NOW + timedelta(minutes=1))) == 0
     record = await books.purchase(job("x-1"))
     assert record.state is State.UNDELIVERED
-    assert [step.state for step in await books.steps(job("x-1"))] == [State.PAYING, State.SETTLED, State.UNDELIVERED]
+    assert [step.state for step in (await books.purchase(job("x-1"))).steps] == [
+        State.PAYING,
+        State.SETTLED,
+        State.UNDELIVERED,
+    ]
     assert (await books.outstanding()).unknown == 0
     await database.close()

@@ -4,7 +4,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from lcp_gateway.http.server.route_table import RouteTable
+from lcp_gateway.http.server.listener import RouteTable
 from tests.support.cases import each_case
 
 PATHS = (
