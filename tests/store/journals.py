@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 
-from lcp_gateway.purchase.idempotency import RepeatHashes
+from lcp_gateway.purchase.idempotency import CacheLimits, RepeatHashes, RepeatKeys
 from lcp_gateway.purchase.journal import Intent
 from lcp_gateway.purchase.money import Budget, Charge, Markup, Msat, Period
-from lcp_gateway.purchase.order import TaskKind
+from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Payee, ProviderSource, Quote
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
@@ -106,14 +106,7 @@ def keyed(
 ) -> Intent:
     """Return an intent for a request with an Idempotency-Key; with ``retries`` a retry of a request that another process got."""
     at, key_id = changes.get("at", NOW), changes.get("key_id", "")
-    repeat = RepeatHashes(b"s" * 32, lambda: at).identity(
-        key_id=key_id,
-        kind=TaskKind.CHAT_COMPLETIONS,
-        body_sha256=body,
-        key=key,
-        key_for_s=86_400,
-        client_request_id=client_request_id,
-        retry_for_s=120,
-        looks_for_first_try=retries,
-    )
+    order = Order(Task(TaskKind.CHAT_COMPLETIONS, "m", b"", stream=False), f"req-{number}", key_id, body_sha256=body)
+    keys = RepeatKeys(key, client_request_id=client_request_id)
+    repeat = RepeatHashes(b"s" * 32, lambda: at).identity(order, keys, CacheLimits(), looks_for_first_try=retries)
     return intent(number, repeat=repeat, **changes)
