@@ -35,9 +35,6 @@ class StaticKeys:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = tuple(_digest(key) for key in keys)
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
     @property
     def rules(self) -> KeyRules:
         """The rules of each key, where there are no customers.
