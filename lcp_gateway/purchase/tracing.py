@@ -115,7 +115,7 @@ class _NoSpan:
 NO_SPAN = _NoSpan()
 
 
-class NoTracing:
+class _NoTracing:
     """Traces nothing, at hardly any cost. Implements ``Tracing``."""
 
     def request(
@@ -123,25 +123,22 @@ class NoTracing:
         parents: Sequence[str],  # noqa: ARG002 - nothing is recorded
         states: Sequence[str],  # noqa: ARG002 - as above
     ) -> AbstractContextManager[RequestSpan]:
-        """Return a span that is not recorded."""
         return NO_SPAN
 
     def span(self, step: TraceStep) -> AbstractContextManager[Span]:  # noqa: ARG002 - as above
-        """Return a span that is not recorded."""
         return NO_SPAN
 
     def headers(self) -> Mapping[str, str]:
-        """Return no headers."""
         return {}
 
     def origin(self) -> None:
-        """Return None."""
+        pass
 
     def link(self, origin: object) -> None:
-        """Do nothing."""
+        pass
 
 
-NO_TRACING = NoTracing()
+NO_TRACING = _NoTracing()
 
 
 def asked_facts(candidate: Candidate, task: Task) -> Facts:

@@ -221,7 +221,8 @@ class QuoteComparison:
         """
         if self.is_as_expected(asked):
             return None
-        left = [place for place in left if peers_too or self._is_node(place)]
+        if not peers_too:
+            left = [at for at in left if self._considered[at].entry.provider.source is ProviderSource.NODE]
         known = [place for place in left if self._considered[place].price.is_known]
         scores = [one.score for one in self.weighed(asked)]
         if known:
@@ -268,9 +269,6 @@ class QuoteComparison:
         if not price.is_known or price.msat is None:
             return True
         return msat > price.msat * _AS_EXPECTED + _MSAT
-
-    def _is_node(self, place: int) -> bool:
-        return self._considered[place].entry.provider.source is ProviderSource.NODE
 
     def _provider(self, place: int) -> str:
         return self._considered[place].entry.provider.peer_id
