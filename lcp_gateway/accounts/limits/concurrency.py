@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from lcp_gateway.accounts.callers import Caller
-from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.calls import NOW, RedisCalls
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.purchase.errors import Refused
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
@@ -20,18 +20,14 @@ _MS_PER_S = 1_000
 _ID_BYTES = 12
 
 # A key's jobs are a sorted set of their ids by the time, on Redis's own clock, at which each lease runs out.
-_NOW = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-"""
-_TAKE = f"""{_NOW}
+_TAKE = f"""{NOW}
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
 if redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[2]) then return 0 end
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[3]), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[3]))
 return 1
 """
-_RENEW = f"""{_NOW}
+_RENEW = f"""{NOW}
 redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
 redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]))
 """

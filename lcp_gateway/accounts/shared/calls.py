@@ -16,6 +16,13 @@ _MOST_TOGETHER: Final = 200
 _ALONE_BYTES: Final = 32 * 1024
 
 
+NOW: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+"""A script's beginning: ``now`` by Redis's own clock, in ms."""
+
+
 class RedisUnavailable(Exception):
     """Redis is unreachable; whether it executed a call that went out is not known."""
 

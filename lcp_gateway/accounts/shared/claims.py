@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable, unawaited
+from lcp_gateway.accounts.shared.calls import NOW, RedisCalls, RedisUnavailable, unawaited
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 
 _ID_BYTES: Final = 16
@@ -23,16 +23,12 @@ _MS_PER_S: Final = 1_000
 
 # A name holds the id of a claim. A claim is a hash: its state is running, ended or taken (by another gateway, after it ran out).
 # Times are those of Redis's own clock.
-_NOW = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-"""
 # KEYS: the names to look up, then all names, and the times of the orders of one body where these are counted. ARGV: how many
 # to look up, the claim's id, its lease, how long it is kept, the order's fingerprint, its encrypted description, the id of a
 # claim that has run out and may be taken over, the prefix of claims, the most orders of one body (0: not counted) within a
 # window and how long that is, and how long each name is kept. Returns nothing where the claim is made, the claim that one of
 # the names leads to, or the time until another order of this body fits.
-_CLAIM = f"""{_NOW}
+_CLAIM = f"""{NOW}
 local looks, id, dead, prefix = tonumber(ARGV[1]), ARGV[2], ARGV[7], ARGV[8]
 for i = 1, looks do
   local other = redis.call('GET', KEYS[i])
@@ -65,7 +61,7 @@ return {{}}
 """
 # KEYS: the claim, then its names. ARGV: its id, its lease, how long it is kept, the order's fingerprint, its encrypted
 # description, and how long each name is kept. A claim that Redis has lost is made again, unless another has one of its names.
-_RENEW = f"""{_NOW}
+_RENEW = f"""{NOW}
 local id = ARGV[1]
 local state = redis.call('HGET', KEYS[1], 'state')
 if state and state ~= 'running' then return 0 end

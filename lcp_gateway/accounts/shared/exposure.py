@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from lcp_gateway.accounts.shared.calls import RedisCalls, RedisUnavailable, unawaited
+from lcp_gateway.accounts.shared.calls import NOW, RedisCalls, RedisUnavailable, unawaited
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PeerNotTrusted
@@ -27,9 +27,7 @@ _UNKNOWN: Final = frozenset({State.UNKNOWN.value, State.PAYING.value})
 
 # Of each group a hash holds the prices that are out, by job, and their sum; a sorted set holds when each ends to count, by
 # Redis's own clock. A check reads the sum: its cost does not grow with the number of jobs that are out.
-_READ = """
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+_READ = f"""{NOW}
 local function lasts_at_least(key, lasts)
   if redis.call('PTTL', key) < lasts then redis.call('PEXPIRE', key, lasts + 86400000) end
 end

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from lcp_gateway.accounts.shared.calls import RedisCalls
+from lcp_gateway.accounts.shared.calls import NOW, RedisCalls
 from lcp_gateway.accounts.shared.outage import REDIS_KEY_PREFIX, Outage
 from lcp_gateway.encryption import DecryptionFailed, Encryption
 
@@ -22,10 +22,8 @@ _CONTEXT: Final = b"stored"
 
 # meta: by object {owner, member, bytes, at, segments}; order: objects by sequence; owner:<name>: the same of one owner, as its
 # kind and name; refs and sizes: by segment; bytes: by owner, and of all under "".
-_COMMON = f"""
+_COMMON = f"""{NOW}
 local P = '{_PREFIX}'
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function use(owner, by)
   redis.call('HINCRBY', P .. 'bytes', '', by)
   if redis.call('HINCRBY', P .. 'bytes', owner, by) <= 0 then redis.call('HDEL', P .. 'bytes', owner) end
