@@ -62,16 +62,13 @@ _FOLD = _two_symbol_remainders()
 def _masks() -> tuple[int, ...]:
     """Return, for each bit of a remainder, the highest first, the bits of a text of which it is the parity, as one number."""
     single = _one_symbol_remainders()
-    digits: list[list[str]] = [[] for _ in range(30)]
-    for bit in range(5):
-        register = 1 << bit
-        for place in range(_MASKED_SYMBOLS + 1):
-            for number, found in enumerate(digits):
-                if bit == 0:
-                    found.append("")
-                found[place] = "01"[register >> number & 1] + found[place]
-            register = (register & 0x1FFFFFF) << 5 ^ single[register >> 25]
-    return tuple(int("".join(reversed(found)), 2) for found in reversed(digits))
+    registers = [1 << bit for bit in range(5)]
+    columns: list[str] = []
+    for _ in range(_MASKED_SYMBOLS + 1):
+        columns += (f"{register:030b}" for register in registers)
+        registers = [(register & 0x1FFFFFF) << 5 ^ single[register >> 25] for register in registers]
+    bits = "".join(reversed(columns))
+    return tuple(int(bits[number::30], 2) for number in range(30))
 
 
 def _polymod(symbols: bytes) -> int:
