@@ -102,9 +102,7 @@ class Payouts:
         payer = self._enabled_payer()
         invoice = payer.read(payment_request)
         amount_msat = _amount_msat(invoice, amount_msat)
-        if (known := await self._withdrawals.by_payment_hash(invoice.payment_hash)) is not None:
-            if (known.account_id, known.amount_msat) != (account_id, amount_msat):
-                raise InvoiceUsed
+        if (known := await self._first_for(invoice, account_id, amount_msat)) is not None:
             return known, False
         node = await payer.node()
         at = self._now()
@@ -126,6 +124,9 @@ class Payouts:
             # one would release the hold while the call of this one is still on its way.
             found = await payer.track(invoice.payment_hash)
             if found.state is not PayoutState.ABSENT:
+                # Another request for this invoice may have begun to pay since the look above; its row is durable before its call.
+                if (known := await self._first_for(invoice, account_id, amount_msat)) is not None:
+                    return known, False
                 raise InvoiceUsed("the node has paid this invoice, or has tried to: withdraw to a new one")
             liquidity = await self._liquidity(payer)
         begun = self._clock()
@@ -198,6 +199,13 @@ class Payouts:
         if lost:
             for it in await self._withdrawals.take_over([*self._running, *(left - lost)], self._now()):
                 self._on_trouble(f"withdrawal {it.id} was begun and not followed: its outcome is unknown")
+
+    async def _first_for(self, invoice: PayableInvoice, account_id: str, amount_msat: int) -> Withdrawal | None:
+        """Return the withdrawal that an invoice was used for before; raise ``InvoiceUsed`` for another account or amount."""
+        known = await self._withdrawals.by_payment_hash(invoice.payment_hash)
+        if known is not None and (known.account_id, known.amount_msat) != (account_id, amount_msat):
+            raise InvoiceUsed
+        return known
 
     async def _open_ones(self) -> Sequence[Withdrawal]:
         """Return all that are open: those that a payee leaves in flight for days must not hide the others."""

@@ -167,6 +167,26 @@ async def test_the_same_invoice_again_is_the_same_withdrawal(bank, desk, node):
     assert len(node.calls) == 1
 
 
+async def test_a_request_that_another_one_for_the_same_invoice_overtakes_gets_that_withdrawal(bank, desk, node):
+    """Regression: of two requests at one time the later one was refused, as if the node had paid for another reason."""
+    account_id = await bank.customer(10_000)
+    track, overtook = node.track, {}
+
+    async def track_late(payment_hash):
+        if payment_hash not in overtook:
+            overtook[payment_hash] = None
+            overtook[payment_hash] = await desk.paid(account_id, texts[payment_hash])
+        return await track(payment_hash)
+
+    node.track = track_late
+    texts = {node.hash_of(text): text for text in (node.invoice(1), node.invoice(2))}
+    (first_hash, first), (second_hash, second) = texts.items()
+    assert await desk.request(account_id, first) == (overtook[first_hash], False)
+    with pytest.raises(InvoiceUsed, match="used before"):
+        await desk.request(await bank.customer(10_000), second)
+    assert node.paid == [first_hash, second_hash]
+
+
 @pytest.mark.parametrize(
     ("told", "shown", "state", "reason"),
     [
