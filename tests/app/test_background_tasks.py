@@ -12,6 +12,7 @@ from lcp_gateway.app import background_tasks
 from lcp_gateway.app.background_tasks import BackgroundTask, BackgroundTasks, Backoff
 from lcp_gateway.telemetry.logs import get_logger
 from lcp_gateway.telemetry.metric_table import TASKS
+from tests.support.sources import parsed
 
 BACKOFF = Backoff(first_s=1.0, most_s=8.0, steady_s=2.0, reset_s=60.0)
 
@@ -284,9 +285,7 @@ def _starts_tasks(tree: ast.AST) -> bool:
 def test_no_module_starts_a_permanent_task_without_the_supervisor():
     """Regression: eight tasks ended silently. A module that starts a task without the supervisor must be listed here with its reason."""
     root = Path(lcp_gateway.__file__).parent
-    found = {
-        path.relative_to(root).as_posix() for path in root.rglob("*.py") if _starts_tasks(ast.parse(path.read_text()))
-    }
+    found = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if _starts_tasks(parsed(path))}
     # Programs of their own: the simulator, a node over lnd, a node that dials in, the process of local models.
     programs = ("node/", "node_client/", "cli/join/", "cli/node/", "local_models/")
     assert {name for name in found if not name.startswith(programs)} == set(SHORT)
@@ -297,7 +296,7 @@ def test_each_task_of_the_table_is_started_somewhere():
     started = {
         node.args[0].value
         for path in root.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call)
         and (getattr(node.func, "id", "") or getattr(node.func, "attr", "")) in {"BackgroundTask", "starter", "start"}
         and node.args

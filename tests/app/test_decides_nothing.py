@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import lcp_gateway.app
+from tests.support.sources import parsed
 
 APP = Path(lcp_gateway.app.__file__).parent
 
@@ -56,7 +57,7 @@ CALCULATED = {"wiring/routing.py": ["config.price_per_minute_sat * MSAT_PER_SAT"
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(APP.rglob("*.py")):
         if path.name not in MECHANISMS:
-            yield path.relative_to(APP).as_posix(), ast.parse(path.read_text())
+            yield path.relative_to(APP).as_posix(), parsed(path)
 
 
 def is_with_none(node: ast.Compare) -> bool:

@@ -25,13 +25,14 @@ from lcp_gateway.telemetry.metric_table import (
     SOURCES,
     VERDICTS,
 )
+from tests.support.sources import parsed
 
 PACKAGE = Path(lcp_gateway.__file__).parent
 
 
 def nodes():
     for file in (PACKAGE / "http").rglob("*.py"):
-        yield from ast.walk(ast.parse(file.read_text()))
+        yield from ast.walk(parsed(file))
 
 
 def literals_of(keyword):

@@ -13,6 +13,7 @@ from lcp_gateway.node.runtime.observer import JobEnd, NodeFigures, NodeObserver,
 from lcp_gateway.telemetry.metric_table import JOB_ENDS, LCP_ERRORS, NODE_PARTS, NODE_SPECS, ROLES
 from lcp_gateway.telemetry.metrics import Metrics
 from lcp_gateway.telemetry.node_metrics import NodeMetrics
+from tests.support.sources import parsed
 
 PEER = "02" + 32 * "ab"
 FIGURES = NodeFigures(
@@ -48,7 +49,7 @@ RUNTIME = Path(lcp_gateway.node.runtime.__file__).parent
 def named_parts():
     """Return the names under which the runtime's tasks, steps and problems are reported."""
     for file in RUNTIME.glob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(parsed(file)):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or not node.args:
                 continue
             first = node.args[0]

@@ -237,22 +237,21 @@ async def test_no_account_keeps_others_out_and_no_customer_the_operator(gateway)
     assert not hub._open, "nothing is counted for ever"
 
 
-async def test_the_reads_with_which_streams_begin_are_bounded_as_others_of_a_caller(bank):
+async def test_the_reads_with_which_streams_begin_are_bounded_as_others_of_a_caller(bank, monkeypatch):
     async with front(bank, api_per_caller=1) as gateway:
         key = await gateway.key(await bank.customer())
-        begin, waiting = gateway.hub.begin, asyncio.Event()
+        waiting = asyncio.Event()
 
-        async def slow(stream, last_id):
+        async def slow(_hub, _stream, _last_id):
             waiting.set()
             await asyncio.sleep(3600)
 
-        gateway.hub.begin = slow
+        monkeypatch.setattr(type(gateway.hub), "begin", slow)
         first = asyncio.create_task(gateway.ask("GET", EVENTS, key))
         await asyncio.wait_for(waiting.wait(), 60)
         assert (await gateway.ask("GET", EVENTS, key)).code == "rate_limit_exceeded"
         first.cancel()
         await asyncio.wait([first])
-        gateway.hub.begin = begin
 
 
 async def test_a_head_opens_no_stream(gateway):
