@@ -307,7 +307,7 @@ async def test_a_client_that_leaves_in_the_middle_pays_also_where_the_node_is_pa
 
 
 async def test_readers_that_hold_a_stream_up_until_its_time_is_over_pay_for_it():
-    w = world(bounds=BufferLimits(window_bytes=2, whole_bytes=1_000), limit_s=0.05)
+    w = world(bounds=BufferLimits(window_bytes=2, whole_bytes=1_000), limit_s=1.0)
     answer = w.service.start(ordered(stream=True), NO_REPEAT)
     w.service.joined(answer)
     reader = answer.chunks()
