@@ -137,7 +137,7 @@ async def test_a_timeout_before_the_payment_costs_nothing():
 
 @pytest.mark.parametrize(("stream", "verdict"), [(False, Verdict.UNKNOWN), (True, Verdict.SETTLED)])
 async def test_a_timeout_after_the_payment_reports_its_state(stream, verdict):
-    w = world(limit_s=0.05)
+    w = world(limit_s=0.5)
     asked = spawn(w.ask(ordered(stream=stream), KEY))
     work = await w.work()
     if stream:
