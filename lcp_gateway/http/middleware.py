@@ -22,9 +22,9 @@ from lcp_gateway.http.gateway.node_connect import NODE_CONNECT
 from lcp_gateway.http.server.connection import cut_off
 from lcp_gateway.http.server.proxies import display_address
 from lcp_gateway.http.tracing import NOT_TRACED, finish
+from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.states import Verdict
 from lcp_gateway.purchase.tracing import NO_SPAN, NO_TRACING, RequestSpan, Tracing
-from lcp_gateway.responses.stored_items import StoreUnavailable
 from lcp_gateway.telemetry.logs import log_fields
 from lcp_gateway.telemetry.metrics import Metrics
 
@@ -164,7 +164,7 @@ class RequestMiddleware:
             return error
         if isinstance(error, web.HTTPException):
             return map_http_exception(error)
-        if isinstance(error, StoreUnavailable):
+        if isinstance(error, PurchaseError):
             return map_purchase_error(error)
         # None of these comes after a purchase, of whose payment they would say nothing.
         if context.purchase is None and (found := map_handler_error(error)) is not None:

@@ -8,6 +8,7 @@ import weakref
 import pytest
 from openai.types.responses import Response
 
+from lcp_gateway.http.openai.background import BackgroundResponses
 from lcp_gateway.purchase.errors import UpstreamError
 from lcp_gateway.purchase.journal import InsufficientBalance, JournalUnavailable
 from lcp_gateway.purchase.money import Charge, Markup, Msat, Refund
@@ -150,6 +151,18 @@ async def test_a_repeat_of_an_ended_job_gets_its_result_and_pays_nothing(front):
     await front.ask("DELETE", f"/v1/responses/{job_id}")
     gone = await front.create(background=True, headers=KEY)
     assert (gone.status, gone.code, gone.payment, front.payments) == (409, "answer_gone", "settled", 1)
+
+
+@pytest.mark.parametrize("query", ["", "?stream=true"])
+async def test_a_result_that_the_store_lost_is_said_to_be_gone(front, monkeypatch, query):
+    """Regression: it was a 500 that said nothing was paid."""
+    job_id = await begin(front)
+    # As a store that is shared may lose it, before the job is forgotten here.
+    monkeypatch.setattr(BackgroundResponses, "_ended", lambda *_: None)
+    (await front.work()).deliver(response(text="done"))
+    await front.world.service.wait_idle()
+    gone = await front.get(f"/v1/responses/{job_id}{query}")
+    assert (gone.status, gone.code, gone.payment) == (409, "answer_gone", "settled")
 
 
 @pytest.mark.parametrize("stream", [False, True])
