@@ -12,7 +12,7 @@ import pytest
 from tests.support.forked import REAL_START
 from tests.support.gateway import gateway
 
-TIMEOUT_S = 15
+TIMEOUT_S = 60
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def test_systemd_is_notified_from_start_to_stop(manager):
         heard(manager, "READY=1")
         heard(manager, "WATCHDOG=1")
         running.process.send_signal(signal.SIGHUP)
-        reloading, *_ = heard(manager, "READY=1")[-2:]
-        assert "RELOADING=1\nMONOTONIC_USEC=" in reloading
+        # Between the two, on a busy machine, the watchdog may be notified again.
+        assert any("RELOADING=1\nMONOTONIC_USEC=" in message for message in heard(manager, "READY=1"))
         assert running.stop() == 0
         heard(manager, "STOPPING=1")
 
