@@ -218,10 +218,22 @@ class MacaroonProbe(LndChannel):
             await self._ask(method, request)
 
     async def _listen(self, stream: Any, listens_s: float) -> None:
+        """Wait for the first answer of a stream, or its refusal; a stream without either is one that is allowed."""
+        reading = asyncio.ensure_future(stream.read())
         try:
-            async with asyncio.timeout(listens_s):
-                await stream.read()
-        except TimeoutError:
-            return
+            await asyncio.wait([reading], timeout=listens_s)
+            if not reading.done():
+                await self._wait_for_answer()
+            if reading.done():
+                await reading
         finally:
             stream.cancel()
+            reading.cancel()
+
+    async def _wait_for_answer(self) -> None:
+        """Wait until lnd has answered a later call: however slow it is, a stream that it refuses has been refused by then."""
+        try:
+            await self._ask(self._lightning.GetInfo, self._stubs.lightning.GetInfoRequest())
+        except LndError as error:
+            if error.status.is_unanswered:
+                raise

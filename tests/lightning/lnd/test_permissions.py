@@ -1,5 +1,7 @@
 """A macaroon's permissions are determined by calls that change nothing."""
 
+import asyncio
+
 import grpc
 import pytest
 
@@ -48,6 +50,18 @@ async def probe_of(node):
 async def test_the_missing_permissions_are_those_not_in_the_macaroon(node, probe_of, allowed):
     probe = probe_of(node.bake("m", *allowed))
     assert names(await probe.missing(ALL)) == names(ALL) - allowed
+
+
+async def test_a_refusal_is_seen_however_long_it_takes(node, probe_of, monkeypatch):
+    """Regression: a subscription that was refused after a second, as over Tor or on a busy machine, was taken for one that is allowed."""
+    admit = node.admit
+
+    async def slowly(name, context):
+        await asyncio.sleep(1.5)
+        await admit(name, context)
+
+    monkeypatch.setattr(node, "admit", slowly)
+    assert names(await probe_of(node.bake("m", *names(READING))).missing(SELLING)) == names(SELLING) - names(READING)
 
 
 async def test_nothing_is_changed_by_trying(node, probe_of):
