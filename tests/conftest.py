@@ -15,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lcp_gateway.http.gateway import api_limits
 from lcp_gateway.store.database import engines, postgres, sqlite
 from tests.support.forked import close_template
 
@@ -105,6 +106,7 @@ def _patient_databases() -> Iterator[None]:
             patched.setitem(engines.open_database.__kwdefaults__, limit, 60.0)
         for kind in (postgres, sqlite):
             patched.setattr(kind, "_RESERVED_READ_S", 60.0)
+        patched.setattr(api_limits, "_READ_S", 60.0)
         yield
 
 

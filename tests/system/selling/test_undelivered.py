@@ -201,6 +201,7 @@ def test_an_answer_that_a_killed_gateway_had_in_its_memory_is_given_back(node, s
             eventually(lambda: stream or seen.count("result") == 1)
             assert connection.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 200")
             (job_id,) = seen.jobs("paid")
+            eventually(lambda: states(journal)[job_id] == "settled")
             # Longer than a commit takes.
             time.sleep(0.5)
             assert states(journal)[job_id] == "settled"
