@@ -262,6 +262,7 @@ SHORT = {
     "leash.py": "the start of a process; the caller waits for it",
     "cli/serve/in_process.py": "as long as its call to the node; its caller waits for it",
     "purchase/quoting.py": "quotes; the caller waits for them",
+    "lightning/lnd/permissions.py": "the first answer of a stream; its caller waits for it, and cancels it",
     "purchase/ports.py": "the way to start a task without a supervisor, for commands and tests",
     "purchase/service.py": "a purchase; its end is recorded",
     "supervisor/channel.py": "a message; its error is sent back or reported",
