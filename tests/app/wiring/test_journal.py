@@ -44,7 +44,7 @@ def tasks_of(journal, trust, log=None):
 
 async def test_purchases_that_a_sweep_moves_on_count_for_their_peer(opened):
     """On PostgreSQL that is after the start, at which each peer's exposure was read from the journal."""
-    trust = PeerTrust(TrustRules())
+    trust = PeerTrust(TrustRules(), clock=lambda: 0.0)
     sweep = asyncio.create_task(tasks_of(opened, trust)["sweep"]())
     async with asyncio.timeout(60):
         while not trust.standing(PEER).undelivered_msat:

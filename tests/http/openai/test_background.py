@@ -306,7 +306,7 @@ async def test_a_job_holds_its_place_and_its_keys_lease_until_it_ends():
 
 @pytest.mark.parametrize("how", ["result", "failure", "cancelled", "shutting down", "timed out", "too large"])
 async def test_however_a_job_ends_its_place_comes_back(how):
-    worldly = {"limit_s": 0.05} if how == "timed out" else {}
+    worldly = {"limit_s": 0.5} if how == "timed out" else {}
     limits = StoreLimits(10, 4_000, 1e6) if how == "too large" else StoreLimits(10, 10**7, 1e6)
     async with storing_front(at_once=1, per_key=1, limits=limits, **worldly) as front:
         job_id = await begin(front)
