@@ -13,7 +13,6 @@ from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.quote import Quote
 from lcp_gateway.purchase.states import State
 from lcp_gateway.routing.breaker import Breaker
-from lcp_gateway.routing.peer_account import PeerAccount
 
 RESERVED_S = 30.0
 """How long a price that passed the check is held while its payment has not begun."""
@@ -97,6 +96,44 @@ class Allowance(NamedTuple):
     strangers_msat: int | None
 
 
+@dataclass(slots=True)
+class _Account:
+    breaker: Breaker
+    limited: bool = True
+    delivered_msat: int = 0
+    delivered_count: int = 0
+    lost_msat: int = 0
+    lost_at: float = 0.0
+    out_msat: int = 0
+    _jobs: dict[bytes, int] = field(default_factory=dict)
+    _lapse_at: dict[bytes, float] = field(default_factory=dict)
+
+    def put(self, job_id: bytes, price_msat: int, lapse_at: float | None = None) -> None:
+        self.out_msat += price_msat - self._jobs.get(job_id, 0)
+        self._jobs[job_id] = price_msat
+        self._lapse_at.pop(job_id, None)
+        if lapse_at is not None:
+            self._lapse_at[job_id] = lapse_at
+
+    def take(self, job_id: bytes) -> None:
+        self.out_msat -= self._jobs.pop(job_id, 0)
+        self._lapse_at.pop(job_id, None)
+
+    def jobs(self) -> Iterable[tuple[bytes, int]]:
+        return self._jobs.items()
+
+    def out_without(self, job_id: bytes) -> int:
+        return self.out_msat - self._jobs.get(job_id, 0)
+
+    def drop_lapsed(self, now: float) -> None:
+        # They lapse in the order in which they were made, which is the dict's.
+        while self._lapse_at:
+            job_id, lapse_at = next(iter(self._lapse_at.items()))
+            if now < lapse_at:
+                return
+            self.take(job_id)
+
+
 class PeerTrust:
     """Keeps the trust in peers; implements ``Exposure`` of purchase/ports. No I/O, one thread, deterministic with its clock.
 
@@ -120,7 +157,7 @@ class PeerTrust:
     def __init__(self, rules: TrustRules, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._rules = rules
         self._clock = clock
-        self._accounts: dict[str, PeerAccount] = {}
+        self._accounts: dict[str, _Account] = {}
         # Losses to peers that were unproven.
         self._strangers_lost_msat = 0
         self._strangers_lost_at = 0.0
@@ -261,11 +298,11 @@ class PeerTrust:
         self._hold(account, quote.job_id, quote.price_msat, now)
         self._tell("hold", quote.peer_id, quote.job_id, quote.price_msat)
 
-    def _hold(self, account: PeerAccount, job_id: bytes, price_msat: int, now: float) -> None:
+    def _hold(self, account: _Account, job_id: bytes, price_msat: int, now: float) -> None:
         account.breaker.hold(job_id, now)
         account.put(job_id, price_msat, now + RESERVED_S)
 
-    def _weigh(self, account: PeerAccount, quote: Quote) -> float:
+    def _weigh(self, account: _Account, quote: Quote) -> float:
         """Raise unless a quote may be taken now; return the time for which this holds."""
         now = self._clock()
         account.drop_lapsed(now)
@@ -372,7 +409,7 @@ class PeerTrust:
             on_trial=account.breaker.is_on_trial(now),
         )
 
-    def _limits(self, account: PeerAccount, now: float) -> tuple[int | None, int, bool]:
+    def _limits(self, account: _Account, now: float) -> tuple[int | None, int, bool]:
         """Return the limit of what may be at risk with a peer, what it has lost of that, and whether it is unproven."""
         lost_msat = self._lost_msat(account, now) if account.lost_msat else 0
         rules = self._rules
@@ -382,7 +419,7 @@ class PeerTrust:
         earned_msat = max(0, account.delivered_msat - LOSS_WEIGHT * lost_msat)
         return base_msat + earned_msat * rules.exposure_share_ppm // PPM, lost_msat, earned_msat < base_msat
 
-    def _is_full(self, account: PeerAccount, now: float) -> bool:
+    def _is_full(self, account: _Account, now: float) -> bool:
         """Return whether as much is at risk with a peer, or with all unproven ones, as may be."""
         account.drop_lapsed(now)
         limit_msat, lost_msat, is_unproven = self._limits(account, now)
@@ -420,18 +457,18 @@ class PeerTrust:
         forgiven_msat = elapsed_micros * self._rules.exposure_unproven_msat // _DAY_MICROS
         return max(0, self._strangers_lost_msat - forgiven_msat)
 
-    def _lost_msat(self, account: PeerAccount, now: float) -> int:
+    def _lost_msat(self, account: _Account, now: float) -> int:
         elapsed_micros = int((now - account.lost_at) * _MICROS)
         forgiven_msat = elapsed_micros * self._rules.exposure_base_msat // _DAY_MICROS
         return max(0, account.lost_msat - forgiven_msat)
 
-    def _account(self, peer_id: str) -> PeerAccount:
+    def _account(self, peer_id: str) -> _Account:
         account = self._accounts.get(peer_id)
         if account is None:
             account = self._accounts[peer_id] = self._new_account(peer_id)
         return account
 
-    def _new_account(self, peer_id: str) -> PeerAccount:
+    def _new_account(self, peer_id: str) -> _Account:
         breaker = Breaker(self._rules.breaker_failures, self._rules.breaker_pause_s)
         # The operator chose the nodes, and nothing is paid to them in advance.
-        return PeerAccount(breaker, limited=not peer_id.startswith(NODE_PREFIX))
+        return _Account(breaker, limited=not peer_id.startswith(NODE_PREFIX))
