@@ -5,10 +5,11 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
 from lcp_gateway.accounts.models import AccountError, Listing
+from lcp_gateway.clock import utc_now
 from lcp_gateway.purchase.money import Msat
 
 _READ_EVERY_S = 1.0
@@ -113,7 +114,7 @@ class NodeTermsCache:
         usual_commission_ppm: int = 0,
         *,
         unavailable: tuple[type[Exception], ...] = (),
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """``unavailable`` are the errors of a database that cannot be reached."""
         self._nodes = nodes

@@ -30,7 +30,7 @@ from lcp_gateway.accounts.withdrawals import (
     WithdrawalRules,
     WithdrawalsDisabled,
 )
-from lcp_gateway.purchase.execution import utc_now
+from lcp_gateway.clock import utc_now
 from lcp_gateway.purchase.money import LARGEST_MSAT, Msat
 from lcp_gateway.purchase.ports import StartTask
 

@@ -12,12 +12,13 @@ import hmac
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lcp_gateway.accounts.callers import Caller, Scope
 from lcp_gateway.accounts.keys import KeysStale, hash_key
+from lcp_gateway.clock import utc_now
 
 if TYPE_CHECKING:
     from lcp_gateway.accounts.repositories import SessionRepository
@@ -142,7 +143,7 @@ class ConsoleSessions:
         *,
         settings_keys: SettingsKeys,
         find_key: Callable[[str], Caller | None] = lambda _text: None,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """``find_key`` looks up a customer's key in the same time for all; it raises ``KeysStale``."""
         self._repository = repository

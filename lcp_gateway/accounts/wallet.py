@@ -18,8 +18,8 @@ from lcp_gateway.accounts.models import (
     TopupState,
 )
 from lcp_gateway.accounts.repositories import InvoiceService, LedgerRepository, TopupRepository
+from lcp_gateway.clock import utc_now
 from lcp_gateway.constants import MSAT_PER_SAT
-from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
 
 

@@ -18,6 +18,7 @@ from lcp_gateway.app.wiring.responses import open_stored_state, responses_parts,
 from lcp_gateway.app.wiring.routing import NodeParts, RoutingParts, routing_parts, trust_rules
 from lcp_gateway.app.wiring.shared_results import SharedResults, memory_limits
 from lcp_gateway.app.wiring.shared_trust import SharedTrust
+from lcp_gateway.clock import utc_now
 from lcp_gateway.config import Settings, auth_mode, known_hosts, openclaw_id, serves_console
 from lcp_gateway.http.application import ConsoleRoutes, Routes, build_application
 from lcp_gateway.http.browser_guard import BrowserGuard
@@ -36,7 +37,6 @@ from lcp_gateway.http.openai.create import CreateRoutes
 from lcp_gateway.http.openai.models import ModelRoutes
 from lcp_gateway.http.openai.response import ResponseWriter
 from lcp_gateway.http.openapi.document import PATH as API_DESCRIPTION
-from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.held_quotes import HeldQuotes
 from lcp_gateway.purchase.idempotency import IdempotencyCache
 from lcp_gateway.purchase.limits import LoopBrake

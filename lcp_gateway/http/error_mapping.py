@@ -64,7 +64,6 @@ from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.result_buffer import ResultGone
 from lcp_gateway.purchase.shared_purchases import LostElsewhere
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.responses.paging import InvalidPageQuery
 from lcp_gateway.responses.request_options import InvalidOption
 from lcp_gateway.responses.stored_items import StoreUnavailable
 from lcp_gateway.routing.explicit import ContextTooLong, ModelNotFound, NoProvider, RoutingError
@@ -385,7 +384,7 @@ _ACCOUNT_ERRORS: Mapping[type[Exception], tuple[int, str, str | None, bool]] = M
 def map_handler_error(error: Exception) -> ApiError | None:
     """Return the error for a request that cannot be read or a change of accounts that cannot be made; None for others."""
     match error:
-        case BadQuery() | InvalidOption() | InvalidPageQuery():
+        case BadQuery() | InvalidOption():
             return bad_request(error.message, error.param, error.code)
         case AccountError() | TopupsDisabled() | InvoiceServiceUnavailable():
             found = _ACCOUNT_ERRORS.get(type(error), (400, "invalid_value", None, False))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 
+from lcp_gateway.clock import utc_now
 from lcp_gateway.lightning.bolt11 import InvoiceError, decode
 from lcp_gateway.lightning.lnd.records import LndError, PaymentRecord, PaymentState
 from lcp_gateway.purchase.errors import UpstreamError
@@ -134,10 +135,6 @@ class _Wait:
     until: datetime
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Reconciler:
     """Looks every open payment up, at the start and then at intervals.
 
@@ -154,7 +151,7 @@ class Reconciler:
         lnd_pays: Callable[[], bool],
         timing: ReconcilerTiming = ReconcilerTiming(),
         batch: int = 100,
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._lookup = lookup
         self._open_payments = open_payments

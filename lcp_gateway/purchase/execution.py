@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Final
 
+from lcp_gateway.clock import utc_now
 from lcp_gateway.purchase.errors import PaymentFailed, QuoteExpired, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.inspection import QuoteInspector
 from lcp_gateway.purchase.journal import NOTHING_NEW, Intent, PurchaseJournal, PurchaseUpdate
@@ -46,11 +47,6 @@ def reported(purchase: Purchase, payment: PaymentReport | None) -> PurchaseUpdat
     ):
         return NOTHING_NEW
     return PurchaseUpdate(fee_msat=payment.fee_msat, preimage=payment.preimage)
-
-
-def utc_now() -> datetime:
-    """Return the time, aware."""
-    return datetime.now(UTC)
 
 
 class _PaySpan:

@@ -6,8 +6,9 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from lcp_gateway.clock import utc_now
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.journal import RepeatIdentity
 from lcp_gateway.purchase.money import Refund
@@ -90,7 +91,7 @@ class _TimedIndex:
 class RepeatHashes:
     """Makes the hashes by which the journal recognises repeats; two gateways with the same secret make the same ones."""
 
-    def __init__(self, secret: bytes, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(self, secret: bytes, now: Callable[[], datetime] = utc_now) -> None:
         self._secret = secret
         self._now = now
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lcp_gateway.app.wiring.journal import JournalParts
+from lcp_gateway.clock import utc_now
 from lcp_gateway.config import Settings, markups, model_limits
 from lcp_gateway.lightning.checks import QuoteMismatch, check_quote
-from lcp_gateway.purchase.execution import PurchaseExecutor, utc_now
+from lcp_gateway.purchase.execution import PurchaseExecutor
 from lcp_gateway.purchase.inspection import CheckInvoice, QuoteInspector
 from lcp_gateway.purchase.limits import FeeEstimate, SpendingLimits
 from lcp_gateway.purchase.money import PPM_PER_PERCENT, Markup, Msat, Period, Tariff

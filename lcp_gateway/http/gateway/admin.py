@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from aiohttp import web
 
@@ -18,6 +18,7 @@ from lcp_gateway.accounts.documents import (
 )
 from lcp_gateway.accounts.models import Account, Statement, StatementLine
 from lcp_gateway.accounts.repositories import AccountRepository, AdminLogRepository, LedgerRepository
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
     actor_of,
@@ -54,7 +55,7 @@ class AdminRoutes:
     async def create_account(self, request: web.Request) -> web.Response:
         """Serve POST /api/admin/accounts."""
         name = await self._read_name(request)
-        account = await self.accounts.create(name, actor=actor_of(request), at=_now())
+        account = await self.accounts.create(name, actor=actor_of(request), at=utc_now())
         return json_response(account_fields(account), status=201)
 
     async def list_accounts(self, request: web.Request) -> web.Response:
@@ -71,13 +72,13 @@ class AdminRoutes:
         """Serve PATCH /api/admin/accounts/{id}."""
         account_id = read_id(request)
         name = await self._read_name(request)
-        await self.accounts.rename(account_id, name, actor=actor_of(request), at=_now())
+        await self.accounts.rename(account_id, name, actor=actor_of(request), at=utc_now())
         return json_response(account_fields(await self._find(request)))
 
     async def delete_account(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/admin/accounts/{id}."""
         account_id = read_id(request)
-        await self.accounts.delete(account_id, actor=actor_of(request), at=_now())
+        await self.accounts.delete(account_id, actor=actor_of(request), at=utc_now())
         await self.on_key_change()
         return json_response({"id": account_id, "deleted": True})
 
@@ -96,7 +97,7 @@ class AdminRoutes:
             Msat(amount_msat),
             reason=reason,
             actor=actor_of(request),
-            at=_now(),
+            at=utc_now(),
             adjustment_id=adjustment_id,
         )
         return json_response(balance_document(balance), status=201)
@@ -180,7 +181,3 @@ def _adjustment_id(request: web.Request) -> str | None:
             "Idempotency-Key must have 1 to 128 visible ASCII characters", "Idempotency-Key", "invalid_header"
         )
     return f"adj_{key}"
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

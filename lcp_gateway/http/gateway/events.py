@@ -21,6 +21,7 @@ from lcp_gateway.accounts.callers import View, view_of
 from lcp_gateway.accounts.documents import balance_document, topup_document
 from lcp_gateway.accounts.feed import ChangeFeed, Changes, Watched
 from lcp_gateway.accounts.models import Balance, Topup, TopupState
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.context import CONTEXT, RequestContext
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.fields import rfc3339, unix_time
@@ -111,7 +112,7 @@ class EventHub:
     surroundings: Callable[[], Surroundings]
     is_ending: Callable[[], bool]
     unavailable: tuple[type[Exception], ...]
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    now: Callable[[], datetime] = utc_now
     poll_s: float = _POLL_S
     _streams: set[EventStream] = field(init=False, default_factory=set)
     _open: Counter[Hashable] = field(init=False, default_factory=Counter)

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from aiohttp import web
@@ -11,6 +11,7 @@ from lcp_gateway.accounts.callers import KeyRules, Scope
 from lcp_gateway.accounts.documents import KEY_LIMITS, key_document
 from lcp_gateway.accounts.models import KeyKind, KeyRecord
 from lcp_gateway.accounts.repositories import KeyRepository
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import (
@@ -50,7 +51,7 @@ class KeyRoutes:
     books: PurchaseBooks | None
     on_change: Callable[[], Awaitable[None]]
     read_timeout_s: float
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    now: Callable[[], datetime] = utc_now
 
     # -- the operator ---------------------------------------------------------------------------------
 

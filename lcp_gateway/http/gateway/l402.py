@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from aiohttp import web
 
@@ -13,6 +13,7 @@ from lcp_gateway.accounts.limits.addresses import AddressLimits
 from lcp_gateway.accounts.models import AccountError, TopupPurpose, TopupState
 from lcp_gateway.accounts.repositories import InvoiceServiceUnavailable, TopupRepository
 from lcp_gateway.accounts.wallet import TopupsDisabled, Wallet
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.browser_guard import BrowserGuard
 from lcp_gateway.http.errors import ApiError
 from lcp_gateway.http.gateway.api_limits import ApiLimits, account_caller, anonymous_caller
@@ -24,10 +25,6 @@ _INVOICE_EXPIRY_S = 900
 # The rate that lnd and the database can bear from clients of many networks together.
 _MOST_A_MINUTE_IN_ALL = 1_200
 _IN_ALL = "all"
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +46,7 @@ class L402Routes:
     limits: AddressLimits
     api_limits: ApiLimits
     per_minute: int
-    now: Callable[[], datetime] = _utc_now
+    now: Callable[[], datetime] = utc_now
 
     async def challenge(self, request: web.BaseRequest) -> ApiError:
         """Return the 402 with an invoice, and with the macaroon that its payment makes valid.

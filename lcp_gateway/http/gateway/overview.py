@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 from aiohttp import web
 
 from lcp_gateway.accounts.repositories import LedgerRepository
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.fields import json_response, rfc3339, rfc3339_or_none
 from lcp_gateway.http.queries import Query
 from lcp_gateway.purchase.records import PurchaseBooks, UsageSums
@@ -43,7 +44,7 @@ class OverviewRoutes:
         sources: OverviewSources,
         *,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         """``clock`` is monotonic, in seconds."""
         self._sources = sources

@@ -14,6 +14,7 @@ from lcp_gateway.accounts.callers import Caller, View, view_of
 from lcp_gateway.accounts.documents import csv_line
 from lcp_gateway.accounts.models import KeyRecord
 from lcp_gateway.accounts.repositories import KeyRepository
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import bad_request
 from lcp_gateway.http.fields import json_response, list_response, rfc3339, rfc3339_or_none
@@ -76,7 +77,7 @@ class UsageRoutes:
     key_names: KeyNames
     api_limits: ApiLimits
     clock: Callable[[], float] = time.monotonic
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    now: Callable[[], datetime] = utc_now
     _held: OrderedDict[tuple[object, ...], _Held] = field(init=False, default_factory=OrderedDict)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
@@ -194,7 +195,7 @@ class BudgetRoutes:
     _: KW_ONLY
     budgets_for: BudgetsFor
     keys: KeyRepository | None
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    now: Callable[[], datetime] = utc_now
 
     async def list(self, request: web.Request) -> web.Response:
         """Serve GET /api/budgets: the budgets, what is spent of them, and when they begin anew."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import KW_ONLY, dataclass
-from datetime import UTC, datetime
 
 from aiohttp import web
 
@@ -11,6 +10,7 @@ from lcp_gateway.accounts.payouts import Payouts
 from lcp_gateway.accounts.wallet import InvoiceNotPaid
 from lcp_gateway.accounts.withdrawal_states import WithdrawalState
 from lcp_gateway.accounts.withdrawals import Withdrawal, WithdrawalNotFound, WithdrawalRepository
+from lcp_gateway.clock import utc_now
 from lcp_gateway.constants import MSAT_PER_SAT
 from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.errors import ApiError, bad_request
@@ -80,7 +80,7 @@ class WithdrawalRoutes:
 
     async def cancel(self, request: web.Request) -> web.Response:
         """Serve DELETE /api/wallet/withdrawals/{id}: one that has not been paid yet."""
-        canceled = await self.withdrawals.cancel(account_of(request), read_id(request), _now())
+        canceled = await self.withdrawals.cancel(account_of(request), read_id(request), utc_now())
         return json_response(_document(canceled))
 
     async def demo_invoice(self, request: web.Request) -> web.Response:
@@ -118,7 +118,7 @@ class WithdrawalRoutes:
             raise bad_request("only a settled withdrawal has a fee", "fee_msat", "invalid_value")
         by = {"reason": reason, "actor": actor_of(request)}
         if decision in {"approve", "deny"}:
-            decided, _ = await self.withdrawals.decide(withdrawal_id, approve=decision == "approve", at=_now(), **by)
+            decided, _ = await self.withdrawals.decide(withdrawal_id, approve=decision == "approve", at=utc_now(), **by)
         else:
             decided = await self.payouts.resolve(
                 withdrawal_id, settled=decision == "settled", fee_msat=fee_msat or 0, **by
@@ -132,7 +132,7 @@ class WithdrawalRoutes:
         frozen = bool(fields.flag("frozen"))
         reason = fields.text("reason", required=True)
         fields.done()
-        await self.withdrawals.freeze(account_id, frozen=frozen, reason=reason, actor=actor_of(request), at=_now())
+        await self.withdrawals.freeze(account_id, frozen=frozen, reason=reason, actor=actor_of(request), at=utc_now())
         return json_response({"id": account_id, "withdrawals_frozen": frozen})
 
     async def _page(
@@ -168,7 +168,3 @@ def _admin_document(withdrawal: Withdrawal) -> dict[str, object]:
     # The preimage is the customer's proof of payment.
     document = {key: value for key, value in _document(withdrawal).items() if key != "preimage"}
     return {**document, "account_id": withdrawal.account_id, "key_id": withdrawal.key_id}
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
 from lcp_gateway.adapters.json_bytes import dump_json, object_or_none, with_changes
+from lcp_gateway.clock import utc_now
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import PAYMENT_HEADER, ApiError, internal_error
 from lcp_gateway.http.openai.charges import charge_details, charge_headers
@@ -68,7 +69,7 @@ class BackgroundResponses:
     on_change: Callable[[int, str], None]
     log: FilteringBoundLogger
     place: Callable[[str], contextlib.AbstractAsyncContextManager[None]] = lambda _owner: contextlib.nullcontext()
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    now: Callable[[], datetime] = utc_now
     shared: StoredItems | None = None
     cancel_elsewhere: Callable[[str, str], None] = lambda _owner, _id: None
     _items: StoredItems = field(init=False)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final, Protocol
 
+from lcp_gateway.clock import utc_now
 from lcp_gateway.lightning.lnd.records import LndError, LndInfo, PaymentPage, PaymentRecord, PaymentState
 from lcp_gateway.purchase.journal import JournalUnavailable, PurchaseUpdate
 from lcp_gateway.purchase.money import Msat
@@ -138,10 +139,6 @@ class ReadSummary:
     pages: int = 0
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class PaymentDetailsReader:
     """Reads the fees and preimages of paid purchases. To be used on one event loop; ``run`` is a task of its own."""
 
@@ -154,7 +151,7 @@ class PaymentDetailsReader:
         on_error: Callable[[Exception], None] = lambda _error: None,
         on_missing: Callable[[int], None] = lambda _count: None,
         times: ReadTimes = ReadTimes(),
-        now: Callable[[], datetime] = _utc_now,
+        now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``on_error`` gets the error of lnd or the journal that ended a pass; the next one follows anyway.

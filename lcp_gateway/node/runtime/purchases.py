@@ -295,7 +295,7 @@ class Purchases:
             own=self._parts.limits,
             timeouts=self._parts.delays.timeouts,
             new_id=self._new_id,
-            job_id=self._job_ids.new() if self._job_ids is not None else None,
+            job_id=self._job_ids.new() if self._job_ids is not None and restored is None else None,
             kept=restored.kept if restored is not None else None,
         )
         purchase = self._live[peer_id, machine.job_id] = Purchase(

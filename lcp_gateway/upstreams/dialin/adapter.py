@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Final
 
 from lcp_gateway.adapters.sse import is_uncompressed
+from lcp_gateway.clock import utc_now
 from lcp_gateway.node_protocol.messages import End
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, StreamEvent

@@ -9,10 +9,10 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from lcp_gateway.clock import utc_now
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.node_protocol.gateway_side import GatewaySide
 from lcp_gateway.node_protocol.messages import Goodbye, Hello, Offered, ProtocolError, Receipt, Refused
-from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.purchase import Purchase
 from lcp_gateway.purchase.quote import Quote

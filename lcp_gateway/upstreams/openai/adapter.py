@@ -14,9 +14,9 @@ import aiohttp
 
 from lcp_gateway.adapters.model_list import BadModelList, ListedModel, read_model_list
 from lcp_gateway.adapters.usage import usage_of
+from lcp_gateway.clock import utc_now
 from lcp_gateway.constants import NODE_PREFIX
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.ports import Result, StreamEvent

@@ -12,8 +12,8 @@ from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
 from lcp_gateway.adapters.model_list import ListedModel
+from lcp_gateway.clock import utc_now
 from lcp_gateway.purchase.errors import UpstreamError
-from lcp_gateway.purchase.execution import utc_now
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.ports import StartTask, start_unsupervised
 from lcp_gateway.purchase.quote import ProviderSource
