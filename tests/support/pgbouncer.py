@@ -1,7 +1,6 @@
 """A real PgBouncer before a PostgreSQL of the tests: on loopback, with its defaults but for what a test changes."""
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ports import free_port
+from tests.support.postgres import as_user
 
 PROGRAM = Path("/usr/sbin/pgbouncer")
 
@@ -38,19 +38,15 @@ def pgbouncer(server, **settings: str) -> Iterator[int]:
         backend = f"* = host=127.0.0.1 port={server.port} user={server.user}\n"
         text = "\n".join(f"{name} = {value}" for name, value in lines.items())
         (folder / "pgbouncer.ini").write_text(f"[databases]\n{backend}[pgbouncer]\n{text}\n")
-        become = {}
         if os.getuid() == 0:
-            # It refuses to run as root.
-            entry = pwd.getpwnam(server.user)
-            become = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-            os.chown(folder, entry.pw_uid, entry.pw_gid)
+            shutil.chown(folder, server.user)
         process = subprocess.Popen(
-            [PROGRAM, "-q", folder / "pgbouncer.ini"],
+            # It refuses to run as root.
+            [*as_user(server.user), PROGRAM, "-q", folder / "pgbouncer.ini"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd="/",
-            **become,
         )
         try:
             _wait(port, process, folder / "log")

@@ -63,17 +63,25 @@ def binaries() -> Path:
     return found[-1].parent
 
 
-def _user() -> tuple[str, dict]:
-    """Return a user for PostgreSQL, which refuses to run as root, and the arguments that switch to it."""
+def _user() -> str:
+    """Return a user for PostgreSQL, which refuses to run as root."""
     if os.getuid() != 0:
-        return pwd.getpwuid(os.getuid()).pw_name, {}
+        return pwd.getpwuid(os.getuid()).pw_name
     for name in ("postgres", "nobody"):
-        try:
-            entry = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return name, {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        with suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
     raise AssertionError("there is no user to run PostgreSQL as")
+
+
+def as_user(name: str) -> list[str]:
+    """Return what a command line begins with to run as a user, where these tests run as root.
+
+    Not ``Popen(user=...)``: that forks, and in a process with threads of gRPC a forked child may die before it is the program.
+    """
+    if os.getuid() != 0:
+        return []
+    entry = pwd.getpwnam(name)
+    return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--clear-groups", "--"]
 
 
 @dataclass
@@ -94,11 +102,10 @@ class RunningPostgres:
         return f"postgresql://{self.user}@127.0.0.1:{self.port}/{database}"
 
     def start(self) -> None:
-        name, become = _user()
-        assert name == self.user
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *as_user(self.user),
                     binaries() / "postgres",
                     "-D",
                     self.folder / "data",
@@ -114,7 +121,6 @@ class RunningPostgres:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                **become,
             )
         self._wait()
 
@@ -222,7 +228,8 @@ class RunningPostgres:
     def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            assert self.process.poll() is None, (self.folder / "log").read_text(errors="replace")
+            log = (self.folder / "log").read_text(errors="replace")
+            assert self.process.poll() is None, f"PostgreSQL ended with {self.process.returncode}: {log}"
             asked = subprocess.run(
                 [binaries() / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False, timeout=60
             )
@@ -236,14 +243,15 @@ class RunningPostgres:
 def running_postgres() -> Iterator[RunningPostgres]:
     """Create a cluster and run it; delete it at the end."""
     tools = binaries()
-    user, become = _user()
+    user = _user()
     # Not pytest's folder: another user has to be able to walk into it, and socket paths are short.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     try:
-        if become:
-            os.chown(folder, become["user"], become["group"])
+        if os.getuid() == 0:
+            shutil.chown(folder, user)
         subprocess.run(
             [
+                *as_user(user),
                 tools / "initdb",
                 *("-D", folder / "data", "-U", user, "-A", "trust"),
                 *("-E", "UTF8", "--locale=C", "--no-sync"),
@@ -252,7 +260,6 @@ def running_postgres() -> Iterator[RunningPostgres]:
             capture_output=True,
             cwd="/",
             timeout=120,
-            **become,
         )
         server = RunningPostgres(folder, free_port(), user)
         try:
