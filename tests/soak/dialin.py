@@ -20,7 +20,7 @@ from pathlib import Path
 
 import aiohttp
 
-from lcp_gateway.node_client.joining import pause_s
+from lcp_gateway.node_client.reconnect import pause_s
 from tests.support.dialin_node import EVENTS, ScriptedNode, chat_events, dial, hello, honest, model
 from tests.support.forked import start_module
 from tests.support.gateway import RunningGateway, clean_environment, gateway

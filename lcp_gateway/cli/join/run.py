@@ -17,8 +17,8 @@ from lcp_gateway.cli.service.instances import background_files, make_folder
 from lcp_gateway.cli.service.processes import find_process
 from lcp_gateway.config import Settings
 from lcp_gateway.node_client.catalog import ModelCatalog
-from lcp_gateway.node_client.joining import CannotJoin, Joiner
 from lcp_gateway.node_client.options import JoinOptions
+from lcp_gateway.node_client.reconnect import CannotJoin, Joiner
 from lcp_gateway.node_client.statistics import Statistics
 from lcp_gateway.purchase.money import Msat, format_sat
 from lcp_gateway.supervisor.systemd import Notifier

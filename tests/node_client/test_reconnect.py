@@ -9,8 +9,8 @@ import structlog
 from aiohttp import web
 
 from lcp_gateway.node_client.catalog import ModelCatalog
-from lcp_gateway.node_client.joining import CannotJoin, Joiner, pause_s
 from lcp_gateway.node_client.options import BackendOptions, JoinOptions
+from lcp_gateway.node_client.reconnect import CannotJoin, Joiner, pause_s
 from lcp_gateway.node_client.statistics import Statistics
 from lcp_gateway.node_protocol.frames import MAX_DATA_BYTES, PingCame
 from lcp_gateway.node_protocol.gateway_side import (
