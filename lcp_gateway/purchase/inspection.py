@@ -1,8 +1,11 @@
 """Inspection: the checks that a quote passes before it is shown or compared, and again right before it is paid."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final
 
+from lcp_gateway.clock import utc_now
+from lcp_gateway.purchase.errors import QuoteExpired
 from lcp_gateway.purchase.limits import SpendingLimits
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.ports import Exposure
@@ -22,10 +25,18 @@ Raises ``Refused`` for a quote that is not what it says it is.
 class QuoteInspector:
     """Checks quotes: they match their terms, are within the limits, and their peers are trusted with the price."""
 
-    def __init__(self, *, limits: SpendingLimits, exposure: Exposure, check_invoice: CheckInvoice) -> None:
+    def __init__(
+        self,
+        *,
+        limits: SpendingLimits,
+        exposure: Exposure,
+        check_invoice: CheckInvoice,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._limits = limits
         self._exposure = exposure
         self._check_invoice = check_invoice
+        self._now = now
 
     def at_quote(self, order: Order, quote: Quote) -> bytes | None:
         """Check a quote that has just come; return the payment hash of its invoice, None for a node's quote.
@@ -36,6 +47,9 @@ class QuoteInspector:
         payment_hash = None
         # The gateway itself estimated the price of a node, from the price list that the operator set.
         if quote.source is not _NODE:
+            # Before the invoice, which expires with its quote: a quote that came late is not one that lies.
+            if self._now() >= quote.expires_at:
+                raise QuoteExpired("the quote had expired when it came; nothing was paid", quote=quote)
             payment_hash = self._check_invoice(order, quote)
             self._exposure.quoted(quote.peer_id)
         self._limits.check_price(order, quote)

@@ -13,7 +13,7 @@ from lcp_gateway.lightning.checks import QuoteMismatch
 from lcp_gateway.lightning.lnd.payment_details import ReadSummary
 from lcp_gateway.lightning.lnd.watcher import LndState
 from lcp_gateway.lightning.reconcile import PaymentResolution, ReconcilerSummary
-from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, Refused, UpstreamError
+from lcp_gateway.purchase.errors import PaymentFailed, PurchaseError, QuoteExpired, Refused, UpstreamError
 from lcp_gateway.purchase.money import Refund, RefundDecision
 from lcp_gateway.purchase.order import Order
 from lcp_gateway.purchase.outcome import EndedBy
@@ -69,7 +69,7 @@ class PurchaseObserver(Observer):
         # UNAVAILABLE means that the daemon is unreachable rather than a peer's fault, and most other statuses blame the
         # request.
         hung = isinstance(error, UpstreamError) and error.status is UpstreamStatus.DEADLINE_EXCEEDED
-        if hung or isinstance(error, QuoteMismatch):
+        if hung or isinstance(error, QuoteMismatch | QuoteExpired):
             self._trust.failed_to_quote(peer_id)
             self._measurements.failed(peer_id)
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from lcp_gateway.purchase.errors import PaymentFailed, Undelivered, UpstreamError
+from lcp_gateway.lightning.checks import Mismatch, QuoteMismatch
+from lcp_gateway.purchase.errors import PaymentFailed, QuoteExpired, Refused, Undelivered, UpstreamError
 from lcp_gateway.purchase.order import TaskKind
 from lcp_gateway.purchase.outcome import EndedBy
 from lcp_gateway.purchase.purchase import Purchase
@@ -101,6 +102,22 @@ def failed(status, provider_id=NODE, verdict=Verdict.NONE) -> PaymentFailed:
     source = ProviderSource.NODE if provider_id == NODE else ProviderSource.LCP
     quoted = replace(quote(), peer_id=provider_id, source=source)
     return PaymentFailed(UpstreamError(status, "words"), verdict, quote=quoted)
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (QuoteMismatch(Mismatch.AMOUNT, quote=quote()), True),
+        (QuoteExpired("late", quote=quote()), True),
+        (UpstreamError("DEADLINE_EXCEEDED", "hung"), True),
+        (UpstreamError("UNAVAILABLE", "the daemon is away"), False),
+        (Refused("too dear", quote=quote()), False),
+    ],
+)
+def test_a_peer_is_blamed_for_a_quote_that_is_false_or_late_and_not_for_what_the_request_asked(error, blamed):
+    world = World()
+    world.measuring.quote_failed(PEER, error)
+    assert world.standings.available(PEER) is not blamed
 
 
 @pytest.mark.parametrize("how", ENDS)

@@ -57,7 +57,9 @@ def journal(tmp_path):
 
 @contextmanager
 def bounded(node, journal, **settings) -> Iterator[RunningGateway]:
-    with gateway(embedded=False, env=on_node(node, journal_url=journal, **settings)) as running:
+    with gateway(
+        embedded=False, env=on_node(node, journal_url=journal, **{"timeout_quote_s": 60, **settings})
+    ) as running:
         yield running
 
 
