@@ -113,6 +113,7 @@ def test_past_the_grace_time_jobs_are_ended_with_an_error():
 def test_a_second_signal_ends_the_gateway_at_once():
     with serving(60) as served, wire(served.port) as connection:
         start_job(connection, served, stream=True, model="fault/stream-stalls")
+        connection.await_bytes(b"data: ")
         served.process.send_signal(signal.SIGINT)
         eventually(lambda: is_draining(served.port))
         served.process.send_signal(signal.SIGTERM)
