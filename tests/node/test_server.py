@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from lcp_gateway._gen.lcpd import lcpd_pb2, lcpd_pb2_grpc
-from tests.support.node_client import chat_task
+from tests.support.node_client import chat_task, until
 
 PROGRAM = """
 import sys
@@ -87,12 +87,14 @@ async def test_what_was_paid_is_on_disk_after_a_kill(start, tmp_path):
         stub = lcpd_pb2_grpc.LCPDServiceStub(channel)
         peer = (await stub.ListLCPPeers(lcpd_pb2.ListLCPPeersRequest())).peers[0].peer_id
         quote = await stub.RequestQuote(lcpd_pb2.RequestQuoteRequest(peer_id=peer, task=chat_task()))
-        with pytest.raises(grpc.aio.AioRpcError):
-            await stub.AcceptAndExecute(
-                lcpd_pb2.AcceptAndExecuteRequest(peer_id=peer, job_id=quote.terms.job_id, pay_invoice=True), timeout=0.2
-            )
+        call = stub.AcceptAndExecute(
+            lcpd_pb2.AcceptAndExecuteRequest(peer_id=peer, job_id=quote.terms.job_id, pay_invoice=True), timeout=60
+        )
+        await until(lambda: (tmp_path / "events").read_bytes().count(b"\n") >= 3)
         process.kill()
         process.wait(60)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
 
     lines = [orjson.loads(line) for line in (tmp_path / "events").read_bytes().splitlines()]
     assert [line["kind"] for line in lines] == ["quote", "accept", "paid"]

@@ -10,19 +10,16 @@ from lcp_gateway._gen.lcpd import lcpd_pb2
 from lcp_gateway.lightning.bolt11 import decode
 from lcp_gateway.node.config import ModelConfig, PeerConfig, WalletConfig
 from lcp_gateway.node.events import EventKind
-from tests.support.node_client import chat_task
+from tests.support.node_client import chat_task, until
+
+SLOW = PeerConfig("Slow", (ModelConfig("m", tokens_per_second=0.1),), max_inflight_jobs=1)
+"""Its jobs take longer than any wait: they end only when they are cancelled."""
 
 
 async def failure(awaitable):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await awaitable
     return caught.value.code().name, caught.value.details()
-
-
-async def until(is_so):
-    async with asyncio.timeout(60):
-        while not is_so():
-            await asyncio.sleep(0.01)
 
 
 def kinds(client):
@@ -59,7 +56,7 @@ async def test_a_job_is_paid_once(client):
 
 
 async def test_two_accepts_at_once_pay_once(make_node):
-    async with make_node(wallet=WalletConfig(payment_latency_s=0.1)) as client:
+    async with make_node(wallet=WalletConfig(payment_latency_s=1.0)) as client:
         terms = await client.quote(chat_task())
         answers = await asyncio.gather(client.accept(terms), client.accept(terms), return_exceptions=True)
 
@@ -107,7 +104,8 @@ async def test_an_expired_quote_is_not_paid(make_node):
 
 async def test_a_peer_finishes_work_that_was_paid_after_its_quote_has_expired(make_node):
     peer = PeerConfig("Slow", (ModelConfig("m", tokens_per_second=2.0),))
-    async with make_node(quote_ttl_s=1, peers=(peer,)) as client:
+    # The eleven tokens take 5.5 s.
+    async with make_node(quote_ttl_s=5, peers=(peer,)) as client:
         terms = await client.quote(chat_task(model="m", say="a b c d"), "Slow")
         answer = await client.accept(terms, "Slow", timeout=60)
 
@@ -117,7 +115,7 @@ async def test_a_peer_finishes_work_that_was_paid_after_its_quote_has_expired(ma
 
 
 async def test_a_job_that_was_paid_is_paid_for_lnd_to_refuse_even_past_its_quote(make_node):
-    async with make_node(quote_ttl_s=1) as client:
+    async with make_node(quote_ttl_s=3) as client:
         terms = await client.quote(chat_task())
         await client.accept(terms)
         await asyncio.sleep(max(0.0, terms.quote_expiry.seconds - time.time()) + 0.02)
@@ -149,16 +147,17 @@ async def test_a_payment_goes_on_when_its_caller_is_gone(make_node):
         await until(lambda: client.node.wallet.payments == 1)
 
 
-async def test_a_job_that_is_cancelled_at_work_stays_paid_and_its_result_says_so(client):
-    terms = await client.quote(chat_task(model="echo-slow"), "Carol")
-    call = asyncio.create_task(client.accept(terms, "Carol", timeout=60))
-    await until(lambda: client.node.peers.named("Carol").inflight == 1)
+async def test_a_job_that_is_cancelled_at_work_stays_paid_and_its_result_says_so(make_node):
+    async with make_node(peers=(SLOW,)) as client:
+        terms = await client.quote(chat_task(model="m"), "Slow")
+        call = asyncio.create_task(client.accept(terms, "Slow"))
+        await until(lambda: client.node.peers.named("Slow").inflight == 1)
 
-    assert (await client.cancel(terms, "Carol")).success
+        assert (await client.cancel(terms, "Slow")).success
 
-    assert (await call).result.status == lcpd_pb2.Result.STATUS_CANCELLED
-    assert client.node.wallet.payments == 1
-    assert EventKind.CANCEL in kinds(client)
+        assert (await call).result.status == lcpd_pb2.Result.STATUS_CANCELLED
+        assert client.node.wallet.payments == 1
+        assert EventKind.CANCEL in kinds(client)
 
 
 async def test_a_cancelled_quote_is_not_paid(client):
@@ -176,29 +175,27 @@ async def test_cancelling_needs_a_known_peer_and_a_short_reason(client):
     assert (await failure(client.cancel(terms, reason="x" * 257)))[0] == "INVALID_ARGUMENT"
 
 
-async def test_a_caller_that_leaves_frees_the_peer(client):
-    terms = await client.quote(chat_task(model="echo-slow", stream=True), "Carol")
-    call = client.open_stream(terms, "Carol")
-    await call.read()
-    assert client.node.peers.named("Carol").inflight == 1
-    call.cancel()
-    for _ in range(100):
-        if client.node.peers.named("Carol").inflight == 0:
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("the job still runs")
+async def test_a_caller_that_leaves_frees_the_peer(make_node):
+    async with make_node(peers=(SLOW,)) as client:
+        terms = await client.quote(chat_task(model="m", stream=True), "Slow")
+        call = client.open_stream(terms, "Slow")
+        await call.read()
+        assert client.node.peers.named("Slow").inflight == 1
+        call.cancel()
+        await until(lambda: client.node.peers.named("Slow").inflight == 0)
 
 
 async def test_a_busy_peer_refuses_the_next_quote(make_node):
-    peer = PeerConfig("One", (ModelConfig("m", tokens_per_second=20),), max_inflight_jobs=1)
-    async with make_node(peers=(peer,)) as client:
+    async with make_node(peers=(SLOW,)) as client:
         task = chat_task(model="m")
-        running = asyncio.create_task(client.accept(await client.quote(task, "One"), "One"))
-        await asyncio.sleep(0.1)
-        code, details = await failure(client.quote(task, "One"))
+        terms = await client.quote(task, "Slow")
+        running = asyncio.create_task(client.accept(terms, "Slow"))
+        await until(lambda: client.node.peers.named("Slow").inflight == 1)
+        code, details = await failure(client.quote(task, "Slow"))
         assert (code, details) == ("RESOURCE_EXHAUSTED", "lcp_error code=7: too many jobs run")
+        await client.cancel(terms, "Slow")
         await running
-        await client.quote(task, "One")
+        await client.quote(task, "Slow")
 
 
 async def test_events_are_on_disk_as_they_happen(make_node, tmp_path):

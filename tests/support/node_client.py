@@ -1,6 +1,7 @@
 """A small client of an LCPDService, and a node in process for tests to talk to."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -113,6 +114,13 @@ class NodeClient:
 
     async def ask_stream(self, task, alias="Alice", **how):
         return await self.stream(await self.quote(task, alias), alias, **how)
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait until a condition holds; it still does when this returns."""
+    async with asyncio.timeout(60):
+        while not is_so():
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
