@@ -116,7 +116,7 @@ def test_what_is_queued_is_written_before_the_end(pipe, queue_before):
     lines = queue_before(write)
     for number in range(500):
         lines.put(b"%d\n" % number)
-    lines.close()
+    lines.close(60)
     assert os.read(read, PIPE_BYTES).splitlines()[-1] == b"499"
 
 
@@ -138,7 +138,7 @@ def test_a_writer_that_interrupts_itself_does_not_lock_itself_out(pipe, queue_be
         lines.put(b"from a signal handler\n")
     done = threading.Thread(target=lines.put, args=(b"from a thread\n",))
     done.start()
-    done.join(2)
+    done.join(60)
     assert not done.is_alive()
 
 

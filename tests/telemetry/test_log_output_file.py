@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lcp_gateway.telemetry.log_output import LogFile, open_log, rotated
+from tests.support.node_thread import eventually
 
 
 @pytest.fixture
@@ -104,6 +105,7 @@ def test_no_line_is_lost_while_the_log_is_rotated(tmp_path, stream):
             thread.start()
         for thread in threads:
             thread.join()
+        eventually((tmp_path / "x.log.1").exists)
     files = [*reversed(rotated(tmp_path / "x.log")), tmp_path / "x.log"]
     found = "".join(path.read_text() for path in files).splitlines()
     assert len(files) > 1

@@ -30,6 +30,12 @@ class Counts:
         self.lost += count
 
 
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """Have an export's end wait for its collector, however busy the machine is."""
+    monkeypatch.setattr(trace_export, "_FLUSH_S", 60.0)
+
+
 @pytest.fixture
 def soon(monkeypatch):
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
@@ -101,7 +107,7 @@ async def test_spans_come_with_the_service_that_sent_them(soon, monkeypatch):
     assert resource["service.name"] == "lcp-gateway"
     # The operator's setting takes precedence.
     assert (resource["service.version"], resource["deployment.environment.name"]) == ("9", "test")
-    assert seen.headers[0]["x-key"] == "k" and seen.paths == ["/v1/traces"]
+    assert seen.headers[0]["x-key"] == "k" and set(seen.paths) == {"/v1/traces"}
     assert counts.exported == 2 and counts.lost == 0
 
 
@@ -112,7 +118,7 @@ async def test_the_name_of_the_service_may_be_another(soon, monkeypatch):
         trace_one(export)
         await export.close()
     assert seen.spans[0].resource["service.name"] == "front"
-    assert seen.paths == ["/v1/traces"]
+    assert set(seen.paths) == {"/v1/traces"}
 
 
 async def test_queued_spans_are_exported_at_the_end():
