@@ -161,7 +161,7 @@ async def test_a_call_that_never_reached_lnd_is_lost_only_after_lnd_has_said_so_
         assert await pay(payments, await invoice_of(seller)) == PaymentLost("lnd knows no such payment")
         assert asyncio.get_running_loop().time() - began >= 0.3
     assert buyer.calls.count("SendPaymentV2") == 1
-    assert buyer.calls.count("TrackPaymentV2") > 2
+    assert buyer.calls.count("TrackPaymentV2") >= 2
 
 
 async def test_a_payment_that_shows_up_within_that_time_counts(buyer):
