@@ -335,7 +335,8 @@ def _modules_started_by(request: dict) -> int:
     if "--workers" in arguments[:-1]:
         workers = arguments[arguments.index("--workers") + 1]
     is_several = arguments[:1] == ["serve"] and workers.isdigit() and int(workers) > 1
-    return ("--embedded" in arguments) + (int(workers) if is_several else 0)
+    has_models = arguments[:1] == ["serve"] and bool(request["environment"].get("LCP_GATEWAY_MODELS"))
+    return ("--embedded" in arguments) + has_models + (int(workers) if is_several else 0)
 
 
 def _prepare_children(count: int) -> None:
