@@ -28,7 +28,7 @@ def nothing_received(node):
 
 def serving(node, **settings):
     """The gateway with these OPENAI_SERVE_* variables, on a free port unless they name one."""
-    env = {"HTTP_ADDR": "127.0.0.1:0", "LCPD_GRPC_ADDR": node.address, **settings}
+    env = {"HTTP_ADDR": "127.0.0.1:0", "LCPD_GRPC_ADDR": node.address, "TIMEOUT_QUOTE": "60s", **settings}
     return gateway(embedded=False, env={f"OPENAI_SERVE_{k}": v for k, v in env.items()})
 
 
@@ -57,12 +57,19 @@ def mapped(node):
 
 @pytest.fixture(scope="module")
 def listed(node):
-    with serving(
-        node,
-        MODEL_ALLOWLIST="his,unheard-of,fault/quote-slow,fault/execute-hangs",
-        TIMEOUT_QUOTE="400ms",
-        TIMEOUT_EXECUTE="0.6s",
-    ) as running:
+    with serving(node, MODEL_ALLOWLIST="his,unheard-of") as running:
+        yield running.port
+
+
+@pytest.fixture(scope="module")
+def short_quotes(node):
+    with serving(node, TIMEOUT_QUOTE="400ms") as running:
+        yield running.port
+
+
+@pytest.fixture(scope="module")
+def short_jobs(node):
+    with serving(node, TIMEOUT_EXECUTE="1.5s") as running:
         yield running.port
 
 
@@ -199,15 +206,15 @@ def test_unlisted_models_may_pass_to_the_first_peer(unlisted, node):
     assert asked_peer(node) == node.peer_id("Alice")
 
 
-def test_a_quote_past_its_time_is_504(listed, node):
-    answer = post(listed, CHAT, document(model="fault/quote-slow"))
+def test_a_quote_past_its_time_is_504(short_quotes, node):
+    answer = post(short_quotes, CHAT, document(model="fault/quote-slow"))
     assert answer.status == 504 and answer.verdict == "none"
     assert not node.received.of("CancelJob")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_execution_past_its_time_is_504_and_cancelled(listed, node, stream):
-    answer = post(listed, CHAT, document(model="fault/execute-hangs", stream=stream))
+def test_an_execution_past_its_time_is_504_and_cancelled(short_jobs, node, stream):
+    answer = post(short_jobs, CHAT, document(model="fault/execute-hangs", stream=stream))
     assert answer.status == 504 and answer.verdict == "unknown"
     eventually(lambda: node.received.of("CancelJob"))
 

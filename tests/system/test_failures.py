@@ -1,6 +1,7 @@
 """Every fault of the node: the client's error, the payment, and secrets that no error may hold."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 
@@ -109,23 +110,46 @@ INVOICE_FAILURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def served():
+# The gateways of the faults that end with a timeout; the others must not end with one.
+WITH_A_TIMEOUT = {"quote-slow": "short_quotes", "execute-hangs": "short_jobs", "stream-stalls": "short_jobs"}
+
+
+@contextmanager
+def serving(**timeouts):
     settings = {
         "LCP_GATEWAY_NODE_FAULTS": "true",
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "1",
-        "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "1",
+        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
         "LCP_GATEWAY_MAX_PRICE_MSAT": str(CAP_MSAT),
+        **timeouts,
     }
     with gateway(env=settings) as running:
         yield running
 
 
+@pytest.fixture(scope="module")
+def patient():
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def short_quotes():
+    with serving(LCP_GATEWAY_TIMEOUT_QUOTE_S="1") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def short_jobs():
+    with serving(LCP_GATEWAY_TIMEOUT_EXECUTE_S="2") as running:
+        yield running
+
+
 @pytest.fixture
-def ask(served):
+def ask(request):
     """Request a faulty model; return the answer and the node's events, by kind."""
 
     def ask(name, path=CHAT, **more):
+        served = request.getfixturevalue(WITH_A_TIMEOUT.get(name, "patient"))
         before = len(served.events())
         body = document(path, f"fault/{name}", PROMPT, **more)
         answer = post(served.port, path, body)
