@@ -38,8 +38,11 @@ def test_start_status_and_stop(machine, port):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(machine.run_folder.stat().st_mode) == 0o700
 
+    waiting = f"lcp-gateway: waiting for running jobs of PID {machine.pid(port)}, up to 45 s\n"
     stopped = machine.run("stop")
-    assert (stopped.code, stopped.err) == (0, "")
+    assert stopped.code == 0
+    # On a busy machine its end takes longer than a second.
+    assert stopped.err in {"", waiting}
     assert f"Stopped lcp-gateway at http://127.0.0.1:{port}" in stopped.out
     assert machine.files() == set()
     assert machine.status(port)[0] == 3
