@@ -117,9 +117,12 @@ class RunningGateway:
 
 @contextmanager
 def gateway(
-    *, embedded: bool = True, args: Sequence[str] = (), env: Mapping[str, str] | None = None
+    *, embedded: bool = True, args: Sequence[str] = (), env: Mapping[str, str] | None = None, is_patient: bool = False
 ) -> Iterator[RunningGateway]:
-    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept."""
+    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept.
+
+    With ``is_patient`` it also waits long for other quotes and for its database, which no setting bounds.
+    """
     with tempfile.TemporaryDirectory(prefix="lcp-gateway-test-") as folder:
         events_file = Path(folder) / "events.jsonl" if embedded else None
         settings = {
@@ -131,6 +134,8 @@ def gateway(
             "LCP_GATEWAY_BREAKER_FAILURES": "0",
             # Short, so that tests of clients that leave need not wait; those of joining set their own.
             "LCP_GATEWAY_JOIN_GRACE_S": "0.2",
+            # A daemon on a machine with other work may be listening only after a while.
+            "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
         }
         if embedded:
             settings["LCP_GATEWAY_NODE_EVENTS_FILE"] = str(events_file)
@@ -142,6 +147,9 @@ def gateway(
             module = "tests.support.gateway_with_node"
         elif embedded:
             command.append("--embedded")
+        if is_patient:
+            command.insert(0, module)
+            module = "tests.support.patient_gateway"
         process = start_module(
             module, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(settings)
         )
@@ -154,7 +162,7 @@ def gateway(
             if process.poll() is None:
                 process.terminate()
                 try:
-                    process.wait(10)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait(60)

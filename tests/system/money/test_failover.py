@@ -13,11 +13,11 @@ BROKEN = "max_stream_bytes=1"
 
 
 @contextmanager
-def market(tmp_path, *lines, **settings):
+def market(tmp_path, *lines, is_patient=False, **settings):
     """A gateway and a node whose peers sell echo-1; see ``shops``."""
     env = {"LCP_GATEWAY_NODE_PEERS_FILE": shops(tmp_path, *lines)}
     env |= {f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
-    with gateway(env=env) as served:
+    with gateway(env=env, is_patient=is_patient) as served:
         yield served
 
 
@@ -71,7 +71,8 @@ def test_no_more_peers_are_asked_than_set(tmp_path):
 @pytest.fixture(scope="module")
 def fanned(tmp_path_factory):
     lines = ("Dear 9_000", "Cheap 5_000", "Middle 7_000", f"Broken 1_000 {BROKEN}")
-    with market(tmp_path_factory.mktemp("fan"), *lines, quote_fanout=4, quote_attempts=4) as served:
+    folder = tmp_path_factory.mktemp("fan")
+    with market(folder, *lines, is_patient=True, quote_fanout=4, quote_attempts=4, timeout_quote_s=60) as served:
         yield served
 
 
@@ -121,27 +122,40 @@ def test_after_the_call_that_pays_no_other_peer_is_asked(tmp_path, model):
         assert len(served.events("accept")) == len(served.events("quote")) == 1
 
 
-def test_a_peer_that_fails_repeatedly_is_paused(tmp_path):
+@contextmanager
+def market_that_pauses(tmp_path, pause_s):
+    """A gateway that pauses a peer after three failures. The node's own fault peer sells the model as well: two peers fail."""
     file = tmp_path / "peers.toml"
     file.write_text('[[peers]]\nalias = "A"\n[[peers.models]]\nname = "fault/wrong-hash"\n')
     env = {
         "LCP_GATEWAY_NODE_PEERS_FILE": str(file),
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_BREAKER_FAILURES": "3",
-        "LCP_GATEWAY_BREAKER_PAUSE_S": "5",
+        "LCP_GATEWAY_BREAKER_PAUSE_S": str(pause_s),
     }
-
-    def code(served):
-        return ask(served, "x", model="fault/wrong-hash").error["code"]
-
     with gateway(env=env) as served:
-        # The node's own fault peer sells it as well: two peers fail three times each.
+        yield served
+
+
+def code(served):
+    return ask(served, "x", model="fault/wrong-hash").error["code"]
+
+
+def test_a_peer_that_fails_repeatedly_is_paused(tmp_path):
+    with market_that_pauses(tmp_path, pause_s=600) as served:
         codes = [code(served) for _ in range(8)]
         assert codes == ["undelivered"] * 6 + ["no_provider"] * 2
         last = ask(served, "x", model="fault/wrong-hash")
         assert last.status == 503 and last.headers["x-should-retry"] == "true"
         assert last.verdict == "none" and "x-lcp-job-id" not in last.headers
         assert len(accepts(served)) == 6
+
+
+def test_a_peer_is_tried_once_after_its_pause(tmp_path):
+    with market_that_pauses(tmp_path, pause_s=3) as served:
+        eventually(lambda: code(served) == "no_provider")
+        failed = len(accepts(served))
         eventually(lambda: code(served) == "undelivered")
+        # The next pause is twice as long.
         assert [code(served) for _ in range(3)].count("no_provider") >= 2, "one try each"
-        assert len(accepts(served)) <= 8
+        assert len(accepts(served)) <= failed + 2
