@@ -1,6 +1,7 @@
 """The official SDK, with four tries: a quote is taken once, whatever fails after it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import openai
 import pytest
@@ -12,10 +13,10 @@ from tests.support.node_thread import eventually
 
 HELLO = [{"role": "user", "content": "hello there, this is long enough for a few chunks"}]
 RETRIES = 3
-EXECUTE_S = 1.5
 PAID_FAULTS = sorted(name for name, fault in FAULTS.items() if fault.stage is Stage.EXECUTE and fault.paid)
-# These end with the deadline of the call.
+# These end with the deadline of the call: the tests of them have a gateway where it is short.
 HANGING = ["execute-hangs", "stream-stalls"]
+DEADLINE_S = 4
 NODE = """
 [fault_settings]
 flood_bytes = 33554432
@@ -55,14 +56,32 @@ def journal(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(node, journal):
+    with serving(node, journal, timeout_execute_s=60) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def hasty_journal(tmp_path_factory):
+    return tmp_path_factory.mktemp("hasty") / "journal.db"
+
+
+@pytest.fixture(scope="module")
+def hasty(node, hasty_journal):
+    with serving(node, hasty_journal, timeout_execute_s=DEADLINE_S) as process:
+        yield process
+
+
+@contextmanager
+def serving(node, journal, **settings):
     settings = on_node(
         node,
         journal_url=journal,
-        timeout_execute_s=EXECUTE_S,
+        timeout_quote_s=60,
         # The default: a client that is about to try again finds its purchase still running.
         join_grace_s=10,
         # The losses of these tests would use up the trust in the peer.
         exposure_base_msat=0,
+        **settings,
     )
     with gateway(embedded=False, env=settings) as process:
         yield process
@@ -87,6 +106,11 @@ def tries(wire):
 @pytest.fixture
 def client(running, wire):
     return openai.OpenAI(base_url=running.api_url, api_key="unused", http_client=wire[0], max_retries=RETRIES)
+
+
+@pytest.fixture
+def hasty_client(client, hasty):
+    return client.with_options(base_url=hasty.api_url)
 
 
 def call_and_fail(call: str, client: openai.OpenAI, model: str) -> Exception | None:
@@ -129,20 +153,20 @@ def each_is_bought_once(seen, journal) -> None:
 
 
 @pytest.mark.parametrize("fault", HANGING)
-def test_an_answer_that_never_ends_is_accepted_once(client, seen, journal, tries, fault):
-    errors = all_ways_at_once(client, f"fault/{fault}")
+def test_an_answer_that_never_ends_is_accepted_once(hasty_client, seen, hasty_journal, tries, fault):
+    errors = all_ways_at_once(hasty_client, f"fault/{fault}")
     assert all(isinstance(error, openai.APIError) for error in errors)
     assert tries == ["0"] * len(CALLS)
-    each_is_bought_once(seen, journal)
+    each_is_bought_once(seen, hasty_journal)
 
 
-def test_a_client_that_times_out_and_tries_again_joins_its_purchase(client, seen, journal, tries):
+def test_a_client_that_times_out_and_tries_again_joins_its_purchase(hasty_client, seen, hasty_journal, tries):
     """The SDK's own time-out: it hangs up and asks again, and every try but the first is marked as one."""
-    errors = all_ways_at_once(client.with_options(timeout=0.4), "fault/execute-hangs")
+    errors = all_ways_at_once(hasty_client.with_options(timeout=DEADLINE_S / 2), "fault/execute-hangs")
     expected = openai.APITimeoutError | openai.APIStatusError
     assert all(isinstance(error, expected) for error in errors)
     assert tries.count("0") == tries.count("1") == len(CALLS)
-    each_is_bought_once(seen, journal)
+    each_is_bought_once(seen, hasty_journal)
 
 
 def test_an_unpaid_request_is_bought_at_each_try_with_its_own_quote(client, seen):

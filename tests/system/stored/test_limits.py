@@ -1,6 +1,7 @@
 """The limits of stored objects and of chains: each is an error before anything is paid."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_the_oldest_goes_first_and_not_what_builds_on_it(node):
 
 
 def test_what_is_too_old_is_gone(node):
-    with on_http_node(node, stored_for_s=1) as running:
+    with on_http_node(node, stored_for_s=5) as running:
         made = respond(running.port, model=MODEL).json["id"]
         assert retrieve(running.port, made).status == 200
         eventually(lambda: retrieve(running.port, made).status == 404)
@@ -264,22 +265,26 @@ def test_a_request_without_a_model_is_refused_where_there_is_no_default(plain):
 def test_a_purchase_that_takes_too_long_is_ended_and_says_what_was_paid(tmp_path):
     peers = tmp_path / "peers.toml"
     peers.write_text(
-        '[[peers]]\nalias = "A"\nquote_latency_s = 9.0\n[[peers.models]]\nname = "slow-quote"\n'
+        '[[peers]]\nalias = "A"\nquote_latency_s = 60.0\n[[peers.models]]\nname = "slow-quote"\n'
         '[[peers]]\nalias = "B"\n[[peers.models]]\nname = "echo-slow"\ntokens_per_second = 5.0\n'
     )
-    env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(peers), "LCP_GATEWAY_TIMEOUT_S": "3"}
-    with gateway(env=env) as running:
-        answer = respond(running.port, model="slow-quote")
+    env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(peers), "LCP_GATEWAY_TIMEOUT_S": "6", "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60"}
+    words = "word " * 200
+    with gateway(env=env) as running, ThreadPoolExecutor(3) as clients:
+        jobs = {model: begun(running.port, words, model=model) for model in ("slow-quote", "echo-slow")}
+        waiting = [
+            clients.submit(respond, running.port, words, model=model, stream=stream)
+            for model, stream in (("slow-quote", False), ("echo-slow", False), ("echo-slow", True))
+        ]
+        answer, late, cut = (one.result() for one in waiting)
         assert (answer.status, answer.verdict) == (504, "none")
         assert answer.error["code"] == "timed_out"
-        late = respond(running.port, "word " * 30, model="echo-slow")
         assert (late.status, late.error["code"]) == (504, "timed_out")
         assert late.verdict in {"settled", "unknown"}
         assert late.headers["x-should-retry"] == "false"
-        cut = respond(running.port, "word " * 30, model="echo-slow", stream=True)
         assert not cut.whole and cut.blocks[-1][0] == "error"
         for model, payments in (("slow-quote", {"none"}), ("echo-slow", {"settled", "unknown"})):
-            found = ended(running.port, begun(running.port, "word " * 30, model=model))
+            found = ended(running.port, jobs[model])
             assert found.json["status"] == "failed"
             assert found.json["error"]["code"] == "timed_out"
             assert found.json["lcp"]["payment"] in payments

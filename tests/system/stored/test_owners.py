@@ -67,7 +67,7 @@ def test_anothers_response_is_like_one_that_does_not_exist(port):
 
 
 def test_anothers_background_response_is_like_one_that_does_not_exist(port):
-    made = begun(port, "word " * 40, model="echo-slow", headers=MINE)
+    made = begun(port, "word " * 1_000, model="echo-slow", headers=MINE)
     missing = on_a_response(port, "resp_bg_" + "0" * 48, THEIRS)
     alike(on_a_response(port, made, THEIRS), missing)
     assert retrieve(port, made, headers=MINE).json["status"] in {"queued", "in_progress"}

@@ -192,7 +192,7 @@ def test_an_l402_token_opens_its_own_store(seller):
 
 
 def test_a_gateway_that_is_killed_while_it_pays_holds_the_charge_and_says_so(tmp_path):
-    with money_node(tmp_path, toml="[wallet]\npayment_latency_s = 1.0\n" + slow_peers(20.0)) as node:
+    with money_node(tmp_path, toml="[wallet]\npayment_latency_s = 60.0\n" + slow_peers(20.0)) as node:
         env = on_node(node, journal_url=tmp_path / "journal.db") | selling()
         with gateway(embedded=False, env=env) as running:
             customer = Office(running.port).customer(FILLED)
