@@ -5,6 +5,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import pytest
 
@@ -125,23 +126,32 @@ NEEDS = {"tools": tools_of, "vision": image_of, "json_schema": schema_of}
 
 
 @pytest.fixture(scope="module")
-def talents():
+def able_and_quick():
     """For each capability a slow and dear model with only that one, beside quick and free models with none."""
-    nodes, models, rows = [], {}, []
-    for need in NEEDS:
-        able = HttpNodeThread(name=f"with-{need}", models=(f"able-{need}",))
-        models[f"able-{need}"] = {"capabilities": [need]}
-        nodes.append(able)
-        rows.append((able, {"price_per_request_msat": 50_000}))
+    able = [HttpNodeThread(name=f"with-{need}", models=(f"able-{need}",)) for need in NEEDS]
     quick = HttpNodeThread(name="quick", models=tuple(f"no-{need}" for need in NEEDS))
+    with http_nodes(*able, quick):
+        for node in able:
+            node.behave(delay_s=0.02)
+        yield {node.server.name: node for node in [*able, quick]}
+
+
+@contextmanager
+def talented(nodes):
+    models, rows = {}, []
     for need in NEEDS:
-        models[f"no-{need}"] = {"capabilities": []}
-    with http_nodes(*nodes, quick):
-        for able in nodes:
-            able.behave(delay_s=0.02)
-        made = [row(node, endpoints=["chat", "responses"], **more) for node, more in rows]
-        with served_by(*made, row(quick, endpoints=["chat", "responses"]), models=models) as process:
-            yield process, {node.server.name: node for node in [*nodes, quick]}
+        models |= {f"able-{need}": {"capabilities": [need]}, f"no-{need}": {"capabilities": []}}
+    for name, node in nodes.items():
+        price = {} if name == "quick" else {"price_per_request_msat": 50_000}
+        rows.append(row(node, endpoints=["chat", "responses"], **price))
+    with served_by(*rows, models=models) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def talents(able_and_quick):
+    with talented(able_and_quick) as process:
+        yield process, able_and_quick
 
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
@@ -161,9 +171,12 @@ def test_no_node_is_asked_for_what_it_cannot_do_while_another_can(talents, path,
     assert len(nodes[f"with-{need}"].calls()) == 40
 
 
-def test_a_plain_request_goes_to_the_quick_and_free_node(talents):
-    process, _ = talents
-    assert chosen_in(process, 30)["node:quick"] >= 25
+def test_a_plain_request_goes_to_the_quick_and_free_node(able_and_quick):
+    def fresh_start() -> None:
+        with talented(able_and_quick) as process:
+            assert chosen_in(process, 30)["node:quick"] >= 25
+
+    undisturbed(fresh_start)
 
 
 def test_where_no_node_can_one_is_asked_all_the_same(twins):

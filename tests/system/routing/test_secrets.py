@@ -21,6 +21,7 @@ SECRETS = (PROMPT, NODES_KEY, CLIENTS_KEY, OTHERS_KEY, OUTPUT)
 BEARER = {"Authorization": f"Bearer {CLIENTS_KEY}"}
 PATHS = pytest.mark.parametrize("path", [CHAT, RESPONSES, COMPLETIONS, EMBEDDINGS])
 STREAMED_OR_NOT = pytest.mark.parametrize("stream", [False, True])
+SETTINGS = {"api_keys": CLIENTS_KEY, "log_level": "debug", "nodes_refresh_s": 60}
 ENDPOINTS = ["chat", "responses", "completions", "embeddings"]
 
 
@@ -39,10 +40,9 @@ def nodes():
 def served(nodes):
     rows = [
         row(nodes["keyed"], endpoints=ENDPOINTS, api_key=NODES_KEY, price_per_request_msat=100),
-        row(nodes["wrong"], endpoints=ENDPOINTS, api_key=OTHERS_KEY, timeout_s=1),
+        row(nodes["wrong"], endpoints=ENDPOINTS, api_key=OTHERS_KEY),
     ]
-    settings = {"api_keys": CLIENTS_KEY, "log_level": "debug", "nodes_refresh_s": 60}
-    with served_by(*rows, **settings) as process:
+    with served_by(*rows, **SETTINGS) as process:
         yield process
 
 
@@ -53,6 +53,10 @@ def nothing_is_said(served, nodes):
         node.requests.clear()
     yield
     nodes["wrong"].behave(fail_status=0, fail_body="", cut="", delay_s=0.0, raw=None)
+    says_no_secret(served)
+
+
+def says_no_secret(served):
     last = f"after-{secrets.token_hex(4)}"
     get(served.port, "/healthz", {"x-request-id": last})
     served.wait_for_log(last)
@@ -116,12 +120,22 @@ def test_a_node_that_repeats_key_and_prompt_in_its_error(served, nodes, path, st
 
 
 @STREAMED_OR_NOT
-@pytest.mark.parametrize("behaviour", [{"cut": "before_head"}, {"cut": "mid_stream"}, {"delay_s": 3.0}])
-def test_a_node_that_breaks_off(served, nodes, stream, behaviour):
-    nodes["wrong"].behave(**behaviour)
+@pytest.mark.parametrize("cut", ["before_head", "mid_stream"])
+def test_a_node_that_breaks_off(served, nodes, stream, cut):
+    nodes["wrong"].behave(cut=cut)
     answer = ask(served, "wrong-model", PROMPT, stream=stream, headers=BEARER)
     assert answer.status != 200 or not answer.whole
     assert "127.0.0.1" not in str(answer.body)
+
+
+def test_a_node_that_takes_too_long(nodes):
+    with served_by(row(nodes["wrong"], endpoints=ENDPOINTS, api_key=OTHERS_KEY, timeout_s=1), **SETTINGS) as process:
+        nodes["wrong"].behave(delay_s=30.0)
+        for stream in (False, True):
+            answer = ask(process, "wrong-model", PROMPT, stream=stream, headers=BEARER)
+            assert answer.status == 504 and answer.error
+            assert "127.0.0.1" not in str(answer.body)
+        says_no_secret(process)
 
 
 @pytest.mark.parametrize("name", ["made-up-name", "auto:made-up-name", "org/made-up-name"])
