@@ -15,8 +15,12 @@ import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lcp_gateway.accounts.shared import outage
 from lcp_gateway.http.gateway import api_limits
-from lcp_gateway.store.database import engines, postgres, sqlite
+from lcp_gateway.http.openai import charges
+from lcp_gateway.store.database import engines, leader, postgres, sqlite
+from lcp_gateway.upstreams.openai import adapter as openai_adapter
+from lcp_gateway.upstreams.openai import input_tokens
 from tests.support.forked import close_template
 
 # What one process has compiled, tests included, the many others need not compile again, whatever the environment says.
@@ -100,13 +104,22 @@ def _command(process: psutil.Process) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def _patient_databases() -> Iterator[None]:
-    """Give a database a minute where a test says nothing else: on a machine with other work a commit can take seconds."""
+    """Give databases, Redis and nodes a minute where a test says nothing else: on a busy machine each can take seconds."""
     with pytest.MonkeyPatch.context() as patched:
         for limit in ("busy_timeout_s", "write_timeout_s"):
             patched.setitem(engines.open_database.__kwdefaults__, limit, 60.0)
         for kind in (postgres, sqlite):
             patched.setattr(kind, "_RESERVED_READ_S", 60.0)
-        patched.setattr(api_limits, "_READ_S", 60.0)
+        for module, limit in (
+            (api_limits, "_READ_S"),
+            (charges, "_BALANCE_S"),
+            (leader, "_ANSWER_S"),
+            (outage, "_ANSWER_S"),
+            (postgres, "_QUICK_S"),
+            (openai_adapter, "_CONNECT_TIMEOUT_S"),
+            (input_tokens, "_CONNECT_TIMEOUT_S"),
+        ):
+            patched.setattr(module, limit, 60.0)
         yield
 
 

@@ -35,6 +35,8 @@ class Desk:
         self.bank, self.node = bank, node
         self.tasks: list[asyncio.Task] = []
         self.ended, self.troubles = [], []
+        # Where a test sets it, the clock stands there; otherwise it runs.
+        self.stands_at: datetime | None = None
         self.moved = timedelta(0)
         self.clock_s = 0.0
         self.withdrawals = Withdrawals(bank.database)
@@ -46,7 +48,7 @@ class Desk:
             unavailable=(DatabaseUnavailable,),
             on_end=self.ended.append,
             on_trouble=self.troubles.append,
-            now=lambda: datetime.now(UTC) + self.moved,
+            now=lambda: (self.stands_at or datetime.now(UTC)) + self.moved,
             clock=lambda: self.clock_s,
         )
 
@@ -222,6 +224,7 @@ async def test_an_unknown_one_is_found_out_by_its_hash(bank, desk, node):
 
 
 async def test_absence_is_evidence_at_two_looks_a_minute_apart(bank, desk, node):
+    desk.stands_at = datetime.now(UTC)
     account_id = await bank.customer(10_000)
     node.go = lambda _hash: (UNCLEAR, ABSENT)
     lost = await desk.paid(account_id, node.invoice(1))

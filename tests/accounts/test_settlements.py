@@ -35,7 +35,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(settlements, "_FOLLOWER_S", 0.01)
 
 
-async def until(condition, timeout_s: float = 5.0) -> None:
+async def until(condition, timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not (found := condition()) or (asyncio.iscoroutine(found) and not await found):
             await asyncio.sleep(0.005)

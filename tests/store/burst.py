@@ -9,15 +9,17 @@ from lcp_gateway.purchase.money import Budget, Msat, Period
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.writer import JournalWriter
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.store.journals import charged, intent, job, written
 
 
 async def burst(
     where: str, name: str, purchases: int, limit_msat: int, source: str = "lcp", account_id: str = "", clients: int = 16
 ) -> None:
-    database = await open_database(where)
-    journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
+    database = await open_database(where, busy_timeout_s=60.0, write_timeout_s=60.0)
+    journal = JournalWriter(
+        database, on_problem=lambda problem: print(problem, file=sys.stderr), limits=JournalLimits(wait_s=60.0)
+    )
     journal.start()
     print(f"owner {database.owner}", flush=True)
     numbers = iter(range(purchases))

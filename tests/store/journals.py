@@ -9,6 +9,7 @@ from lcp_gateway.purchase.journal import Intent
 from lcp_gateway.purchase.money import Budget, Charge, Markup, Msat, Period
 from lcp_gateway.purchase.order import Order, Task, TaskKind
 from lcp_gateway.purchase.quote import Payee, ProviderSource, Quote
+from lcp_gateway.store.journal.recovery import SweepResult, sweep
 
 NOW = datetime(2026, 11, 21, 12, 30, tzinfo=UTC)
 PEER = "02" + "ab" * 32
@@ -65,11 +66,19 @@ def intent(
     return Intent(quote=quote, **fields)
 
 
-async def written(journal, timeout_s: float = 30.0) -> None:
+async def written(journal, timeout_s: float = 60.0) -> None:
     """Wait until the journal's queue is empty."""
     async with asyncio.timeout(timeout_s):
         while journal._updates or journal._intents:
             await asyncio.sleep(0.001)
+
+
+async def swept_once_gone(database, at: datetime) -> SweepResult:
+    """Sweep until something was: a server takes a moment to notice that a session's other end is gone."""
+    async with asyncio.timeout(60):
+        while not (swept := await sweep(database, at)):
+            await asyncio.sleep(0.05)
+    return swept
 
 
 async def spent(books, budget: Budget = HOUR, at: datetime = NOW) -> int:

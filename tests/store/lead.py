@@ -4,12 +4,17 @@ import asyncio
 import sys
 import time
 
+from lcp_gateway.store.database import leader
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.database.leader import Leadership
 
+# As tests/conftest.py has it.
+leader._ANSWER_S = 60.0
+
 
 async def lead(where: str) -> None:
-    leadership = Leadership(await open_database(where), "settlements")
+    database = await open_database(where, busy_timeout_s=60.0, write_timeout_s=60.0)
+    leadership = Leadership(database, "settlements")
     said: object = None
     while True:
         try:

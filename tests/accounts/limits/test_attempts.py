@@ -81,7 +81,8 @@ async def test_an_address_is_not_stored(redis):
 
 async def test_while_redis_is_away_each_process_counts_for_itself():
     reported = []
-    one = Attempts(RedisCalls("redis://127.0.0.1:1/0"), outage=Outage(report=reported.append), clock=lambda: 0.0)
+    outage = Outage(report=reported.append, clock=lambda: 0.0)
+    one = Attempts(RedisCalls("redis://127.0.0.1:1/0"), outage=outage, clock=lambda: 0.0)
     waits = [await one.take("192.0.2.1", TEN) for _ in range(11)]
     assert waits[:10] == [0.0] * 10 and waits[10] == 6.0
     assert reported == ["ConnectionError"]

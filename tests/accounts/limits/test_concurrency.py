@@ -11,6 +11,7 @@ from lcp_gateway.accounts.limits.concurrency import (
     MemoryLeases,
     RedisLeases,
     TooManyConcurrentJobs,
+    lease_key,
 )
 from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.outage import LimitsUnavailable, Outage, RedisNotInstalled, ShieldedCalls, connect
@@ -75,12 +76,15 @@ async def test_an_error_or_a_cancellation_gives_the_lease_back(leases):
         async with await jobs.take(caller()):
             raise RuntimeError("gone")
 
+    taken = asyncio.Event()
+
     async def run() -> None:
         async with await jobs.take(caller()):
-            await asyncio.sleep(30)
+            taken.set()
+            await asyncio.Event().wait()
 
     running = asyncio.create_task(run())
-    await asyncio.sleep(0.05)
+    await taken.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -122,17 +126,28 @@ async def test_memory_keeps_nothing_of_keys_that_run_nothing():
 
 
 async def test_replicas_share_the_count_and_a_dead_ones_jobs_run_out(redis):
-    dead, living = (RedisLeases(RedisCalls(redis.url), lease_s=1.5) for _ in range(2))
+    dead, living = (RedisLeases(RedisCalls(redis.url)) for _ in range(2))
+    # It is renewed as often as a short lease; were it as short, it could run out while this process stands still.
+    dead.lease_s = 0.06
     await dead._calls.client.flushdb()
     lost = await ConcurrencyLimits(dead, default=1).take(caller())
     jobs = ConcurrencyLimits(living, default=1)
 
-    # A lease is renewed beyond its length for as long as its gateway lives.
-    await asyncio.sleep(2.0)
+    async def ends_at_ms() -> float:
+        ((_, at_ms),) = await dead._calls.client.zrange(lease_key("key_1"), 0, -1, withscores=True)
+        return at_ms
+
+    # For as long as its gateway lives.
+    begun_ms = await ends_at_ms()
+    async with asyncio.timeout(60):
+        while await ends_at_ms() < begun_ms + 300:
+            await asyncio.sleep(0.01)
     with pytest.raises(TooManyConcurrentJobs):
         await jobs.take(caller())
 
     lost._renewing.cancel()
+    dead._lease_ms = 100
+    await dead.renew("key_1", lost._lease_id)
     async with asyncio.timeout(60):
         while True:
             with contextlib.suppress(TooManyConcurrentJobs):
@@ -186,12 +201,13 @@ async def test_a_client_that_disconnects_during_the_redis_call_leaves_no_lease(r
     await kept._calls.client.flushdb()
     calls = ShieldedCalls()
     jobs = ConcurrencyLimits(kept, default=1)
-    await kept._calls.client.client_pause(200)
+    await kept._calls.client.client_pause(60_000, all=False)
     taking = asyncio.create_task(calls.run(jobs.take(caller()), Lease.release))
     await asyncio.sleep(0.05)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
+    await kept._calls.client.client_unpause()
     await calls.close()
     assert await kept._calls.client.zcard("lcp-gateway:jobs:key_1") == 0
     async with await jobs.take(caller()):
@@ -203,7 +219,7 @@ async def test_while_redis_is_away_jobs_run_uncounted_or_not_at_all():
     reports: list[str] = []
     with running_redis() as server:
         kept = RedisLeases(RedisCalls(server.url))
-        jobs = ConcurrencyLimits(kept, default=1, outage=Outage(report=reports.append))
+        jobs = ConcurrencyLimits(kept, default=1, outage=Outage(report=reports.append, clock=lambda: 0.0))
         lease = await jobs.take(caller())
         server.stop()
 

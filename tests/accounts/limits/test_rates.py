@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcp_gateway.accounts.callers import Caller, KeyRules
+from lcp_gateway.accounts.limits import rates
 from lcp_gateway.accounts.limits.rates import (
     WINDOW_S,
     LimitedBy,
@@ -51,16 +52,23 @@ def redis() -> Iterator[RunningRedis]:
         yield server
 
 
+def standing_still(calls: RedisCalls) -> RedisCounters:
+    """Return counters in a Redis whose clock stands still: in a new minute more would pass."""
+    kept = RedisCounters(calls)
+    for name, script in (("_count", rates._COUNT), ("_add", rates._ADD)):
+        setattr(kept, name, calls.script(script.replace("redis.call('TIME')", "{600000, 0}")))
+    return kept
+
+
 @pytest.fixture(params=["memory", "redis"])
 async def counters(request):
     if request.param == "memory":
-        yield MemoryCounters()
+        yield MemoryCounters(Clock())
         return
     server = request.getfixturevalue("redis")
     await server.forget()
     calls = RedisCalls(server.url)
-    kept = RedisCounters(calls)
-    yield kept
+    yield standing_still(calls)
     await calls.aclose()
 
 
@@ -241,7 +249,7 @@ async def test_a_request_fits_after_the_time_that_was_told_and_not_before(clock)
 
 async def test_limits_of_many_keys_cost_no_more_than_those_of_one():
     async def lines_of_a_check(keys):
-        limits = RateLimits(MemoryCounters())
+        limits = RateLimits(MemoryCounters(Clock()))
         for number in range(keys):
             await limits.check(caller(f"key_{number}", requests_per_minute=5), 0)
         check = limits.check(caller("key_0", requests_per_minute=5), 0)
@@ -259,7 +267,7 @@ async def test_limits_of_many_keys_cost_no_more_than_those_of_one():
 async def test_replicas_on_one_redis_share_every_limit(redis):
     calls = RedisCalls(redis.url), RedisCalls(redis.url)
     await redis.forget()
-    first, second = (RateLimits(RedisCounters(each)) for each in calls)
+    first, second = (RateLimits(standing_still(each)) for each in calls)
     who = caller(requests_per_minute=6)
 
     assert await passed(first, who, 4) + await passed(second, who, 4) == 6
@@ -271,8 +279,7 @@ async def test_while_redis_is_unreachable_requests_pass_and_it_is_reported_once_
     reports: list[str] = []
     with running_redis() as server:
         calls = RedisCalls(server.url)
-        kept = RedisCounters(calls)
-        limits = RateLimits(kept, outage=Outage(report=reports.append, clock=clock))
+        limits = RateLimits(standing_still(calls), outage=Outage(report=reports.append, clock=clock))
         who = caller(requests_per_minute=2)
         assert await passed(limits, who, 3) == 2
 

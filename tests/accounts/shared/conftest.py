@@ -33,10 +33,13 @@ async def replica(redis, journals):
     """Make a gateway that shares its results; its world also has its reports about Redis and repeats."""
     opened = []
 
-    async def make(*, lease_s=5.0, wait_s=10.0, secret=SECRET, keep=None, max_bytes=1_000, **more):
+    async def make(*, lease_s=600.0, renew_s=None, wait_s=60.0, secret=SECRET, keep=None, max_bytes=1_000, **more):
         reports, joined = [], []
         calls = RedisCalls(redis.url)
         claims = RedisClaims(calls, Outage(report=reports.append), lease_s)
+        if renew_s is not None:
+            # By this it is renewed; in Redis it lasts for as long as it was made for.
+            claims.lease_s = 3 * renew_s
         if not opened:
             await calls.client.flushdb()
         opened.append(calls)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+from lcp_gateway.accounts.shared import outage
 from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.claims import RedisClaims
 from lcp_gateway.accounts.shared.orders import RedisOrders
@@ -20,11 +21,13 @@ from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.idempotency import CacheLimits, RepeatKeys
 from lcp_gateway.store.database.engines import open_database
-from lcp_gateway.store.journal.writer import JournalWriter
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.support.scripted_peers import ScriptedPeers, ordered, world
 
 SECRET = b"a secret of this deployment"
-LEASE_S = 0.6
+# Longer than a process may stand still on a busy machine, as in tests/conftest.py.
+LEASE_S = 60.0
+outage._ANSWER_S = 60.0
 
 
 class UniqueJobs(ScriptedPeers):
@@ -45,8 +48,10 @@ class UniqueJobs(ScriptedPeers):
 
 
 async def replica(where: str, url: str, name: str, how: str) -> None:
-    database = await open_database(where)
-    journal = JournalWriter(database, on_problem=lambda problem: print(problem, file=sys.stderr))
+    database = await open_database(where, busy_timeout_s=60.0, write_timeout_s=60.0)
+    journal = JournalWriter(
+        database, on_problem=lambda problem: print(problem, file=sys.stderr), limits=JournalLimits(wait_s=60.0)
+    )
     journal.start()
     upstream = UniqueJobs(expires_in_s=10**9)
     upstream.never = how == "never"
@@ -59,7 +64,7 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
         Encryption(SECRET),
         state_of=RequestStates(SimpleNamespace(database=database)),
         limits=CacheLimits(),
-        wait_s=20.0,
+        wait_s=60.0,
     )
     asked = asyncio.ensure_future(w.ask(ordered(key_id="key_1"), RepeatKeys(key="k")))
 

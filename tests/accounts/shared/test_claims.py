@@ -168,11 +168,12 @@ async def test_a_gateway_whose_renewal_was_slow_does_not_pay_once_another_took_o
 
 async def test_a_claim_whose_client_left_while_it_was_made_is_released(gateways):
     a, b = gateways
-    await a._calls.client.client_pause(100)
+    await a._calls.client.client_pause(60_000, all=False)
     taking = asyncio.create_task(a.take(own_claim(), b""))
     await asyncio.sleep(0.02)
     taking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await taking
+    await a._calls.client.client_unpause()
     await a._calls.settled()
     assert await what_a_third_finds(b) is None

@@ -328,9 +328,20 @@ async def test_where_the_journal_cannot_tell_nothing_is_bought(replica, journals
 
 
 async def test_a_claim_is_renewed_for_as_long_as_it_takes(replica, journals):
-    one, other = await replica(lease_s=1.0), await replica(lease_s=1.0)
+    one, other = await replica(renew_s=0.02), await replica(renew_s=0.02)
+    redis = one.claims._calls.client
+
+    async def runs_until_ms() -> int:
+        (name,) = [name async for name in redis.scan_iter("lcp-gateway:claim:*")]
+        return int(await redis.hget(name, "until"))
+
     first, second = (spawn(w.ask(ordered(), KEY)) for w in (one, other))
-    await asyncio.sleep(1.5)
+    async with asyncio.timeout(60):
+        while not one.upstream.works and not other.upstream.works:
+            await asyncio.sleep(0.01)
+        begun_ms = await runs_until_ms()
+        while await runs_until_ms() < begun_ms + 300:
+            await asyncio.sleep(0.01)
     (buyer,) = [w for w in (one, other) if w.upstream.works]
     buyer.upstream.works[0].deliver()
     assert await first == await second == b"answer"

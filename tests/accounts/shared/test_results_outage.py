@@ -20,14 +20,14 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
         reports = []
         w = world()
         calls = RedisCalls(server.url)
-        claims = RedisClaims(calls, Outage(report=reports.append), 5.0)
+        claims = RedisClaims(calls, Outage(report=reports.append, clock=lambda: 0.0), 600.0)
         w.service._shared = RedisResults(
             claims,
             RedisOrders(calls, Outage()),
             Encryption(SECRET),
             state_of=journals,
             limits=CacheLimits(),
-            wait_s=5.0,
+            wait_s=60.0,
         )
         assert await bought(w) == b"answer"
         server.stop()
@@ -42,7 +42,7 @@ async def test_without_redis_each_is_on_its_own_and_says_so(journals):
 
 
 async def test_running_orders_are_claimed_again_in_a_redis_that_lost_its_data(replica):
-    one, other = await replica(lease_s=1.5), await replica()
+    one, other = await replica(renew_s=0.1), await replica()
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
     await one.claims._calls.client.flushdb()
@@ -55,7 +55,7 @@ async def test_running_orders_are_claimed_again_in_a_redis_that_lost_its_data(re
 
 
 async def test_a_claim_that_was_made_without_redis_is_made_when_it_is_back(replica):
-    one, other = await replica(lease_s=1.5), await replica()
+    one, other = await replica(renew_s=0.1), await replica()
     one.claims._outage._until = float("inf")
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)

@@ -49,12 +49,12 @@ async def worker(server):
         opened.append(calls)
         w = world(per_minute=per_minute)
         w.service._shared = RedisResults(
-            RedisClaims(calls, Outage(), 5.0),
+            RedisClaims(calls, Outage(), 600.0),
             RedisOrders(calls, Outage()),
             ENCRYPTION,
             state_of=None,
             limits=CacheLimits(),
-            wait_s=10.0,
+            wait_s=60.0,
         )
         exposure = SharedExposure(RedisExposure(calls, "run", ENCRYPTION, Outage()), lambda _peer: (10**9, 10**9), 60.0)
         w.service._executor._reserve = exposure.reserve

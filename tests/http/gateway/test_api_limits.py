@@ -56,7 +56,7 @@ async def test_all_callers_of_a_group_together_have_so_many_and_other_groups_hav
 
 
 async def test_waiting_callers_have_their_turn_in_order_and_one_that_is_full_holds_up_no_other():
-    limits = ApiLimits(1, 2)
+    limits = ApiLimits(1, 2, wait_s=60)
     first, second = await held(limits, ONE), await held(limits, OTHER)
     turns = []
 
@@ -81,7 +81,7 @@ async def test_waiting_callers_have_their_turn_in_order_and_one_that_is_full_hol
 
 async def test_of_thousands_at_once_few_run_some_wait_and_the_rest_is_refused_at_once():
     """Regression: 3,000 concurrent GETs of one customer."""
-    limits = ApiLimits(4, 8)
+    limits = ApiLimits(4, 8, wait_s=60)
     running, most, gate = 0, 0, asyncio.Event()
 
     async def read() -> int:
@@ -110,7 +110,7 @@ async def test_of_thousands_at_once_few_run_some_wait_and_the_rest_is_refused_at
 
 
 async def test_a_caller_that_leaves_while_it_waits_takes_no_place_with_it():
-    limits = ApiLimits(1, 1)
+    limits = ApiLimits(1, 1, wait_s=60)
     place = await held(limits, ONE)
     waiting = [asyncio.create_task(is_refused(limits, ONE)) for _ in range(3)]
     await asyncio.sleep(0)

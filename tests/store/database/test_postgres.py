@@ -85,8 +85,8 @@ async def test_a_start_that_takes_long_between_two_steps_keeps_its_session(postg
     assert found == ["0"]
 
 
-async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postgres_where):
-    database = await open_database(postgres_where, busy_timeout_s=30.0, write_timeout_s=2.0)
+async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres_where, monkeypatch):
+    database = await open_database(postgres_where)
     journal = JournalWriter(database, on_problem=print, limits=IMPATIENT)
     journal.start()
     await journal.intend(intent(1))
@@ -99,7 +99,9 @@ async def test_a_server_that_does_not_answer_is_given_up_in_time(postgres, postg
             with pytest.raises(JournalUnavailable, match="does not answer in time"):
                 await journal.intend(intent(2))
 
-    await hold()
+    with monkeypatch.context() as quick:
+        quick.setattr(database, "_write_timeout_s", 1.0)
+        await hold()
     await journal.intend(intent(2))
     assert await spent(Books(database)) == 2_020
     for closed in (journal, database, other):
@@ -149,7 +151,7 @@ async def test_the_reserved_read_does_not_wait_for_other_reads(postgres_where):
 
 
 async def test_reads_that_are_left_in_the_middle_take_no_connection_with_them(postgres_where):
-    database = await open_database(postgres_where, write_timeout_s=2.0)
+    database = await open_database(postgres_where)
     for _ in range(3):
         async with flooded(database):
             pass
@@ -158,11 +160,11 @@ async def test_reads_that_are_left_in_the_middle_take_no_connection_with_them(po
 
 
 async def test_a_reserved_read_gives_a_server_up_that_hangs_and_finds_it_again(monkeypatch):
-    monkeypatch.setattr("lcp_gateway.store.database.postgres._RESERVED_READ_S", 1.0)
     with running_postgres() as server, server.fresh_database() as url:
         database = await open_database(url)
         assert await database.read_reserved(one) == 1
-        with server.paused():
+        with server.paused(), monkeypatch.context() as quick:
+            quick.setattr("lcp_gateway.store.database.postgres._RESERVED_READ_S", 1.0)
             with pytest.raises(DatabaseUnavailable, match="in time"):
                 await database.read_reserved(one)
             with pytest.raises(DatabaseUnavailable):

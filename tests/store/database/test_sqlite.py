@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from lcp_gateway.telemetry.logs import get_logger
 from tests.store.journals import HOUR, NOW, intent, job, spent, written
 
 ROOT = Path(__file__).parents[3]
-IMPATIENT = JournalLimits(wait_s=2.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
+IMPATIENT = JournalLimits(wait_s=60.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ async def test_updates_that_cannot_be_written_until_the_close_are_reported_one_b
 
 async def test_the_queue_is_bounded(sqlite, sqlite_where):
     problems = []
-    limits = JournalLimits(wait_s=2.0, close_s=0.3, retry_s=0.02, intents=5, updates=3)
+    limits = JournalLimits(wait_s=60.0, close_s=0.3, retry_s=0.02, intents=5, updates=3)
     journal = JournalWriter(sqlite, on_problem=problems.append, limits=limits)
     journal.start()
     await journal.intend(intent("x"))
@@ -371,7 +370,7 @@ async def test_a_file_that_is_no_database_is_a_clear_error(tmp_path):
 async def test_a_journal_whose_writer_ended_by_an_error_goes_on_with_what_waits(sqlite, problems, monkeypatch):
     """Regression: the writer task was not restarted after an error; until it is, nothing may be lost."""
     # The supervisor logs a traceback first, which may take seconds on a busy machine.
-    journal = JournalWriter(sqlite, on_problem=problems.append, limits=replace(IMPATIENT, wait_s=60))
+    journal = JournalWriter(sqlite, on_problem=problems.append, limits=IMPATIENT)
     tasks = BackgroundTasks(get_logger("test"), backoff=Backoff(first_s=0.01))
     take, failures = journal._take, [ZeroDivisionError()]
 

@@ -20,7 +20,7 @@ from lcp_gateway.store.journal.transaction import JournalProblemKind
 from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.store.journals import NOW, intent, job, keyed, written
 
-IMPATIENT = JournalLimits(wait_s=2.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
+IMPATIENT = JournalLimits(wait_s=60.0, close_s=0.5, retry_s=0.02, retry_most_s=0.05)
 
 
 @pytest.fixture(autouse=True)

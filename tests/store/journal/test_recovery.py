@@ -19,7 +19,7 @@ from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal import recovery
 from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import resolve, state_of_request, sweep
-from tests.store.journals import NO_LIMIT, NOW, intent, job, spent, written
+from tests.store.journals import NO_LIMIT, NOW, intent, job, spent, swept_once_gone, written
 from tests.support.forked import start_module
 
 ROOT = Path(__file__).parents[3]
@@ -42,7 +42,7 @@ def gateway(where: str, name: str, purchases: int, limit_msat: int = NO_LIMIT, *
         process.kill()
         process.stdin.close()
         process.stdout.close()
-        process.wait(10)
+        process.wait(60)
 
 
 def read_until(process, word: str, times: int = 1) -> list[str]:
@@ -65,12 +65,12 @@ async def test_intents_survive_a_kill_and_become_unknown_or_undelivered(where, a
     with gateway(where, "x", 100_000) as process:
         lines = await asyncio.to_thread(read_until, process, "intended", after)
         process.send_signal(signal.SIGKILL)
-        rest, _ = process.communicate(timeout=10)
+        rest, _ = process.communicate(timeout=60)
         promised = numbers(lines + [line for line in rest.splitlines(keepends=True) if "\n" in line])
     assert len(promised) >= after
     database = await open_database(where, gone_after_s=0)
     books = Books(database)
-    swept = await sweep(database, NOW + timedelta(minutes=1))
+    swept = await swept_once_gone(database, NOW + timedelta(minutes=1))
     missing = [number for number in promised if await books.purchase(job(number)) is None]
     assert missing == []
     outstanding = await books.outstanding()
@@ -95,7 +95,7 @@ async def test_purchases_of_a_live_process_are_not_touched(where):
             await asyncio.to_thread(read_until, dead, "done")
         database = await open_database(where, gone_after_s=0)
         books = Books(database)
-        swept = await sweep(database, NOW)
+        swept = await swept_once_gone(database, NOW)
         assert (swept.unknown, len(swept.lost)) == (2, 2)
         by_state = {purchase.state for purchase in await all_of(books)}
         assert by_state == {State.PAYING, State.SETTLED, State.UNKNOWN, State.UNDELIVERED}
@@ -139,8 +139,8 @@ async def test_a_process_that_ended_in_order_is_gone_as_well(where, database, bo
         await asyncio.to_thread(read_until, process, "done")
         process.stdin.write("end\n")
         process.stdin.flush()
-        assert await asyncio.to_thread(process.wait, 10) == 0
-    assert len(await sweep(database, NOW)) == 3
+        assert await asyncio.to_thread(process.wait, 60) == 0
+    assert len(await swept_once_gone(database, NOW)) == 3
     assert (await books.outstanding()).unknown == 2
     assert (await books.purchase(job("x-0"))).state is State.UNDELIVERED
 
