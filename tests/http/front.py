@@ -156,7 +156,7 @@ async def front(
         unavailable=(DatabaseUnavailable,),
     )
     key_sync = KeySync(
-        bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, unavailable=(DatabaseUnavailable,), stale_s=60.0
+        bank.keys, KeyCache([STATIC_KEY], ANONYMOUS.rules), log, unavailable=(DatabaseUnavailable,), stale_s=3_600.0
     )
     await key_sync.load()
     wallet = bank.wallet(**rules)

@@ -218,7 +218,7 @@ async def test_open_paths_ask_for_nothing(bank):
 def grow_old(gateway) -> None:
     """Let the list of keys exceed its maximum age."""
     clock = gateway.key_sync._clock
-    gateway.key_sync._clock = lambda: clock() + 61.0
+    gateway.key_sync._clock = lambda: clock() + 3_601.0
 
 
 async def test_while_the_list_of_keys_is_too_old_no_key_of_an_account_is_accepted(bank):

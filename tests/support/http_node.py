@@ -32,10 +32,11 @@ class Behaviour:
 
     ``cut`` is ``before_head``, ``mid_stream`` or ``no_done``. ``die_after_chunks`` ends the whole process, or in a
     thread the connection, after so many pieces of a stream. ``raw`` is an answer's whole body, as base64 over HTTP.
-    ``models_status`` and ``models_raw`` are for /v1/models.
+    No call is answered before ``together`` were under way at one time. ``models_status`` and ``models_raw`` are for /v1/models.
     """
 
     delay_s: float = 0.0
+    together: int = 0
     token_delay_s: float = 0.0
     fail_status: int = 0
     fail_body: str = ""
@@ -153,6 +154,8 @@ class StandIn:
             self.under_way += 1
             self.most_under_way = max(self.most_under_way, self.under_way)
             try:
+                while self.most_under_way < self.behaviour.together:
+                    await asyncio.sleep(0.001)
                 return await self._answer(request, body, answer)
             except (ConnectionError, asyncio.CancelledError):
                 self.gone += 1

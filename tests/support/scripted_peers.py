@@ -231,7 +231,7 @@ def world(
     bounds: BufferLimits | None = None,
     grace_s: float = 0.02,
     limit_s: float = 0.0,
-    elsewhere_s: float = 1.0,
+    elsewhere_s: float = 60.0,
     per_minute: int = 0,
     refuse=None,
 ) -> World:

@@ -54,7 +54,7 @@ async def test_a_node_is_told_and_gets_the_same_bytes(stream):
 async def test_a_node_is_told_nothing_where_nothing_is_traced():
     with HttpNodeThread("alpha", ("m",)) as server:
         upstream = OpenAIHttpUpstream([VirtualNode("a", server.base_url)])
-        await upstream.execute(await upstream.request_quote(TASK, "node:a", 1), TASK, 5)
+        await upstream.execute(await upstream.request_quote(TASK, "node:a", 1), TASK, 60)
         (seen,) = server.requests
         await upstream.close()
     assert not {"traceparent", "tracestate"} & {name.lower() for name in seen.headers}
@@ -65,13 +65,13 @@ async def test_the_daemon_is_told_beside_the_operators_own_metadata(daemon):
     address = LcpdAddress(daemon.address, metadata=(("macaroon", "abc"),))
     upstream = LcpdUpstream(address, tracing=kept.tracing)
     with kept.tracing.request([PARENT], STATES), kept.tracing.span(TraceStep.QUOTE):
-        quote = await upstream.request_quote(TASK, PEER, 1)
+        quote = await upstream.request_quote(TASK, PEER, 60)
     assert daemon.metadata["macaroon"] == "abc"
     assert daemon.metadata["traceparent"].startswith(f"00-{TRACE}-")
     assert daemon.metadata["tracestate"] == ",".join(STATES)
     with kept.tracing.request([], []), kept.tracing.span(TraceStep.PAY), pytest.raises(UpstreamError):
         # The scripted daemon has no response for this; that it was called is enough.
-        [event async for event in upstream.execute_stream(quote, TASK, 1)]
+        [event async for event in upstream.execute_stream(quote, TASK, 60)]
     assert daemon.metadata["macaroon"] == "abc" and "traceparent" in daemon.metadata
     await upstream.close()
 
@@ -80,13 +80,13 @@ async def test_metadata_that_the_operator_sets_is_not_sent_twice(daemon):
     kept = Kept()
     upstream = LcpdUpstream(LcpdAddress(daemon.address, metadata=(("traceparent", PARENT),)), tracing=kept.tracing)
     with kept.tracing.request([], ["a=1"]):
-        await upstream.request_quote(TASK, PEER, 1)
+        await upstream.request_quote(TASK, PEER, 60)
     assert daemon.metadata["traceparent"] == PARENT
     await upstream.close()
 
 
 async def test_the_daemon_is_told_nothing_outside_of_a_request(daemon):
     upstream = LcpdUpstream(LcpdAddress(daemon.address), tracing=Kept().tracing)
-    await upstream.request_quote(TASK, PEER, 1)
+    await upstream.request_quote(TASK, PEER, 60)
     assert not {"traceparent", "tracestate"} & set(daemon.metadata)
     await upstream.close()

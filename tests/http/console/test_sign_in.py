@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
@@ -133,7 +134,9 @@ def test_a_key_of_the_settings_is_compared_with_all_of_them():
     assert keys.find("four") is None
 
 
-async def test_ten_attempts_a_minute_from_one_address(bank):
+async def test_ten_attempts_a_minute_from_one_address(bank, monkeypatch):
+    # Every six seconds one more fits.
+    monkeypatch.setattr("lcp_gateway.app.wiring.console.Attempts", partial(Attempts, clock=lambda: 0.0))
     account_id = await bank.customer()
     async with console(bank) as (gateway, browser):
         one, key = browser(), await gateway.key(account_id)

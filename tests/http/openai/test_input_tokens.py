@@ -63,7 +63,7 @@ async def serving(*nodes, providers=(), models=("m",), kind=RESPONSES, earlier=N
         estimate=estimate_input_tokens,
         default_model=options.pop("default_model", ""),
         read_timeout_s=5,
-        ask_timeout_s=options.pop("ask_timeout_s", 2),
+        ask_timeout_s=options.pop("ask_timeout_s", 60),
     )
 
     @web.middleware

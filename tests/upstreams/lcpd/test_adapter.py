@@ -61,7 +61,7 @@ async def test_the_requests_bytes_go_to_the_peer_as_they_came(daemon, upstream):
 
 
 async def test_a_responses_task_is_sent_as_one(daemon, upstream):
-    await upstream.request_quote(Task(TaskKind.RESPONSES, "m", b"{}", stream=True), PEER, 1)
+    await upstream.request_quote(Task(TaskKind.RESPONSES, "m", b"{}", stream=True), PEER, 30)
     sent = daemon.requests["RequestQuote"][0].task
     assert sent.WhichOneof("spec") == "openai_responses_v1"
 

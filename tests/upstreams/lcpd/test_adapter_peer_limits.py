@@ -79,15 +79,15 @@ LIMITS = {
 @pytest.mark.parametrize("limits", LIMITS.values(), ids=LIMITS.keys())
 async def test_a_result_is_held_to_the_limits_of_its_peer(limits):
     async with Listed(peer(**limits)) as listed:
-        quote = await listed.upstream.request_quote(TASK, PEER, 5)
+        quote = await listed.upstream.request_quote(TASK, PEER, 60)
         for size in (MIB, MIB + 1):
             whole = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": bytes(size)})
             listed.daemon.answers["AcceptAndExecute"] = [whole]
             if size == MIB:
-                assert len((await listed.upstream.execute(quote, TASK, 5)).body) == MIB
+                assert len((await listed.upstream.execute(quote, TASK, 60)).body) == MIB
                 continue
             with pytest.raises(UpstreamError) as caught:
-                await listed.upstream.execute(quote, TASK, 5)
+                await listed.upstream.execute(quote, TASK, 60)
             assert caught.value.evidence is Verdict.SETTLED
             assert str(MIB) in caught.value.message
 
@@ -98,11 +98,11 @@ async def test_a_stream_is_held_to_the_limits_of_its_peer(limits):
     chunk = event(result_chunk={"data": bytes(256 * KIB)})
     begin = event(result_begin={"content_type": "text/event-stream"})
     async with Listed(peer(**limits)) as listed:
-        quote = await listed.upstream.request_quote(TASK, PEER, 5)
+        quote = await listed.upstream.request_quote(TASK, PEER, 60)
         listed.daemon.answers["AcceptAndExecuteStream"] = [begin, *[chunk] * 6]
         taken = 0
         with pytest.raises(UpstreamError) as caught:
-            async for part in listed.upstream.execute_stream(quote, TASK, 5):
+            async for part in listed.upstream.execute_stream(quote, TASK, 60):
                 taken += 0 if isinstance(part, StreamBegin) else len(part)
         assert taken == MIB
         assert (caught.value.status, caught.value.evidence) == ("DATA_LOSS", Verdict.SETTLED)
@@ -112,9 +112,9 @@ async def test_a_stream_is_held_to_the_limits_of_its_peer(limits):
 async def test_a_result_that_is_too_large_for_any_peer_was_paid(size):
     """Regression: a result of 110 MB was "unknown", and the customer's hold stayed."""
     async with Listed(peer()) as listed:
-        quote = await listed.upstream.request_quote(TASK, PEER, 5)
+        quote = await listed.upstream.request_quote(TASK, PEER, 60)
         whole = pb.AcceptAndExecuteResponse(result={"status": pb.Result.STATUS_OK, "result": bytes(size)})
         listed.daemon.answers["AcceptAndExecute"] = [whole]
         with pytest.raises(UpstreamError) as caught:
-            await listed.upstream.execute(quote, TASK, 30)
+            await listed.upstream.execute(quote, TASK, 60)
     assert caught.value.evidence is Verdict.SETTLED

@@ -288,15 +288,21 @@ async def test_a_server_that_comes_back_is_found_and_one_that_is_away_costs_no_t
 
 async def test_a_silent_connection_is_pinged(monkeypatch):
     monkeypatch.setattr(http2_transport, "_KEEPALIVE_S", 0.05)
-    monkeypatch.setattr(http2_transport, "_KEEPALIVE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(http2_transport, "_KEEPALIVE_TIMEOUT_S", 60.0)
     async with raw_server(lambda s: [raw.head(s)]) as server:
         transport = transport_to(server, TransportKind.DIRECT)
         call = transport.stream(PATH, b"", 60, ())
+        reading = asyncio.ensure_future(call.read())
         async with asyncio.timeout(60):
             while not [f for f in server.frames if f[0] == raw.PING]:
                 await asyncio.sleep(0.01)
-        reading = asyncio.ensure_future(call.read())
-        await asyncio.sleep(1.3)
+            while transport._connection._is_quiet:
+                await asyncio.sleep(0.01)
+            # As after the time for its answer.
+            transport._connection._keepalive.cancel()
+            transport._connection._give_up()
+            while len([f for f in server.frames if f[0] == raw.PING]) < 2:
+                await asyncio.sleep(0.01)
         assert not reading.done(), "it answered"
         call.cancel()
         with contextlib.suppress(RpcError):

@@ -20,7 +20,7 @@ async def daemon(tmp_path):
 @pytest.fixture
 async def watch(daemon):
     upstream = LcpdUpstream(LcpdAddress(daemon.address))
-    yield PeerWatch(upstream, refresh_s=0.05, timeout_s=1, miss_after_s=0.0)
+    yield PeerWatch(upstream, refresh_s=0.05, timeout_s=60, miss_after_s=0.0)
     await upstream.close()
 
 

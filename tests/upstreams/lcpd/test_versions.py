@@ -94,7 +94,7 @@ async def test_a_quote_of_another_version_than_was_asked_for_is_no_quote(daemon,
     odd = quote_v03(protocol_version=2)
     daemon.answers["RequestQuote"] = [v03.RequestQuoteResponse(peer_id=PEER, quote=odd)]
     with pytest.raises(UpstreamError, match="version 2, and version 3 was asked for"):
-        await upstream.request_quote(CHAT, PEER, 2)
+        await upstream.request_quote(CHAT, PEER, 30)
 
 
 async def test_a_whole_result_is_read_by_the_names_of_version_3(daemon, upstream):

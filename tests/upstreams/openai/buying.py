@@ -31,12 +31,12 @@ def raw_task(body, *, stream=False):
     return Task(CHAT, "m", body, stream=stream)
 
 
-async def bought(upstream, asked, timeout_s=5):
+async def bought(upstream, asked, timeout_s=60):
     quote = await upstream.request_quote(asked, "node:a", 1)
     return await upstream.execute(quote, asked, timeout_s)
 
 
-async def streamed(upstream, asked, timeout_s=5):
+async def streamed(upstream, asked, timeout_s=60):
     quote = await upstream.request_quote(asked, "node:a", 1)
     return [event async for event in upstream.execute_stream(quote, asked, timeout_s)]
 

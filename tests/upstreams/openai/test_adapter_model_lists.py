@@ -8,11 +8,11 @@ from tests.upstreams.openai.buying import KEY, failed
 
 async def listed(server, upstream, document):
     server.behave(models_raw=document if isinstance(document, str) else json.dumps(document))
-    return {model.id: model for model in await upstream.list_models("a", 1)}
+    return {model.id: model for model in await upstream.list_models("a", 60)}
 
 
 async def test_a_list_holds_the_names_and_their_owners(server, opened):
-    (model,) = await opened(server.base_url).list_models("a", 1)
+    (model,) = await opened(server.base_url).list_models("a", 60)
     assert (model.id, model.owned_by) == ("m", "alpha")
     assert model.created > 0
     assert server.requests[0].headers["Authorization"] == f"Bearer {KEY}"
@@ -91,16 +91,16 @@ async def test_what_is_no_list_is_an_error(server, opened, document):
 @pytest.mark.parametrize("status", [404, 405, 501])
 async def test_a_node_without_a_list_is_distinguished_from_one_that_is_down(server, opened, status):
     server.behave(models_status=status)
-    assert isinstance(await failed(opened(server.base_url).list_models("a", 1)), NoModelList)
+    assert isinstance(await failed(opened(server.base_url).list_models("a", 60)), NoModelList)
 
 
 async def test_a_list_that_fails_or_hangs_says_so(server, opened):
     gone = []
     upstream = opened(server.base_url, options={"on_down": gone.append})
     server.behave(models_status=503)
-    assert (await failed(upstream.list_models("a", 1))).status == "UNAVAILABLE"
+    assert (await failed(upstream.list_models("a", 60))).status == "UNAVAILABLE"
     server.stop()
-    assert (await failed(upstream.list_models("a", 1))).status == "UNAVAILABLE"
+    assert (await failed(upstream.list_models("a", 60))).status == "UNAVAILABLE"
     assert gone == [], "a failed list takes no node out"
 
 

@@ -12,6 +12,7 @@ from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.states import Verdict
+from lcp_gateway.upstreams.openai import adapter
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.errors import http_error, retry_after_s
@@ -167,8 +168,9 @@ async def test_a_head_that_is_refused_is_not_booked(lines, stream):
 
 @pytest.mark.parametrize("close", [closed_unread, closed_at_once])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_meets_the_close_of_an_idle_connection_is_sent_once_more(stream, close):
+async def test_a_request_that_meets_the_close_of_an_idle_connection_is_sent_once_more(stream, close, monkeypatch):
     """Regression: the node never saw the request, and the client got 502 and was charged."""
+    monkeypatch.setattr(adapter, "_CLOSE_KNOWN_S", 60.0)
     node = Node()
     node.steps[1, 2] = close
     async with bought_from(node) as buy:
@@ -185,7 +187,8 @@ async def test_a_request_that_meets_the_close_of_an_idle_connection_is_sent_once
     assert len(set(keys)) == len(keys) == 3
 
 
-async def test_it_is_sent_once_more_and_no_oftener():
+async def test_it_is_sent_once_more_and_no_oftener(monkeypatch):
+    monkeypatch.setattr(adapter, "_CLOSE_KNOWN_S", 60.0)
     node = Node()
     node.steps = {(1, 2): closed_unread, (2, 1): closed_at_once}
     async with bought_from(node) as buy:
@@ -223,9 +226,9 @@ async def test_a_node_that_disappeared_meanwhile_was_sent_nothing():
     port = server.sockets[0].getsockname()[1]
     upstream = OpenAIHttpUpstream([VirtualNode("a", f"http://127.0.0.1:{port}/v1", price=PRICE)])
     quote = await upstream.request_quote(task(), "node:a", 1)
-    await upstream.execute(quote, task(), 5)
+    await upstream.execute(quote, task(), 60)
     server.close()
-    error = await failure_of(upstream.execute(quote, task(), 5))
+    error = await failure_of(upstream.execute(quote, task(), 60))
     assert (error.evidence, error.is_away, error.retryable) == (Verdict.NONE, True, True)
     await upstream.close()
 
