@@ -51,15 +51,12 @@ async def test_a_callback_that_takes_too_long_is_reported_with_its_place():
 
 
 async def test_many_short_ones_are_none():
-    # On a machine that gives this process no time for a second, they are not short.
-    were_short = False
-    while not were_short:
-        told, ends = [], [time.monotonic()]
-        with SlowCallbacks(1.0, lambda *slow, told=told: told.append(slow)):
-            for _ in range(600):
-                hold_up(0.002)
-                await asyncio.sleep(0)
-                ends.append(time.monotonic())
-        # The loop is asked within one of them and answers after the next.
-        were_short = all(after - before < 1.0 for before, after in zip(ends, ends[2:], strict=False))
-    assert not told
+    told, ends = [], [time.monotonic()]
+    with SlowCallbacks(1.0, lambda *slow: told.append(slow)):
+        for _ in range(600):
+            hold_up(0.002)
+            await asyncio.sleep(0)
+            ends.append(time.monotonic())
+    # A machine that gives this process no time makes some long. The loop is asked within one, and has answered after the next.
+    long = sum(after - before >= 1.0 for before, after in zip([ends[0], *ends], ends[1:], strict=False))
+    assert len(told) <= long
