@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lcp_gateway.cli import main
+from lcp_gateway.cli import gateway_client, main, probe
 from tests.support.written_purchases import written
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +23,13 @@ def clean_environment(monkeypatch, tmp_path):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture(autouse=True)
+def _patient_commands(monkeypatch):
+    """Give a gateway or server a minute to answer."""
+    monkeypatch.setattr(gateway_client, "_READY_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(probe, "_TIMEOUT_S", 60.0)
 
 
 @dataclass

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 120.0
 REAL_START = {"PYTHONHASHSEED": "0"}
 """Variables with which a program and all that it starts are interpreters of their own."""
+_PATIENCE_S = 60.0
 _MESSAGE_BYTES = 1 << 20
 _MOST_DESCRIPTORS = 100
 _CHILDS_ENDS = ("p2cread", "c2pwrite", "errwrite")
@@ -235,6 +236,23 @@ def _load() -> None:
         importlib.import_module(name)
 
 
+def _wait_longer() -> None:
+    """Give Redis, databases and gateways a minute to answer, as `tests/conftest.py` does; tests of these limits use REAL_START."""
+    for module, limit in (
+        ("accounts.shared.outage", "_ANSWER_S"),
+        ("cli.gateway_client", "_READY_TIMEOUT_S"),
+        ("http.openai.charges", "_BALANCE_S"),
+        ("http.openai.charges", "_REFUND_S"),
+        ("store.database.postgres", "_RESERVED_READ_S"),
+        ("store.database.sqlite", "_RESERVED_READ_S"),
+    ):
+        loaded = sys.modules[f"lcp_gateway.{module}"]
+        assert isinstance(getattr(loaded, limit), float)
+        setattr(loaded, limit, _PATIENCE_S)
+    limits = sys.modules["lcp_gateway.store.database.engines"].open_database.__kwdefaults__
+    limits.update(busy_timeout_s=_PATIENCE_S, write_timeout_s=_PATIENCE_S)
+
+
 def _serve(control: socket.socket) -> dict:
     """Fork a process for each request; returns in those processes, with their request."""
     wake_reading, wake_writing = socket.socketpair()
@@ -285,6 +303,7 @@ def _tell_of_ends(control: socket.socket) -> None:
 def _main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     _load()
+    _wait_longer()
     gc.collect()
     gc.freeze()
     _become(_serve(control))

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.support.background import answers
+from tests.support.forked import REAL_START
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,8 @@ def test_a_port_in_use_is_reported_with_the_log_and_the_remedy(machine, port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))
         taken.listen()
-        refused = machine.start(port)
+        # It asks first whether a gateway answers there: a forked one would wait for a minute.
+        refused = machine.start(port, **REAL_START)
     assert refused.code == 1
     assert f"cannot listen on 127.0.0.1:{port}" in refused.err
     assert "choose another --http-addr" in refused.err

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import REAL_START
 from tests.support.gated_node import gated_node
 from tests.support.gateway import RunningGateway, gateway, run_command
 from tests.support.journaled import (
@@ -91,9 +92,9 @@ def small_disk(tmp_path) -> Iterator[SmallDisk]:
 
 
 @contextmanager
-def running_on(node, journal: Path, *, is_patient: bool = False) -> Iterator[RunningGateway]:
+def running_on(node, journal: Path, *, is_patient: bool = False, **variables: str) -> Iterator[RunningGateway]:
     settings = on_node(node, journal_url=journal, budget_month_msat=HUGE_BUDGET_MSAT, timeout_quote_s=60)
-    with gateway(embedded=False, env=settings, is_patient=is_patient) as running:
+    with gateway(embedded=False, env=settings | variables, is_patient=is_patient) as running:
         yield running
 
 
@@ -243,7 +244,7 @@ def test_a_gateway_does_not_start_without_room_for_its_journal(node, seen, small
 
 def test_on_a_locked_journal_nothing_is_paid_and_every_client_gets_an_error(node, seen, tmp_path):
     journal = tmp_path / "journal.db"
-    with running_on(node, journal) as running:
+    with running_on(node, journal, **REAL_START) as running:
         assert post(running.port, CHAT, chat()).status == 200
         with locked(journal):
             answers = every_way_to_buy(running.port)

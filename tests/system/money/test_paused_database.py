@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.forked import REAL_START
 from tests.support.gateway import gateway
 from tests.support.journaled import money_node, on_node
 from tests.support.node_thread import eventually
@@ -17,7 +18,7 @@ def test_a_gateway_that_nothing_is_bought_from_says_that_its_database_hangs(tmp_
         money_node(tmp_path) as node,
         running_postgres() as server,
         server.fresh_database() as url,
-        gateway(embedded=False, env=on_node(node, journal_url=url)) as running,
+        gateway(embedded=False, env=on_node(node, journal_url=url) | REAL_START) as running,
     ):
 
         def is_ready() -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.support.forked import REAL_START
 from tests.support.gateway import RunningGateway, gateway
 from tests.support.journaled import money_node, on_node
 from tests.support.node_thread import eventually
@@ -66,7 +67,7 @@ def market(tmp_path_factory) -> Iterator[Market]:
         node = stack.enter_context(money_node(tmp_path_factory.mktemp("node")))
         server = stack.enter_context(running_postgres())
         url = stack.enter_context(server.fresh_database())
-        env = {**on_node(node, journal_url=url), **selling()}
+        env = {**on_node(node, journal_url=url), **selling(), **REAL_START}
         used, administered = [stack.enter_context(gateway(embedded=False, env=env)) for _ in range(2)]
         yield Market(server, url.rpartition("/")[2], node, used, administered)
 
@@ -223,7 +224,7 @@ def test_while_a_customer_floods_the_gateway_with_reads(market):
 def test_while_every_connection_for_reads_is_busy(market):
     """Once three reads that wait for a lock used up the pool."""
     revoked, other, flooding = (market.customer() for _ in range(3))
-    held = "BEGIN; LOCK TABLE ledger_entries; SELECT pg_sleep(9)"
+    held = "BEGIN; LOCK TABLE ledger_entries; SELECT pg_sleep(60)"
     with Buyer(revoked).running() as buyer:
         locker = subprocess.Popen(
             [binaries() / "psql", "-qAtX", "-d", market.server.url(market.database), "-c", held],
@@ -237,7 +238,9 @@ def test_while_every_connection_for_reads_is_busy(market):
                 reasons = market.readiness().json["reasons"]
                 assert not any("keys" in reason for reason in reasons)
         finally:
-            locker.wait(30)
+            # It has its query cancelled, and the lock released.
+            locker.send_signal(signal.SIGINT)
+            locker.wait(60)
         time.sleep(2.0)
     bought_nothing_since(market, buyer, revoked_at)
     recovers(market, revoked, other)
