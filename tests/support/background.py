@@ -146,12 +146,6 @@ def answers(port: int) -> bool:
         return False
 
 
-def jobs_in_flight(port: int) -> int:
-    """Return how many requests a gateway works on."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=TIMEOUT_S) as response:
-        return json.load(response)["jobs_in_flight"]
-
-
 def post_chat(port: int, words: str) -> dict:
     """Buy an answer from the first model."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as response:

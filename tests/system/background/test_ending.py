@@ -1,15 +1,16 @@
 """However a gateway in the background ends, the machine is clean afterwards."""
 
+import json
 import signal
-import threading
 import time
 
 import psutil
 import pytest
 
-from tests.support.background import ended, jobs_in_flight, kill, post_chat, wait_for_answer
+from tests.support.background import ended, kill, wait_for_answer
 from tests.support.gated_node import gated_node
 from tests.support.node_thread import eventually
+from tests.support.wire import CHAT, document, request_bytes, wire
 
 pytestmark = pytest.mark.slow
 
@@ -18,21 +19,19 @@ def test_two_stops_at_once_ask_the_gateway_once(machine, port, tmp_path_factory)
     with gated_node(tmp_path_factory.mktemp("node")) as (node, gate):
         address = ("--http-addr", f"127.0.0.1:{port}")
         assert machine.run("start", "--lcpd-grpc-addr", node.daemon.address, *address).code == 0
-        answer = []
-
-        client = threading.Thread(target=lambda: answer.append(post_chat(port, "word")))
-        client.start()
-        eventually(lambda: jobs_in_flight(port) == 1)
-        # A second SIGTERM would make the gateway cut running jobs, which are paid for.
-        stops = [machine.launch("stop") for _ in range(2)]
-        eventually(lambda: "shutting down" in machine.log_file(port).read_text())
-        # Time for the other to ask as well, if it did not wait for the first.
-        time.sleep(1)
-        gate.touch()
+        with wire(port) as client:
+            client.send(request_bytes("POST", CHAT, json.dumps(document(stream=True)).encode()))
+            client.await_bytes(b"data: ")
+            # A second SIGTERM would make the gateway cut running jobs, which are paid for.
+            stops = [machine.launch("stop") for _ in range(2)]
+            eventually(lambda: "shutting down" in machine.log_file(port).read_text())
+            # Time for the other to ask as well, if it did not wait for the first.
+            time.sleep(1)
+            gate.touch()
+            answer = client.answer()
         outcomes = [ended(one) for one in stops]
-        client.join()
     assert [one.code for one in outcomes] == [0, 0], outcomes
-    assert answer[0]["choices"][0]["finish_reason"] == "stop"
+    assert answer.whole and b"[DONE]" in answer.body
     assert machine.files() == set()
 
 
