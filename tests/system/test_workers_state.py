@@ -6,8 +6,9 @@ from collections import Counter
 import psutil
 import pytest
 
+from tests.support.gated_node import gated_node
 from tests.support.gateway import gateway
-from tests.support.journaled import query
+from tests.support.journaled import on_node, query
 from tests.support.reloading import reloadable
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, send_raw, wire
 from tests.support.workers import at_once, metric, until, worker_of
@@ -120,7 +121,7 @@ def test_a_background_job_is_one_job_at_every_worker(four):
 
 
 def test_a_background_job_is_cancelled_and_deleted_from_any_worker(four):
-    jobs = [background(four.port, 500 + number, WORDS * 20).json["id"] for number in range(6)]
+    jobs = [background(four.port, 500 + number, WORDS * 300).json["id"] for number in range(6)]
     for job_id in jobs[:4]:
         cancelled = post(four.port, f"{RESPONSES}/{job_id}/cancel", {})
         assert (cancelled.status, cancelled.json["status"]) == (200, "cancelled")
@@ -151,22 +152,31 @@ def test_a_peer_is_trusted_with_its_limit_by_all_workers_together(one, four, jou
 
 
 def begun_at(four, number):
-    """Begin a long background job; return its id, and the process of the worker that has it."""
-    body = document(RESPONSES, "echo-slow", f"{WORDS * 20} {number}", background=True)
+    """Begin a background job; return its id, and the process of the worker that has it."""
+    body = document(RESPONSES, "echo-slow", f"{WORDS} {number}", background=True)
     with wire(four.port) as connection:
         connection.send(request_bytes("POST", RESPONSES, json.dumps(body).encode()))
         return connection.answer().json["id"], worker_of(four, connection).pid
 
 
-def test_the_jobs_of_a_killed_worker_are_told_as_failed(four):
-    before = len(four.events("accept"))
+@pytest.fixture
+def held(tmp_path):
+    """A gateway on a node whose answers wait; return both, and the file that releases them."""
+    with gated_node(tmp_path) as (node, gate):
+        env = on_node(node, timeout_quote_s=60)
+        with gateway(embedded=False, args=["--workers", str(WORKERS)], env=env) as four:
+            yield four, node, gate
+
+
+def test_the_jobs_of_a_killed_worker_are_told_as_failed(held):
+    four, node, gate = held
     jobs = {}
     # Which worker gets a connection is left to the system.
     while len(jobs) < 4 or len(set(jobs.values())) < 2:
         assert len(jobs) < 50, jobs
-        job_id, worker = begun_at(four, 600 + len(jobs))
+        job_id, worker = begun_at(four, len(jobs))
         jobs[job_id] = worker
-    until(lambda: len(four.events("accept")) - before == len(jobs), "not all jobs were paid")
+    until(lambda: len(node.events("accept")) == len(jobs), "not all jobs were paid")
     victim = next(iter(jobs.values()))
     lost = {job_id for job_id, worker in jobs.items() if worker == victim}
     psutil.Process(victim).kill()
@@ -180,6 +190,7 @@ def test_the_jobs_of_a_killed_worker_are_told_as_failed(four):
     until(lambda: {told(job_id) for job_id in lost} == {("failed", "unknown")}, "a job was not told as failed")
     for answer in by_all(four, f"{RESPONSES}/{min(lost)}"):
         assert (answer.json["status"], answer.json["error"]["code"]) == ("failed", "server_error")
+    gate.touch()
     until(lambda: {told(job_id)[0] for job_id in jobs.keys() - lost} == {"completed"}, "a job did not end")
     four.wait_for_log("a worker serves again")
 
