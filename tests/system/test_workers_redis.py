@@ -1,6 +1,7 @@
 """What the purchases of several workers ask of the Redis that they share: counted, so that it does not grow unnoticed."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -63,7 +64,10 @@ def counted(server, port, **headers):
 def test_a_purchase_makes_so_many_calls_of_redis_and_no_more(redis, settings, most):
     env = {"LCP_GATEWAY_REDIS_URL": redis.url, **settings}
     with gateway(args=["--workers", "2"], env=env) as running:
+        began_at = time.monotonic()
         commands = counted(redis, running.port)
-    assert PURCHASES <= commands["evalsha"] <= most * PURCHASES + BESIDE
+        # Each worker drops old objects every five seconds, and a lease is renewed every few.
+        at_times = time.monotonic() - began_at
+    assert PURCHASES <= commands["evalsha"] <= most * PURCHASES + BESIDE + at_times
     assert commands["publish"] <= MESSAGES * PURCHASES + BESIDE
     assert commands["script"] <= 2 * most
