@@ -70,9 +70,9 @@ class Wire:
         with suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
 
-    def await_bytes(self, mark: bytes) -> None:
-        """Wait until these bytes have come; they stay to be read."""
-        while mark not in self._held:
+    def await_bytes(self, mark: bytes, times: int = 1) -> None:
+        """Wait until these bytes have come so many times; they stay to be read."""
+        while self._held.count(mark) < times:
             if not self._more():
                 raise EOFError(f"the connection ended before {mark!r}: {self._held[:500]!r}")
 

@@ -129,7 +129,8 @@ def test_stream_headers_keep_proxies_from_holding_it_back(port, path):
 
 def test_each_chunk_is_flushed_as_it_comes(port):
     with wire(port) as connection:
-        body = json.dumps(document(model="fault/stream-slow", stream=True)).encode()
+        # So long that its end is never waited for.
+        body = json.dumps(document(model="fault/stream-slow", text="word " * 200, stream=True)).encode()
         connection.send(request_bytes("POST", CHAT, body))
         first = connection.read_until(b"\r\n\r\n") + connection.read_until(b"\n\n")
         assert b'"role":"assistant"' in first

@@ -6,7 +6,9 @@ import time
 
 import pytest
 
+from tests.support.gated_node import gated_node
 from tests.support.gateway import gateway
+from tests.support.journaled import on_node
 from tests.support.node_thread import eventually
 from tests.support.ports import free_address
 from tests.support.wire import CHAT, RESPONSES, document, get, post, request_bytes, wire
@@ -19,12 +21,11 @@ LIMIT = 2
 
 @pytest.fixture(scope="module")
 def plain():
-    """No keys; a low limit on jobs, heartbeats, and an address of its own for the metrics."""
+    """No keys; a low limit on jobs, and an address of its own for the metrics."""
     settings = {
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_MAX_CONCURRENT_REQUESTS": str(LIMIT),
         "LCP_GATEWAY_METRICS_ADDR": free_address(),
-        "LCP_GATEWAY_HEARTBEAT_S": "0.02",
     }
     with gateway(env=settings) as running:
         running.metrics_port = int(settings["LCP_GATEWAY_METRICS_ADDR"].rpartition(":")[2])
@@ -157,10 +158,19 @@ def test_auto_is_listed_unless_it_is_not_wanted(plain):
         assert get(other.port, "/v1/models/auto").status == 200
 
 
-def test_heartbeats_stand_between_events_and_change_nothing_else(plain):
-    answer = post(plain.port, CHAT, document(model="echo-slow", stream=True))
-    assert answer.whole and answer.body.count(b": heartbeat\n\n") > 3
-    rest = answer.body.replace(b": heartbeat\n\n", b"")
+def test_heartbeats_stand_between_events_and_change_nothing_else(tmp_path):
+    heartbeat = b": heartbeat\n\n"
+    with (
+        gated_node(tmp_path) as (node, gate),
+        gateway(embedded=False, env=on_node(node, heartbeat_s=0.02, timeout_quote_s=60)) as running,
+        wire(running.port) as connection,
+    ):
+        connection.send(request_bytes("POST", CHAT, json.dumps(document(stream=True)).encode()))
+        connection.await_bytes(heartbeat, times=4)
+        gate.touch()
+        answer = connection.answer()
+    assert answer.whole and answer.body.count(heartbeat) > 3
+    rest = answer.body.replace(heartbeat, b"")
     assert b"heartbeat" not in rest
     *events, done = rest.split(b"\n\n")[:-1]
     assert done == b"data: [DONE]"

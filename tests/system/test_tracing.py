@@ -34,7 +34,7 @@ def traced(**more: str) -> Iterator[tuple[RunningGateway, Collector, HttpNodeThr
             "LCP_GATEWAY_API_KEYS": KEY,
             "LCP_GATEWAY_NODE_FAULTS": "true",
             "LCP_GATEWAY_NODES": json.dumps(nodes),
-            "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3",
+            "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
             **more,
         }
@@ -184,12 +184,21 @@ def test_a_joined_request_points_to_the_trace_that_bought(served, seen):
     ("model", "stream", "spans", "payment", "word"),
     [
         ("fault/no-route", False, WHOLE, "none", "FAILED_PRECONDITION"),
-        ("fault/execute-hangs", False, WHOLE, "unknown", "DEADLINE_EXCEEDED"),
         ("fault/wrong-hash", False, WHOLE, "settled", "undelivered"),
         ("fault/stream-cut", True, STREAMED, "settled", "undelivered"),
     ],
 )
 def test_a_failure_is_a_complete_trace_with_its_payment(served, seen, model, stream, spans, payment, word):
+    check_failure(served, seen, model, stream, spans, payment, word)
+
+
+def test_an_execution_past_its_time_is_a_complete_trace_with_its_payment():
+    with traced(LCP_GATEWAY_TIMEOUT_EXECUTE_S="2") as (served, seen, _):
+        check_failure(served, seen, "fault/execute-hangs", False, WHOLE, "unknown", "DEADLINE_EXCEEDED")
+        assert b"MARKER" not in b"".join(seen.raw)
+
+
+def check_failure(served, seen, model, stream, spans, payment, word):
     ask(served, model=model, stream=stream)
     trace = seen.wait_for([f"chat {model}", *spans])
     check_whole(trace, "chat", model)
@@ -239,7 +248,7 @@ def test_probes_and_scrapes_are_not_traced(served, seen):
 
 def test_a_client_that_leaves_a_stream_still_gives_a_whole_trace(served, seen, node):
     node.behave(token_delay_s=TOKEN_S)
-    body = json.dumps(document(CHAT, "home-1", " ".join([PROMPT] * 40), stream=True)).encode()
+    body = json.dumps(document(CHAT, "home-1", " ".join([PROMPT] * 400), stream=True)).encode()
     with wire(served.port) as connection:
         connection.send(request_bytes("POST", CHAT, body, AUTH))
         connection.read_until(b"data:")
