@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -59,8 +59,9 @@ class RunningRedis:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, "Redis ended at once"
             with socket.socket() as probe:
-                probe.settimeout(1)
-                if not probe.connect_ex(("127.0.0.1", self.port)):
+                probe.settimeout(START_TIMEOUT_S)
+                with suppress(OSError):
+                    probe.connect(("127.0.0.1", self.port))
                     probe.sendall(b"PING\r\n")
                     if probe.recv(64).startswith(b"+PONG"):
                         return

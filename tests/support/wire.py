@@ -81,6 +81,11 @@ class Wire:
         found, _, self._held = self._held.partition(mark)
         return found + mark
 
+    def read_exactly(self, size: int) -> bytes:
+        data, whole = self._exactly(size)
+        assert whole, f"the connection ended {size - len(data)} bytes before"
+        return data
+
     def answer(self, *, method: str = "POST") -> Answer:
         """Read one answer, interim ones included."""
         head = self.read_until(b"\r\n\r\n").decode("latin-1").split("\r\n")

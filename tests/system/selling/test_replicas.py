@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import socket
 import threading
 import time
 from collections import Counter
@@ -20,7 +19,7 @@ from tests.support.journaled import money_node, on_node
 from tests.support.lnd_standin import LndStandin, in_a_thread, lnd_settings
 from tests.support.node_thread import eventually
 from tests.support.redis import RunningRedis, running_redis
-from tests.support.wire import CHAT, document, get, post
+from tests.support.wire import CHAT, document, get, post, request_bytes, wire
 from tests.system.selling.seller import MARKUP, Customer, Office, charged, is_401, selling
 
 A_LOT = 10_000_000
@@ -67,7 +66,7 @@ def both(node, lnd, postgres):
         url = stack.enter_context(postgres.fresh_database())
         redis = stack.enter_context(running_redis())
         env = {
-            **on_node(node, journal_url=url, redis_url=redis.url, timeout_execute_s=5),
+            **on_node(node, journal_url=url, redis_url=redis.url, timeout_quote_s=60),
             **selling(l402="true", l402_msat=50_000, l402_secret="s" * 40),
             **lnd_settings(lnd.address),
         }
@@ -131,8 +130,21 @@ def test_requests_a_minute_are_counted_together(customers):
 
 def test_jobs_at_one_time_are_counted_together(customers):
     many = customers["many jobs"]
-    found = at_once(many, 12, "echo-slow", "word " * 60, max_tokens=80)
-    assert found == {200: 3, 429: 9}
+    body = json.dumps(document(CHAT, "echo-slow", "word " * 150, max_tokens=200, stream=True)).encode()
+    ready, answered = threading.Barrier(12), threading.Barrier(12)
+
+    def ask(number: int) -> int:
+        """Return the status; the client leaves once every other one has its own."""
+        customer = many[number % 2]
+        ready.wait(60)
+        with wire(customer.port) as connection:
+            connection.send(request_bytes("POST", CHAT, body, customer.headers))
+            head = connection.read_until(b"\r\n\r\n")
+            answered.wait(60)
+        return int(head.split(b" ")[1])
+
+    with ThreadPoolExecutor(12) as pool:
+        assert Counter(pool.map(ask, range(12))) == {200: 3, 429: 9}
     # The end of a job reaches Redis a moment after its answer.
     eventually(lambda: at_once(many, 2) == {200: 2})
 
@@ -225,18 +237,15 @@ def test_redis_holds_neither_keys_nor_prompts_nor_answers(both, customers):
 
 def _everything(redis: RunningRedis) -> bytes:
     """Every key with its value, as Redis itself writes them down for another."""
-    with socket.create_connection(("127.0.0.1", redis.port), 5) as connection:
-        connection.sendall(b"CONFIG SET rdbcompression no\r\n")
-        assert connection.recv(64).startswith(b"+OK")
-        connection.sendall(b"SYNC\r\n")
-        connection.settimeout(0.5)
-        found = b""
-        try:
-            while block := connection.recv(65_536):
-                found += block
-        except TimeoutError:
+    with wire(redis.port) as connection:
+        connection.send(b"CONFIG SET rdbcompression no\r\n")
+        assert connection.read_until(b"\r\n") == b"+OK\r\n"
+        connection.send(b"SYNC\r\n")
+        # Empty lines keep the connection alive until all is written.
+        while (line := connection.read_until(b"\n").strip()) == b"":
             pass
-    return found
+        assert line.startswith(b"$")
+        return connection.read_exactly(int(line[1:]))
 
 
 def test_while_redis_is_away_customers_are_served_and_none_overspends(both, customers, quote, node):

@@ -35,7 +35,7 @@ def seen(node):
 
 @contextmanager
 def open_shop(node, journal, **settings):
-    env = {**on_node(node, journal_url=journal), **selling(**{"timeout_execute_s": 1, **settings})}
+    env = {**on_node(node, journal_url=journal), **selling(**settings)}
     with gateway(embedded=False, env=env) as running:
         yield running
 
@@ -132,28 +132,33 @@ def test_what_was_not_paid_is_not_charged(customer, seen, fault):
 @pytest.mark.parametrize(
     ("fault", "evidence"), [("execute-code-unavailable", "settled"), ("execute-hangs", "not_paid")]
 )
-def test_an_unknown_payment_is_held_until_the_operator_resolves_it(customer, node, journal, fault, evidence):
-    answer = customer.ask(f"fault/{fault}")
-    assert answer.verdict == "unknown" and answer.error["code"] == "payment_unknown"
-    assert answer.headers["x-should-retry"] == "false"
-    job_id = answer.headers["x-lcp-job-id"]
-    charge = charge_of(node, job_id)
-    settles(customer, held_msat=charge)
-    assert int(answer.headers["x-lcp-balance-msat"]) == FILLED - charge
-    # What is held cannot be taken away.
-    over = {"amount_msat": -(FILLED - charge + 1), "reason": "of a test"}
-    refused = customer.office.post(f"accounts/{customer.account_id}/adjustments", over)
-    assert refused.status == 409 and refused.error["code"] == "insufficient_balance"
-    eventually(lambda: states(journal)[job_id] == "unknown")
+def test_an_unknown_payment_is_held_until_the_operator_resolves_it(node, tmp_path, fault, evidence):
+    journal = tmp_path / "journal.db"
+    # Only what hangs shall reach a limit.
+    limit = {"timeout_execute_s": 3} if fault == "execute-hangs" else {}
+    with open_shop(node, journal, **limit) as running:
+        customer = Office(running.port).customer(FILLED)
+        answer = customer.ask(f"fault/{fault}")
+        assert answer.verdict == "unknown" and answer.error["code"] == "payment_unknown"
+        assert answer.headers["x-should-retry"] == "false"
+        job_id = answer.headers["x-lcp-job-id"]
+        charge = charge_of(node, job_id)
+        settles(customer, held_msat=charge)
+        assert int(answer.headers["x-lcp-balance-msat"]) == FILLED - charge
+        # What is held cannot be taken away.
+        over = {"amount_msat": -(FILLED - charge + 1), "reason": "of a test"}
+        refused = customer.office.post(f"accounts/{customer.account_id}/adjustments", over)
+        assert refused.status == 409 and refused.error["code"] == "insufficient_balance"
+        eventually(lambda: states(journal)[job_id] == "unknown")
 
-    said = resolve(journal, job_id, evidence)
-    assert said.returncode == 0, said.stderr
-    # Paid and not delivered: given back as by the running gateway.
-    moves = [("purchase", -charge), ("refund", charge)] if evidence == "settled" else []
-    settles(customer, *moves)
-    # Once and for all.
-    assert resolve(journal, job_id, evidence).returncode != 0
-    settles(customer, *moves)
+        said = resolve(journal, job_id, evidence)
+        assert said.returncode == 0, said.stderr
+        # Paid and not delivered: given back as by the running gateway.
+        moves = [("purchase", -charge), ("refund", charge)] if evidence == "settled" else []
+        settles(customer, *moves)
+        # Once and for all.
+        assert resolve(journal, job_id, evidence).returncode != 0
+        settles(customer, *moves)
 
 
 def resolve(journal, job_id: str, evidence: str) -> subprocess.CompletedProcess:
@@ -164,7 +169,7 @@ def resolve(journal, job_id: str, evidence: str) -> subprocess.CompletedProcess:
 def test_a_gateway_killed_while_it_pays_leaves_the_hold_and_another_keeps_it(node, seen, tmp_path):
     """The gateway that sweeps has another mark-up: the charge of the purchase counts."""
     journal = tmp_path / "journal.db"
-    with open_shop(node, journal, timeout_execute_s=20) as running:
+    with open_shop(node, journal) as running:
         customer = Office(running.port).customer(FILLED)
         charge = customer.quote("fault/execute-hangs")["charge_msat"]
 
@@ -235,6 +240,6 @@ def test_an_answer_that_was_read_in_full_is_on_disk_as_delivered_though_the_gate
 @contextmanager
 def slow_reader(port):
     """A connection that takes little until it is read, whatever the system's buffers are."""
-    with wire(port, 20) as connection:
+    with wire(port) as connection:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         yield connection
