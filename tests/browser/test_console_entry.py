@@ -11,7 +11,7 @@ from playwright.async_api import expect
 from tests.browser.console_fixtures import SELLING_ENV
 from tests.support.certificates import certificate
 from tests.support.console import ADMIN_KEY, Api, make_customer, rows_of, visit
-from tests.support.gateway import gateway, run_command
+from tests.support.gateway import RunningGateway, gateway, run_command
 
 pytestmark = pytest.mark.xdist_group("browser")
 
@@ -112,6 +112,12 @@ async def test_an_invite_lets_one_person_register(visits):
         await expect(another.page.locator(".field-error")).to_be_visible()
 
 
+def wrong_key(running: RunningGateway) -> int:
+    """Return the status of an attempt to sign in with a wrong key, over HTTP."""
+    headers = {"Origin": running.base_url}
+    return Api(running.base_url, None).send("POST", "/api/session", {"key": "nonsense"}, **headers).status_code
+
+
 async def test_every_wrong_key_is_refused_in_the_same_words_and_too_many_are_held_back(visits):
     with gateway(env=SELLING_ENV) as running:
         customer = make_customer(running)
@@ -131,7 +137,11 @@ async def test_every_wrong_key_is_refused_in_the_same_words_and_too_many_are_hel
             await expect(page.get_by_role("button", name="Sign in")).to_be_enabled()
             words.add(await error.text_content())
         assert len(words) == 1
-        for _ in range(8):
+        status = 401
+        # One attempt more is allowed every six seconds.
+        while status == 401:
+            while wrong_key(running) != 429:
+                pass
             await page.get_by_label("Key").fill("nonsense")
             async with page.expect_response("**/api/session") as answered:
                 await page.get_by_role("button", name="Sign in").click()

@@ -13,8 +13,7 @@ PRICE_LIMIT_MSAT = 20_000
 @pytest.fixture(scope="session")
 def running():
     """A gateway without keys, on a node that has a model for every fault."""
-    settings = {"LCP_GATEWAY_NODE_FAULTS": "true", "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3"}
-    with gateway(env=settings) as process:
+    with gateway(env={"LCP_GATEWAY_NODE_FAULTS": "true"}) as process:
         yield process
 
 
@@ -29,6 +28,14 @@ def guarded():
 @pytest.fixture
 def api_key():
     return API_KEY
+
+
+@pytest.fixture(scope="session")
+def hasty():
+    """A gateway like ``running`` that soon gives up a provider that hangs."""
+    settings = {"LCP_GATEWAY_NODE_FAULTS": "true", "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "3"}
+    with gateway(env=settings) as process:
+        yield process
 
 
 @dataclass
@@ -58,6 +65,12 @@ class Account:
 def account(running):
     """The events of ``running``'s node during this test."""
     return Account(running)
+
+
+@pytest.fixture
+def hasty_account(hasty):
+    """The events of ``hasty``'s node during this test."""
+    return Account(hasty)
 
 
 @pytest.fixture

@@ -174,11 +174,11 @@ def test_what_fails_after_payment_is_paid_once_whatever_the_sdk_may_retry(
 
 
 @pytest.mark.parametrize(("fault", "call"), [("execute-hangs", "chat"), ("stream-stalls", "responses-stream")])
-def test_a_provider_that_hangs_is_paid_once(connect, running, account, tries, fault, call):
+def test_a_provider_that_hangs_is_paid_once(connect, hasty, hasty_account, tries, fault, call):
     with pytest.raises(openai.APIError):
-        CALLS[call](connect(running, max_retries=3), f"fault/{fault}")
+        CALLS[call](connect(hasty, max_retries=3), f"fault/{fault}")
     assert tries == ["0"]
-    assert account.accepts == 1
+    assert hasty_account.accepts == 1
 
 
 def test_a_payment_without_a_route_may_be_tried_again_and_never_costs(connect, running, account, tries):

@@ -24,7 +24,7 @@ def sold():
 def faulty():
     """A second gateway, on a node that has a model for every fault, which `auto` would choose too."""
     # A retry that comes back later than the grace would find nothing to join.
-    with running_seller(node_faults="true", join_grace_s=10, timeout_execute_s=1.5) as running:
+    with running_seller(node_faults="true", join_grace_s=10) as running:
         yield running
         running.office.is_in_order()
 

@@ -12,8 +12,8 @@ WEATHER = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     "strict": False,
 }
-# At 20 tokens a second this takes some seconds.
-LONG = "word " * 60
+# At 20 tokens a second this takes ten seconds.
+LONG = "word " * 200
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 
 
@@ -258,7 +258,28 @@ async def test_a_failed_background_response_says_why_and_what_was_paid(client, a
 
 async def test_a_background_stream_is_resumed_where_it_was_left(client, account):
     """Also while it runs: a client that reconnects gets the remaining events, and none twice."""
-    stream = await done(client.responses.create(model="echo-slow", input="a b c d e f g", background=True, stream=True))
+    # Where the short one has ended before it is looked at, the long one has not.
+    for text in ("a b c d e f g", "a b c d e " * 20 + "f"):
+        before = account.accepts
+        begun, seen = await left_after_six_events(client, text)
+        status = (await done(client.responses.retrieve(begun.id))).status
+        if status == "in_progress":
+            break
+    assert status == "in_progress"
+    rest = await every(await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1])))
+    numbers = seen + [event.sequence_number for event in rest]
+    assert numbers == list(range(len(numbers)))
+    assert rest[-1].type == "response.completed"
+    assert rest[-1].response.id == begun.id
+    assert rest[-1].response.output_text == ECHO + text
+    assert account.accepts == account.payments == before + 1
+    again = await every(await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1])))
+    assert [event.to_dict() for event in again] == [event.to_dict() for event in rest]
+
+
+async def left_after_six_events(client, text):
+    """Stream a background response and leave it; return it as it began, and the numbers of the events."""
+    stream = await done(client.responses.create(model="echo-slow", input=text, background=True, stream=True))
     begun, seen = None, []
     if hasattr(stream, "__aiter__"):
         async for event in stream:
@@ -274,16 +295,7 @@ async def test_a_background_stream_is_resumed_where_it_was_left(client, account)
             if len(seen) == 6:
                 break
         stream.close()
-    assert (await done(client.responses.retrieve(begun.id))).status == "in_progress"
-    rest = await every(await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1])))
-    numbers = seen + [event.sequence_number for event in rest]
-    assert numbers == list(range(len(numbers)))
-    assert rest[-1].type == "response.completed"
-    assert rest[-1].response.id == begun.id
-    assert rest[-1].response.output_text == ECHO + "a b c d e f g"
-    assert account.accepts == account.payments == 1
-    again = await every(await done(client.responses.retrieve(begun.id, stream=True, starting_after=seen[-1])))
-    assert [event.to_dict() for event in again] == [event.to_dict() for event in rest]
+    return begun, seen
 
 
 async def test_the_background_cannot_go_with_store_false(client, account):

@@ -19,3 +19,15 @@ def within_a_minute(attempt: Callable[[], T]) -> T:
             if time.time() // 60 == minute:
                 raise
     return attempt()
+
+
+def within(limit_s: float, attempt: Callable[[], T]) -> T:
+    """Return the result of an attempt that may take ``limit_s`` seconds; only one that took longer may fail, and is made anew."""
+    for _ in range(_ATTEMPTS - 1):
+        begun = time.monotonic()
+        try:
+            return attempt()
+        except AssertionError:
+            if time.monotonic() - begun < limit_s:
+                raise
+    return attempt()
