@@ -20,6 +20,10 @@ from tests.support.forked import ForkedProcess, start_module
 START_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 120.0
 IN_PROCESS = "in-process"
+_OF_OPENAI_SERVE = {
+    "OPENAI_SERVE_HTTP_ADDR": "LCP_GATEWAY_HTTP_ADDR",
+    "OPENAI_SERVE_TIMEOUT_QUOTE": "LCP_GATEWAY_TIMEOUT_QUOTE_S",
+}
 _LISTENING = re.compile(r"listening on https?://\S+?:(\d+) ")
 
 
@@ -136,12 +140,12 @@ def gateway(
             "LCP_GATEWAY_JOIN_GRACE_S": "0.2",
             # A daemon on a machine with other work may be listening only after a while.
             "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
+            # On such a machine a quote may take longer than the default; tests of its limit set their own.
+            "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
         }
         if embedded:
             settings["LCP_GATEWAY_NODE_EVENTS_FILE"] = str(events_file)
-        settings.update(env or {})
-        if "OPENAI_SERVE_HTTP_ADDR" in settings and not (env or {}).get("LCP_GATEWAY_HTTP_ADDR"):
-            del settings["LCP_GATEWAY_HTTP_ADDR"]
+        settings = _with_defaults(settings, env or {})
         command, module = ["serve", *args], "lcp_gateway"
         if embedded and node_is_in_process():
             module = "tests.support.gateway_with_node"
@@ -174,6 +178,12 @@ def gateway(
             )
             for pipe in (process.stdout, process.stderr):
                 pipe.close()
+
+
+def _with_defaults(defaults: Mapping[str, str], given: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings of a test: ours would win over those of openai-serve that mean the same."""
+    replaced = {ours for theirs, ours in _OF_OPENAI_SERVE.items() if theirs in given}
+    return {name: value for name, value in defaults.items() if name not in replaced} | dict(given)
 
 
 def _collect(pipe, lines: list[str]) -> threading.Thread:

@@ -15,7 +15,7 @@ HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/js
 
 
 def serving(**settings):
-    own = {"NODE_FAULTS": "true", "TIMEOUT_QUOTE_S": "60", **settings}
+    own = {"NODE_FAULTS": "true", **settings}
     return gateway(env={f"LCP_GATEWAY_{name}": value for name, value in own.items()})
 
 

@@ -28,7 +28,7 @@ def nothing_received(node):
 
 def serving(node, **settings):
     """The gateway with these OPENAI_SERVE_* variables, on a free port unless they name one."""
-    env = {"HTTP_ADDR": "127.0.0.1:0", "LCPD_GRPC_ADDR": node.address, "TIMEOUT_QUOTE": "60s", **settings}
+    env = {"HTTP_ADDR": "127.0.0.1:0", "LCPD_GRPC_ADDR": node.address, **settings}
     return gateway(embedded=False, env={f"OPENAI_SERVE_{k}": v for k, v in env.items()})
 
 

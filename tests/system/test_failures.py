@@ -116,12 +116,7 @@ WITH_A_TIMEOUT = {"quote-slow": "short_quotes", "execute-hangs": "short_jobs", "
 
 @contextmanager
 def serving(**timeouts):
-    settings = {
-        "LCP_GATEWAY_NODE_FAULTS": "true",
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
-        "LCP_GATEWAY_MAX_PRICE_MSAT": str(CAP_MSAT),
-        **timeouts,
-    }
+    settings = {"LCP_GATEWAY_NODE_FAULTS": "true", "LCP_GATEWAY_MAX_PRICE_MSAT": str(CAP_MSAT), **timeouts}
     with gateway(env=settings) as running:
         yield running
 

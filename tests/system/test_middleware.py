@@ -162,7 +162,7 @@ def test_heartbeats_stand_between_events_and_change_nothing_else(tmp_path):
     heartbeat = b": heartbeat\n\n"
     with (
         gated_node(tmp_path) as (node, gate),
-        gateway(embedded=False, env=on_node(node, heartbeat_s=0.02, timeout_quote_s=60)) as running,
+        gateway(embedded=False, env=on_node(node, heartbeat_s=0.02)) as running,
         wire(running.port) as connection,
     ):
         connection.send(request_bytes("POST", CHAT, json.dumps(document(stream=True)).encode()))

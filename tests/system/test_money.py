@@ -38,7 +38,6 @@ def loaded():
     """A gateway after the whole load; ``answers`` are those of the clients that read to the end."""
     settings = {
         "LCP_GATEWAY_NODE_FAULTS": "true",
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
         "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "5",
         "LCP_GATEWAY_MAX_PRICE_MSAT": "10000000",
     }

@@ -73,13 +73,7 @@ def _held(folder, **settings):
 
 async def test_a_thousand_streams_at_once_are_all_complete_and_never_mixed_up(tmp_path):
     _allow_open_files(3 * STREAMS)
-    # All of them ask for a quote at once.
-    settings = {
-        "max_concurrent_requests": 2 * STREAMS,
-        "log_level": "warn",
-        "timeout_quote_s": 60,
-        "timeout_execute_s": 280,
-    }
+    settings = {"max_concurrent_requests": 2 * STREAMS, "log_level": "warn", "timeout_execute_s": 280}
     with _held(tmp_path, **settings) as (running, node, gate):
         memory = Memory(running.pid)
         began = time.monotonic()
@@ -105,13 +99,7 @@ async def test_a_thousand_streams_at_once_are_all_complete_and_never_mixed_up(tm
 
 
 async def test_clients_that_vanish_leave_nothing_behind(tmp_path):
-    settings = {
-        "log_level": "error",
-        "join_grace_s": 0.2,
-        "breaker_failures": 0,
-        "timeout_quote_s": 60,
-        "cancel_timeout_s": 60,
-    }
+    settings = {"log_level": "error", "join_grace_s": 0.2, "breaker_failures": 0, "cancel_timeout_s": 60}
     with _held(tmp_path, **settings) as (running, node, _):
         # The first round makes what stays: arenas, caches, label values.
         await _vanish(running, node, VANISHING)

@@ -37,7 +37,6 @@ def serving(node, **more):
         "LCP_GATEWAY_LCPD_GRPC_ADDR": node.address,
         "LCP_GATEWAY_API_KEYS": KEY,
         "LCP_GATEWAY_LOG_LEVEL": "debug",
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
         **more,
     }
     return gateway(embedded=False, env=settings)

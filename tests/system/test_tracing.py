@@ -34,7 +34,6 @@ def traced(**more: str) -> Iterator[tuple[RunningGateway, Collector, HttpNodeThr
             "LCP_GATEWAY_API_KEYS": KEY,
             "LCP_GATEWAY_NODE_FAULTS": "true",
             "LCP_GATEWAY_NODES": json.dumps(nodes),
-            "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
             "OTEL_BSP_SCHEDULE_DELAY": "50",
             **more,
         }

@@ -162,10 +162,11 @@ def begun_at(four, number):
 @pytest.fixture
 def held(tmp_path):
     """A gateway on a node whose answers wait; return both, and the file that releases them."""
-    with gated_node(tmp_path) as (node, gate):
-        env = on_node(node, timeout_quote_s=60)
-        with gateway(embedded=False, args=["--workers", str(WORKERS)], env=env) as four:
-            yield four, node, gate
+    with (
+        gated_node(tmp_path) as (node, gate),
+        gateway(embedded=False, args=["--workers", str(WORKERS)], env=on_node(node)) as four,
+    ):
+        yield four, node, gate
 
 
 def test_the_jobs_of_a_killed_worker_are_told_as_failed(held):
