@@ -208,7 +208,7 @@ def test_pipelined_requests_are_answered_in_order(port):
 
 def test_a_reader_that_never_reads_on_does_not_hold_its_job_for_ever():
     body = json.dumps(document(model="fault/stream-floods", stream=True)).encode()
-    with serving(TIMEOUT_EXECUTE_S="4") as served:
+    with serving(TIMEOUT_EXECUTE_S="3") as served:
         with wire(served.port) as connection:
             connection.send(request_bytes("POST", CHAT, body))
             connection.read_until(b"\r\n\r\n")
