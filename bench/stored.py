@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import secrets
 import statistics
 import tempfile
@@ -181,8 +182,13 @@ async def _compare(gateway: Server, clients: int, seconds: float, rounds: int, t
     print(f"\n{title + f' (medians of {rounds} rounds in turn)':62} store off  store on  on/off")
     for name, value in lines:
         without, with_it = middle(off, value), middle(on, value)
-        print(f"  {name:58} {without:11,.1f} {with_it:9,.1f} {with_it / without:7.3f}")
+        print(f"  {name:58} {without:11,.1f} {with_it:9,.1f} {_ratio(with_it, without):7.3f}")
     print(f"  errors: {sum(one.load.errors for one in [*off, *on])}")
+
+
+def _ratio(value: float, base: float) -> float:
+    """Return a ratio; not a number where the base was too small to be measured, as CPU time in a short round can be."""
+    return value / base if base else math.nan
 
 
 async def _measure(gateway: Server, node: Node, arguments: argparse.Namespace) -> None:
