@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 
 import pytest
@@ -34,6 +35,11 @@ class Counts:
 def waits(monkeypatch):
     """Have an export's end wait for its collector, however busy the machine is."""
     monkeypatch.setattr(trace_export, "_FLUSH_S", 60.0)
+    yield
+    # One that was given up ends later, and its line would be in the next test's log.
+    for thread in threading.enumerate():
+        if thread.name == "close-traces":
+            thread.join(60)
 
 
 @pytest.fixture
