@@ -9,6 +9,7 @@ pytest runs a short version of it. Ends with 1 where anything differs.
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -48,9 +49,12 @@ class Run:
     back_after_s: float | None = None
     back_at: float = 0.0
     cpu_s: float = 0.0
+    ends_at: float = math.inf
+    stream_began: asyncio.Event = field(default_factory=asyncio.Event)
 
     def begun(self):
         """Record that a stream has begun, the first one after the daemon was back above all."""
+        self.stream_began.set()
         if self.back_at and self.back_after_s is None:
             self.back_after_s = time.monotonic() - self.back_at
 
@@ -83,10 +87,10 @@ class Client:
         self._run, self._port, self._number = run, port, number
         self._chunks, self._pause_s = chunks, pause_s
 
-    async def go_on(self, until):
+    async def go_on(self):
         # The first streams have different lengths, so that they do not all end together.
         turn, chunks = 0, 2 + self._chunks * (self._number % 16 + 1) // 16
-        while time.monotonic() < until:
+        while time.monotonic() < self._run.ends_at:
             turn += 1
             try:
                 async with asyncio.timeout(60 + 4 * chunks * self._pause_s):
@@ -217,12 +221,19 @@ async def soak(*, streams, seconds, pause_s, chunks, folder, returns=True):
             await asyncio.sleep(1)
             began = time.monotonic()
             watching = asyncio.create_task(watch(run, gateway, began))
-            until = began + seconds
             clients = [Client(run, port, number, chunks, pause_s) for number in range(streams)]
-            tasks = [asyncio.create_task(client.go_on(until)) for client in clients]
+            tasks = [asyncio.create_task(client.go_on()) for client in clients]
             await asyncio.sleep(seconds / 2)
+            async with asyncio.timeout(120):
+                # However slow the machine is, clients have had whole streams, and there is one to be cut.
+                while run.counts["whole"] < streams:
+                    await asyncio.sleep(0.05)
+                run.stream_began.clear()
+                await run.stream_began.wait()
             first.kill()
             first.wait()
+            half = time.monotonic() - began
+            run.ends_at = began + half + seconds / 2
             await asyncio.sleep(AWAY_S)
         with running(*daemon, log=folder / "daemon.log") as second:
             await listening(daemon_port, second)
@@ -232,8 +243,7 @@ async def soak(*, streams, seconds, pause_s, chunks, folder, returns=True):
             task.result()
         watching.cancel()
         assert gateway.poll() is None, "the gateway ended"
-    half = seconds / 2
-    for since, until in ((0, half), (half + AWAY_S + PAUSE_AFTER_AN_ERROR_S, seconds)):
+    for since, until in ((0, half), (half + AWAY_S + PAUSE_AFTER_AN_ERROR_S, half + seconds / 2)):
         if (grown := run.growth_mib(since, until)) > MOST_GROWTH_MIB:
             run.problems.append(f"memory grew by {grown:.0f} MiB between {since:.0f} and {until:.0f} s")
     if returns and (run.back_after_s is None or run.back_after_s > LONGEST_RETURN_S):

@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_streams_are_never_mixed_up_nor_called_whole_when_the_daemon_is_killed(tmp_path):
-    run = await soak(streams=24, seconds=10, pause_s=0.02, chunks=60, folder=tmp_path, returns=False)
+    run = await soak(streams=24, seconds=10, pause_s=0.02, chunks=120, folder=tmp_path, returns=False)
     assert run.problems == []
     assert run.counts["whole"] >= 24
     assert run.counts["cut"] > 0
