@@ -49,7 +49,11 @@ class QuoteInspector:
         if quote.source is not _NODE:
             # Before the invoice, which expires with its quote: a quote that came late is not one that lies.
             if self._now() >= quote.expires_at:
-                raise QuoteExpired("the quote had expired when it came; nothing was paid", quote=quote)
+                raise QuoteExpired(
+                    "the quote had expired when it came: it took too long, or the provider's clock and the gateway's differ; "
+                    "nothing was paid",
+                    quote=quote,
+                )
             payment_hash = self._check_invoice(order, quote)
             self._exposure.quoted(quote.peer_id)
         self._limits.check_price(order, quote)

@@ -251,6 +251,11 @@ def _wait_longer() -> None:
         setattr(loaded, limit, _PATIENCE_S)
     limits = sys.modules["lcp_gateway.store.database.engines"].open_database.__kwdefaults__
     limits.update(busy_timeout_s=_PATIENCE_S, write_timeout_s=_PATIENCE_S)
+    writer = sys.modules["lcp_gateway.store.journal.writer"]
+    writer.JournalWriter.__init__.__kwdefaults__["limits"] = writer.JournalLimits(wait_s=_PATIENCE_S)
+    # The last default is the patience with other quotes.
+    rules = sys.modules["lcp_gateway.purchase.quoting"].QuotingRules.__init__
+    rules.__defaults__ = (*rules.__defaults__[:-1], _PATIENCE_S)
 
 
 def _serve(control: socket.socket) -> dict:

@@ -121,12 +121,9 @@ class RunningGateway:
 
 @contextmanager
 def gateway(
-    *, embedded: bool = True, args: Sequence[str] = (), env: Mapping[str, str] | None = None, is_patient: bool = False
+    *, embedded: bool = True, args: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> Iterator[RunningGateway]:
-    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept.
-
-    With ``is_patient`` it also waits long for other quotes and for its database, which no setting bounds.
-    """
+    """Run `lcp-gateway serve` on a free port; with ``embedded`` on a node whose events are kept."""
     with tempfile.TemporaryDirectory(prefix="lcp-gateway-test-") as folder:
         events_file = Path(folder) / "events.jsonl" if embedded else None
         settings = {
@@ -151,9 +148,6 @@ def gateway(
             module = "tests.support.gateway_with_node"
         elif embedded:
             command.append("--embedded")
-        if is_patient:
-            command.insert(0, module)
-            module = "tests.support.patient_gateway"
         process = start_module(
             module, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(settings)
         )

@@ -302,7 +302,7 @@ def test_of_200_streams_none_breaks_while_the_settings_change_20_times(tmp_path)
         reloadable(tmp_path, env=on_node(node), embedded=False) as it,
     ):
         files = [
-            "max_price_msat = 900000000\nbudget_day_msat = 900000000000\nexposure_base_msat = 0\ntimeout_quote_s = 60",
+            "max_price_msat = 900000000\nbudget_day_msat = 900000000000\nexposure_base_msat = 0",
             "exposure_base_msat = 0\n" + node_table(quiet),
             'exposure_base_msat = 0\nheartbeat_s = 5\n[models."echo-1"]\naliases = ["x"]',
             "exposure_base_msat = 0\nmax_concurrent_requests = 300\ntimeout_quote_s = 4\njoin_grace_s = 3",

@@ -57,9 +57,7 @@ def journal(tmp_path):
 
 @contextmanager
 def bounded(node, journal, **settings) -> Iterator[RunningGateway]:
-    with gateway(
-        embedded=False, env=on_node(node, journal_url=journal, **{"timeout_quote_s": 60, **settings})
-    ) as running:
+    with gateway(embedded=False, env=on_node(node, journal_url=journal, **settings)) as running:
         yield running
 
 

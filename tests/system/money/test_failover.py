@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.forked import REAL_START
 from tests.support.gateway import gateway
 from tests.support.money import accepts, ask, metric, quoted, shops
 from tests.support.node_thread import eventually
@@ -13,11 +14,11 @@ BROKEN = "max_stream_bytes=1"
 
 
 @contextmanager
-def market(tmp_path, *lines, is_patient=False, **settings):
+def market(tmp_path, *lines, env=None, **settings):
     """A gateway and a node whose peers sell echo-1; see ``shops``."""
-    env = {"LCP_GATEWAY_NODE_PEERS_FILE": shops(tmp_path, *lines)}
+    env = {"LCP_GATEWAY_NODE_PEERS_FILE": shops(tmp_path, *lines), **(env or {})}
     env |= {f"LCP_GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
-    with gateway(env=env, is_patient=is_patient) as served:
+    with gateway(env=env) as served:
         yield served
 
 
@@ -72,7 +73,7 @@ def test_no_more_peers_are_asked_than_set(tmp_path):
 def fanned(tmp_path_factory):
     lines = ("Dear 9_000", "Cheap 5_000", "Middle 7_000", f"Broken 1_000 {BROKEN}")
     folder = tmp_path_factory.mktemp("fan")
-    with market(folder, *lines, is_patient=True, quote_fanout=4, quote_attempts=4, timeout_quote_s=60) as served:
+    with market(folder, *lines, quote_fanout=4, quote_attempts=4) as served:
         yield served
 
 
@@ -103,7 +104,7 @@ def test_what_was_saved_is_counted(fanned):
 
 def test_a_slow_peer_is_not_waited_for(tmp_path):
     lines = ("Slow 1_000 quote_latency_s=4.0", "Quick 5_000")
-    with market(tmp_path, *lines, quote_fanout=2) as served:
+    with market(tmp_path, *lines, env=REAL_START, quote_fanout=2) as served:
         answer = ask(served, "x")
         assert answer.status == 200 and price(answer) == 5_000
         assert answer.headers.get("x-lcp-runner-up-msat") is None

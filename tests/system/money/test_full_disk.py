@@ -92,9 +92,9 @@ def small_disk(tmp_path) -> Iterator[SmallDisk]:
 
 
 @contextmanager
-def running_on(node, journal: Path, *, is_patient: bool = False, **variables: str) -> Iterator[RunningGateway]:
-    settings = on_node(node, journal_url=journal, budget_month_msat=HUGE_BUDGET_MSAT, timeout_quote_s=60)
-    with gateway(embedded=False, env=settings | variables, is_patient=is_patient) as running:
+def running_on(node, journal: Path, **variables: str) -> Iterator[RunningGateway]:
+    settings = on_node(node, journal_url=journal, budget_month_msat=HUGE_BUDGET_MSAT)
+    with gateway(embedded=False, env=settings | variables) as running:
         yield running
 
 
@@ -262,7 +262,7 @@ def test_on_a_locked_journal_nothing_is_paid_and_every_client_gets_an_error(node
 
 def test_a_lock_that_is_short_is_waited_for(node, seen, tmp_path):
     journal = tmp_path / "journal.db"
-    with running_on(node, journal, is_patient=True) as running, ThreadPoolExecutor(4) as clients:
+    with running_on(node, journal) as running, ThreadPoolExecutor(4) as clients:
         with locked(journal):
             waiting = [clients.submit(post, running.port, CHAT, chat()) for _ in range(4)]
             eventually(lambda: seen.count("quote") == 4)

@@ -46,7 +46,7 @@ def lnd(node, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(node, lnd):
-    settings = on_node(node, timeout_quote_s=60, reconcile_interval_s=0.5)
+    settings = on_node(node, reconcile_interval_s=0.5)
     with gateway(embedded=False, env={**settings, **lnd_settings(lnd.address)}) as running:
         yield running
 

@@ -46,10 +46,10 @@ def journal(request, tmp_path) -> Iterator[str]:
 
 
 @contextmanager
-def serving(node, journal, *, is_patient=False, **settings) -> Iterator[RunningGateway]:
-    settings = {"api_keys": ",".join(KEYS), "timeout_quote_s": 60, "timeout_execute_s": 60, **settings}
+def serving(node, journal, **settings) -> Iterator[RunningGateway]:
+    settings = {"api_keys": ",".join(KEYS), "timeout_execute_s": 60, **settings}
     env = on_node(node, journal_url=journal, **settings)
-    with gateway(embedded=False, env=env, is_patient=is_patient) as running:
+    with gateway(embedded=False, env=env) as running:
         yield running
 
 
@@ -57,7 +57,7 @@ def serving(node, journal, *, is_patient=False, **settings) -> Iterator[RunningG
 def two(node, journal, **settings) -> Iterator[tuple[RunningGateway, RunningGateway]]:
     """Two gateways that wait for each other's commits, however long a busy machine takes for one."""
     with ExitStack() as stack:
-        yield tuple(stack.enter_context(serving(node, journal, is_patient=True, **settings)) for _ in range(2))
+        yield tuple(stack.enter_context(serving(node, journal, **settings)) for _ in range(2))
 
 
 def post(port, path, body, headers=None) -> Answer:

@@ -76,7 +76,6 @@ def serving(node, journal, **settings):
     settings = on_node(
         node,
         journal_url=journal,
-        timeout_quote_s=60,
         # The default: a client that is about to try again finds its purchase still running.
         join_grace_s=10,
         # The losses of these tests would use up the trust in the peer.

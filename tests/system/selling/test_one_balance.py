@@ -125,7 +125,7 @@ class Three:
 def three(node, redis, postgres):
     with postgres.fresh_database() as url, ExitStack() as stack:
         shared = {"journal_url": url, "redis_url": redis.url, "l402_secret": "s" * 40}
-        settings = {**on_node(node, timeout_quote_s=60, **shared), **selling()}
+        settings = {**on_node(node, **shared), **selling()}
 
         def start() -> RunningGateway:
             return stack.enter_context(gateway(embedded=False, env=settings))

@@ -66,7 +66,7 @@ def both(node, lnd, postgres):
         url = stack.enter_context(postgres.fresh_database())
         redis = stack.enter_context(running_redis())
         env = {
-            **on_node(node, journal_url=url, redis_url=redis.url, timeout_quote_s=60),
+            **on_node(node, journal_url=url, redis_url=redis.url),
             **selling(l402="true", l402_msat=50_000, l402_secret="s" * 40),
             **lnd_settings(lnd.address),
         }
