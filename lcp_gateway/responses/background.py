@@ -97,8 +97,8 @@ class BackgroundJob:
     """A job that runs, or has run. ``request`` are the request's ``echoed_fields``.
 
     ``inputs`` are the segments of the conversation before it; times are seconds since 1970. ``opening`` is the event that
-    its stream begins with, ``attended`` says that a task waits for its end, ``is_stored`` that its result is where all processes find it, ``problem`` is the error of an answer that came
-    and could not be stored.
+    its stream begins with, ``attended`` says that a task waits for its end, ``is_stored`` that its end is where all processes
+    find it, ``problem`` is the error of an answer that came and could not be stored.
     """
 
     id: str

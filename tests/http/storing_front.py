@@ -232,15 +232,18 @@ async def storing_front(
     context_tokens: int = 0,
     default_model: str = "",
     heartbeat_s: float = 0.0,
+    share=None,
     **worldly,
 ):
+    """``share`` makes the store of several processes from that of this one."""
     log, metrics, w = get_logger("test"), Metrics(), world(**worldly)
     _remember_tasks(w)
     complaints: list = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, it: complaints.append(it))
     store, jobs, leases = ResponseStore(limits), JobsInFlight(at_once, metrics), MemoryLeases()
-    items = MemoryItems(store)
-    recorder = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored)
+    shared = None if share is None else share(store)
+    items = shared or MemoryItems(store)
+    recorder = Recorder(store, now=lambda: 7.0, on_lost=metrics.not_stored, shared=shared)
     repository = JobRows() if with_repository else None
     background = BackgroundResponses(
         service=w.service,
@@ -250,6 +253,7 @@ async def storing_front(
         is_ending=lambda: jobs.draining,
         on_change=metrics.background_jobs,
         log=log,
+        shared=shared,
     )
     admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
     charges = ChargeReport(None, log)

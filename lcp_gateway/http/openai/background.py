@@ -74,6 +74,7 @@ class BackgroundResponses:
     cancel_elsewhere: Callable[[str, str], None] = lambda _owner, _id: None
     _items: StoredItems = field(init=False)
     _running: dict[tuple[str, str], BackgroundJob] = field(init=False, default_factory=dict)
+    _storing: dict[BackgroundJob, asyncio.Task[None]] = field(init=False, default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
@@ -215,10 +216,17 @@ class BackgroundResponses:
         return self._keep_task(asyncio.create_task(_attend(job.answer, release)))
 
     async def cancel(self, job: BackgroundJob) -> None:
-        """Cancel a job for its client, and wait until it has ended."""
+        """Cancel a job for its client, and wait until it has ended and is stored."""
         job.cancelled = True
         self.service.interrupt(job.answer, InterruptReason.CANCELLED)
+        await self.stored(job)
+
+    async def stored(self, job: BackgroundJob) -> None:
+        """Wait until a job has ended, and its end is where all processes find it."""
         await ended(job.answer)
+        storing = self._storing.get(job)
+        if storing is not None:
+            await asyncio.wait({storing})
 
     def cancel_here(self, owner: str, response_id: str) -> None:
         """Cancel a job for another process, where this one runs it."""
@@ -227,11 +235,17 @@ class BackgroundResponses:
             self._keep_task(asyncio.create_task(self.cancel(job)))
 
     async def end_elsewhere(self, owner: str, response_id: str) -> None:
-        """Have the process that runs a job cancel it, and wait for its end; return at once where none runs it."""
+        """Have the process that runs a job cancel it, and wait until it no longer shows it; return at once where none runs it."""
         left = await self.left(owner, response_id)
-        if left is not None and left.runs:
-            self.cancel_elsewhere(owner, response_id)
-            await self.wait_elsewhere(owner, response_id, _CANCEL_S)
+        if left is None or not left.runs:
+            return
+        self.cancel_elsewhere(owner, response_id)
+        if await self.wait_elsewhere(owner, response_id, _CANCEL_S) is None:
+            return
+        for _ in range(round(_CANCEL_S / _FIRST_PAUSE_S)):
+            if await self.running_elsewhere(owner, response_id) is None:
+                return
+            await asyncio.sleep(_FIRST_PAUSE_S)
 
     async def wait_elsewhere(self, owner: str, response_id: str, wait_s: float) -> Item | None:
         """Wait for the end of a job that another process runs; return its result, None where there is none by then."""
@@ -347,6 +361,9 @@ class BackgroundResponses:
         if await self.left(owner, response_id) is None or self.repository is None:
             return False
         await self.repository.forget(response_id)
+        if self.shared is not None:
+            # Its process may have died.
+            await self._hide(self.shared, owner, response_id)
         return True
 
     async def _show_running(
@@ -396,28 +413,30 @@ class BackgroundResponses:
         if not job.is_stored:
             with contextlib.suppress(StoreUnavailable):
                 job.is_stored = await self._items.put(job.owner, _item_of(job, *self.shown(job)))
-        if self.shared is not None:
-            await self._hide(self.shared, job.owner, job.id)
         del self._running[job.owner, job.id]
-        self._after_end(job, job.is_stored)
+        if self.shared is not None:
+            # Last: a process that deletes it waits for this.
+            await self._hide(self.shared, job.owner, job.id)
+        self._after_end(job)
+        del self._storing[job]
 
     def _ended(self, job: BackgroundJob, plan: RecordingPlan) -> None:
         answer = job.answer
         if self.shared is not None:
             if answer.error is None and not job.is_stored:
                 job.problem = _not_kept(answer)
-            self._keep_task(asyncio.create_task(self._end_shared(job)))
+            self._storing[job] = self._keep_task(asyncio.create_task(self._end_shared(job)))
             return
         del self._running[job.owner, job.id]
         item = self._result_item(job, plan) if answer.error is None else None
-        is_stored = item is not None and self.store.put(job.owner, item)
-        if not is_stored:
+        job.is_stored = item is not None and self.store.put(job.owner, item)
+        if not job.is_stored:
             if answer.error is None:
                 job.problem = _not_kept(answer)
-            is_stored = self.store.put(job.owner, _item_of(job, *self.shown(job)))
-        self._after_end(job, is_stored)
+            job.is_stored = self.store.put(job.owner, _item_of(job, *self.shown(job)))
+        self._after_end(job)
 
-    def _after_end(self, job: BackgroundJob, is_stored: bool) -> None:
+    def _after_end(self, job: BackgroundJob) -> None:
         answer = job.answer
         if answer.purchase is not None and answer.purchase.awaits_refund:
             self._keep_task(asyncio.create_task(self._tell_refund(job, answer.purchase)))
@@ -426,7 +445,7 @@ class BackgroundResponses:
         self.on_change(len(self._running), job.status.value)
         self.log.info("background job ended", response_id=job.id, status=job.status.value, payment=answer.verdict.value)
         is_known = answer.verdict is not Verdict.UNKNOWN
-        if is_stored and is_known and not self.is_ending():
+        if job.is_stored and is_known and not self.is_ending():
             # The rows of a gateway that shuts down, of results that could not be stored and of unknown payments stay:
             # a later gateway answers the client from them.
             self._forget_soon(job.id)

@@ -13,7 +13,7 @@ from lcp_gateway.http.context import CONTEXT
 from lcp_gateway.http.error_mapping import map_error
 from lcp_gateway.http.errors import ApiError, bad_request
 from lcp_gateway.http.fields import json_response
-from lcp_gateway.http.openai.background import BackgroundResponses, ended, headers_of
+from lcp_gateway.http.openai.background import BackgroundResponses, headers_of
 from lcp_gateway.http.openai.history import document_of, not_stored, page_response
 from lcp_gateway.http.openai.response import EVENTS, JSON, STREAM_HEADERS
 from lcp_gateway.http.openai.sse_relay import SseRelay
@@ -196,16 +196,16 @@ class ResponseRoutes:
                     raise
                 yield last
             return
-        await ended(answer)
         item = await self._end_item(job)
         if item is not None:
             async for chunk in _events_of(item, starting_after):
                 yield chunk
 
     async def _end_item(self, job: BackgroundJob) -> Item | None:
-        """Return the stored item of a job that has ended, or of one whose end is about to be stored."""
+        """Return the item of a job that has ended; None where it was deleted."""
+        await self._jobs.stored(job)
         item = await self._store.get(job.owner, ItemKind.RESPONSE, job.id)
-        if item is None and job.error is not None and self._jobs.find(job.owner, job.id) is not None:
+        if item is None and job.error is not None and not job.is_stored:
             return await self._jobs.item(job)
         return item
 
