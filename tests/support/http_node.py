@@ -32,12 +32,14 @@ class Behaviour:
 
     ``cut`` is ``before_head``, ``mid_stream`` or ``no_done``. ``die_after_chunks`` ends the whole process, or in a
     thread the connection, after so many pieces of a stream. ``raw`` is an answer's whole body, as base64 over HTTP.
-    No call is answered before ``together`` were under way at one time. ``models_status`` and ``models_raw`` are for /v1/models.
+    No call is answered before ``together`` were under way at one time; a stream that is ``held`` stops after its first piece.
+    ``models_status`` and ``models_raw`` are for /v1/models.
     """
 
     delay_s: float = 0.0
     together: int = 0
     token_delay_s: float = 0.0
+    held: bool = False
     fail_status: int = 0
     fail_body: str = ""
     die_after_chunks: int | None = None
@@ -220,6 +222,8 @@ class StandIn:
                 return response
             await response.write(piece)
             self.written_bytes += len(piece)
+            while b.held:
+                await asyncio.sleep(0.001)
             if b.token_delay_s:
                 await asyncio.sleep(b.token_delay_s)
         await response.write_eof()

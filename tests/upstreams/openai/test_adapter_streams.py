@@ -13,10 +13,16 @@ from tests.upstreams.openai.buying import CHAT, SSE, bought, failed, streamed, t
 
 @pytest.mark.parametrize("kind", [CHAT, TaskKind.RESPONSES, TaskKind.COMPLETIONS])
 async def test_a_stream_comes_piece_by_piece_and_ends_with_its_result(server, opened, kind):
-    server.behave(token_delay_s=0.02)
-    begin, *chunks, end = await streamed(opened(server.base_url), task(kind, stream=True))
-    assert begin == StreamBegin(SSE, "identity")
-    assert len(chunks) >= 3
+    server.behave(held=True)
+    upstream, asked = opened(server.base_url), task(kind, stream=True)
+    stream = upstream.execute_stream(await upstream.request_quote(asked, "node:a", 60), asked, 60)
+    assert await anext(stream) == StreamBegin(SSE, "identity")
+    chunks = [await anext(stream)]
+    # The first piece has come; the rest is held back until now.
+    server.behave(held=False)
+    *others, end = [event async for event in stream]
+    assert others
+    chunks += others
     whole = b"".join(chunks)
     assert isinstance(end, Result)
     assert (end.status, end.body, end.length) == (ResultStatus.OK, b"", len(whole))
