@@ -76,7 +76,7 @@ def bought(gateway, cases, first):
     """Read streams through the gateway as a customer; return each result and charge."""
     customer = Office(gateway.port).customer(FILLED_MSAT)
     came = asyncio.run(read_all(gateway.api_url, customer.key, cases, first, stop_at_end=False))
-    # A client has read its last event before the gateway has captured what it held.
+    # A client may have its last event before the gateway has captured what it held.
     eventually(lambda: customer.balance()["held_msat"] == 0)
     return came, FILLED_MSAT - customer.balance()["balance_msat"]
 

@@ -142,7 +142,7 @@ class BackgroundResponses:
         except BaseException:
             # Also where the client left while it was written: it does not know the id.
             self._keep_task(asyncio.create_task(self.service.forget_job(order, repeat, response_id)))
-            self._hide_soon(order.key_id, response_id)
+            self._keep_task(asyncio.create_task(self._hide(order.key_id, response_id)))
             self._forget_soon(response_id)
             raise
         job = BackgroundJob(
@@ -361,9 +361,8 @@ class BackgroundResponses:
         if await self.left(owner, response_id) is None or self.repository is None:
             return False
         await self.repository.forget(response_id)
-        if self.shared is not None:
-            # Its process may have died.
-            await self._hide(self.shared, owner, response_id)
+        # Its process may have died.
+        await self._hide(owner, response_id)
         return True
 
     async def _show_running(
@@ -393,14 +392,11 @@ class BackgroundResponses:
         with contextlib.suppress(StoreUnavailable):
             await self.shared.put(order.key_id, item)
 
-    def _hide_soon(self, owner: str, response_id: str) -> None:
+    async def _hide(self, owner: str, response_id: str) -> None:
         """Remove what other processes show of a job that runs."""
         if self.shared is not None:
-            self._keep_task(asyncio.create_task(self._hide(self.shared, owner, response_id)))
-
-    async def _hide(self, shared: StoredItems, owner: str, response_id: str) -> None:
-        with contextlib.suppress(StoreUnavailable):
-            await shared.remove(owner, ItemKind.JOB, response_id)
+            with contextlib.suppress(StoreUnavailable):
+                await self.shared.remove(owner, ItemKind.JOB, response_id)
 
     async def _publish(self, job: BackgroundJob, plan: RecordingPlan, _answer: ResultBuffer) -> None:
         """Store a result where all processes find it, before a client can know that there is one."""
@@ -414,9 +410,8 @@ class BackgroundResponses:
             with contextlib.suppress(StoreUnavailable):
                 job.is_stored = await self._items.put(job.owner, _item_of(job, *self.shown(job)))
         del self._running[job.owner, job.id]
-        if self.shared is not None:
-            # Last: a process that deletes it waits for this.
-            await self._hide(self.shared, job.owner, job.id)
+        # Last: a process that deletes it waits for this.
+        await self._hide(job.owner, job.id)
         self._after_end(job)
         del self._storing[job]
 

@@ -212,8 +212,11 @@ class ResponseRoutes:
     async def _end_of_job(self, job: BackgroundJob, number: int) -> bytes | None:
         """Return the end of the stream of a job that failed; None where its error is not known."""
         error = job.answer.error
+        if error is None:
+            # The job goes on: only this reader has failed.
+            return None
         item = await self._end_item(job)
-        if error is None or item is None:
+        if item is None:
             return None
         if isinstance(error, Undelivered) and error.is_told:
             # The provider's own error has ended the stream, and a client reads one end.

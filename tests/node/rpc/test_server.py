@@ -346,7 +346,7 @@ async def test_a_client_that_does_not_read_stops_its_own_purchase_only():
     """A purchase is asked for more only when the connection has taken what came before."""
     pieces = 4_000
     slow = FakeNodeCalls(items=whole(*[b"x" * 16_384] * pieces))
-    # gRPC's window is one of bytes on their way, which it takes for many (32 MiB were seen) where the machine is slow.
+    # By itself gRPC widens its window, on a slow machine to 32 MiB and more.
     fixed_window = [("grpc.http2.bdp_probe", 0)]
     async with client(slow, channel_options=fixed_window) as stub:
         unread = stub.AcceptAndExecuteStream(stream())
