@@ -234,12 +234,17 @@ def world(
     elsewhere_s: float = 60.0,
     per_minute: int = 0,
     refuse=None,
+    utc_now=None,
 ) -> World:
-    """Make a world; needs a running loop. ``refuse(order, quote)`` may raise what an inspection raises."""
+    """Make a world; needs a running loop. ``refuse(order, quote)`` may raise what an inspection raises.
+
+    Its time of day stands still at ``World.now[0]``, unless ``utc_now`` tells it.
+    """
     upstream = ScriptedPeers() if upstream is None else upstream
     journal = PlainJournal() if journal is None else journal
     limits = SpendingLimits() if limits is None else limits
     clock, now, paid_jobs = [0.0], [NOW], PaidJobs()
+    utc_now = utc_now or (lambda: now[0])
     exposure, observer, running = Trusting(), Noting(), set()
 
     def inspect(order, quote):
@@ -278,13 +283,13 @@ def world(
             limits=limits,
             exposure=exposure,
             execute_timeout_s=1,
-            now=lambda: now[0],
+            now=utc_now,
             paid_jobs=paid_jobs,
         ),
         routing=routing,
         journal=journal,
         cache=memory,
-        held_quotes=HeldQuotes(lambda: now[0]),
+        held_quotes=HeldQuotes(utc_now),
         brake=LoopBrake(per_minute, lambda: clock[0]),
         buffer_limits=bounds or BufferLimits(),
         timeouts=Timeouts(grace_s=grace_s, limit_s=limit_s, elsewhere_s=elsewhere_s),

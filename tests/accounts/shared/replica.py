@@ -7,7 +7,6 @@ import asyncio
 import secrets
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from lcp_gateway.accounts.shared import outage
@@ -17,6 +16,7 @@ from lcp_gateway.accounts.shared.orders import RedisOrders
 from lcp_gateway.accounts.shared.outage import Outage
 from lcp_gateway.accounts.shared.results import RedisResults
 from lcp_gateway.app.wiring.shared_results import RequestStates
+from lcp_gateway.clock import utc_now
 from lcp_gateway.encryption import Encryption
 from lcp_gateway.purchase.errors import PurchaseError
 from lcp_gateway.purchase.idempotency import CacheLimits, RepeatKeys
@@ -55,8 +55,8 @@ async def replica(where: str, url: str, name: str, how: str) -> None:
     journal.start()
     upstream = UniqueJobs(expires_in_s=10**9)
     upstream.never = how == "never"
-    w = world(upstream=upstream, journal=journal)
-    w.now[0] = datetime.now(UTC)
+    # The time that claims are dated by: a purchase is looked for from its claim's on.
+    w = world(upstream=upstream, journal=journal, utc_now=utc_now)
     calls = RedisCalls(url)
     w.service._shared = RedisResults(
         RedisClaims(calls, Outage(report=print), LEASE_S),
