@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import expect
 
 from tests.browser.console_fixtures import SELLING_ENV, People
-from tests.browser.test_console_look import TOO_WIDE, VIOLATIONS
+from tests.browser.test_console_look import TOO_WIDE, violations
 from tests.support.console import ADMIN_KEY, Api, Customer, make_customer, rows_of, sats
 from tests.support.forked import start_module
 from tests.support.gateway import clean_environment, gateway
@@ -310,4 +310,4 @@ async def test_axe_finds_nothing_on_pages_of_nodes_and_withdrawals(guests, nora,
                 await visiting.go(path)
                 await expect(visiting.page.locator("main h1")).to_be_visible()
                 await expect(visiting.page.get_by_text("Loading…")).to_have_count(0)
-                assert await visiting.page.evaluate(VIOLATIONS) == [], path
+                assert await violations(visiting.page) == [], path
