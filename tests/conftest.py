@@ -19,6 +19,7 @@ from lcp_gateway.accounts.shared import outage
 from lcp_gateway.http.gateway import api_limits
 from lcp_gateway.http.openai import charges
 from lcp_gateway.store.database import engines, leader, postgres, sqlite
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from lcp_gateway.upstreams.openai import adapter as openai_adapter
 from lcp_gateway.upstreams.openai import input_tokens
 from tests.support.forked import close_template
@@ -43,7 +44,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 gc.disable()
 
 _MARK = "LCP_TEST_RUN"
-_GONE_WITHIN_S = 20.0
+_GONE_WITHIN_S = 60.0
 
 
 class _NothingLeft:
@@ -108,6 +109,7 @@ def _patient_databases() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         for limit in ("busy_timeout_s", "write_timeout_s"):
             patched.setitem(engines.open_database.__kwdefaults__, limit, 60.0)
+        patched.setitem(JournalWriter.__init__.__kwdefaults__, "limits", JournalLimits(wait_s=60.0, close_s=60.0))
         for kind in (postgres, sqlite):
             patched.setattr(kind, "_RESERVED_READ_S", 60.0)
         for module, limit in (

@@ -189,7 +189,7 @@ async def test_other_settings_hold_at_once(sync, book, clock):
 async def test_a_change_made_here_is_told_once_it_is_read_and_one_made_elsewhere_is_read_at_once(book, monkeypatch):
     """Regression: a key that one worker had made was unknown to the others for up to a second."""
     monkeypatch.setattr(key_sync, "_READ_EVERY_S", 3_600.0)
-    sync = KeySync(book, KeyCache([], None), get_logger("test"), unavailable=(DatabaseUnavailable,))
+    sync = KeySync(book, KeyCache([], None), get_logger("test"), unavailable=(DatabaseUnavailable,), stale_s=60.0)
     await sync.load()
     told = []
     sync.on_change = lambda: told.append(sync.find(fresh) is not None)

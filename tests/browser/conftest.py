@@ -24,11 +24,13 @@ from tests.browser.console_fixtures import (  # noqa: F401 - fixtures
     seller,
     visits,
 )
+from tests.support.console import PATIENCE_MS
 from tests.support.gateway import gateway
 
 FOLDER = Path(__file__).parent
 STRANGER, FRIEND, REBOUND = "stranger.example", "friend.example", "rebound.example"
 """Names that all lead to 127.0.0.1: of a page elsewhere, of one that is allowed, and one that was rebound."""
+LAUNCH_MS = 120_000
 FLAGS = [
     *("--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync"),
@@ -53,7 +55,7 @@ async def browser() -> AsyncIterator[Browser]:
         pytest.skip("chromium is not installed (Debian's package: chromium-headless-shell)")
     assert found, "chromium must be installed where CI=true"
     async with async_playwright() as playwright:
-        launched = await playwright.chromium.launch(executable_path=found, args=FLAGS)
+        launched = await playwright.chromium.launch(executable_path=found, args=FLAGS, timeout=LAUNCH_MS)
         yield launched
         await launched.close()
 
@@ -62,6 +64,7 @@ async def browser() -> AsyncIterator[Browser]:
 async def page(browser: Browser) -> AsyncIterator[Page]:
     """A page of a browser that remembers nothing."""
     context = await browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
     yield await context.new_page()
     await context.close()
 

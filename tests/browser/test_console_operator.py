@@ -11,6 +11,7 @@ from tests.browser.console_fixtures import HOSTILE, SELLING_ENV
 from tests.support.console import ADMIN_KEY, Api, make_customer, rows_of, sats
 from tests.support.daemon import Daemon
 from tests.support.gateway import gateway, run_command
+from tests.support.node_thread import eventually
 from tests.support.ports import free_address
 
 pytestmark = pytest.mark.xdist_group("browser")
@@ -56,6 +57,8 @@ async def test_a_customer_is_made_adjusted_once_and_found_in_statement_audit_and
     await expect(dialog).to_have_count(0)
     await expect(rows_of(page, "Statement")).to_have_count(1)
     await expect(rows_of(page, "Statement")).to_contain_text("+1,234.500")
+    # The balance is read beside the statement.
+    await expect(at_operator.figure("Available")).to_have_text(re.compile(r"^1,234\.5"))
     assert sats(await at_operator.figure("Available").text_content()) == 1_234_500
     csv = await at_operator.context.request.get(f"{at_operator.url}/api/admin/accounts/{account}/statement?format=csv")
     assert "1234500" in await csv.text()
@@ -138,6 +141,11 @@ async def test_usage_of_the_gateway_is_what_the_spend_command_says(visits, tmp_p
         api = Api(running.base_url, None)
         for model in ("echo-1", "echo-1", "fault/wrong-hash", "fault/execute-code-internal"):
             api.buy(model, f"for {model}")
+        # Ends are recorded a moment after the answers.
+        ends = ["delivered", "delivered", "undelivered", "unknown"]
+        await asyncio.to_thread(
+            eventually, lambda: sorted(one["state"] for one in api.get("/api/purchases")["data"]) == ends
+        )
         visiting = await visits(running)
         await visiting.open("usage")
         await expect(rows_of(visiting.page, "Sums")).to_have_count(3)

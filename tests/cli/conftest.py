@@ -17,18 +17,23 @@ TIMEOUT_S = 120
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, tmp_path):
+def clean_environment(request, monkeypatch, tmp_path):
     for name in list(os.environ):
         if name.startswith(("LCP_GATEWAY_", "OPENAI_SERVE_", "OPENCLAW_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    # On a busy machine daemons, nodes and lnds answer slowly. Tests right in this folder show the settings in force.
+    if request.path.parent != Path(__file__).parent:
+        monkeypatch.setenv("LCP_GATEWAY_PREFLIGHT_TIMEOUT_S", "60")
+        monkeypatch.setenv("LCP_GATEWAY_TIMEOUT_QUOTE_S", "60")
 
 
 @pytest.fixture(autouse=True)
 def _patient_commands(monkeypatch):
     """Give a gateway or server a minute to answer."""
     monkeypatch.setattr(gateway_client, "_READY_TIMEOUT_S", 60.0)
+    monkeypatch.setitem(gateway_client.call.__kwdefaults__, "timeout_s", 60.0)
     monkeypatch.setattr(probe, "_TIMEOUT_S", 60.0)
 
 

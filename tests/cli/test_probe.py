@@ -11,6 +11,7 @@ import pytest
 from lcp_gateway.cli.probe import main
 from tests.support.gateway import gateway
 from tests.support.lnd_standin import make_certificate
+from tests.support.workers import until
 
 
 @pytest.fixture
@@ -81,7 +82,10 @@ def test_the_gateway_answers_and_then_does_not():
     with gateway() as running:
         command = [sys.executable, "-m", "lcp_gateway.cli.probe"]
         environ = {"LCP_GATEWAY_HTTP_ADDR": f"127.0.0.1:{running.port}"}
-        assert subprocess.run(command, env=environ, timeout=120, check=False).returncode == 0
+        # It waits two seconds, as it is run again and again.
+        until(
+            lambda: subprocess.run(command, env=environ, timeout=120, check=False).returncode == 0, "no probe went well"
+        )
         running.stop()
         done = subprocess.run(command, env=environ, stderr=subprocess.DEVNULL, timeout=120, check=False)
         assert done.returncode == 1

@@ -123,7 +123,7 @@ def test_a_node_that_dies_in_the_middle_of_a_run_is_avoided_and_used_again(clien
     time.sleep(0.05)
     left = run_until(lambda answered: answered.total() >= 24)
     assert MORTAL not in left
-    assert nodes_of(running)["mortal"]["up"] is False
+    until(lambda: nodes_of(running)["mortal"]["up"] is False)
     assert ITS_MODEL not in models_of(running)
     alive.start()
     until(lambda: nodes_of(running)["mortal"]["up"])

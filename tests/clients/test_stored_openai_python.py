@@ -258,8 +258,8 @@ async def test_a_failed_background_response_says_why_and_what_was_paid(client, a
 
 async def test_a_background_stream_is_resumed_where_it_was_left(client, account):
     """Also while it runs: a client that reconnects gets the remaining events, and none twice."""
-    # Where the short one has ended before it is looked at, the long one has not.
-    for text in ("a b c d e f g", "a b c d e " * 20 + "f"):
+    # Where the short one has ended before it is looked at, a longer one has not.
+    for text in ("a b c d e f g", "a b c d e " * 20 + "f", "a b c d e " * 80 + "f"):
         before = account.accepts
         begun, seen = await left_after_six_events(client, text)
         status = (await done(client.responses.retrieve(begun.id))).status

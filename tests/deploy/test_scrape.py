@@ -32,7 +32,7 @@ TOPUP_MSAT = 100_000
 ENVIRONMENT = {
     "LCP_GATEWAY_NODE_FAULTS": "true",
     # Only what hangs by design may reach it, on a busy machine too.
-    "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "5",
+    "LCP_GATEWAY_TIMEOUT_EXECUTE_S": "15",
     "LCP_GATEWAY_MAX_PRICE_MSAT": "1000000",
     "LCP_GATEWAY_PEERS_REFRESH_S": "1",
     # echo-1 is sold by two peers at different prices.
@@ -321,9 +321,11 @@ def test_queries_of_the_dashboard_have_data_after_a_load(world, subtests):
             world.prometheus.query(filled_in(query.expr))
             continue
         with subtests.test(query.where):
-            found = world.prometheus.wait_for(filled_in(query.expr), bool)
-            if query.where not in MAY_BE_ZERO:
-                assert max(value for _, value in found) > 0, f"{query.expr}: {found}"
+            may_be_zero = query.where in MAY_BE_ZERO
+            world.prometheus.wait_for(
+                filled_in(query.expr),
+                lambda found, may_be_zero=may_be_zero: any(may_be_zero or value > 0 for _, value in found),
+            )
 
 
 def test_every_metric_of_the_table_arrives(world):
@@ -436,7 +438,9 @@ def test_the_rules_are_evaluated_without_errors_and_the_right_ones_fire(world):
     firing = world.prometheus.wait_for(
         'ALERTS{alertstate="firing"}', lambda found: "LcpPaymentUnknown" in {labels["alertname"] for labels, _ in found}
     )
-    assert {labels["alertname"] for labels, _ in firing} == {"LcpPaymentUnknown"}
+    # Where all this takes minutes, what is so by design (a node that never answers) has been so for that long.
+    lasting = {rule["name"] for rule in rules if rule["duration"] >= 300}
+    assert {labels["alertname"] for labels, _ in firing} - lasting == {"LcpPaymentUnknown"}
 
 
 def last_error(watcher, job):

@@ -1,6 +1,7 @@
 """A gateway with accounts: real authentication, routes and database, and a handler that buys nothing."""
 
 import time
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -85,6 +86,12 @@ async def show_caller(request: web.Request) -> web.Response:
 async def report_health() -> dict[str, object]:
     """Return the report of a gateway that is ready."""
     return {"status": "ready", "reasons": [], "jobs_in_flight": 0}
+
+
+def within_the_hour() -> Callable[[], datetime]:
+    """Return a clock that stops at the end of the present hour: what a key shows of its budgets stays comparable."""
+    last = datetime.now(UTC).replace(minute=59, second=59, microsecond=999_999)
+    return lambda: min(datetime.now(UTC), last)
 
 
 def path_is_odd(path) -> bool:
@@ -232,7 +239,7 @@ async def front(
             read_timeout_s=5,
         ),
         refunds=RefundRoutes(Refunds(bank.database), on_decision=lambda _decision: None, read_timeout_s=5),
-        keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.changed, read_timeout_s=5),
+        keys=KeyRoutes(bank.keys, books=books, on_change=key_sync.changed, read_timeout_s=5, now=within_the_hour()),
         nodes=NodeRoutes(nodes, terms=NodeTermsCache(nodes, 100_000), connections=dict, read_timeout_s=5),
     )
     authenticator = AccountAuthenticator(

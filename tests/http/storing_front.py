@@ -257,7 +257,7 @@ async def storing_front(
     )
     admission = Admission(None, ConcurrencyLimits(leases, default=per_key), lambda name: name)
     charges = ChargeReport(None, log)
-    response_routes = ResponseRoutes(items, background, heartbeat_s=heartbeat_s, relay_limit_s=5)
+    response_routes = ResponseRoutes(items, background, heartbeat_s=heartbeat_s, relay_limit_s=60)
     create = CreateRoutes(
         service=w.service,
         limits=w.limits,
@@ -275,7 +275,7 @@ async def storing_front(
         ),
         background=background,
         writer=ResponseWriter(
-            service=w.service, metrics=metrics, charges=charges, heartbeat_s=heartbeat_s, relay_limit_s=5
+            service=w.service, metrics=metrics, charges=charges, heartbeat_s=heartbeat_s, relay_limit_s=60
         ),
         follow=response_routes.follow,
         explain=lambda order: {"body": order.task.body.decode()},

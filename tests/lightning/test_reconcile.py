@@ -469,7 +469,7 @@ class TestRunning:
         reconciler._open_payments = open_payments
         running = asyncio.create_task(reconciler.run(lambda it: None, errors.put_nowait))
         try:
-            assert isinstance(await asyncio.wait_for(errors.get(), 10), JournalUnavailable)
+            assert isinstance(await asyncio.wait_for(errors.get(), 60), JournalUnavailable)
             async with asyncio.timeout(60):
                 while len(world.resolved) < 1:
                     await asyncio.sleep(0.001)
@@ -545,7 +545,7 @@ async def test_against_an_lnd_that_restarts_every_payment_is_resolved(tmp_path, 
         elif number % 3 == 1:
             node.knows(unfinished(payment.payment_hash, status=FAILED, failure_reason=2))
     try:
-        async with LndClient(node.address, timeout_s=10) as lnd:
+        async with LndClient(node.address, timeout_s=60) as lnd:
             reconciler = world.make(lookup=lambda payment: lnd.payment(payment.payment_hash), batch=10)
             assert (await reconciler.once()).still_open == 23
             await node.stop()

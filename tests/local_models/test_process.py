@@ -46,7 +46,7 @@ def family(pid):
 
 
 def alive(processes):
-    _, left = psutil.wait_procs(processes, timeout=30)
+    _, left = psutil.wait_procs(processes, timeout=60)
     return left
 
 

@@ -36,17 +36,17 @@ class LndServiceClient:
         self.stub = STUBS.lightning_grpc.LightningStub(channel)
 
     async def add(self, **fields):
-        return await self.stub.AddInvoice(LN.Invoice(**fields), timeout=10)
+        return await self.stub.AddInvoice(LN.Invoice(**fields), timeout=60)
 
     async def pay(self, payment_request, **fields):
         request = LN.SendRequest(payment_request=payment_request, **fields)
-        return await self.stub.SendPaymentSync(request, timeout=10)
+        return await self.stub.SendPaymentSync(request, timeout=60)
 
     async def lookup(self, payment_hash):
-        return await self.stub.LookupInvoice(LN.PaymentHash(r_hash=payment_hash), timeout=10)
+        return await self.stub.LookupInvoice(LN.PaymentHash(r_hash=payment_hash), timeout=60)
 
     def subscribe(self, **fields):
-        return self.stub.SubscribeInvoices(LN.InvoiceSubscription(**fields), timeout=10)
+        return self.stub.SubscribeInvoices(LN.InvoiceSubscription(**fields), timeout=60)
 
 
 @asynccontextmanager
@@ -305,7 +305,7 @@ async def test_a_stop_ends_subscriptions_in_good_order():
         lnd = LndServiceClient(node, address, channel)
         call = lnd.subscribe()
         await listens(lnd, call)
-        await node.stop(1.0)
+        await node.stop(60)
         while (heard := await call.read()) is not grpc.aio.EOF:
             assert heard.add_index
         assert await call.code() is grpc.StatusCode.OK
@@ -389,7 +389,7 @@ async def test_invoices_are_in_the_events_file(tmp_path):
 async def test_the_gateways_own_questions_are_answered(lnd):
     added = await lnd.add(value_msat=50_000)
     await lnd.pay(added.payment_request)
-    async with LndClient(LndAddress(lnd.address), timeout_s=10) as client:
+    async with LndClient(LndAddress(lnd.address), timeout_s=60) as client:
         info = await client.info()
         balance = await client.balance()
         channels = await client.channels()

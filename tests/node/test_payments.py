@@ -20,14 +20,14 @@ PAY = {"amount_msat": None, "fee_limit_msat": 2_000, "timeout_s": 5}
 async def served():
     node = Node(NodeConfig(listen="127.0.0.1:0", wallet=WalletConfig(balance_msat=1_000_000)))
     address = await node.start()
-    async with LndPayer(LndAddress(address)) as payer:
+    async with LndPayer(LndAddress(address), timeout_s=60) as payer:
         yield node, address, payer
     await node.stop()
 
 
 async def test_the_customers_invoice_is_paid_once_with_a_fee_out_of_the_nodes_wallet(served):
     node, address, payer = served
-    text = await make_invoice(address, 100_000)
+    text = await make_invoice(address, 100_000, timeout_s=60)
     paid = await payer.send(text, **PAY)
     assert (paid.state, paid.amount_msat, paid.fee_msat) == (PaymentState.SETTLED, 100_000, 1_010)
     assert node.wallet.balance_msat == 1_000_000 - 101_010
@@ -44,7 +44,8 @@ async def test_the_customers_invoice_is_paid_once_with_a_fee_out_of_the_nodes_wa
 )
 async def test_failures_are_lnds(served, amount_msat, limit_msat, failure):
     _, address, payer = served
-    failed = await payer.send(await make_invoice(address, amount_msat), **{**PAY, "fee_limit_msat": limit_msat})
+    text = await make_invoice(address, amount_msat, timeout_s=60)
+    failed = await payer.send(text, **{**PAY, "fee_limit_msat": limit_msat})
     assert (failed.state, failed.failure) == (PaymentState.FAILED, failure)
 
 

@@ -8,6 +8,8 @@ import pytest
 import structlog
 from aiohttp import web
 
+from lcp_gateway.node_client import backend as backends
+from lcp_gateway.node_client import reconnect, session
 from lcp_gateway.node_client.catalog import ModelCatalog
 from lcp_gateway.node_client.options import BackendOptions, JoinOptions
 from lcp_gateway.node_client.reconnect import CannotJoin, Joiner, pause_s
@@ -108,6 +110,18 @@ async def joined(serve, backend, **options):
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """Give backends and gateways a minute: a node whose backend does not list its models in time refuses the next request."""
+    for module, limit in (
+        (backends, "_CONNECT_TIMEOUT_S"),
+        (backends, "_LIST_TIMEOUT_S"),
+        (reconnect, "_CONNECT_TIMEOUT_S"),
+        (session, "_WELCOME_WITHIN_S"),
+    ):
+        monkeypatch.setattr(module, limit, 60.0)
 
 
 @pytest.fixture

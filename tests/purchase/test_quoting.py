@@ -128,7 +128,7 @@ async def test_a_late_provider_is_not_waited_for():
 
 async def test_a_quote_that_arrives_within_patience_s_counts():
     late = Peer(1_000, ready=asyncio.Event())
-    quoting = Quoting(at_once(2, patience_s=5), p1=5_000, p2=late)
+    quoting = Quoting(at_once(2, patience_s=60), p1=5_000, p2=late)
     asked = asyncio.ensure_future(quoting.offer())
     await settle()
     late.ready.set()

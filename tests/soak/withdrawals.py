@@ -176,7 +176,7 @@ async def _find_out(journal: str, lnd: LndStandin) -> None:
     database = await open_database(Path(journal) if "://" not in journal else journal, gone_after_s=0)
     withdrawals, later = Withdrawals(database), [timedelta(hours=1)]
     try:
-        async with LndPayer(lnd.address) as payer:
+        async with LndPayer(lnd.address, timeout_s=60) as payer:
             payouts = Payouts(
                 withdrawals,
                 LndPayouts(payer),

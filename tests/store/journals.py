@@ -81,6 +81,13 @@ async def swept_once_gone(database, at: datetime) -> SweepResult:
     return swept
 
 
+async def until_gone(database, owner: str) -> None:
+    """Wait until an owner that has closed its database counts as gone: a server may notice that a moment later."""
+    async with asyncio.timeout(60):
+        while not await database.write(lambda connection: database.is_gone(connection, owner)):
+            await asyncio.sleep(0.05)
+
+
 async def spent(books, budget: Budget = HOUR, at: datetime = NOW) -> int:
     """Return what counts against a budget at a time."""
     (state,) = await books.budgets([budget], at)

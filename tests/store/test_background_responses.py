@@ -12,7 +12,7 @@ from lcp_gateway.store.background_responses import BackgroundRows
 from lcp_gateway.store.database.engines import DatabaseUnavailable, open_database
 from lcp_gateway.store.journal.recovery import resolve, sweep
 from lcp_gateway.store.journal.writer import JournalWriter
-from tests.store.journals import NOW, intent, job, written
+from tests.store.journals import NOW, intent, job, until_gone, written
 
 ID = "resp_bg_1"
 
@@ -62,11 +62,12 @@ async def test_a_job_of_this_process_is_not_elsewhere(jobs):
     assert not (await jobs.find(ID, "key_1")).elsewhere
 
 
-async def test_a_job_of_another_process_is_elsewhere_until_that_has_gone(jobs, where):
+async def test_a_job_of_another_process_is_elsewhere_until_that_has_gone(jobs, database, where):
     other = await open_database(where, gone_after_s=0)
     await noted(BackgroundRows(other))
     assert (await jobs.find(ID, "key_1")).elsewhere
     await other.close()
+    await until_gone(database, other.owner)
     assert not (await jobs.find(ID, "key_1")).elsewhere
 
 
@@ -107,6 +108,7 @@ async def test_what_a_dead_process_was_paying_is_unknown_until_there_is_evidence
     await journal.intend(bought())
     await journal.close()
     await other.close()
+    await until_gone(database, other.owner)
     assert (await jobs.find(ID, "key_1")).money["payment"] == "unknown"
     await sweep(database, NOW)
     assert (await jobs.find(ID, "key_1")).money["payment"] == "unknown"
@@ -123,6 +125,7 @@ async def test_what_a_dead_process_handed_to_a_node_counts_as_bought(jobs, datab
     await journal.intend(bought(source=ProviderSource.NODE))
     await journal.close()
     await other.close()
+    await until_gone(database, other.owner)
     await sweep(database, NOW)
     assert (await jobs.find(ID, "key_1")).money["state"] == "undelivered"
 

@@ -8,7 +8,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,13 @@ from tests.support.forked import ForkedProcess, start_module
 from tests.support.gateway import clean_environment
 
 TIMEOUT_S = 120
+PATIENCE = {
+    # A real start, with the node's, takes half a minute on a busy machine; a command that waits for it has TIMEOUT_S.
+    "LCP_GATEWAY_START_TIMEOUT_S": "100",
+    # As for other gateways of tests: their defaults are five seconds.
+    "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
+    "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
+}
 _MARK = "BACKGROUND_TEST_MARK"
 
 
@@ -54,6 +61,7 @@ class Machine:
                 "XDG_STATE_HOME": str(self.folder / "state"),
                 "XDG_CONFIG_HOME": str(self.folder / "config"),
                 "TMPDIR": str(self.folder),
+                **PATIENCE,
                 _MARK: self.mark,
                 **extra,
             }
@@ -140,7 +148,7 @@ def ended(process: ForkedProcess | subprocess.Popen[str]) -> Outcome:
 def answers(port: int) -> bool:
     """Whether a gateway answers at a port."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=60) as response:
             return response.status == 200
     except OSError:
         return False
@@ -148,7 +156,7 @@ def answers(port: int) -> bool:
 
 def post_chat(port: int, words: str) -> dict:
     """Buy an answer from the first model."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=10) as response:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=TIMEOUT_S) as response:
         model = json.load(response)["data"][0]["id"]
     body = {"model": model, "messages": [{"role": "user", "content": words}]}
     request = urllib.request.Request(
@@ -169,9 +177,10 @@ def kill(pid: int) -> None:
     """Kill a process as the kernel does when memory runs out, and wait until it has ended."""
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + TIMEOUT_S
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    with suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def _is_of(process: psutil.Process, machine: Machine) -> bool:

@@ -14,7 +14,7 @@ from tests.support.gateway import RunningGateway
 ADMIN_KEY = "admin-key-of-the-tests"
 _POLICY = re.compile(r"Content Security Policy|Trusted ?Type|violates the following", re.IGNORECASE)
 # Waits for what a busy machine does slowly; nothing is measured with it.
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000
 expect.set_options(timeout=PATIENCE_MS)
 
 

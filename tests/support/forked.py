@@ -208,10 +208,12 @@ def _load() -> None:
         "lcp_gateway.cli.serve",
         "lcp_gateway.cli.serve.serve",
         "lcp_gateway.cli.service.start",
+        "lcp_gateway.cli.service.status",
         "lcp_gateway.cli.node.program",
         "lcp_gateway.cli.node.assembly",
         "lcp_gateway.app",
         "lcp_gateway.lightning.lnd.invoice_issuer",
+        "lcp_gateway.lightning.lnd.payouts",
         "lcp_gateway.node.server",
         "lcp_gateway.store.accounts.nodes",
         "lcp_gateway.store.accounts.refunds",
@@ -219,6 +221,7 @@ def _load() -> None:
         "lcp_gateway.store.accounts.sessions",
         "lcp_gateway.store.accounts.withdrawals",
         "lcp_gateway.store.database.creation",
+        "lcp_gateway.store.database.leader",
         "lcp_gateway.store.database.postgres",
         "lcp_gateway.store.database.sqlite",
         "lcp_gateway.telemetry.log_output",
@@ -237,25 +240,36 @@ def _load() -> None:
 
 
 def _wait_longer() -> None:
-    """Give Redis, databases and gateways a minute to answer, as `tests/conftest.py` does; tests of these limits use REAL_START."""
+    """Give Redis, databases, lnd and gateways a minute to answer, as `tests/conftest.py` does; tests of these limits use REAL_START."""
     for module, limit in (
         ("accounts.shared.outage", "_ANSWER_S"),
+        ("cli.service.status", "_JOURNAL_TIMEOUT_S"),
         ("cli.gateway_client", "_READY_TIMEOUT_S"),
+        ("http.gateway.api_limits", "_READ_S"),
         ("http.openai.charges", "_BALANCE_S"),
         ("http.openai.charges", "_REFUND_S"),
+        ("store.database.leader", "_ANSWER_S"),
         ("store.database.postgres", "_RESERVED_READ_S"),
         ("store.database.sqlite", "_RESERVED_READ_S"),
+        ("upstreams.openai.adapter", "_CONNECT_TIMEOUT_S"),
+        ("upstreams.openai.input_tokens", "_CONNECT_TIMEOUT_S"),
     ):
         loaded = sys.modules[f"lcp_gateway.{module}"]
         assert isinstance(getattr(loaded, limit), float)
         setattr(loaded, limit, _PATIENCE_S)
     limits = sys.modules["lcp_gateway.store.database.engines"].open_database.__kwdefaults__
     limits.update(busy_timeout_s=_PATIENCE_S, write_timeout_s=_PATIENCE_S)
+    for module, client in (("client", "LndClient"), ("invoices", "LndInvoices")):
+        of_lnd = getattr(sys.modules[f"lcp_gateway.lightning.lnd.{module}"], client)
+        of_lnd.__init__.__kwdefaults__["timeout_s"] = _PATIENCE_S
     writer = sys.modules["lcp_gateway.store.journal.writer"]
-    writer.JournalWriter.__init__.__kwdefaults__["limits"] = writer.JournalLimits(wait_s=_PATIENCE_S)
+    # A gateway's tests wait for its end no longer than for an answer.
+    patient = writer.JournalLimits(wait_s=_PATIENCE_S, close_s=_PATIENCE_S / 2)
+    writer.JournalWriter.__init__.__kwdefaults__["limits"] = patient
     # The last default is the patience with other quotes.
     rules = sys.modules["lcp_gateway.purchase.quoting"].QuotingRules.__init__
     rules.__defaults__ = (*rules.__defaults__[:-1], _PATIENCE_S)
+    sys.modules["lcp_gateway.cli.gateway_client"].call.__kwdefaults__["timeout_s"] = _PATIENCE_S
 
 
 def _serve(control: socket.socket) -> dict:

@@ -66,6 +66,7 @@ class RunningGateway:
     events_file: Path | None
     output: list[str] = field(default_factory=list)
     log_lines: list[str] = field(default_factory=list)
+    readers: list[threading.Thread] = field(default_factory=list)
 
     @property
     def base_url(self) -> str:
@@ -112,11 +113,15 @@ class RunningGateway:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
-            return self.process.wait(timeout_s)
+            code = self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(60)
             raise
+        # What it wrote last is in the pipes.
+        for reader in self.readers:
+            reader.join(60)
+        return code
 
 
 @contextmanager
@@ -135,10 +140,14 @@ def gateway(
             "LCP_GATEWAY_BREAKER_FAILURES": "0",
             # Short, so that tests of clients that leave need not wait; those of joining set their own.
             "LCP_GATEWAY_JOIN_GRACE_S": "0.2",
+            # A machine that stands still for three of them would cut every node that has dialled in.
+            "LCP_GATEWAY_DIALIN_HEARTBEAT_S": "60",
             # A daemon on a machine with other work may be listening only after a while.
             "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
             # On such a machine a quote may take longer than the default; tests of its limit set their own.
             "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
+            # It may stand still for longer than keys are accepted after they were read; tests of that set their own.
+            "LCP_GATEWAY_KEYS_STALE_S": "60",
         }
         if embedded:
             settings["LCP_GATEWAY_NODE_EVENTS_FILE"] = str(events_file)
@@ -152,7 +161,7 @@ def gateway(
             module, *command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(settings)
         )
         running = RunningGateway(process, 0, events_file)
-        readers = [_collect(process.stdout, running.output), _collect(process.stderr, running.log_lines)]
+        running.readers += [_collect(process.stdout, running.output), _collect(process.stderr, running.log_lines)]
         try:
             running.port = _wait_for_port(running)
             yield running
@@ -164,10 +173,10 @@ def gateway(
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait(60)
-            for reader in readers:
+            for reader in running.readers:
                 reader.join(60)
             # To close a pipe that is being read would wait for its writer.
-            assert not any(reader.is_alive() for reader in readers), (
+            assert not any(reader.is_alive() for reader in running.readers), (
                 f"a process that it started still runs:\n{running.logs}"
             )
             for pipe in (process.stdout, process.stderr):

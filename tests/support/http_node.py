@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass, field, fields
 
 from aiohttp import HttpVersion10, web
 
+from tests.support.ports import free_port
+
 _PIECE_BYTES = 64 * 1024
 _DIMENSIONS = 8
 _CALLS = {"/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/embeddings"}
@@ -511,7 +513,9 @@ class HttpNodeThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http-node", daemon=True)
         self._thread.start()
-        self._runner, self.port = self._run(serve(self.server, self.port))
+        # One that the kernel chose it would lend to another program while this is stopped.
+        self.port = self.port or free_port()
+        self._runner, _ = self._run(serve(self.server, self.port))
 
     def stop(self) -> None:
         """Close its port and every connection at once, as a process that is killed does."""

@@ -83,7 +83,8 @@ class Installed:
         process = subprocess.Popen(
             [str(self.program), "serve", *arguments],
             cwd=self.home,
-            env=self.settings({}),
+            # On a busy machine a node that was just installed starts slowly, and answers slowly.
+            env=self.settings({"LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60", "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60"}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -93,7 +93,7 @@ def chat(model: str = "echo-1", **more: object) -> dict:
 
 
 def query(journal: Path, statement: str, values: Sequence[object] = ()) -> list[tuple]:
-    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=10)) as connection:
+    with closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=60)) as connection:
         return connection.execute(statement, values).fetchall()
 
 

@@ -69,7 +69,7 @@ async def resolve_later(journal: Path | str, lnd: LndStandin) -> None:
         return True
 
     try:
-        async with LndClient(lnd.address) as client:
+        async with LndClient(lnd.address, timeout_s=60) as client:
             reconciler = Reconciler(
                 lookup=lambda payment: client.payment(payment.payment_hash),
                 open_payments=unknowns,

@@ -108,7 +108,7 @@ class LcpWorld:
         """Return whether the buyer can ask the seller for a quote."""
         try:
             with self.client() as stub:
-                peers = stub.ListLCPPeers(lcpd_pb2.ListLCPPeersRequest(), timeout=5).peers
+                peers = stub.ListLCPPeers(lcpd_pb2.ListLCPPeersRequest(), timeout=60).peers
         except grpc.RpcError:
             return False
         return self.seller_lnd.identity in [it.peer_id for it in peers]

@@ -24,6 +24,7 @@ from coincurve import PrivateKey
 from lcp_gateway.lightning import bolt11
 from lcp_gateway.lightning.lnd.channel import LndAddress
 from lcp_gateway.lightning.lnd.stubs import load_stubs
+from tests.support.ports import free_port
 
 STUBS = load_stubs()
 LN = STUBS.lightning
@@ -187,6 +188,8 @@ class LndStandin:
         # As lnd: a client that pings more often is told to go away.
         self._server = grpc.aio.server(options=[("grpc.http2.min_ping_interval_without_data_ms", 5_000)])
         self.add_services(self._server)
+        # One that the kernel chose it would lend to another program while this is stopped.
+        self.port = self.port or free_port()
         credentials = grpc.ssl_server_credentials([(self._tls_key.read_bytes(), self._certificate.read_bytes())])
         self.port = self._server.add_secure_port(f"127.0.0.1:{self.port}", credentials)
         await self._server.start()

@@ -111,10 +111,10 @@ def prometheus(config: dict, folder: Path, *flags: str) -> Iterator[RunningProme
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(5)
+                process.wait(60)
 
 
 def _wait_until_ready(running: RunningPrometheus, process: subprocess.Popen, log: Path) -> None:

@@ -39,13 +39,13 @@ tokens_per_second = 10.0
 
 def respond(port: int, text: str = "hello", *, headers=None, model="echo-1", **more) -> Answer:
     """Request a response."""
-    return post(port, RESPONSES, document(RESPONSES, model, text, **more), headers, 30)
+    return post(port, RESPONSES, document(RESPONSES, model, text, **more), headers, 120)
 
 
 def chat(port: int, text: str = "hello", *, headers=None, model="echo-1", **more) -> Answer:
     """Request a chat completion that is stored."""
     more = {"store": True, **more}
-    return post(port, CHAT, document(CHAT, model, text, **more), headers, 30)
+    return post(port, CHAT, document(CHAT, model, text, **more), headers, 120)
 
 
 def retrieve(port: int, response_id: str, query: str = "", *, headers=None) -> Answer:

@@ -44,7 +44,7 @@ def port(node):
 
 def arrives_as_it_is(node, port, raw, path=CHAT):
     node.received.clear()
-    answer = post(port, path, raw, timeout_s=20)
+    answer = post(port, path, raw)
     assert answer.status == 200, answer.body
     assert node.last_body() == raw
     return answer

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 
+from lcp_gateway.cli import gateway_client
 from lcp_gateway.cli.gateway_client import find_gateway
 from lcp_gateway.config import Settings
 from tests.support.certificates import DAY, certificate
@@ -36,7 +37,7 @@ def ask(port, context, path="/v1/models", body=None):
 def shown_at(port) -> bytes:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("127.0.0.1", port), 5) as raw, context.wrap_socket(raw) as wrapped:
+    with socket.create_connection(("127.0.0.1", port), 60) as raw, context.wrap_socket(raw) as wrapped:
         return wrapped.getpeercert(binary_form=True)
 
 
@@ -82,7 +83,7 @@ def test_only_versions_of_today_and_one_protocol_are_spoken(served, version):
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2", "http/1.1"])
     with (
-        socket.create_connection(("127.0.0.1", it.port), 5) as raw,
+        socket.create_connection(("127.0.0.1", it.port), 60) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as wrapped,
     ):
         assert wrapped.selected_alpn_protocol() == "http/1.1"
@@ -148,8 +149,11 @@ def lcp_gateway(*arguments, **environment):
     return run_command(*arguments, env=environment)
 
 
-def test_the_command_line_finds_a_gateway_that_speaks_https(served):
+def test_the_command_line_finds_a_gateway_that_speaks_https(served, monkeypatch):
     it, pair = served
+    # It is asked in this process: on a busy machine an answer may take longer than a command waits.
+    monkeypatch.setattr(gateway_client, "_READY_TIMEOUT_S", 60.0)
+    monkeypatch.setitem(gateway_client.call.__kwdefaults__, "timeout_s", 60.0)
     settings = Settings(http_addr=f":{it.port}", http_tls_cert=pair.certificate, http_tls_key=pair.key)
     found = find_gateway(settings)
     assert found.url == f"https://127.0.0.1:{it.port}"

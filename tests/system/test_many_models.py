@@ -1,5 +1,6 @@
 """A hundred peers with thousands of models delay no request."""
 
+import select
 import threading
 import time
 
@@ -10,10 +11,11 @@ from lcp_gateway._gen.lcpd import lcpd_pb2 as pb
 from tests.support.gateway import gateway
 from tests.support.node_thread import eventually
 from tests.support.scripted_daemon import Daemon, in_a_thread
-from tests.support.wire import CHAT, document, get, post
+from tests.support.wire import CHAT, document, get, post, request_bytes, wire
 
 PEERS, MODELS = 100, 3_000
 MOST_IN_ALL = 8_192
+STEP_S = 0.05
 
 
 def crowd(number):
@@ -36,7 +38,8 @@ def test_lists_and_choices_among_very_many_models_are_quick():
     settings = {
         "LCP_GATEWAY_PEERS_REFRESH_S": "2",
         "LCP_GATEWAY_SLOW_CALLBACK_MS": "400",
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "20",
+        # The list of peers has to come within it, too.
+        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
     }
     with in_a_thread(daemon):
         settings["LCP_GATEWAY_LCPD_GRPC_ADDR"] = daemon.address
@@ -57,7 +60,11 @@ def test_lists_and_choices_among_very_many_models_are_quick():
 
 
 class Slowest:
-    """Requests /healthz repeatedly, and records the slowest answer's time."""
+    """Requests /healthz repeatedly, and records the slowest answer's time.
+
+    It counts in short waits of its own: a machine on which everything stands still, this process too, makes one of them
+    longer, and not an answer slow.
+    """
 
     def __init__(self, port):
         self._port = port
@@ -66,10 +73,14 @@ class Slowest:
         self.s = 0.0
 
     def _run(self):
-        while not self._ended.wait(0.05):
-            started = time.monotonic()
-            assert get(self._port, "/healthz").status == 200
-            self.s = max(self.s, time.monotonic() - started)
+        while not self._ended.wait(STEP_S):
+            waits = 0
+            with wire(self._port) as connection:
+                connection.send(request_bytes("GET", "/healthz"))
+                while not select.select([connection.socket], [], [], STEP_S)[0]:
+                    waits += 1
+                assert connection.answer().status == 200
+            self.s = max(self.s, waits * STEP_S)
 
     def __enter__(self):
         self._thread.start()

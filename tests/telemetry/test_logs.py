@@ -287,7 +287,7 @@ def test_a_closed_pipe_at_standard_error_does_not_stop_the_process():
         "for _ in range(3): get_logger('x').info('hello')\n"
         "print('still here')\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, timeout=120, check=False)
     assert done.stdout == b"still here\n"
 
 

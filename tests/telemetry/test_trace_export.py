@@ -35,6 +35,8 @@ class Counts:
 def waits(monkeypatch):
     """Have an export's end wait for its collector, however busy the machine is."""
     monkeypatch.setattr(trace_export, "_FLUSH_S", 60.0)
+    # So does each of its requests.
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     yield
     # One that was given up ends later, and its line would be in the next test's log.
     for thread in threading.enumerate():

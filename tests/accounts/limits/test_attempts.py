@@ -9,9 +9,10 @@ from lcp_gateway.accounts.shared.calls import RedisCalls
 from lcp_gateway.accounts.shared.outage import Outage
 from tests.support.redis import RunningRedis, running_redis
 
-TEN = AttemptLimit("sign_in", 10, 60.0)
+# Each fills up so slowly that it does not in the middle of a test: Redis counts by the time of day.
+TEN = AttemptLimit("sign_in", 10, 600.0)
 FIVE = AttemptLimit("register", 5, 3_600.0)
-IN_ALL = AttemptLimit("in_all", 3, 60.0)
+IN_ALL = AttemptLimit("in_all", 3, 600.0)
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +35,14 @@ async def attempts(request):
 
 async def test_so_many_attempts_of_an_address_and_no_more(attempts):
     waits = [await attempts.take("192.0.2.1", TEN) for _ in range(11)]
-    assert waits[:10] == [0.0] * 10 and 0 < waits[10] <= 6
+    assert waits[:10] == [0.0] * 10 and 0 < waits[10] <= 60
     assert await attempts.take("192.0.2.2", TEN) == 0.0
     assert await attempts.take("192.0.2.1", FIVE) == 0.0, "another limit"
 
 
 async def test_a_limit_of_an_hour_fills_within_an_hour(attempts):
     waits = [await attempts.take("192.0.2.1", FIVE) for _ in range(6)]
-    assert waits[:5] == [0.0] * 5 and 715 < waits[5] <= 720
+    assert waits[:5] == [0.0] * 5 and 660 < waits[5] <= 720
 
 
 async def test_an_ipv6_network_counts_as_one_address(attempts):
@@ -59,8 +60,7 @@ async def test_gateways_on_one_redis_count_together(redis):
     await redis.forget()
     one, other = Attempts(RedisCalls(redis.url)), Attempts(RedisCalls(redis.url))
     found = await asyncio.gather(*(each.take("192.0.2.1", TEN) for each in (one, other) for _ in range(10)))
-    # A refill of one takes six seconds: on a slow machine one more may fit.
-    assert 10 <= found.count(0.0) <= 12
+    assert found.count(0.0) == 10
     await one._calls.aclose()
     await other._calls.aclose()
 
@@ -74,7 +74,7 @@ async def test_an_address_is_not_stored(redis):
     client = Redis.from_url(redis.url)
     (key,) = await client.keys("*")
     assert b"192.0.2" not in key and key.startswith(b"lcp-gateway:attempts:sign_in:")
-    assert 0 < await client.pttl(key) <= 6_001
+    assert 0 < await client.pttl(key) <= 60_001
     await client.aclose()
     await one._calls.aclose()
 
@@ -84,6 +84,6 @@ async def test_while_redis_is_away_each_process_counts_for_itself():
     outage = Outage(report=reported.append, clock=lambda: 0.0)
     one = Attempts(RedisCalls("redis://127.0.0.1:1/0"), outage=outage, clock=lambda: 0.0)
     waits = [await one.take("192.0.2.1", TEN) for _ in range(11)]
-    assert waits[:10] == [0.0] * 10 and waits[10] == 6.0
+    assert waits[:10] == [0.0] * 10 and waits[10] == 60.0
     assert reported == ["ConnectionError"]
     await one._calls.aclose()

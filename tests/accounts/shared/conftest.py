@@ -1,5 +1,6 @@
 """A Redis, and gateways that share their results in it."""
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -30,16 +31,28 @@ def journals():
 
 @pytest.fixture
 async def replica(redis, journals):
-    """Make a gateway that shares its results; its world also has its reports about Redis and repeats."""
+    """Make a gateway that shares its results; its world also has its reports about Redis and repeats.
+
+    ``found`` is set once it has found a claim of another gateway.
+    """
     opened = []
 
     async def make(*, lease_s=600.0, renew_s=None, wait_s=60.0, secret=SECRET, keep=None, max_bytes=1_000, **more):
-        reports, joined = [], []
+        reports, joined, found = [], [], asyncio.Event()
         calls = RedisCalls(redis.url)
         claims = RedisClaims(calls, Outage(report=reports.append), lease_s)
         if renew_s is not None:
             # By this it is renewed; in Redis it lasts for as long as it was made for.
             claims.lease_s = 3 * renew_s
+        take = claims.take
+
+        async def recorded(*arguments):
+            theirs = await take(*arguments)
+            if theirs is not None:
+                found.set()
+            return theirs
+
+        claims.take = recorded
         if not opened:
             await calls.client.flushdb()
         opened.append(calls)
@@ -54,7 +67,7 @@ async def replica(redis, journals):
             max_bytes=max_bytes,
             on_joined=joined.append,
         )
-        w.claims, w.reports, w.joined = claims, reports, joined
+        w.claims, w.reports, w.joined, w.found = claims, reports, joined, found
         return w
 
     yield make

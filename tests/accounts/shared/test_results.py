@@ -63,8 +63,10 @@ async def test_a_repeat_at_another_gateway_waits_for_the_end_of_the_purchase(rep
     async with asyncio.timeout(60):
         while not any(w.upstream.works for w in replicas):
             await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
-    (buyer,) = [w for w in replicas if w.upstream.works]
+        (buyer,) = [w for w in replicas if w.upstream.works]
+        for w in replicas:
+            if w is not buyer:
+                await w.found.wait()
     assert sum(len(w.upstream.asked) for w in replicas) == 1
     if stream:
         buyer.upstream.works[0].stream(b"one", b"two")

@@ -73,7 +73,8 @@ async def test_a_waiting_repeat_does_not_buy_because_redis_is_unreachable_for_a_
     asked = spawn(one.ask(ordered(), KEY))
     work = await work_of(one)
     waiting = spawn(other.ask(ordered(), KEY))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        await other.found.wait()
     other.claims._outage._until = float("inf")
     await asyncio.sleep(0.1)
     work.deliver()

@@ -29,6 +29,8 @@ from tests.accounts.bank import bank, migrated  # noqa: F401 - fixtures
 
 LOG = structlog.get_logger()
 NOW = datetime.now(UTC)
+# Longer than a process may stand still on a busy machine.
+STALE_S = 60.0
 
 
 def open_parts(settings: Settings, database=None):
@@ -129,7 +131,7 @@ async def test_limits_hold_without_accounts_too(limit):
 
 async def test_static_keys_open_beside_those_of_accounts(bank):  # noqa: F811 - the fixture
     made = await bank.keys.create(await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules())
-    settings = Settings(auth="accounts", api_keys=("mine",))
+    settings = Settings(auth="accounts", api_keys=("mine",), keys_stale_s=STALE_S)
     async with opened(settings, bank.database) as parts:
         find = parts.authenticator._find
         assert find("mine").account_id is None
@@ -152,7 +154,9 @@ async def test_keys_that_cannot_be_read_keep_the_gateway_from_starting(bank, mon
 
 async def test_other_static_keys_are_let_in_and_those_of_before_are_not(bank):  # noqa: F811 - the fixture
     made = await bank.keys.create(await bank.customer(), name="k", actor="t", at=NOW, rules=KeyRules())
-    before, after = (Settings(auth="accounts", api_keys=(key,), admin_key=key) for key in ("old", "new"))
+    before, after = (
+        Settings(auth="accounts", api_keys=(key,), admin_key=key, keys_stale_s=STALE_S) for key in ("old", "new")
+    )
     async with open_parts(before, bank.database) as it:
         parts = parts_of(it, after)
         find = parts.authenticator._find
@@ -179,7 +183,7 @@ async def test_running_jobs_count_against_a_limit_that_is_set_later():
 
 @pytest.fixture
 async def key_sync(bank):  # noqa: F811 - the fixture
-    key_sync = KeySync(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,))
+    key_sync = KeySync(bank.keys, KeyCache(), LOG, unavailable=(DatabaseUnavailable,), stale_s=STALE_S)
     await key_sync.load()
     return key_sync
 

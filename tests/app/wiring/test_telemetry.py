@@ -50,7 +50,8 @@ async def test_a_variable_that_makes_no_sense_is_said_at_the_start(monkeypatch):
             pass
 
 
-async def test_all_spans_are_exported_at_the_end():
+async def test_all_spans_are_exported_at_the_end(monkeypatch):
+    monkeypatch.setattr("lcp_gateway.telemetry.trace_export._FLUSH_S", 60.0)
     metrics = Metrics()
     with collector() as seen, capture_logs() as lines:
         settings = Settings(otlp_endpoint=seen.endpoint, otlp_headers={"x-key": "SECRET"})

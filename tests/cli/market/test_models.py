@@ -81,7 +81,7 @@ def test_a_model_that_is_mapped_elsewhere_has_no_score_where_no_request_goes(run
 
 
 def test_models_without_a_daemon_fail_in_one_line(run, nowhere):
-    outcome = run("models", "--lcpd-grpc-addr", nowhere, "--preflight-timeout-s", "1s", *NO_GATEWAY)
+    outcome = run("models", "--lcpd-grpc-addr", nowhere, *NO_GATEWAY)
     assert outcome.code == 1
     assert outcome.err.count("\n") == 1
     assert f"the daemon at {nowhere} does not answer (UNAVAILABLE)" in outcome.err

@@ -62,7 +62,7 @@ def test_a_node_that_dies_is_started_again_at_the_same_address():
 def test_restarts_are_bounded():
     told = []
     dead = NodeOptions(listen="", backend="http://127.0.0.1:9/v1")
-    restarts = RestartPolicy(first_pause_s=0.01, in_a_row=1)
+    restarts = RestartPolicy(first_pause_s=0.01, in_a_row=1, settled_s=3_600.0)
     with EmbeddedNode(dead, tell=told.append, restarts=restarts):
         eventually(lambda: any("not started again" in line for line in told))
     assert len(told) == 2

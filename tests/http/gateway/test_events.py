@@ -14,7 +14,7 @@ from lcp_gateway.http.gateway.events import STREAMS_EACH, STREAMS_IN_ALL, STREAM
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import DatabaseUnavailable
-from lcp_gateway.store.journal.writer import JournalWriter
+from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
 from tests.http.front import ADMIN_KEY, front
 from tests.http.gateway.bought import make_history
 from tests.store.journals import charged, intent, written
@@ -27,7 +27,7 @@ ANN, BOB = "ann inference+wallet", "bob inference+wallet"
 async def gateway(bank):
     async with front(bank) as gateway:
         gateway.made = await make_history(gateway)
-        gateway.journal = JournalWriter(bank.database, on_problem=print)
+        gateway.journal = JournalWriter(bank.database, on_problem=print, limits=JournalLimits(wait_s=60.0))
         gateway.journal.start()
         yield gateway
         await gateway.journal.close()
@@ -107,6 +107,8 @@ async def test_purchases_are_told_at_each_change_to_the_keys_that_may_see_them(g
             await reader.upto("catalog")
         await poll(gateway)
         now = datetime.now(UTC) + timedelta(seconds=2)
+        # A poll looks back a few seconds, and what follows may take longer.
+        gateway.hub.now = lambda: now
         wanted = charged("live", made.accounts["ann"], key_id=made.ids[ANN], at=now)
         states = []
         for state in (State.PAYING, State.SETTLED, State.DELIVERED):
@@ -302,6 +304,8 @@ async def test_more_than_a_person_can_see_is_told_as_missed(gateway):
     async with listening(gateway, ADMIN_KEY) as admin:
         await admin.upto("catalog")
         now = datetime.now(UTC)
+        # A poll looks back a few seconds, and writing so many may take longer.
+        gateway.hub.now = lambda: now
         await asyncio.gather(*(gateway.journal.intend(intent(f"many {n}", at=now)) for n in range(250)))
         await written(gateway.journal)
         await poll(gateway)

@@ -542,7 +542,7 @@ async def test_draining_waits_for_jobs_in_the_background(front):
     job_id = await begin(front)
     work = await front.work()
     asyncio.get_running_loop().call_later(0.05, work.deliver, response())
-    assert await front.jobs.drain(5, lambda: len(front.jobs)) == 0
+    assert await front.jobs.drain(60, lambda: len(front.jobs)) == 0
     await front.idle()
     assert await status(front, job_id) == "completed"
 

@@ -5,7 +5,7 @@ import ssl
 from contextlib import AsyncExitStack, suppress
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession, TCPConnector, web
 
 from lcp_gateway.app.serving import server_options
 from lcp_gateway.config import Settings
@@ -91,8 +91,9 @@ async def hello(request: web.Request) -> web.Response:
 
 
 @pytest.fixture
-async def serve():
+async def serve(monkeypatch):
     """Return a server with a certificate on a free port."""
+    monkeypatch.setattr("lcp_gateway.http.server.listener._HANDSHAKE_S", 60.0)
     async with AsyncExitStack() as stack:
 
         async def start(tls: Tls) -> int:
@@ -126,7 +127,8 @@ async def test_a_renewed_certificate_is_shown_to_new_connections_and_old_ones_go
     tls = Tls(pair.certificate, pair.key)
     port = await serve(tls)
     before, trusting = pair.der, pair.trusting
-    async with ClientSession() as session:
+    # A client's default is to give an idle connection up within 15 s, which the handshakes in between may take.
+    async with ClientSession(connector=TCPConnector(keepalive_timeout=75)) as session:
         async with session.get(f"https://localhost:{port}/", ssl=trusting) as answer:
             assert answer.status == 200
         pair.replace_by(renewed)

@@ -44,7 +44,7 @@ async def node(tmp_path):
 
 @pytest.fixture
 async def lnd(node):
-    async with LndClient(node.address, timeout_s=10) as client:
+    async with LndClient(node.address, timeout_s=60) as client:
         yield client
 
 
@@ -54,7 +54,7 @@ async def failure(question) -> LndError:
     return failed.value
 
 
-async def eventually(ask, within_s=15.0):
+async def eventually(ask, within_s=60.0):
     """Call until there is an answer; return it, or raise the last error after the timeout."""
     deadline = monotonic() + within_s
     while True:
@@ -155,7 +155,10 @@ async def test_a_payment_that_makes_no_sense_hides_no_other(node, lnd):
 
 
 async def test_a_settled_payment_comes_with_its_fee_and_preimage(node, lnd):
+    # A record's time has no fraction of a second.
+    before = datetime.now(UTC).replace(microsecond=0)
     node.knows(settled(PREIMAGE, value_msat=57_372, fee_msat=1_001))
+    after = datetime.now(UTC)
 
     record = await lnd.payment(HASH)
 
@@ -163,7 +166,7 @@ async def test_a_settled_payment_comes_with_its_fee_and_preimage(node, lnd):
     assert record.payment_hash == HASH
     assert (record.amount_msat, record.fee_msat) == (57_372, 1_001)
     assert record.preimage == PREIMAGE
-    assert abs(record.created_at - datetime.now(UTC)).total_seconds() < 10
+    assert before <= record.created_at <= after
     assert node.calls == ["TrackPaymentV2"]
 
 
@@ -322,7 +325,7 @@ async def test_an_lnd_that_does_not_answer_is_given_up_in_time(node):
 async def test_the_wrong_macaroon_is_refused_and_not_shown(node, tmp_path):
     wrong = tmp_path / "wrong.macaroon"
     wrong.write_bytes(b"\xaa\xbb\xcc" * 9)
-    async with LndClient(replace(node.address, macaroon=wrong)) as lnd:
+    async with LndClient(replace(node.address, macaroon=wrong), timeout_s=60) as lnd:
         error = await failure(lnd.info())
 
     assert "verification failed" in str(error) and not error.retryable
@@ -372,7 +375,7 @@ async def test_lnd_may_start_after_the_gateway(tmp_path):
 
 
 async def test_a_call_that_is_cut_by_a_restart_is_an_error_that_passes(node, lnd):
-    node.trouble = Trouble(delay_s=5)
+    node.trouble = Trouble(delay_s=60)
     asked = asyncio.create_task(failure(lnd.info()))
     while "GetInfo" not in node.calls:
         await asyncio.sleep(0.01)

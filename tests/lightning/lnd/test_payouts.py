@@ -12,7 +12,7 @@ from lcp_gateway.lightning.lnd.payer import LndPayer
 from lcp_gateway.lightning.lnd.payouts import LndPayouts
 from tests.support.lnd_standin import ELSEWHERE, LndStandin, Trouble, channel, settled, unfinished
 
-PAY = {"fee_limit_msat": 1_000, "timeout_s": 5}
+PAY = {"fee_limit_msat": 1_000, "timeout_s": 60}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ async def node(tmp_path):
 
 @pytest.fixture
 async def payouts(node):
-    async with LndPayer(node.address, timeout_s=10) as payer:
+    async with LndPayer(node.address, timeout_s=60) as payer:
         yield LndPayouts(payer)
 
 

@@ -37,7 +37,7 @@ async def probe_of(node):
 
     def make(macaroon):
         address = node.address
-        probe = MacaroonProbe(type(address)(address.target, address.tls_cert, macaroon))
+        probe = MacaroonProbe(type(address)(address.target, address.tls_cert, macaroon), timeout_s=60)
         made.append(probe)
         return probe
 

@@ -2,7 +2,25 @@
 
 import pytest
 
+from lcp_gateway.lightning.lnd import channel
+from lcp_gateway.node.lnd import permissions, transport
+from lcp_gateway.node.lnd.invoices import LndJobInvoices
+from lcp_gateway.node.lnd.payments import LndJobPayments
+from lcp_gateway.node.lnd.transport import LndTransport
 from tests.support.lnd_network import LndNetwork
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    """Give an lnd a minute where a test says nothing else: on a busy machine its answers, pings and handshakes can take seconds."""
+    for kind in (LndTransport, LndJobInvoices, LndJobPayments):
+        for limit in ("timeout_s", "keepalive_s"):
+            monkeypatch.setitem(kind.__init__.__kwdefaults__, limit, 60.0)
+    for module, limit in ((channel, "_PING_ANSWER_S"), (permissions, "_TIMEOUT_S"), (transport, "_SEND_TIMEOUT_S")):
+        monkeypatch.setattr(module, limit, 60.0)
+    # For gRPC this is how long an attempt to connect may take, and not a pause.
+    options = {**dict(channel._OPTIONS), "grpc.min_reconnect_backoff_ms": 30_000}
+    monkeypatch.setattr(channel, "_OPTIONS", tuple(options.items()))
 
 
 @pytest.fixture

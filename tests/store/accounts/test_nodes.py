@@ -16,7 +16,7 @@ from lcp_gateway.store.accounts.nodes import Nodes
 from lcp_gateway.store.database.engines import open_database
 from lcp_gateway.store.journal.recovery import sweep
 from lcp_gateway.store.journal.writer import JournalWriter
-from tests.store.journals import NOW, charged, intent, job, written
+from tests.store.journals import NOW, charged, intent, job, until_gone, written
 
 NODE = "gpu.abc123"
 PROVIDER = f"node:{NODE}"
@@ -128,6 +128,7 @@ async def test_a_crash_between_capture_and_delivery_earns_nothing(where, databas
     await written(theirs)
     await theirs.close()
     await second.close()
+    await until_gone(database, second.owner)
     await sweep(database, NOW)
     await sweep(database, NOW)
     assert await ledger.balance(buyer) == Balance(Msat(10_000), Msat(0))

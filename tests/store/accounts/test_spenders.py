@@ -41,7 +41,7 @@ async def test_a_balance_outlives_the_processes_that_spend_it(where, customer, d
     ):
         await asyncio.to_thread(read_until, killed, "intended", 100)
         killed.send_signal(signal.SIGKILL)
-        killed.wait(10)
+        killed.wait(60)
         with spender(where, "restarted", 400, account_id) as restarted:
             for process in (node, restarted):
                 await asyncio.to_thread(read_until, process, "done")

@@ -32,7 +32,7 @@ from lcp_gateway.store.accounts.keys import Keys
 from lcp_gateway.store.accounts.withdrawals import Withdrawals
 from lcp_gateway.store.database.engines import open_database
 from tests.store.invoices import asked, hash_of
-from tests.store.journals import NOW, charged, job, written
+from tests.store.journals import NOW, charged, job, until_gone, written
 from tests.store.withdrawing import HOUR, NODE, RICH, RULES, invoice_hash, new
 
 
@@ -296,7 +296,7 @@ async def test_above_the_threshold_the_operator_decides(withdrawals, ledger, cus
     assert (await ledger.audit()).problems == []
 
 
-async def test_what_a_dead_process_was_paying_becomes_unknown(where, withdrawals, customer, ledger):
+async def test_what_a_dead_process_was_paying_becomes_unknown(where, withdrawals, customer, ledger, database):
     account_id = await customer(100_000)
     second = await open_database(where, gone_after_s=0)
     theirs = Withdrawals(second)
@@ -306,6 +306,7 @@ async def test_what_a_dead_process_was_paying_becomes_unknown(where, withdrawals
     with pytest.raises(WrongWithdrawalState):
         await withdrawals.resolve(lost.id, settled=True, fee_msat=0, reason="seen", actor="op", at=NOW)
     await second.close()
+    await until_gone(database, second.owner)
     (found,) = await withdrawals.take_over([own.id], NOW)
     assert (found.id, found.state) == (lost.id, State.UNKNOWN)
     # One of its own that it no longer follows is lost as well.

@@ -33,7 +33,7 @@ from lcp_gateway.store.journal.recovery import sweep
 from lcp_gateway.store.journal.writer import JournalWriter
 from tests.accounts.paying_node import ABSENT, IN_FLIGHT, NO_ROUTE, OWN, REFUSED, UNCLEAR, PayingNodeStandIn, settled
 from tests.store.invoices import asked, hash_of
-from tests.store.journals import NOW, charged, job, written
+from tests.store.journals import NOW, charged, job, until_gone, written
 from tests.support.examples import examples
 
 WHOSE = st.integers(0, 2)
@@ -264,8 +264,10 @@ class World:
         await self.settle_down()
         self.journal._task.cancel()
         await asyncio.gather(self.journal._task, return_exceptions=True)
+        dead = self.database.owner
         await self.database.close()
         await self.start()
+        await until_gone(self.database, dead)
         for _ in range(3):
             await sweep(self.database, NOW + timedelta(minutes=1))
         for number, (whose, owner, price_msat, end) in self.bought.items():

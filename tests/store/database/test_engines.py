@@ -23,7 +23,7 @@ import asyncio, sys
 from lcp_gateway.store.database.engines import open_database
 
 async def main():
-    database = await open_database(sys.argv[1])
+    database = await open_database(sys.argv[1], busy_timeout_s=60.0, write_timeout_s=60.0)
     await database.close()
     print("alembic" if "alembic" in sys.modules else "plain")
 
@@ -63,12 +63,12 @@ async def test_the_steps_lead_to_the_tables_of_the_program(empty_where):
 
 def test_processes_that_start_at_once_do_not_collide(empty_where):
     processes = [opener(empty_where) for _ in range(4)]
-    outcomes = [process.communicate(timeout=60) for process in processes]
+    outcomes = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, outcomes
 
 
 def test_a_start_with_nothing_to_migrate_does_not_import_alembic(where):
-    out, err = opener(where).communicate(timeout=60)
+    out, err = opener(where).communicate(timeout=240)
     assert out.startswith("plain"), err
 
 

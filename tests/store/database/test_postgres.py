@@ -120,7 +120,7 @@ def one(connection) -> int:
 @asynccontextmanager
 async def flooded(database, readers: int = 3):
     """Keep every connection for reads busy."""
-    reads = [asyncio.create_task(database.read(nap(30))) for _ in range(readers)]
+    reads = [asyncio.create_task(database.read(nap(300))) for _ in range(readers)]
     while database._read_engine.sync_engine.pool.checkedout() < 3:
         await asyncio.sleep(0.001)
     try:

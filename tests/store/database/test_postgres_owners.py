@@ -110,7 +110,7 @@ def test_the_number_of_watched_owners_is_bounded(absences, clock):
     assert len(watched) <= 256 and f"{999:016x}" in watched
 
 
-IMPATIENT = JournalLimits(retry_s=0.02, retry_most_s=0.05)
+IMPATIENT = JournalLimits(wait_s=60.0, retry_s=0.02, retry_most_s=0.05)
 STEP_S = 0.5
 
 

@@ -51,7 +51,7 @@ async def test_session_mode_with_its_defaults_is_as_good_as_no_pooler(postgres, 
 @pytest.mark.parametrize("pooled", [True, False])
 async def test_the_settings_of_a_session_hold(postgres, pooled):
     with pgbouncer(postgres) as port, postgres.fresh_database() as url:
-        database = await open_database(through(url, port) if pooled else url, busy_timeout_s=2.0, write_timeout_s=5.0)
+        database = await open_database(through(url, port) if pooled else url, busy_timeout_s=61.0, write_timeout_s=62.0)
         names = "'lock_timeout', 'idle_in_transaction_session_timeout', 'application_name'"
         question = text(f"SELECT name, setting FROM pg_settings WHERE name IN ({names})")
 
@@ -59,8 +59,8 @@ async def test_the_settings_of_a_session_hold(postgres, pooled):
             return dict(connection.execute(question).all())
 
         expected = {
-            "lock_timeout": "2000",
-            "idle_in_transaction_session_timeout": "20000",
+            "lock_timeout": "61000",
+            "idle_in_transaction_session_timeout": "248000",
             "application_name": "lcp-gateway",
         }
         assert await database.write(ask) == expected

@@ -45,7 +45,7 @@ async def node(tmp_path):
 
 @pytest.fixture
 async def lnd(node):
-    async with LndClient(node.address, timeout_s=10) as client:
+    async with LndClient(node.address, timeout_s=60) as client:
         yield client
 
 
@@ -139,7 +139,7 @@ async def test_another_gateway_after_a_restart_goes_on_from_where_the_last_one_w
             asked.append(index)
             return await super().payments_after(index, limit)
 
-    async with Listening(node.address) as again:
+    async with Listening(node.address, timeout_s=60) as again:
         await PaymentDetailsReader(again, PaymentDetails(database)).once()
     assert await fees(books, 5) == [5]
     assert asked == [5]
@@ -268,7 +268,7 @@ async def test_a_macaroon_that_may_not_list_learns_one_by_one(journal, books, no
 
     node.knows(settled(job(1), fee_msat=7))
     await pay(journal, 1)
-    async with MayNotList(node.address) as limited:
+    async with MayNotList(node.address, timeout_s=60) as limited:
         learner = PaymentDetailsReader(limited, PaymentDetails(database), times=ReadTimes(settling_s=0), clock=clock)
         with pytest.raises(LndError, match="permission denied"):
             await learner.once()
@@ -358,7 +358,7 @@ async def test_two_gateways_that_learn_at_once_learn_each_fee_once(journal, book
     for number in range(100):
         node.knows(settled(job(number), fee_msat=5))
     await pay(journal, *range(100))
-    async with LndClient(node.address) as one, LndClient(node.address) as other:
+    async with LndClient(node.address, timeout_s=60) as one, LndClient(node.address, timeout_s=60) as other:
         await asyncio.gather(*(PaymentDetailsReader(it, PaymentDetails(database)).once() for it in (one, other)))
     assert await spent(books, HOUR, START) == 100 * 1_005
 

@@ -16,7 +16,7 @@ from lcp_gateway.store.journal.recovery import resolve, sweep
 from lcp_gateway.store.journal.repeats import find_earlier
 from lcp_gateway.store.journal.retention import forget_repeat_keys
 from lcp_gateway.store.journal.writer import JournalWriter
-from tests.store.journals import HOUR, NOW, intent, job, keyed, spent, written
+from tests.store.journals import HOUR, NOW, intent, job, keyed, spent, until_gone, written
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ async def test_a_purchase_found_unpaid_later_frees_its_key(where, database, jour
     await dead.intend(keyed(1, "k"))
     await dead.close()
     await gone.close()
+    await until_gone(database, gone.owner)
     assert len(await sweep(database, NOW)) == 1
     assert (await refused(journal, keyed(2, "k"))).state is State.UNKNOWN
     await resolve(database, job(1), State.NOT_PAID, NOW)

@@ -18,7 +18,7 @@ from lcp_gateway.store.journal.queries import Books
 from lcp_gateway.store.journal.recovery import resolve, sweep
 from lcp_gateway.store.journal.retention import forget_repeat_keys
 from lcp_gateway.store.journal.writer import JournalWriter
-from tests.store.journals import NOW, keyed, written
+from tests.store.journals import NOW, keyed, until_gone, written
 from tests.support.examples import examples
 
 RETRY_WINDOW = timedelta(seconds=120)
@@ -181,6 +181,7 @@ class TwoProcesses:
             (came,) = await asyncio.gather(asked, return_exceptions=True)
             assert isinstance(came, None | JournalUnavailable | RequestRepeated) or asked.cancelled()
         await self.start(which)
+        await until_gone(self.databases[which], dead)
         if intent is not None:
             found = await Books(self.databases[which]).purchase(intent.quote.job_id)
             if found is not None:

@@ -278,7 +278,7 @@ async def test_updates_of_a_good_delivery_share_the_next_intents_commit(database
         database,
         on_problem=print,
         on_commit=lambda entries, _seconds: commits.append(entries),
-        limits=JournalLimits(update_s=60),
+        limits=JournalLimits(wait_s=60.0, update_s=3_600),
     )
     journal.start()
     await journal.intend(intent(1))
@@ -291,7 +291,7 @@ async def test_updates_of_a_good_delivery_share_the_next_intents_commit(database
 
 
 async def test_updates_of_a_good_delivery_wait_a_moment_at_most(database, books):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=0.001))
+    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(wait_s=60.0, update_s=0.001))
     journal.start()
     await journal.intend(intent(1))
     journal.record(job(1), State.SETTLED, NOW)
@@ -303,7 +303,7 @@ async def test_updates_of_a_good_delivery_wait_a_moment_at_most(database, books)
 
 @pytest.mark.parametrize("state", [State.NOT_PAID, State.UNKNOWN])
 async def test_updates_of_failed_purchases_are_written_at_once(database, books, state):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600))
+    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(wait_s=60.0, update_s=3_600))
     journal.start()
     await journal.intend(intent(1))
     journal.record(job(1), state, NOW)
@@ -313,7 +313,8 @@ async def test_updates_of_failed_purchases_are_written_at_once(database, books, 
 
 
 async def test_updates_that_wait_are_written_at_the_end(database, books):
-    journal = JournalWriter(database, on_problem=print, limits=JournalLimits(update_s=3_600, wait_s=60.0))
+    limits = JournalLimits(wait_s=60.0, close_s=60.0, update_s=3_600)
+    journal = JournalWriter(database, on_problem=print, limits=limits)
     journal.start()
     await journal.intend(intent(1))
     journal.record(job(1), State.SETTLED, NOW)

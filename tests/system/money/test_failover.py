@@ -103,7 +103,8 @@ def test_what_was_saved_is_counted(fanned):
 
 
 def test_a_slow_peer_is_not_waited_for(tmp_path):
-    lines = ("Slow 1_000 quote_latency_s=4.0", "Quick 5_000")
+    # Long enough that its quote does not come while the machine stands still, and less than the node waits for one.
+    lines = ("Slow 1_000 quote_latency_s=25.0", "Quick 5_000")
     with market(tmp_path, *lines, env=REAL_START, quote_fanout=2) as served:
         answer = ask(served, "x")
         assert answer.status == 200 and price(answer) == 5_000
@@ -153,7 +154,7 @@ def test_a_peer_that_fails_repeatedly_is_paused(tmp_path):
 
 
 def test_a_peer_is_tried_once_after_its_pause(tmp_path):
-    with market_that_pauses(tmp_path, pause_s=3) as served:
+    with market_that_pauses(tmp_path, pause_s=10) as served:
         eventually(lambda: code(served) == "no_provider")
         failed = len(accepts(served))
         eventually(lambda: code(served) == "undelivered")

@@ -56,7 +56,9 @@ def receipt(served, job_id):
 
 
 def test_a_daemon_that_keeps_to_no_limit_of_fees_is_warned_about_once(served):
-    assert served.logs.count("routing fees of up to 10,000 sat a payment") == 1
+    warning = "routing fees of up to 10,000 sat a payment"
+    served.wait_for_log(warning)
+    assert served.logs.count(warning) == 1
 
 
 def test_the_real_fee_and_the_preimage_of_a_purchase_are_recorded(served, node):
@@ -101,6 +103,12 @@ def test_an_unknown_payment_is_resolved(served):
 
 
 def test_readyz_has_the_state_of_lnd(served):
-    eventually(lambda: get(served.port, "/readyz").json.get("lnd", {}).get("reachable"))
-    report = get(served.port, "/readyz").json["lnd"]
+    reports = []
+
+    def is_reachable() -> bool:
+        reports.append(get(served.port, "/readyz").json.get("lnd", {}))
+        return reports[-1].get("reachable", False)
+
+    eventually(is_reachable)
+    report = reports[-1]
     assert report["synced_to_chain"] and report["pays"] and report["network"] == "regtest"

@@ -113,7 +113,8 @@ def test_a_quote_that_has_expired_cannot_be_taken(served):
 
 def test_a_quote_runs_out(tmp_path):
     file = tmp_path / "node.toml"
-    file.write_text("quote_ttl_s = 1\n")
+    # Whole seconds: the invoice of a quote for one second may have expired before the quote has come.
+    file.write_text("quote_ttl_s = 5\n")
     with gateway(env={"LCP_GATEWAY_NODE_PEERS_FILE": str(file)}) as served:
         quote = quoted(served, "soon over")
         time.sleep(max(0.0, quote["expires_at"] - time.time()) + 0.05)

@@ -44,7 +44,8 @@ def settings(folder, address):
 
 @pytest.mark.parametrize("node_restarts", [False, True], ids=["the node goes on", "the node is killed too"])
 def test_what_a_killed_gateway_paid_and_what_it_did_not_is_resolved_by_its_node(tmp_path, node_restarts):
-    with lcp_world(tmp_path) as world, Relay(world.buyer.address).running() as relay:
+    # Each purchase asks for its quote once.
+    with lcp_world(tmp_path, quote_timeout_s=60.0) as world, Relay(world.buyer.address).running() as relay:
         world.until_ready()
         lnd, threads = world.buyer_lnd, []
         with gateway(embedded=False, env=settings(tmp_path, relay.address)) as served:

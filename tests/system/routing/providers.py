@@ -91,7 +91,7 @@ def ask(
     headers: Mapping[str, str] | None = None,
     **more: object,
 ) -> Answer:
-    return post(served.port, path, body_of(path, model, text, **more), headers, 30)
+    return post(served.port, path, body_of(path, model, text, **more), headers, 120)
 
 
 def info_of(answer: Answer) -> dict[str, object]:

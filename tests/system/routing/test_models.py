@@ -228,10 +228,15 @@ def test_each_field_filters_the_result(ranked, query, found):
     assert set(names(data)) == (everything if found is None else found)
 
 
-def test_the_size_that_is_preferred_comes_first(ranked):
+def fits_best(data):
+    return max(data, key=lambda one: one["features"]["fit"])["model"]
+
+
+def test_the_size_that_is_preferred_fits_best(ranked):
+    """How slow a node was counts as well: on a busy machine another one may come first."""
     sized = {"min_params_b": 1}
-    assert names(ranked(prefer_size="small", **sized))[0] == PLAIN
-    assert names(ranked(prefer_size="large", **sized))[0] == BIG
+    assert fits_best(ranked(prefer_size="small", **sized)) == PLAIN
+    assert fits_best(ranked(prefer_size="large", **sized)) == BIG
     assert "14B against balanced" in next(
         one["why"] for one in ranked(prefer_size="balanced", **sized) if one["model"] == SLASHED
     )

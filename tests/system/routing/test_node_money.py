@@ -22,7 +22,7 @@ PRICES = {
     "free": {},
     "flat": {"price_per_request_msat": REQUEST_MSAT},
     "tokens": {"price_per_1k_input_msat": INPUT_MSAT, "price_per_1k_output_msat": OUTPUT_MSAT},
-    "minutes": {"price_per_minute_sat": MINUTE_SAT, "timeout_s": 5},
+    "minutes": {"price_per_minute_sat": MINUTE_SAT, "timeout_s": 60},
     "capped": {"price_per_request_msat": REQUEST_MSAT},
 }
 
@@ -58,7 +58,7 @@ def unheard(nodes):
         node.requests.clear()
     yield
     for node in nodes.values():
-        node.behave(delay_s=0.0, token_delay_s=0.0)
+        node.behave(delay_s=0.0, token_delay_s=0.0, together=0)
 
 
 def in_journal(journal, answer):
@@ -174,7 +174,8 @@ def test_a_budget_holds_the_ceiling_and_then_what_it_came_to(nodes, tmp_path):
     journal = tmp_path / "journal.db"
     # One ceiling fits beside what one request came to, and no second one: a minute and a half each, as the node may take.
     limit = 150_000
-    nodes["minutes"].behave(delay_s=2.0)
+    # The first request is held until the second one was refused.
+    nodes["minutes"].behave(delay_s=2.0, together=10**6)
     rows = [row(nodes["minutes"], price_per_minute_sat=MINUTE_SAT, timeout_s=90)]
     with served_by(*rows, journal_url=str(journal), budget_month_msat=limit) as process:
         held = ask(process, "m-minutes", headers=QUOTE_ONLY).json
@@ -185,6 +186,7 @@ def test_a_budget_holds_the_ceiling_and_then_what_it_came_to(nodes, tmp_path):
             until(lambda: counted_msat(journal) == 90_000)
             refused = ask(process, "m-minutes")
             assert refused.status == 402 and refused.error["code"] == "budget_exceeded"
+            nodes["minutes"].behave(together=0)
             answer = first.result()
             took_s = time.monotonic() - started
         assert 2_000 <= in_journal(journal, answer)["price_msat"] <= math.ceil(1_000 * took_s)

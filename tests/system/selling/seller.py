@@ -179,7 +179,7 @@ class Seller:
         return Office(self.port)
 
     def pay(self, payment_request: str) -> DemoPayment:
-        return asyncio.run(pay(self.node, payment_request, timeout_s=10))
+        return asyncio.run(pay(self.node, payment_request))
 
     def paid_msat(self, since: int = 0) -> int:
         """The sum of the payments to the node for work."""

@@ -27,6 +27,7 @@ BUYS_MSAT = 12_000
 INVOICES = 3
 # An address that has used up its invoices of a minute may have one more after this long.
 ANOTHER_S = 60 / INVOICES
+EXPIRY_S = 5
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,12 @@ def buy(served) -> Token:
 
 
 def ask(port: int, token: Token, model: str = "echo-1") -> Answer:
-    return post(port, CHAT, {**BODY, "model": model}, token.headers, 20)
+    return post(port, CHAT, {**BODY, "model": model}, token.headers)
+
+
+def account_of(token: Token) -> str:
+    (account,) = [caveat for caveat in token.macaroon.caveats if b"acct_" in caveat]
+    return account.decode().partition("=")[2]
 
 
 @pytest.fixture(scope="module")
@@ -263,12 +269,17 @@ def test_a_client_with_a_wrong_key_gets_no_invoice(served):
 
 
 def test_an_expired_token_is_refused_as_not_valid():
-    with running_seller(l402="true", l402_msat=BUYS_MSAT, l402_expiry_s=5) as running:
-        token = buy(running)
-        assert ask(running.port, token).status == 200
+    with running_seller(l402="true", l402_msat=BUYS_MSAT, l402_expiry_s=EXPIRY_S) as running:
+
+        def used_in_time() -> Token:
+            token = buy(running)
+            assert ask(running.port, token).status == 200
+            return token
+
+        # A token has its end in whole seconds.
+        token = within(EXPIRY_S - 1, used_in_time)
         eventually(lambda: is_401(ask(running.port, token)))
-        (account,) = running.office.get("accounts").json["data"]
-        assert account["balance_msat"] > 0
+        assert running.office.balance(account_of(token))["balance_msat"] > 0
         # A client cannot request a longer one.
         later = token.macaroon.attenuated(b"expires_at=%d" % (int(time.time()) + 1_000))
         assert is_401(ask(running.port, replace(token, macaroon=later)))
@@ -340,9 +351,7 @@ def test_the_token_of_a_deleted_account_buys_nothing_more(served):
     """Once it bought 41 more times."""
     token = buy(served)
     assert ask(served.port, token).status == 200
-    (account,) = [caveat for caveat in token.macaroon.caveats if b"acct_" in caveat]
-    account_id = account.decode().partition("=")[2]
-    assert served.office.delete(f"accounts/{account_id}").status in {200, 204}
+    assert served.office.delete(f"accounts/{account_of(token)}").status in {200, 204}
     quoted = len(served.running.events("quote"))
     for _ in range(3):
         assert is_401(ask(served.port, token))

@@ -96,8 +96,8 @@ def test_a_dead_gateways_purchases_are_swept_by_the_other_one_in_time(node, post
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         eventually(lambda: state_of_all(postgres, database) == "settled")
-        dying.process.kill()
         begun = time.monotonic()
+        dying.process.kill()
         asking.join(60)
         eventually(lambda: state_of_all(postgres, database) == "undelivered")
         assert time.monotonic() - begun > 8

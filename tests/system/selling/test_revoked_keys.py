@@ -5,6 +5,7 @@ reads the revocation from the database only.
 """
 
 import itertools
+import json
 import signal
 import subprocess
 import threading
@@ -28,8 +29,10 @@ pytestmark = pytest.mark.slow
 
 A_LOT = 100_000_000
 STALE_S = 5.0
-# Intents that were written before the revocation are paid a moment later.
-UNDER_WAY_S = 2.0
+# A watch goes on for so long where what it waits for was not seen in time.
+GIVE_UP_S = 60.0
+# A shorter one makes neither the list of keys too old nor a read too slow.
+STANDSTILL_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def market(tmp_path_factory) -> Iterator[Market]:
         node = stack.enter_context(money_node(tmp_path_factory.mktemp("node")))
         server = stack.enter_context(running_postgres())
         url = stack.enter_context(server.fresh_database())
-        env = {**on_node(node, journal_url=url), **selling(), **REAL_START}
+        env = {**on_node(node, journal_url=url), **selling(keys_stale_s=f"{STALE_S:g}s"), **REAL_START}
         used, administered = [stack.enter_context(gateway(embedded=False, env=env)) for _ in range(2)]
         yield Market(server, url.rpartition("/")[2], node, used, administered)
 
@@ -103,11 +106,20 @@ class Buyer:
 
 
 def bought_nothing_since(market: Market, buyer: Buyer, revoked_at: float) -> None:
-    """Check that the key, the only one in use, bought nothing, and that each answer is one of three errors."""
-    paid = [event["at"] - revoked_at for event in market.node.events("paid")]
-    assert [late for late in paid if late > UNDER_WAY_S] == []
+    """Check that the key, the only one in use, bought nothing, and that each answer is one of three errors.
+
+    What was taken up before the revocation may be paid and answered after it.
+    """
+    asked = (
+        "SELECT coalesce(json_object_agg(encode(job_id, 'hex'), paying_at), '{}') FROM purchases "
+        f"WHERE account_id = '{buyer.customer.account_id}'"
+    )
+    taken_up = json.loads(market.server.sql(asked, market.database))
+    assert [at for at in taken_up.values() if at > revoked_at * 1_000_000] == []
+    paid = {event["job_id"] for event in market.node.events("paid") if event["at"] > revoked_at}
+    assert paid <= set(taken_up)
     accepted = [at - revoked_at for at, status, _ in buyer.answers if status == 200]
-    assert [late for late in accepted if late > UNDER_WAY_S] == []
+    assert [late for late in accepted if late > 0] == []
     refused = {(status, code) for _, status, code in buyer.answers if status != 200}
     assert refused <= {(401, "invalid_api_key"), (503, "keys_unavailable"), (503, "journal_unavailable")}
 
@@ -121,11 +133,15 @@ def recovers(market: Market, revoked: Customer, other: Customer) -> None:
 
 
 def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], None]:
-    """Watch for so long whether the gateway reports why it accepts no key; return the check of the result."""
+    """Watch for so long, and until it is seen, whether the gateway reports why it accepts no key; return the check of the result."""
     begun = time.monotonic()
     reported: list[tuple[float, str]] = []
     late: list[tuple[float, int]] = []
-    while (after := time.monotonic() - begun) < for_s:
+
+    def about_keys() -> list[float]:
+        return [after for after, reason in reported if "the keys of accounts were last read" in reason]
+
+    while (after := time.monotonic() - begun) < for_s or (after < GIVE_UP_S and not about_keys()):
         found = market.readiness()
         if found.status == 503:
             reported.append((after, " ".join(found.json["reasons"])))
@@ -136,8 +152,7 @@ def watched(market: Market, customer: Customer, for_s: float) -> Callable[[], No
 
     def check() -> None:
         assert late == [], "the list is too old, and a key was accepted or refused by it"
-        about_keys = [after for after, reason in reported if "the keys of accounts were last read" in reason]
-        assert about_keys, reported
+        assert about_keys(), reported
 
     return check
 
@@ -206,19 +221,47 @@ def reading(customer: Customer, clients: int, path: str) -> Iterator[list[int]]:
                 thread.result(60)
 
 
+@contextmanager
+def standstills() -> Iterator[list[float]]:
+    """Note how long the machine let nothing run, each time that it did so for long."""
+    stop, found = threading.Event(), []
+
+    def look() -> None:
+        before = time.monotonic()
+        while not stop.wait(0.1):
+            now = time.monotonic()
+            if now - before > STANDSTILL_S:
+                found.append(now - before)
+            before = now
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join(60)
+
+
 def test_while_a_customer_floods_the_gateway_with_reads(market):
     """Once one customer's 3,000 reads kept the refresh from getting a connection."""
     revoked, other, flooding = (market.customer() for _ in range(3))
-    with Buyer(revoked).running(2) as buyer, reading(flooding, 60, "/api/wallet/transactions?limit=100") as statuses:
+    with (
+        standstills() as stood_still,
+        Buyer(revoked).running(2) as buyer,
+        reading(flooding, 60, "/api/wallet/transactions?limit=100") as statuses,
+    ):
         eventually(lambda: len(statuses) > 200)
         revoked_at = market.revoke(revoked)
         eventually(lambda: revoked.get("/v1/models").status == 401)
         time.sleep(STALE_S)
-        assert market.is_ready()
-        assert other.get("/api/wallet").status == 200, "the flood is another's"
+        eventually(market.is_ready)
+        found = other.get("/api/wallet").status
     bought_nothing_since(market, buyer, revoked_at)
     recovers(market, revoked, other)
-    assert set(statuses) <= {200, 429}
+    # Only a standstill of the machine makes the list too old, or a read too slow.
+    assert found == 200 or stood_still, "the flood is another's"
+    assert set(statuses) <= ({200, 429, 503} if stood_still else {200, 429})
 
 
 def test_while_every_connection_for_reads_is_busy(market):

@@ -38,8 +38,11 @@ GATED = "gated"
 
 
 @contextmanager
-def serving(folder, *, quote_latency_s: float = 4.0, **settings: object) -> Iterator[RunningGateway]:
-    """Run a gateway on a node whose answers to prompts with ``GATED`` wait for the file of ``gate_of``."""
+def serving(folder, *, quote_latency_s: float = 10.0, **settings: object) -> Iterator[RunningGateway]:
+    """Run a gateway on a node whose answers to prompts with ``GATED`` wait for the file of ``gate_of``.
+
+    A slow quote takes so long that its job is still queued when a test looks, also where the machine stood still.
+    """
     with (
         gated_node(folder, toml=slow_peers(quote_latency_s), faults=True, word=GATED) as (node, _),
         gateway(embedded=False, env=on_node(node, **settings) | {"XDG_STATE_HOME": str(folder)}) as running,

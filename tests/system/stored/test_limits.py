@@ -268,7 +268,7 @@ def test_a_purchase_that_takes_too_long_is_ended_and_says_what_was_paid(tmp_path
         '[[peers]]\nalias = "A"\nquote_latency_s = 60.0\n[[peers.models]]\nname = "slow-quote"\n'
         '[[peers]]\nalias = "B"\n[[peers.models]]\nname = "echo-slow"\ntokens_per_second = 5.0\n'
     )
-    env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(peers), "LCP_GATEWAY_TIMEOUT_S": "6"}
+    env = {"LCP_GATEWAY_NODE_PEERS_FILE": str(peers), "LCP_GATEWAY_TIMEOUT_S": "15"}
     words = "word " * 200
     with gateway(env=env) as running, ThreadPoolExecutor(3) as clients:
         jobs = {model: begun(running.port, words, model=model) for model in ("slow-quote", "echo-slow")}

@@ -100,10 +100,10 @@ class World:
         task = Task(TaskKind.CHAT_COMPLETIONS, name, json.dumps({"model": name}).encode(), stream)
         return await self.upstream.request_quote(task, ID, 5.0), task
 
-    async def buy(self, timeout_s=10.0, **more):
+    async def buy(self, timeout_s=60.0, **more):
         return await self.upstream.execute(*await self.quote(**more), timeout_s)
 
-    async def stream(self, timeout_s=10.0):
+    async def stream(self, timeout_s=60.0):
         quote, task = await self.quote(stream=True)
         return [event async for event in self.upstream.execute_stream(quote, task, timeout_s)]
 
@@ -184,7 +184,7 @@ async def test_a_reader_that_stops_stalls_no_other_and_bounds_what_is_held(world
 
     node = await w.joined(long)
     quote, task = await w.quote(stream=True)
-    slow = w.upstream.execute_stream(quote, task, 10.0)
+    slow = w.upstream.execute_stream(quote, task, 60.0)
     await anext(slow)
     for _ in range(20):
         await w.buy()
@@ -300,7 +300,7 @@ async def test_more_bytes_than_the_credit_end_the_connection(world):
     w = world()
     node = await w.joined(flood)
     quote, task = await w.quote(stream=True)
-    events = w.upstream.execute_stream(quote, task, 5.0)
+    events = w.upstream.execute_stream(quote, task, 60.0)
     with contextlib.suppress(UpstreamError):
         await anext(events)
         await node.until(lambda: node.goodbye)
@@ -321,7 +321,7 @@ async def test_a_reader_that_leaves_takes_its_request_back(world):
 
     node = await w.joined(drip)
     quote, task = await w.quote(stream=True)
-    events = w.upstream.execute_stream(quote, task, 5.0)
+    events = w.upstream.execute_stream(quote, task, 60.0)
     await anext(events)
     await events.aclose()
     await node.until(lambda: node.cancelled == {1})
@@ -485,8 +485,8 @@ async def test_a_model_is_offered_once_it_has_passed_its_probe_and_no_longer_whe
     await node.until(lambda: node.offered == ())
 
 
-async def test_a_node_that_is_busy_keeps_its_models_and_is_probed_once_it_has_room(world):
-    w = world(probe=ProbeRules(is_on=True, answer="three", interval_s=100.0, timeout_s=0.5))
+async def test_a_node_that_is_busy_keeps_its_models_and_is_probed_once_it_has_room(world, monkeypatch):
+    w = world(probe=ProbeRules(is_on=True, answer="three", interval_s=100.0, timeout_s=60.0))
     going = asyncio.Event()
     going.set()
 
@@ -497,12 +497,16 @@ async def test_a_node_that_is_busy_keeps_its_models_and_is_probed_once_it_has_ro
     node = await w.joined(slowly, hello(concurrent=1))
     await node.until(lambda: node.offered == ("m",))
     going.clear()
-    buying = asyncio.ensure_future(w.buy())
+    buying = asyncio.ensure_future(w.buy(timeout_s=120.0))
     await node.until(lambda: len(node.requests) == 2)
     connection = w.hub.connection(ID)
     connection.probed_at = -100.0
     await w.tick()
-    await asyncio.sleep(0.5)
+    # More time passes on the loop's clock than the probe may take.
+    loop = asyncio.get_running_loop()
+    real_time = loop.time
+    monkeypatch.setattr(loop, "time", lambda: real_time() + 61.0)
+    await settle()
     assert connection.is_probing and node.offered == ("m",)
     going.set()
     await buying

@@ -36,7 +36,7 @@ class Listed:
         self.daemon = await self._serving.__aenter__()
         self.daemon.answers["ListLCPPeers"] = [pb.ListLCPPeersResponse(peers=self.peers)]
         self.upstream = LcpdUpstream(LcpdAddress(self.daemon.address), on_odd_peer=lambda *told: self.odd.append(told))
-        self.providers = await self.upstream.list_peers(5)
+        self.providers = await self.upstream.list_peers(60)
         return self
 
     async def __aexit__(self, *error):
@@ -53,7 +53,7 @@ async def test_a_peer_whose_id_is_no_public_key_is_left_out(peer_id):
         assert [provider.peer_id for provider in listed.providers] == [OTHER]
         assert [told[0] for told in listed.odd] == [""]
         # Logged once, and not with each refresh.
-        await listed.upstream.list_peers(5)
+        await listed.upstream.list_peers(60)
         assert len(listed.odd) == 1
 
 

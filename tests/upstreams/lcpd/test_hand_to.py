@@ -115,7 +115,7 @@ async def bought(script, *, limit=0):
         upstream = LcpdUpstream(LcpdAddress(server.address, transport=TransportKind.DIRECT))
         if limit:
             upstream._result_limits = {quote().peer_id: limit}
-        stream = upstream.execute_stream(quote(), TASK, 10)
+        stream = upstream.execute_stream(quote(), TASK, 60)
         try:
             async for event in stream:
                 (came if isinstance(event, bytes) else events).append(event)

@@ -215,7 +215,7 @@ async def test_a_reader_that_stops_stops_the_server_and_no_other_call():
         lambda s: [raw.head(s), *([raw.data(s, bytes(16_000))] * 4)] if s == 1 else whole(s)
     ) as server:
         transport = transport_to(server, TransportKind.DIRECT)
-        standing = transport.stream(PATH, b"", 20, ())
+        standing = transport.stream(PATH, b"", 60, ())
         assert await standing.read()
         await asyncio.sleep(0.05)
         assert (await outcome(transport))[-1] == "OK"

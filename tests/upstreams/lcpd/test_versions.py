@@ -336,7 +336,7 @@ async def test_a_call_for_a_connection_that_has_ended_is_not_sent(swapped):
             await raw.stream(path, b"", 5, (), on=first).read()
         assert unary.value.not_processed and streamed.value.not_processed
         assert not daemon.requests["GetLocalInfo"]
-        assert await raw.unary(path, b"", 5, (), on=swapped.connection)
+        assert await raw.unary(path, b"", 60, (), on=swapped.connection)
 
 
 @pytest.mark.parametrize(

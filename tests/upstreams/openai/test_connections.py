@@ -12,7 +12,7 @@ from lcp_gateway.http.error_mapping import map_purchase_error
 from lcp_gateway.purchase.errors import PaymentFailed, UpstreamError
 from lcp_gateway.purchase.order import Task, TaskKind
 from lcp_gateway.purchase.states import Verdict
-from lcp_gateway.upstreams.openai import adapter
+from lcp_gateway.upstreams.openai import adapter, connections
 from lcp_gateway.upstreams.openai.adapter import OpenAIHttpUpstream
 from lcp_gateway.upstreams.openai.connections import VirtualNode
 from lcp_gateway.upstreams.openai.errors import http_error, retry_after_s
@@ -21,6 +21,12 @@ from lcp_gateway.upstreams.openai.price import NodePrice
 PRICE = NodePrice(per_request_msat=1_000)
 ANSWER = b'{"object":"chat.completion","choices":[]}'
 BODY = json.dumps({"model": "m", "messages": []}).encode()
+
+
+@pytest.fixture(autouse=True)
+def _kept_connections(monkeypatch):
+    """Keep idle connections for longer than a busy machine stands still between two purchases."""
+    monkeypatch.setattr(connections, "KEEPALIVE_S", 60.0)
 
 
 def task(*, stream=False):
@@ -219,7 +225,8 @@ async def test_what_is_lost_on_a_new_connection_is_never_sent_again():
     assert len(node.requests) == node.connections == 1
 
 
-async def test_a_node_that_disappeared_meanwhile_was_sent_nothing():
+async def test_a_node_that_disappeared_meanwhile_was_sent_nothing(monkeypatch):
+    monkeypatch.setattr(adapter, "_CLOSE_KNOWN_S", 60.0)
     node = Node()
     node.steps[1, 2] = closed_unread
     server = await asyncio.start_server(node.serve, "127.0.0.1", 0)

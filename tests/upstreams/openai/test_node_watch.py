@@ -186,7 +186,7 @@ async def test_an_answer_from_before_a_report_does_not_bring_the_node_back():
     await watch.refresh()
     lists.hold = asyncio.Event()
     asking = asyncio.create_task(watch.refresh())
-    await asyncio.sleep(0.02)
+    await until(lambda: len(lists.asked) == 2)
     watch.down("node:a")
     lists.hold.set()
     await asking

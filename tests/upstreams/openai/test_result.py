@@ -61,7 +61,8 @@ async def test_an_open_connection_is_waited_for_no_longer_than_its_bound(monkeyp
     assert took_s >= 0.2
 
 
-async def test_what_follows_the_end_is_handed_on_up_to_a_bound():
+async def test_what_follows_the_end_is_handed_on_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(node_result, "CLOSE_WAIT_S", 60.0)
     comments = b": bye\n\n" * 1_300
     came, received, _, _ = await streamed(HELLO + DONE, comments)
     assert came == HELLO + DONE + comments
