@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lcp_gateway.cli import gateway_client, main, probe
+from tests.support.gateway import PATIENT
 from tests.support.written_purchases import written
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +26,8 @@ def clean_environment(request, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     # On a busy machine daemons, nodes and lnds answer slowly. Tests right in this folder show the settings in force.
     if request.path.parent != Path(__file__).parent:
-        monkeypatch.setenv("LCP_GATEWAY_PREFLIGHT_TIMEOUT_S", "60")
-        monkeypatch.setenv("LCP_GATEWAY_TIMEOUT_QUOTE_S", "60")
+        for name, value in PATIENT.items():
+            monkeypatch.setenv(name, value)
 
 
 @pytest.fixture(autouse=True)

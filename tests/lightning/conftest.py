@@ -5,13 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from lcp_gateway.lightning.lnd import channel
+from tests.support.patient_grpc import connects_within_a_minute
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _patient_connections() -> Iterator[None]:
-    """Give a connection a minute to be made: gRPC gives up one that takes longer than this option."""
-    limit = "grpc.min_reconnect_backoff_ms"
-    options = tuple((name, 60_000 if name == limit else value) for name, value in channel._OPTIONS)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(channel, "_OPTIONS", options)
+        patched.setattr(channel, "_OPTIONS", connects_within_a_minute(channel._OPTIONS))
         yield

@@ -24,7 +24,7 @@ import psutil
 import uvloop
 
 from tests.soak.telling_daemon import event
-from tests.support.gateway import clean_environment
+from tests.support.gateway import PATIENT, clean_environment
 from tests.support.ports import free_port
 from tests.support.promql import ROOT
 
@@ -211,9 +211,7 @@ async def soak(*, streams, seconds, pause_s, chunks, folder, returns=True):
         "LCP_GATEWAY_EXPOSURE_BASE_MSAT": "0",
         "LCP_GATEWAY_EXPOSURE_UNPROVEN_MSAT": "0",
         "LCP_GATEWAY_TIMEOUT_EXECUTE_S": str(60 + 4 * chunks * pause_s),
-        # The daemon starts at the same time, and on a busy machine later.
-        "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
+        **PATIENT,
         "XDG_CONFIG_HOME": str(folder),
         "XDG_STATE_HOME": str(folder),
     }

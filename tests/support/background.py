@@ -15,15 +15,13 @@ from pathlib import Path
 import psutil
 
 from tests.support.forked import ForkedProcess, start_module
-from tests.support.gateway import clean_environment
+from tests.support.gateway import PATIENT, clean_environment
 
 TIMEOUT_S = 120
 PATIENCE = {
     # A real start, with the node's, takes half a minute on a busy machine; a command that waits for it has TIMEOUT_S.
     "LCP_GATEWAY_START_TIMEOUT_S": "100",
-    # As for other gateways of tests: their defaults are five seconds.
-    "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
-    "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
+    **PATIENT,
 }
 _MARK = "BACKGROUND_TEST_MARK"
 

@@ -49,8 +49,6 @@ class Seller:
             "LCP_GATEWAY_ADMIN_KEY": ADMIN_KEY,
             # Every request comes from one address, and registrations are limited by it.
             "LCP_GATEWAY_REGISTRATION": "open",
-            # After a standstill of the machine keys are old, until they are read again: requests meanwhile would be 503.
-            "LCP_GATEWAY_KEYS_STALE_S": "60",
         }
         with gateway(env=env) as running:
             seller = cls(running)

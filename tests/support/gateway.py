@@ -20,6 +20,12 @@ from tests.support.forked import ForkedProcess, start_module
 START_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 120.0
 IN_PROCESS = "in-process"
+PATIENT = {
+    # A daemon on a machine with other work may be listening only after a while.
+    "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
+    # On such a machine a quote may take longer than the default; tests of its limit set their own.
+    "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
+}
 _OF_OPENAI_SERVE = {
     "OPENAI_SERVE_HTTP_ADDR": "LCP_GATEWAY_HTTP_ADDR",
     "OPENAI_SERVE_TIMEOUT_QUOTE": "LCP_GATEWAY_TIMEOUT_QUOTE_S",
@@ -142,10 +148,9 @@ def gateway(
             "LCP_GATEWAY_JOIN_GRACE_S": "0.2",
             # A machine that stands still for three of them would cut every node that has dialled in.
             "LCP_GATEWAY_DIALIN_HEARTBEAT_S": "60",
-            # A daemon on a machine with other work may be listening only after a while.
-            "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
-            # On such a machine a quote may take longer than the default; tests of its limit set their own.
-            "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
+            **PATIENT,
+            # A cancellation that is given up never comes in.
+            "LCP_GATEWAY_CANCEL_TIMEOUT_S": "60",
             # It may stand still for longer than keys are accepted after they were read; tests of that set their own.
             "LCP_GATEWAY_KEYS_STALE_S": "60",
         }

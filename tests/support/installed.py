@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import clean_environment
+from tests.support.gateway import PATIENT, clean_environment
 from tests.support.promql import ROOT
 
 TIMEOUT_S = 240
@@ -83,8 +83,7 @@ class Installed:
         process = subprocess.Popen(
             [str(self.program), "serve", *arguments],
             cwd=self.home,
-            # On a busy machine a node that was just installed starts slowly, and answers slowly.
-            env=self.settings({"LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60", "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60"}),
+            env=self.settings(PATIENT),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

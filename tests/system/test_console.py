@@ -19,8 +19,6 @@ ACCOUNTS = {
     "LCP_GATEWAY_ADMIN_KEY": ADMIN,
     "LCP_GATEWAY_REGISTRATION": "open",
     "LCP_GATEWAY_TRUSTED_PROXIES": "127.0.0.1",
-    # After a standstill of the machine no key would be accepted, or refused, until keys are read again.
-    "LCP_GATEWAY_KEYS_STALE_S": "60",
 }
 
 

@@ -42,12 +42,7 @@ def node(request):
 
 @pytest.fixture(scope="module")
 def served(node):
-    settings = {
-        "OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0",
-        "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address,
-        # A cancellation that is given up never comes in.
-        "LCP_GATEWAY_CANCEL_TIMEOUT_S": "60",
-    }
+    settings = {"OPENAI_SERVE_HTTP_ADDR": "127.0.0.1:0", "OPENAI_SERVE_LCPD_GRPC_ADDR": node.address}
     if node.node.config.protocol_version == 3:
         # Its peers list no models.
         lists = (f"{peer.id}={','.join(peer.models)}" for peer in node.node.peers)

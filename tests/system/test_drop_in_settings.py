@@ -29,9 +29,7 @@ def nothing_received(node):
 def serving(node, **settings):
     """The gateway with these OPENAI_SERVE_* variables, on a free port unless they name one."""
     env = {"HTTP_ADDR": "127.0.0.1:0", "LCPD_GRPC_ADDR": node.address, **settings}
-    # A cancellation that is given up on a busy machine never comes in.
-    patient = {"LCP_GATEWAY_CANCEL_TIMEOUT_S": "60"}
-    return gateway(embedded=False, env=patient | {f"OPENAI_SERVE_{k}": v for k, v in env.items()})
+    return gateway(embedded=False, env={f"OPENAI_SERVE_{k}": v for k, v in env.items()})
 
 
 @pytest.fixture(scope="module")

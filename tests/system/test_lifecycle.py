@@ -20,8 +20,6 @@ def serving(grace_s, **more):
     settings = {
         "LCP_GATEWAY_NODE_FAULTS": "true",
         "LCP_GATEWAY_SHUTDOWN_GRACE_S": str(grace_s),
-        # A cancellation that is given up on a busy machine never comes in.
-        "LCP_GATEWAY_CANCEL_TIMEOUT_S": "60",
         "LCP_GATEWAY_NODE_TOKENS_PER_SECOND": "20",
         **more,
     }

@@ -186,8 +186,7 @@ def test_jobs_at_one_time_are_limited_and_those_that_run_are_not_ended(tmp_path)
 
 
 def test_the_tariff_and_the_administrators_key_change_for_the_next_request(tmp_path):
-    # After a standstill of the machine a customer's key is not accepted before keys are read again.
-    base = 'auth = "accounts"\nkeys_stale_s = 60\n'
+    base = 'auth = "accounts"\n'
     with reloadable(tmp_path, base + 'admin_key = "boss-1"\napi_keys = ["sk-own"]') as it:
 
         def office(key, path, fields):

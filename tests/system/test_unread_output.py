@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.support.gateway import clean_environment
+from tests.support.gateway import PATIENT, clean_environment
 from tests.support.node_thread import eventually
 from tests.support.ports import free_port
 from tests.support.wire import CHAT, document, get, post
@@ -37,8 +37,7 @@ def unread_gateway(folder):
         "LCP_GATEWAY_VERBOSE": "true",
         "LCP_GATEWAY_LOOP_BRAKE_PER_MINUTE": "0",
         # Only the log may hold a request up, not a machine that stands still while a quote or a commit is waited for.
-        "LCP_GATEWAY_TIMEOUT_QUOTE_S": "60",
-        "LCP_GATEWAY_PREFLIGHT_TIMEOUT_S": "60",
+        **PATIENT,
         "LCP_GATEWAY_JOURNAL_URL": "off",
         "XDG_CONFIG_HOME": str(folder),
         "XDG_STATE_HOME": str(folder),

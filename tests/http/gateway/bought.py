@@ -7,7 +7,7 @@ from lcp_gateway.accounts.callers import Scope
 from lcp_gateway.purchase.money import Markup
 from lcp_gateway.purchase.quote import ProviderSource
 from lcp_gateway.purchase.states import State
-from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.store.journals import charged, intent, written
 
 EVIL = "=HYPERLINK(1)"
@@ -38,7 +38,7 @@ async def make_history(gateway) -> SimpleNamespace:
             made.keys[label] = await gateway.key(account_id, scopes=frozenset(map(Scope, scopes)))
             (record, *_) = (await bank.keys.page(account_id, limit=1)).items
             made.ids[label] = record.id
-    journal = JournalWriter(bank.database, on_problem=made.problems.append, limits=JournalLimits(wait_s=60.0))
+    journal = JournalWriter(bank.database, on_problem=made.problems.append)
     journal.start()
     now = datetime.now(UTC)
     for name, account_id in made.accounts.items():

@@ -14,7 +14,7 @@ from lcp_gateway.http.gateway.events import STREAMS_EACH, STREAMS_IN_ALL, STREAM
 from lcp_gateway.purchase.money import Msat
 from lcp_gateway.purchase.states import State
 from lcp_gateway.store.database.engines import DatabaseUnavailable
-from lcp_gateway.store.journal.writer import JournalLimits, JournalWriter
+from lcp_gateway.store.journal.writer import JournalWriter
 from tests.http.front import ADMIN_KEY, front
 from tests.http.gateway.bought import make_history
 from tests.store.journals import charged, intent, written
@@ -27,7 +27,7 @@ ANN, BOB = "ann inference+wallet", "bob inference+wallet"
 async def gateway(bank):
     async with front(bank) as gateway:
         gateway.made = await make_history(gateway)
-        gateway.journal = JournalWriter(bank.database, on_problem=print, limits=JournalLimits(wait_s=60.0))
+        gateway.journal = JournalWriter(bank.database, on_problem=print)
         gateway.journal.start()
         yield gateway
         await gateway.journal.close()

@@ -8,6 +8,7 @@ from lcp_gateway.node.lnd.invoices import LndJobInvoices
 from lcp_gateway.node.lnd.payments import LndJobPayments
 from lcp_gateway.node.lnd.transport import LndTransport
 from tests.support.lnd_network import LndNetwork
+from tests.support.patient_grpc import connects_within_a_minute
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +19,7 @@ def _patience(monkeypatch):
             monkeypatch.setitem(kind.__init__.__kwdefaults__, limit, 60.0)
     for module, limit in ((channel, "_PING_ANSWER_S"), (permissions, "_TIMEOUT_S"), (transport, "_SEND_TIMEOUT_S")):
         monkeypatch.setattr(module, limit, 60.0)
-    # For gRPC this is how long an attempt to connect may take, and not a pause.
-    options = {**dict(channel._OPTIONS), "grpc.min_reconnect_backoff_ms": 30_000}
-    monkeypatch.setattr(channel, "_OPTIONS", tuple(options.items()))
+    monkeypatch.setattr(channel, "_OPTIONS", connects_within_a_minute(channel._OPTIONS))
 
 
 @pytest.fixture

@@ -130,9 +130,7 @@ def test_three_nodes_with_different_backends_serve_the_sdk(tmp_path):
 def seller():
     """A gateway that sells from one honest virtual node and one that dials in, which is cheaper."""
     with HttpNodeThread("honest", ("m",)) as honest_node:
-        # Keys that a machine which stands still for seconds does not have read again are accepted all the same.
-        sold = selling(markup_percent=0, keys_stale_s=60)
-        settings = {k.removeprefix("LCP_GATEWAY_").lower(): v for k, v in sold.items()}
+        settings = {k.removeprefix("LCP_GATEWAY_").lower(): v for k, v in selling(markup_percent=0).items()}
         row = {"name": "honest", "base_url": honest_node.base_url, "price_per_request_msat": 5 * PRICE_MSAT}
         # A busy machine may hold a liar up for seconds; one that is silent is given up soon.
         rows = [row for name, limit_s in LIMITS_S.items() for row in dialin_rows(name, timeout_s=limit_s)]

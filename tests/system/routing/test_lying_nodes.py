@@ -41,9 +41,8 @@ def nodes():
 def gateway(nodes):
     """A gateway that has measured nothing yet."""
     rows = [row(node, endpoints=["chat", "responses"], price_per_request_msat=PRICE_MSAT) for node in nodes]
-    # On a busy machine a test may take longer than the usual pause, after which a node is tried once more, and keys may
-    # not be read for seconds.
-    sold = selling(markup_percent=0, breaker_failures=5, breaker_pause_s=600, keys_stale_s=60)
+    # On a busy machine a test may take longer than the usual pause, after which a node is tried once more.
+    sold = selling(markup_percent=0, breaker_failures=5, breaker_pause_s=600)
     settings = {name.removeprefix("LCP_GATEWAY_").lower(): value for name, value in sold.items()}
     with served_by(*rows, **settings) as running:
         yield running

@@ -28,8 +28,6 @@ from tests.system.selling.seller import MARKUP, Customer, Office, Seller, charge
 FILLED = 10_000_000
 # A minute of the slow peer: no test waits for its end.
 LONG = "word " * 600
-# A machine that stands still for some seconds does not have the keys read each second.
-KEYS_STALE_S = 60
 CHALLENGE = re.compile(r'L402 macaroon="([^"]+)", ?invoice="([^"]+)"')
 
 
@@ -38,14 +36,7 @@ def seller(tmp_path_factory):
     peers = tmp_path_factory.mktemp("node") / "peers.toml"
     peers.write_text(slow_peers(20.0))
     node = free_address()
-    env = selling(
-        node_listen=node,
-        node_peers_file=peers,
-        node_faults="true",
-        l402="true",
-        exposure_base_msat=10**9,
-        keys_stale_s=KEYS_STALE_S,
-    )
+    env = selling(node_listen=node, node_peers_file=peers, node_faults="true", l402="true", exposure_base_msat=10**9)
     with gateway(env=env) as running:
         yield Seller(running, node)
         Office(running.port).is_in_order()
@@ -203,7 +194,7 @@ def test_an_l402_token_opens_its_own_store(seller):
 
 def test_a_gateway_that_is_killed_while_it_pays_holds_the_charge_and_says_so(tmp_path):
     with money_node(tmp_path, toml="[wallet]\npayment_latency_s = 60.0\n" + slow_peers(20.0)) as node:
-        env = on_node(node, journal_url=tmp_path / "journal.db") | selling(keys_stale_s=KEYS_STALE_S)
+        env = on_node(node, journal_url=tmp_path / "journal.db") | selling()
         with gateway(embedded=False, env=env) as running:
             customer = Office(running.port).customer(FILLED)
             response_id = begun(running.port, headers=customer.headers, max_output_tokens=8)
