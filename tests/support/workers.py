@@ -69,13 +69,14 @@ def at_once(count: int, ask: Callable[[int], Answer], threads: int = 32) -> Sequ
 
 
 def metric(gateway: RunningGateway, name: str, **labels: str) -> float:
-    """Return the sum of the samples of a name that have these labels."""
-    total, found = 0.0, False
-    for line in get(gateway.port, "/metrics").body.decode().splitlines():
+    """Return the sum of the samples of a name that have these labels: 0 before the first."""
+    total = 0.0
+    text = get(gateway.port, "/metrics").body.decode()
+    assert f"# TYPE {name} " in text, name
+    for line in text.splitlines():
         matched = re.fullmatch(r"([a-zA-Z_:]+)(?:\{(.*)\})? (\S+)", line)
         if matched and matched[1] == name:
             have = dict(re.findall(r'(\w+)="([^"]*)"', matched[2] or ""))
             if labels.items() <= have.items():
-                total, found = total + float(matched[3]), True
-    assert found, name
+                total += float(matched[3])
     return total
