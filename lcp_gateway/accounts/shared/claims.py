@@ -54,13 +54,15 @@ end
 if dead ~= '' and redis.call('EXISTS', prefix .. dead) == 1 then
   redis.call('HSET', prefix .. dead, 'state', 'taken')
 end
-redis.call('HSET', prefix .. id, 'state', 'running', 'until', now + ARGV[3], 'mark', ARGV[5], 'claim', ARGV[6])
+redis.call('HSET', prefix .. id, 'state', 'running', 'until', now + ARGV[3], 'mark', ARGV[5], 'claim', ARGV[6],
+  'looked_up', table.concat(KEYS, ' ', 1, looks))
 redis.call('PEXPIRE', prefix .. id, ARGV[4])
 for i = 11, #ARGV do redis.call('SET', KEYS[looks + i - 10], id, 'PX', ARGV[i]) end
 return {{}}
 """
 # KEYS: the claim, then its names. ARGV: its id, its lease, how long it is kept, the order's fingerprint, its encrypted
-# description, and how long each name is kept. A claim that Redis has lost is made again, unless another has one of its names.
+# description, the names that were looked up, the prefix of claims, and how long each name is kept. A claim that Redis does not
+# have is made, unless a repeat looked for one of its names meanwhile: that did not find it, and buys.
 _RENEW = f"""{NOW}
 local id = ARGV[1]
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -68,15 +70,18 @@ if state and state ~= 'running' then return 0 end
 if not state then
   for i = 2, #KEYS do
     local other = redis.call('GET', KEYS[i])
-    if other and other ~= id then return 0 end
+    if other and other ~= id then
+      local looked_up = redis.call('HGET', ARGV[7] .. other, 'looked_up')
+      if not looked_up or string.find(looked_up, KEYS[i], 1, true) then return 0 end
+    end
   end
-  redis.call('HSET', KEYS[1], 'state', 'running', 'mark', ARGV[4], 'claim', ARGV[5])
+  redis.call('HSET', KEYS[1], 'state', 'running', 'mark', ARGV[4], 'claim', ARGV[5], 'looked_up', ARGV[6])
 end
 redis.call('HSET', KEYS[1], 'until', now + ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 for i = 2, #KEYS do
   local other = redis.call('GET', KEYS[i])
-  if not other or other == id then redis.call('SET', KEYS[i], id, 'PX', ARGV[4 + i]) end
+  if not other or other == id then redis.call('SET', KEYS[i], id, 'PX', ARGV[6 + i]) end
 end
 return 1
 """
@@ -234,7 +239,10 @@ class RedisClaims:
         names = claim.names
         called_at = time.monotonic()
         keys = [_CLAIMS + claim.id, *_keys(names.all)]
-        values = [*(claim.id, self._lease_ms, names.claim_ms), *(names.fingerprint, claim.description, *names.keep_ms)]
+        values = [
+            *(claim.id, self._lease_ms, names.claim_ms, names.fingerprint, claim.description),
+            *(b" ".join(_keys(names.looked_up)), _CLAIMS, *names.keep_ms),
+        ]
         try:
             is_held = await self._calls.reply(self._outage, self._renew, keys, values)
         except RedisUnavailable:

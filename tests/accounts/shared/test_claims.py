@@ -138,6 +138,39 @@ async def test_a_claim_whose_reply_was_lost_is_made_by_the_next_call_for_it(gate
     assert (await what_a_third_finds(gateways[1])).claim_id == mine.id
 
 
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_claim_that_could_not_be_made_stands_beside_another_order_of_the_same_body(gateways, has_ended):
+    """Regression: where Redis was back between the claim and the payment, one of two like orders was refused."""
+    a, b = gateways
+    first, second = unrepeated(), unrepeated()
+    assert await b.take(second, b"") is None
+    if has_ended:
+        await ended(b, second, b"facts", b"answer", 60.0)
+    await a.renew(first)
+    assert not first.is_lost
+    # A repeat finds the one that was claimed.
+    assert (await what_a_third_finds(b)).claim_id == second.id
+    await a.renew(first)
+    assert not first.is_lost
+
+
+async def test_a_claim_that_could_not_be_made_is_lost_to_a_repeat_which_did_not_find_it(gateways):
+    a, b = gateways
+    first, its_repeat = unrepeated(), own_claim()
+    assert await b.take(its_repeat, b"") is None
+    await a.renew(first)
+    assert first.is_lost
+    assert (await what_a_third_finds(b)).claim_id == its_repeat.id
+
+
+async def test_an_order_with_an_idempotency_key_is_no_repeat_of_another_with_its_body(gateways):
+    a, b = gateways
+    first, keyed = unrepeated(), OwnClaim(ClaimNames(MARK, [b"key"], [NAME, b"key"], [60_000, 60_000]))
+    assert await b.take(keyed, b"") is None
+    await a.renew(first)
+    assert not first.is_lost
+
+
 @pytest.mark.parametrize("late", ["renew", "release"])
 async def test_a_late_call_does_not_change_the_claim_of_the_gateway_that_took_over(gateways, late):
     a, b = gateways
