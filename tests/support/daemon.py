@@ -1,5 +1,6 @@
 """Runs `lcp-gateway node` as its own process, as a daemon that can be killed and started again."""
 
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -40,6 +41,13 @@ class Daemon:
             assert "node ready" in self.process.stdout.readline()
         finally:
             late.cancel()
+
+    def listens(self) -> bool:
+        """Return whether it takes connections. A call may not tell: gRPC answers one in the moment of a stop at the call's deadline."""
+        host, _, port = self.address.rpartition(":")
+        with socket.socket() as probe:
+            probe.settimeout(START_TIMEOUT_S)
+            return probe.connect_ex((host, int(port))) == 0
 
     def kill(self) -> None:
         """Kill it with SIGKILL."""

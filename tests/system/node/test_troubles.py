@@ -116,7 +116,7 @@ def test_a_buyer_that_is_told_to_stop_fetches_the_result_later(world, stage):
     job = Job(world, stage)
     world.buyer.process.send_signal(signal.SIGTERM)
     # It takes no new calls; the second signal ends those that it has.
-    eventually(lambda: not world.is_ready())
+    eventually(lambda: not world.buyer.listens())
     world.buyer.process.send_signal(signal.SIGTERM)
     restart(world.buyer)
     job.go_on()
