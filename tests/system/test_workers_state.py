@@ -132,11 +132,17 @@ def test_a_background_job_is_cancelled_and_deleted_from_any_worker(four):
     until(lambda: metric(four, "lcpgateway_background_jobs_running") == 0, "a job still runs")
 
 
+def out_with(four, model):
+    """Return what is out with the peer of a model, as each worker says."""
+    answers = by_all(four, "/api/providers")
+    return {found["exposure_msat"] for answer in answers for found in answer.json["data"] if model in found["models"]}
+
+
 def test_a_peer_is_trusted_with_its_limit_by_all_workers_together(one, four, journal):
     price_msat = int(ask(four.port, 900, model="echo-slow").headers["x-lcp-price-msat"])
     # What was delivered so far counts for nothing; what cancelled jobs left unknown stays out.
-    providers = get(four.port, "/api/providers").json["data"]
-    out_msat = next(found["exposure_msat"] for found in providers if "echo-slow" in found["models"])
+    until(lambda: len(out_with(four, "echo-slow")) == 1, "some worker has not heard of the delivery")
+    (out_msat,) = out_with(four, "echo-slow")
     one.take(f"exposure_share_ppm = 0\nexposure_base_msat = {out_msat + price_msat * 4}")
     words = [{"role": "user", "content": WORDS * 4}]
     before = len(four.events("accept"))

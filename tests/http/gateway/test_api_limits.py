@@ -206,7 +206,9 @@ async def test_the_administrator_is_bounded_too_and_by_no_flood_of_others(bank, 
 
         monkeypatch.setattr(bank.database, "read", slow)
         flood = [asyncio.create_task(gateway.ask("GET", "/api/wallet", key)) for _ in range(5)]
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(60):
+            while not slow_reads:
+                await asyncio.sleep(0.001)
         assert (await gateway.ask("GET", "/api/admin/accounts", ADMIN_KEY)).status == 200
         gate.set()
         await asyncio.gather(*flood)

@@ -54,7 +54,16 @@ def test_a_sold_job_goes_to_the_node_that_dialled_in_and_is_in_the_books_of_both
             finally:
                 stopped = join("stop")
             assert stopped.returncode == 0
-            (purchase,) = get(running.port, "/api/purchases").json["data"]
-            assert (purchase["peer_id"], purchase["price_msat"], purchase["state"]) == ("node:gpu", 7, "delivered")
-            sold = json.loads(run_command("sell", "jobs", "--json", env={"XDG_STATE_HOME": str(tmp_path / "g")}).stdout)
-            assert [(line["model"], line["outcome"]) for line in sold] == [("m", "delivered")]
+            # Both are written after the answer.
+            eventually(lambda: purchases_of(running.port) == [("node:gpu", 7, "delivered")])
+            eventually(lambda: sold_by(tmp_path / "g") == [("m", "delivered")])
+
+
+def purchases_of(port):
+    found = get(port, "/api/purchases").json["data"]
+    return [(purchase["peer_id"], purchase["price_msat"], purchase["state"]) for purchase in found]
+
+
+def sold_by(state):
+    done = run_command("sell", "jobs", "--json", env={"XDG_STATE_HOME": str(state)})
+    return [(line["model"], line["outcome"]) for line in json.loads(done.stdout)]
