@@ -21,8 +21,9 @@ _NAMES: Final = f"{REDIS_KEY_PREFIX}:repeat:".encode()
 _ORDERS: Final = f"{REDIS_KEY_PREFIX}:orders:".encode()
 _MS_PER_S: Final = 1_000
 
-# A name holds the id of a claim. A claim is a hash: its state is running, ended or taken (by another gateway, after it ran out).
-# Times are those of Redis's own clock.
+# A name holds the id of a claim; with ":missed" after it, that of the last repeat that looked for it, found nothing and buys: a
+# like order that comes later takes the name, and not this. A claim is a hash: its state is running, ended or taken (by another
+# gateway, after it ran out). Times are those of Redis's own clock.
 # KEYS: the names to look up, then all names, and the times of the orders of one body where these are counted. ARGV: how many
 # to look up, the claim's id, its lease, how long it is kept, the order's fingerprint, its encrypted description, the id of a
 # claim that has run out and may be taken over, the prefix of claims, the most orders of one body (0: not counted) within a
@@ -54,34 +55,32 @@ end
 if dead ~= '' and redis.call('EXISTS', prefix .. dead) == 1 then
   redis.call('HSET', prefix .. dead, 'state', 'taken')
 end
-redis.call('HSET', prefix .. id, 'state', 'running', 'until', now + ARGV[3], 'mark', ARGV[5], 'claim', ARGV[6],
-  'looked_up', table.concat(KEYS, ' ', 1, looks))
+redis.call('HSET', prefix .. id, 'state', 'running', 'until', now + ARGV[3], 'mark', ARGV[5], 'claim', ARGV[6])
 redis.call('PEXPIRE', prefix .. id, ARGV[4])
+for i = 1, looks do redis.call('SET', KEYS[i] .. ':missed', id, 'PX', ARGV[4]) end
 for i = 11, #ARGV do redis.call('SET', KEYS[looks + i - 10], id, 'PX', ARGV[i]) end
 return {{}}
 """
-# KEYS: the claim, then its names. ARGV: its id, its lease, how long it is kept, the order's fingerprint, its encrypted
-# description, the names that were looked up, the prefix of claims, and how long each name is kept. A claim that Redis does not
-# have is made, unless a repeat looked for one of its names meanwhile: that did not find it, and buys.
+# KEYS: the claim, the names that it looks up, then all its names. ARGV: its id, its lease, how long it is kept, the order's
+# fingerprint, its encrypted description, how many names it looks up, and how long each name is kept. A claim that Redis does not
+# have is made, unless it would have found another, or a repeat would have found it.
 _RENEW = f"""{NOW}
-local id = ARGV[1]
+local id, looks = ARGV[1], tonumber(ARGV[6])
 local state = redis.call('HGET', KEYS[1], 'state')
 if state and state ~= 'running' then return 0 end
 if not state then
   for i = 2, #KEYS do
-    local other = redis.call('GET', KEYS[i])
-    if other and other ~= id then
-      local looked_up = redis.call('HGET', ARGV[7] .. other, 'looked_up')
-      if not looked_up or string.find(looked_up, KEYS[i], 1, true) then return 0 end
-    end
+    local other = redis.call('GET', i < 2 + looks and KEYS[i] or KEYS[i] .. ':missed')
+    if other and other ~= id then return 0 end
   end
-  redis.call('HSET', KEYS[1], 'state', 'running', 'mark', ARGV[4], 'claim', ARGV[5], 'looked_up', ARGV[6])
+  redis.call('HSET', KEYS[1], 'state', 'running', 'mark', ARGV[4], 'claim', ARGV[5])
+  for i = 2, 1 + looks do redis.call('SET', KEYS[i] .. ':missed', id, 'PX', ARGV[3]) end
 end
 redis.call('HSET', KEYS[1], 'until', now + ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
-for i = 2, #KEYS do
+for i = 2 + looks, #KEYS do
   local other = redis.call('GET', KEYS[i])
-  if not other or other == id then redis.call('SET', KEYS[i], id, 'PX', ARGV[6 + i]) end
+  if not other or other == id then redis.call('SET', KEYS[i], id, 'PX', ARGV[5 + i - looks]) end
 end
 return 1
 """
@@ -103,7 +102,9 @@ return 1
 # KEYS: the claim, then its names. ARGV: its id.
 _RELEASE = """
 for i = 2, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[1] then redis.call('DEL', KEYS[i]) end
+  for _, key in ipairs({KEYS[i], KEYS[i] .. ':missed'}) do
+    if redis.call('GET', key) == ARGV[1] then redis.call('DEL', key) end
+  end
 end
 redis.call('DEL', KEYS[1])
 """
@@ -238,10 +239,10 @@ class RedisClaims:
         """Let a claim run for another whole lease, unless another gateway took it over; no error while Redis is down."""
         names = claim.names
         called_at = time.monotonic()
-        keys = [_CLAIMS + claim.id, *_keys(names.all)]
+        keys = [_CLAIMS + claim.id, *_keys(names.looked_up), *_keys(names.all)]
         values = [
             *(claim.id, self._lease_ms, names.claim_ms, names.fingerprint, claim.description),
-            *(b" ".join(_keys(names.looked_up)), _CLAIMS, *names.keep_ms),
+            *(len(names.looked_up), *names.keep_ms),
         ]
         try:
             is_held = await self._calls.reply(self._outage, self._renew, keys, values)

@@ -163,6 +163,47 @@ async def test_a_claim_that_could_not_be_made_is_lost_to_a_repeat_which_did_not_
     assert (await what_a_third_finds(b)).claim_id == its_repeat.id
 
 
+@pytest.mark.parametrize("is_left", [False, True])
+async def test_a_like_order_in_between_does_not_hide_a_repeat(gateways, is_left):
+    """The name belongs to the newest claim, or to none: the repeat still buys."""
+    a, b = gateways
+    first, third = unrepeated(), unrepeated()
+    assert await b.take(own_claim(), b"") is None
+    assert await b.take(third, b"") is None
+    if is_left:
+        await released(b, third)
+    await a.renew(first)
+    assert first.is_lost
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+async def test_a_repeat_that_could_not_be_claimed_is_lost_to_what_it_repeats(gateways, has_ended):
+    a, b = gateways
+    first, its_repeat = unrepeated(), own_claim()
+    assert await a.take(first, b"") is None
+    if has_ended:
+        await ended(a, first, b"facts", b"answer", 60.0)
+    await b.renew(its_repeat)
+    assert its_repeat.is_lost
+
+
+async def test_a_repeat_that_bought_nothing_is_in_nobodys_way(gateways):
+    a, b = gateways
+    first, its_repeat = unrepeated(), own_claim()
+    assert await b.take(its_repeat, b"") is None
+    await released(b, its_repeat)
+    await a.renew(first)
+    assert not first.is_lost
+
+
+async def test_of_two_repeats_that_could_not_be_claimed_one_is(gateways):
+    a, b = gateways
+    first, second = own_claim(), own_claim()
+    await a.renew(first)
+    await b.renew(second)
+    assert not first.is_lost and second.is_lost
+
+
 async def test_an_order_with_an_idempotency_key_is_no_repeat_of_another_with_its_body(gateways):
     a, b = gateways
     first, keyed = unrepeated(), OwnClaim(ClaimNames(MARK, [b"key"], [NAME, b"key"], [60_000, 60_000]))
