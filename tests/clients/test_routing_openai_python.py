@@ -156,7 +156,7 @@ async def test_the_async_client_gets_all_its_answers_over_the_death_of_a_free_no
                 answered = await run_over_a_death(client, node)
     before, after = answered
     assert before[MORTAL] and not after[MORTAL]
-    assert before.total() + after.total() == 60
+    assert before.total() >= 30 and after.total() == 30
 
 
 async def run_over_a_death(client, node):
@@ -167,14 +167,18 @@ async def run_over_a_death(client, node):
             await asyncio.sleep(0.05)
 
     async def work(number):
-        for turn in range(10):
-            if number == 0 and turn == 5:
+        left = 5
+        while left:
+            # Those that run there when it dies do not count for it: one at least has to have ended.
+            if number == 0 and found[False].total() >= 30 and found[False][MORTAL] and node.is_running():
                 node.kill()
             is_dead = not node.is_running()
             raw = await client.chat.completions.with_raw_response.create(model="auto", messages=HELLO)
             answer = raw.parse()
             provider = agrees(answer.routing_info, raw.headers, answer.choices[0].message.content)
             found[is_dead][provider] += 1
+            assert found[False].total() < ENOUGH, found
+            left -= is_dead
 
     await asyncio.gather(*(work(number) for number in range(6)))
     return found
